@@ -1,0 +1,204 @@
+//! Pods without a kubelet: a pod is created on a node, and a test writes the status that a kubelet would.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use anyhow::{Context, Result};
+use k8s_openapi::api::core::v1::Pod;
+use kube::Api;
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use serde_json::{Value, json};
+
+use crate::TestNamespace;
+
+/// A pod to be made; by default it is ready and has an address of its own.
+#[derive(Debug, Clone)]
+pub struct NewPod {
+    name: String,
+    node: String,
+    labels: BTreeMap<String, String>,
+    annotations: BTreeMap<String, String>,
+    ports: Vec<(String, u16)>,
+    ips: Vec<IpAddr>,
+    ready: bool,
+}
+
+/// A pod that has been made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TestPod {
+    /// Its name.
+    pub name: String,
+    /// What tells it from the next pod of the same name.
+    pub uid: String,
+    /// Its first address.
+    pub ip: IpAddr,
+    /// Its node's name.
+    pub node: String,
+}
+
+impl NewPod {
+    /// Begins with a name and the name of its node, which need not exist.
+    #[must_use]
+    pub fn new(name: &str, node: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            node: node.to_owned(),
+            labels: BTreeMap::new(),
+            annotations: BTreeMap::new(),
+            ports: Vec::new(),
+            ips: Vec::new(),
+            ready: true,
+        }
+    }
+
+    /// Adds a label.
+    #[must_use]
+    pub fn label(mut self, key: &str, value: &str) -> Self {
+        self.labels.insert(key.to_owned(), value.to_owned());
+        self
+    }
+
+    /// Adds an annotation.
+    #[must_use]
+    pub fn annotation(mut self, key: &str, value: &str) -> Self {
+        self.annotations.insert(key.to_owned(), value.to_owned());
+        self
+    }
+
+    /// Adds a named port to its container.
+    #[must_use]
+    pub fn port(mut self, name: &str, port: u16) -> Self {
+        self.ports.push((name.to_owned(), port));
+        self
+    }
+
+    /// Gives it this address instead of one of [`next_pod_ip`]; a second one is of the other family.
+    #[must_use]
+    pub fn ip(mut self, ip: IpAddr) -> Self {
+        self.ips.push(ip);
+        self
+    }
+
+    /// Has it not ready from the start.
+    #[must_use]
+    pub fn not_ready(mut self) -> Self {
+        self.ready = false;
+        self
+    }
+
+    fn object(&self) -> Result<Pod> {
+        let ports: Vec<Value> =
+            self.ports.iter().map(|(name, port)| json!({ "name": name, "containerPort": port })).collect();
+        Ok(serde_json::from_value(json!({
+            "metadata": {
+                "name": self.name,
+                "labels": self.labels,
+                "annotations": self.annotations,
+            },
+            "spec": {
+                "nodeName": self.node,
+                "automountServiceAccountToken": false,
+                // Nobody pulls it.
+                "containers": [{ "name": "main", "image": "none.invalid/none", "ports": ports }],
+            },
+        }))?)
+    }
+}
+
+/// An address of 10.244.0.0/16 that this process has not given out before.
+#[must_use]
+pub fn next_pod_ip() -> IpAddr {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    // 250 to a /24 keeps clear of .0 and .255; after 64,000 addresses they come round again.
+    let third = (number / 250) % 256;
+    let octet = |number: u32| u8::try_from(number).unwrap_or(u8::MAX);
+    Ipv4Addr::new(10, 244, octet(third), octet(number % 250 + 1)).into()
+}
+
+impl TestNamespace {
+    /// Makes a pod and has it run.
+    pub async fn create_pod(&self, pod: NewPod) -> Result<TestPod> {
+        let created = self.pods().create(&PostParams::default(), &pod.object()?).await?;
+        let ips = if pod.ips.is_empty() { vec![next_pod_ip()] } else { pod.ips };
+        let listed: Vec<Value> = ips.iter().map(|ip| json!({ "ip": ip })).collect();
+        self.patch_pod_status(
+            &pod.name,
+            &json!({
+                "phase": "Running",
+                "podIP": ips[0],
+                "podIPs": listed,
+                "conditions": conditions(pod.ready),
+            }),
+        )
+        .await?;
+        Ok(TestPod {
+            name: pod.name,
+            uid: created.metadata.uid.context("a pod without a uid")?,
+            ip: ips[0],
+            node: pod.node,
+        })
+    }
+
+    /// Makes a pod ready or not ready, as its readiness probe would.
+    pub async fn set_ready(&self, pod: &str, ready: bool) -> Result<()> {
+        self.patch_pod_status(pod, &json!({ "conditions": conditions(ready) })).await
+    }
+
+    /// Has a pod end: `Succeeded` or `Failed`. It keeps its address, as real ones do.
+    pub async fn set_phase(&self, pod: &str, phase: &str) -> Result<()> {
+        let ready = phase == "Running";
+        self.patch_pod_status(pod, &json!({ "phase": phase, "conditions": conditions(ready) })).await
+    }
+
+    /// Begins to delete a pod. With a grace above 0 it stays, terminating, until
+    /// [`force_delete`](Self::force_delete): no kubelet confirms its end.
+    pub async fn delete_pod(&self, pod: &str, grace_seconds: u32) -> Result<()> {
+        let params = DeleteParams::default().grace_period(grace_seconds);
+        self.pods().delete(pod, &params).await?;
+        Ok(())
+    }
+
+    /// Removes a pod at once, as a kubelet does that has seen it end.
+    pub async fn force_delete(&self, pod: &str) -> Result<()> {
+        self.delete_pod(pod, 0).await
+    }
+
+    /// Merges into a pod's status whatever else a test wants there.
+    pub async fn patch_pod_status(&self, pod: &str, status: &Value) -> Result<()> {
+        let patch = Patch::Merge(json!({ "status": status }));
+        self.pods().patch_status(pod, &PatchParams::default(), &patch).await?;
+        Ok(())
+    }
+
+    /// The API of this namespace's pods.
+    #[must_use]
+    pub fn pods(&self) -> Api<Pod> {
+        Api::namespaced(self.client().clone(), self.name())
+    }
+}
+
+/// What a kubelet reports of a pod that is up.
+fn conditions(ready: bool) -> Value {
+    let status = |yes| if yes { "True" } else { "False" };
+    json!([
+        { "type": "PodScheduled", "status": "True" },
+        { "type": "Initialized", "status": "True" },
+        { "type": "ContainersReady", "status": status(ready) },
+        { "type": "Ready", "status": status(ready) },
+    ])
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn pod_addresses_differ() {
+        let many: HashSet<IpAddr> = std::iter::repeat_with(next_pod_ip).take(1_000).collect();
+        assert_eq!(many.len(), 1_000);
+    }
+}

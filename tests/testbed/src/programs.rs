@@ -1,0 +1,363 @@
+//! The programs that make up the testbed: found, or built once from pinned Go modules.
+//!
+//! The pins are the `go.mod` and `go.sum` files in `programs/`. What is built goes to
+//! `${LICTOR_CACHE:-${XDG_CACHE_HOME:-~/.cache}/lictor}/programs`, into a folder whose name holds a
+//! hash of all that decides what comes out, so that a changed pin is another folder.
+
+use std::env;
+use std::fs::{self, File};
+use std::hash::Hasher;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::watchdog::Watchdog;
+
+/// Where each program of the testbed is.
+#[derive(Debug, Clone)]
+#[allow(missing_docs, reason = "each field is the program of its name")]
+pub struct Programs {
+    pub etcd: PathBuf,
+    pub kube_apiserver: PathBuf,
+    pub kube_controller_manager: PathBuf,
+    pub kube_scheduler: PathBuf,
+    pub kubectl: PathBuf,
+    pub consul: PathBuf,
+}
+
+impl Programs {
+    /// Finds all programs, and builds those that are not found. The first build takes about a quarter
+    /// of an hour on two cores; it says on stderr what it does.
+    pub async fn ensure() -> Result<Self> {
+        tokio::task::spawn_blocking(|| {
+            Ok(Self {
+                etcd: ETCD.ensure()?,
+                consul: CONSUL.ensure()?,
+                kube_apiserver: KUBE_APISERVER.ensure()?,
+                kube_controller_manager: KUBE_CONTROLLER_MANAGER.ensure()?,
+                kube_scheduler: KUBE_SCHEDULER.ensure()?,
+                kubectl: KUBECTL.ensure()?,
+            })
+        })
+        .await?
+    }
+
+    /// Finds or builds `kubectl` alone, which is all that a cluster that is already there needs.
+    pub async fn ensure_kubectl() -> Result<PathBuf> {
+        tokio::task::spawn_blocking(|| KUBECTL.ensure()).await?
+    }
+
+    /// Finds or builds Consul alone.
+    pub async fn ensure_consul() -> Result<PathBuf> {
+        tokio::task::spawn_blocking(|| CONSUL.ensure()).await?
+    }
+
+    /// Names and paths, in the order in which they are built.
+    #[must_use]
+    pub fn list(&self) -> [(&'static str, &Path); 6] {
+        [
+            (ETCD.name, &self.etcd),
+            (CONSUL.name, &self.consul),
+            (KUBE_APISERVER.name, &self.kube_apiserver),
+            (KUBE_CONTROLLER_MANAGER.name, &self.kube_controller_manager),
+            (KUBE_SCHEDULER.name, &self.kube_scheduler),
+            (KUBECTL.name, &self.kubectl),
+        ]
+    }
+}
+
+/// One program, and how to come by it.
+struct Program {
+    name: &'static str,
+    /// The folder of its pins in `programs/`.
+    pins: &'static str,
+    module: &'static str,
+    package: &'static str,
+    /// How long a first build takes on two cores, for whoever waits.
+    takes: &'static str,
+    /// Whether the folder of `KUBEBUILDER_ASSETS` has it by convention.
+    kubebuilder_asset: bool,
+    /// How a program of this name on `PATH` tells its version, and which (major, minor) will do.
+    /// None where only our own will.
+    on_path: Option<OnPath>,
+}
+
+struct OnPath {
+    version: &'static [&'static str],
+    will_do: fn(found: (u32, u32), ours: (u32, u32)) -> bool,
+}
+
+const ETCD: Program = Program {
+    name: "etcd",
+    pins: "etcd",
+    module: "go.etcd.io/etcd/server/v3",
+    package: "go.etcd.io/etcd/server/v3",
+    takes: "1 min",
+    kubebuilder_asset: true,
+    on_path: None,
+};
+
+const CONSUL: Program = Program {
+    name: "consul",
+    pins: "consul",
+    module: "github.com/hashicorp/consul",
+    package: "github.com/hashicorp/consul",
+    takes: "4 min",
+    kubebuilder_asset: false,
+    on_path: Some(OnPath { version: &["version"], will_do: |found, _| found >= (1, 20) }),
+};
+
+const KUBE_APISERVER: Program =
+    Program { name: "kube-apiserver", package: "k8s.io/kubernetes/cmd/kube-apiserver", takes: "5 min", ..KUBERNETES };
+
+const KUBE_CONTROLLER_MANAGER: Program = Program {
+    name: "kube-controller-manager",
+    package: "k8s.io/kubernetes/cmd/kube-controller-manager",
+    takes: "2 min",
+    kubebuilder_asset: false,
+    ..KUBERNETES
+};
+
+const KUBE_SCHEDULER: Program = Program {
+    name: "kube-scheduler",
+    package: "k8s.io/kubernetes/cmd/kube-scheduler",
+    kubebuilder_asset: false,
+    ..KUBERNETES
+};
+
+const KUBECTL: Program = Program {
+    name: "kubectl",
+    package: "k8s.io/kubernetes/cmd/kubectl",
+    // Kubernetes supports a kubectl one minor version away from the apiserver, no further.
+    on_path: Some(OnPath {
+        version: &["version", "--client"],
+        will_do: |found, ours| found.0 == ours.0 && found.1.abs_diff(ours.1) <= 1,
+    }),
+    ..KUBERNETES
+};
+
+/// What the programs of one module have in common.
+const KUBERNETES: Program = Program {
+    name: "",
+    pins: "kubernetes",
+    module: "k8s.io/kubernetes",
+    package: "",
+    takes: "1 min",
+    kubebuilder_asset: true,
+    on_path: None,
+};
+
+impl Program {
+    fn ensure(&self) -> Result<PathBuf> {
+        let pins = Pins::read(self)?;
+        if let Some(found) = self.in_kubebuilder_assets() {
+            return Ok(found);
+        }
+        if let Some(found) = self.on_path(&pins) {
+            return Ok(found);
+        }
+        let folder = cache()?.join(format!("{}-{:016x}", self.name, pins.hash(self)));
+        let program = folder.join(self.name);
+        if program.is_file() {
+            return Ok(program);
+        }
+        fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+        // Test programs run side by side: one builds, the others wait here. The lock goes with the
+        // open file, hence also when its holder is killed.
+        let lock = File::create(folder.join("lock"))?;
+        lock.lock()?;
+        if !program.is_file() {
+            self.build(&pins, &program)?;
+        }
+        Ok(program)
+    }
+
+    fn in_kubebuilder_assets(&self) -> Option<PathBuf> {
+        let folder = env::var_os("KUBEBUILDER_ASSETS").filter(|_| self.kubebuilder_asset)?;
+        let program = Path::new(&folder).join(self.name);
+        program.is_file().then_some(program)
+    }
+
+    fn on_path(&self, pins: &Pins) -> Option<PathBuf> {
+        let OnPath { version, will_do } = self.on_path.as_ref()?;
+        let program = env::split_paths(&env::var_os("PATH")?)
+            .map(|folder| folder.join(self.name))
+            .find(|program| program.is_file())?;
+        let output = Command::new(&program).args(*version).output().ok()?;
+        let found = major_minor(&String::from_utf8_lossy(&output.stdout))?;
+        let ours = major_minor(&pins.version)?;
+        (output.status.success() && will_do(found, ours)).then_some(program)
+    }
+
+    fn build(&self, pins: &Pins, program: &Path) -> Result<()> {
+        ensure!(
+            Command::new("go").arg("version").output().is_ok(),
+            "{} has to be built, and there is no `go` (1.21 or later) on PATH. Install Go, or set \
+             KUBEBUILDER_ASSETS, or put a fitting program on PATH",
+            self.name
+        );
+        let begun = Instant::now();
+        let title = format!("building {} {}", self.name, pins.version);
+        eprintln!("{title} (about {} the first time) …", self.takes);
+
+        // Another name until it is whole: what is there is complete.
+        let unfinished = program.with_extension("unfinished");
+        let child = Command::new("go")
+            .current_dir(&pins.folder)
+            .args(["build", "-mod=readonly", "-buildvcs=false", "-trimpath"])
+            .args(["-ldflags", &ldflags(&pins.version), "-o"])
+            .arg(&unfinished)
+            .arg(self.package)
+            .env("CGO_ENABLED", "0")
+            .env("GOWORK", "off")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .process_group(0)
+            .spawn()
+            .context("starting go")?;
+        let group = child.id();
+        Watchdog::global()?.watch_group(group)?;
+        let output = child.wait_with_output()?;
+        Watchdog::global()?.forget_group(group)?;
+        ensure!(
+            output.status.success(),
+            "{title}: go build failed:\n{}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+        fs::rename(&unfinished, program)?;
+        eprintln!("{title} … done in {}", minutes(begun.elapsed()));
+        Ok(())
+    }
+}
+
+/// What is pinned for one program.
+struct Pins {
+    folder: PathBuf,
+    go_mod: String,
+    go_sum: String,
+    /// The version of the program's module, such as `v1.37.2`.
+    version: String,
+}
+
+impl Pins {
+    fn read(program: &Program) -> Result<Self> {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("programs").join(program.pins);
+        let read = |name: &str| {
+            let path = folder.join(name);
+            fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
+        };
+        let (go_mod, go_sum) = (read("go.mod")?, read("go.sum")?);
+        let version = go_mod
+            .lines()
+            .map(|line| line.trim().trim_start_matches("require "))
+            .find_map(|line| line.strip_prefix(program.module)?.strip_prefix(' '))
+            .and_then(|rest| rest.split_whitespace().next())
+            .with_context(|| format!("{} is not in {}/go.mod", program.module, folder.display()))?
+            .to_owned();
+        Ok(Self { folder, go_mod, go_sum, version })
+    }
+
+    /// A fingerprint of all that decides what is built. Not a defence against anybody.
+    fn hash(&self, program: &Program) -> u64 {
+        let mut hasher = Fnv1a::default();
+        for part in
+            [&self.go_mod, &self.go_sum, &ldflags(&self.version), program.package, env::consts::OS, env::consts::ARCH]
+        {
+            hasher.write(part.as_bytes());
+            hasher.write_u8(0);
+        }
+        hasher.finish()
+    }
+}
+
+/// The Kubernetes programs are told their version by the linker, and `kubectl version` fails without.
+/// To the others these variables are unknown, which the linker does not mind.
+fn ldflags(version: &str) -> String {
+    let packages = ["k8s.io/component-base/version", "k8s.io/client-go/pkg/version"];
+    packages.iter().fold("-s -w".to_owned(), |flags, package| format!("{flags} -X {package}.gitVersion={version}"))
+}
+
+fn cache() -> Result<PathBuf> {
+    let set = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let lictor = if let Some(cache) = set("LICTOR_CACHE") {
+        cache
+    } else if let Some(cache) = set("XDG_CACHE_HOME") {
+        cache.join("lictor")
+    } else if let Some(home) = set("HOME") {
+        home.join(".cache/lictor")
+    } else {
+        bail!("none of LICTOR_CACHE, XDG_CACHE_HOME and HOME is set: no place for programs");
+    };
+    Ok(std::path::absolute(lictor)?.join("programs"))
+}
+
+/// The first `vX.Y.` in a text.
+fn major_minor(text: &str) -> Option<(u32, u32)> {
+    text.split_whitespace().find_map(|word| {
+        let mut parts = word.strip_prefix('v')?.split('.');
+        Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+    })
+}
+
+fn minutes(time: Duration) -> String {
+    match time.as_secs() {
+        seconds @ 0..60 => format!("{seconds}s"),
+        seconds => format!("{}m{}s", seconds / 60, seconds % 60),
+    }
+}
+
+/// FNV-1a: the standard library's hashes may change with its version, and a cache's keys must not.
+struct Fnv1a(u64);
+
+impl Default for Fnv1a {
+    fn default() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl Hasher for Fnv1a {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_found_in_what_programs_print() {
+        assert_eq!(major_minor("Consul v1.22.7\nRevision x"), Some((1, 22)));
+        assert_eq!(major_minor("Client Version: v1.37.2"), Some((1, 37)));
+        assert_eq!(major_minor("v1.32.4-dispatcher"), Some((1, 32)));
+        assert_eq!(major_minor("no version at all"), None);
+    }
+
+    #[test]
+    fn every_program_is_pinned() -> Result<()> {
+        for program in [ETCD, CONSUL, KUBE_APISERVER, KUBECTL] {
+            let pins = Pins::read(&program)?;
+            assert!(major_minor(&pins.version).is_some(), "{}", pins.version);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_changed_pin_is_another_folder() -> Result<()> {
+        let pins = Pins::read(&ETCD)?;
+        let changed = Pins { go_sum: format!("{}\n", pins.go_sum), ..Pins::read(&ETCD)? };
+        assert_ne!(pins.hash(&ETCD), changed.hash(&ETCD));
+        assert_eq!(pins.hash(&ETCD), Pins::read(&ETCD)?.hash(&ETCD));
+        Ok(())
+    }
+}
