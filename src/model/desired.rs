@@ -1,0 +1,121 @@
+//! What should be registered for one resource: a pure function of its spec and its instances.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::names::{ClusterName, Identity, ResourceKey, Str, instance_id, meta};
+use super::registration::{Health, Registration, RowKey};
+use super::resolve::Instance;
+use super::resource::{Readiness, Spec};
+
+/// Which Consul node an instance goes to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Placement {
+    /// To the one agent, which is the Consul node of this name.
+    Agent {
+        /// The agent's node name.
+        node: Str,
+    },
+    /// Into the catalog: a Consul node for each Kubernetes node, shards for what has none.
+    Catalog {
+        /// What the nodes' names begin with.
+        cluster: ClusterName,
+    },
+}
+
+/// How many Consul nodes take the instances that no Kubernetes node is known for. Bounded, so that they do
+/// not become thousands of nodes; more than one, since Consul's cost of a write grows with its node.
+pub const SHARDS: u32 = 64;
+
+impl Placement {
+    /// The Consul node for an instance.
+    #[must_use]
+    pub fn node(&self, instance: &Instance) -> Str {
+        match (self, &instance.node) {
+            (Self::Agent { node }, _) => node.clone(),
+            (Self::Catalog { cluster }, Some(node)) => format!("{cluster}-{node}").into(),
+            (Self::Catalog { cluster }, None) => {
+                format!("{cluster}-shard-{}", fnv1a(&instance.target()) % SHARDS).into()
+            }
+        }
+    }
+
+    /// The Kubernetes node that a Consul node stands for; none for an agent's or a shard's.
+    #[must_use]
+    pub fn kubernetes_node<'a>(&self, consul_node: &'a str) -> Option<&'a str> {
+        match self {
+            Self::Agent { .. } => None,
+            Self::Catalog { cluster } => consul_node.strip_prefix(cluster.as_str())?.strip_prefix('-'),
+        }
+    }
+}
+
+/// FNV-1a: the same shard for the same instance in every version of Lictor, which std's hashers do not promise.
+fn fnv1a(text: &str) -> u32 {
+    text.bytes().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
+}
+
+/// The registrations of a resource.
+pub type Desired = BTreeMap<RowKey, Arc<Registration>>;
+
+/// What should be registered for the resource `owner` with these instances.
+#[must_use]
+pub fn desired(
+    identity: &Identity,
+    owner: &ResourceKey,
+    owner_uid: &Str,
+    spec: &Spec,
+    instances: &[Instance],
+    placement: &Placement,
+) -> Desired {
+    instances
+        .iter()
+        .filter(|instance| instance.ready || spec.readiness != Readiness::Deregister)
+        .map(|instance| {
+            let id = instance_id(&identity.cluster, owner, &spec.service, &instance.target(), instance.port);
+            let key = RowKey { node: placement.node(instance), id };
+            let registration = Registration {
+                service: spec.service.clone(),
+                address: instance.address.to_string().into(),
+                port: instance.port,
+                tags: spec.tags.clone(),
+                meta: all_meta(identity, owner, owner_uid, spec, instance),
+                weights: spec.weights,
+                enable_tag_override: spec.enable_tag_override,
+                tagged_addresses: spec.tagged_addresses.clone(),
+                readiness: match spec.readiness {
+                    Readiness::Mirror if instance.ready => Some(Health::Passing),
+                    Readiness::Mirror => Some(Health::Critical),
+                    Readiness::Deregister | Readiness::Ignore => None,
+                },
+            };
+            (key, Arc::new(registration))
+        })
+        .collect()
+}
+
+/// The author's pairs and ours.
+fn all_meta(
+    identity: &Identity,
+    owner: &ResourceKey,
+    owner_uid: &Str,
+    spec: &Spec,
+    instance: &Instance,
+) -> BTreeMap<Str, Str> {
+    let mut all = spec.meta.clone();
+    let mut put = |key: &str, value: Str| all.insert(key.into(), value);
+    put(meta::MANAGED_BY, meta::LICTOR.into());
+    put(meta::CLUSTER, identity.cluster.as_str().into());
+    put(meta::CLUSTER_UID, identity.uid.clone());
+    put(meta::OWNER, owner.to_string().into());
+    put(meta::OWNER_UID, owner_uid.clone());
+    put(meta::NAMESPACE, owner.namespace.clone());
+    put(meta::EXTERNAL_SOURCE, meta::KUBERNETES.into());
+    if let Some(pod) = &instance.pod {
+        put(meta::POD, pod.name.clone());
+    }
+    if let Some(node) = &instance.node {
+        put(meta::NODE, node.clone());
+    }
+    all
+}

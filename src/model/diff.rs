@@ -1,0 +1,203 @@
+//! What to write so that Consul holds what is desired of one resource.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use super::desired::Desired;
+use super::names::Str;
+use super::registration::{Health, Ownership, Registration, Row, RowKey};
+use super::resolve::Hold;
+
+/// One change to one instance in Consul.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// Registers an instance, or registers it again with other content.
+    Put {
+        /// Where.
+        key: RowKey,
+        /// What; its tags are those that Consul holds, where tags belong to Consul's users.
+        registration: Arc<Registration>,
+        /// Whether a readiness check is there that should go.
+        drop_readiness: bool,
+    },
+    /// Moves the readiness check, and nothing else.
+    Readiness {
+        /// Where.
+        key: RowKey,
+        /// What the instance is registered as, with the new state of the check.
+        registration: Arc<Registration>,
+    },
+    /// Takes our mark off an instance and leaves it.
+    Release {
+        /// Where.
+        key: RowKey,
+        /// What stays, without our mark.
+        registration: Arc<Registration>,
+    },
+    /// Deregisters an instance and its checks.
+    Remove {
+        /// Where.
+        key: RowKey,
+        /// The service's name, which Consul wants to see for its ACLs.
+        service: Str,
+    },
+}
+
+impl Op {
+    /// Which instance it changes.
+    #[must_use]
+    pub fn key(&self) -> &RowKey {
+        match self {
+            Self::Put { key, .. }
+            | Self::Readiness { key, .. }
+            | Self::Release { key, .. }
+            | Self::Remove { key, .. } => key,
+        }
+    }
+
+    /// What the instance will be registered as; none if it goes.
+    #[must_use]
+    pub fn registration(&self) -> Option<&Arc<Registration>> {
+        match self {
+            Self::Put { registration, .. }
+            | Self::Readiness { registration, .. }
+            | Self::Release { registration, .. } => Some(registration),
+            Self::Remove { .. } => None,
+        }
+    }
+
+    /// Whether it takes something away that Consul's users may be using.
+    #[must_use]
+    pub fn removes(&self) -> bool {
+        matches!(self, Self::Remove { .. })
+    }
+}
+
+/// What a resource's registrations want.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Diff {
+    /// What to write: new and changed instances first, then readiness, then what goes.
+    pub ops: Vec<Op>,
+    /// Instances that cannot be registered: somebody else holds their ID. With who it is.
+    pub conflicts: Vec<(RowKey, String)>,
+    /// Instances that go as soon as their replacement is there.
+    pub waiting: Vec<RowKey>,
+}
+
+/// Compares what is desired of a resource with what Consul holds.
+///
+/// `row` answers what Consul holds under a key, whoever's it is; `owned` lists the rows of this resource.
+/// A removal waits while an instance at the same address is desired under another key and not there yet: the
+/// new one is there before the old one goes, also across Consul nodes, also after a crash between the two.
+pub fn diff<'a>(
+    desired: &Desired,
+    row: impl Fn(&RowKey) -> Option<&'a Row>,
+    owned: impl Iterator<Item = (&'a RowKey, &'a Row)>,
+    hold: &Hold,
+) -> Diff {
+    let mut diff = Diff::default();
+    let (mut readiness, mut removals) = (Vec::new(), Vec::new());
+    let mut coming: BTreeSet<&str> = BTreeSet::new();
+    for (key, wanted) in desired {
+        let there = row(key);
+        if !there.is_some_and(|row| row.shown && matches!(row.ownership, Ownership::Ours(_))) {
+            coming.insert(&wanted.address);
+        }
+        match change(key, wanted, there) {
+            Ok(Some(op @ Op::Readiness { .. })) => readiness.push(op),
+            Ok(Some(op)) => diff.ops.push(op),
+            Ok(None) => {}
+            Err(other) => diff.conflicts.push((key.clone(), other)),
+        }
+    }
+    for (key, row) in owned {
+        if desired.contains_key(key) || hold.holds(&row.registration.address) {
+            continue;
+        }
+        if coming.contains(&*row.registration.address) {
+            diff.waiting.push(key.clone());
+        } else {
+            removals.push(Op::Remove { key: key.clone(), service: row.registration.service.clone() });
+        }
+    }
+    diff.ops.append(&mut readiness);
+    diff.ops.append(&mut removals);
+    diff
+}
+
+/// What to write for one desired instance; an error says who else holds its ID.
+fn change(key: &RowKey, wanted: &Arc<Registration>, there: Option<&Row>) -> Result<Option<Op>, String> {
+    let put = |registration: Arc<Registration>, drop_readiness| {
+        Ok(Some(Op::Put { key: key.clone(), registration, drop_readiness }))
+    };
+    let Some(row) = there else {
+        return put(wanted.clone(), false);
+    };
+    if let Ownership::Other(who) = &row.ownership {
+        return Err(who.clone());
+    }
+    let there = &*row.registration;
+    let wanted = with_tags_of_consul(wanted, there);
+    let drop_readiness = there.readiness.is_some() && wanted.readiness.is_none();
+    if row.ownership == Ownership::Unowned || !wanted.same_service(there) || drop_readiness {
+        return put(wanted, drop_readiness);
+    }
+    match (wanted.readiness, there.readiness) {
+        (Some(new), Some(old)) if new != old => {
+            Ok(Some(Op::Readiness { key: key.clone(), registration: wanted }))
+        }
+        (Some(_), None) => put(wanted, false),
+        _ => Ok(None),
+    }
+}
+
+/// Where tags belong to whoever edits them in Consul, our writes keep what is there.
+fn with_tags_of_consul(wanted: &Arc<Registration>, there: &Registration) -> Arc<Registration> {
+    if !wanted.enable_tag_override || wanted.tags == there.tags {
+        return wanted.clone();
+    }
+    Arc::new(Registration { tags: there.tags.clone(), ..(**wanted).clone() })
+}
+
+/// What to write so that nothing of a resource carries our mark any more, and everything stays.
+#[must_use]
+pub fn release<'a>(owned: impl Iterator<Item = (&'a RowKey, &'a Row)>) -> Vec<Op> {
+    owned
+        .map(|(key, row)| Op::Release { key: key.clone(), registration: Arc::new(row.registration.released()) })
+        .collect()
+}
+
+/// Counts of instances by state, for the status.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// What should be there.
+    pub desired: usize,
+    /// What Consul's catalog shows of it.
+    pub registered: usize,
+    /// Of those, by the worst of an instance's checks.
+    pub passing: usize,
+    /// Likewise.
+    pub warning: usize,
+    /// Likewise.
+    pub critical: usize,
+}
+
+impl Counts {
+    /// Adds an instance that is registered.
+    pub fn add(&mut self, health: Health) {
+        self.registered += 1;
+        match health {
+            Health::Passing => self.passing += 1,
+            Health::Warning => self.warning += 1,
+            Health::Critical => self.critical += 1,
+        }
+    }
+}
+
+/// Counts what the catalog shows of what is desired.
+pub fn count<'a>(desired: &Desired, row: impl Fn(&RowKey) -> Option<&'a Row>) -> Counts {
+    let mut counts = Counts { desired: desired.len(), ..Counts::default() };
+    let shown = desired.keys().filter_map(row).filter(|row| row.shown && row.is_ours());
+    shown.for_each(|row| counts.add(row.health));
+    counts
+}

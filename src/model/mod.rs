@@ -1,0 +1,19 @@
+//! What Lictor thinks, with no Kubernetes, no HTTP, no clock and no runtime in it.
+//!
+//! In: resources and the facts about their endpoints, as the `cluster` room decoded them, and rows of
+//! Consul, as the `consul` room read them. Out: what should be registered ([`desired`]), how that differs
+//! from what is there ([`diff`]), in which order and in which bundles to write it ([`plan`]), whether a
+//! removal wants a second look first ([`guard`]), and what to tell the user ([`status`]).
+//!
+//! The whole product can be understood from this folder. A test holds it to depending on nothing else.
+
+pub mod desired;
+pub mod diff;
+pub mod facts;
+pub mod guard;
+pub mod names;
+pub mod plan;
+pub mod registration;
+pub mod resolve;
+pub mod resource;
+pub mod status;

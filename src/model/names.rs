@@ -1,0 +1,168 @@
+//! Who we are, whose a registration is, and how an instance is called in Consul.
+
+use std::fmt;
+use std::sync::Arc;
+
+/// A string shared by many values: cheap to clone, compared by content.
+pub type Str = Arc<str>;
+
+/// The cluster's name as it stands in Consul IDs, node names and meta: a DNS label, so that it can neither
+/// be mistaken for another part of an ID nor break a node name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ClusterName(Str);
+
+/// Why a cluster name was refused.
+#[derive(Debug, thiserror::Error)]
+#[error("cluster name {0:?} is not a DNS label: use 1 to 63 of a-z, 0-9 and '-', neither first nor last a '-'")]
+pub struct BadClusterName(String);
+
+impl ClusterName {
+    /// Takes a DNS label (RFC 1123): 1 to 63 characters of `a-z0-9-`, not beginning or ending in `-`.
+    pub fn new(name: &str) -> Result<Self, BadClusterName> {
+        let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        let fits = (1..=63).contains(&name.len())
+            && name.chars().all(inner)
+            && !name.starts_with('-')
+            && !name.ends_with('-');
+        if fits {
+            Ok(Self(name.into()))
+        } else {
+            Err(BadClusterName(name.to_owned()))
+        }
+    }
+
+    /// The name itself.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for ClusterName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Which cluster we act for. The name may be chosen; the uid (of the namespace `kube-system`) tells two
+/// clusters of one name apart.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// As in Consul IDs and in meta `lictor-cluster`.
+    pub cluster: ClusterName,
+    /// As in meta `lictor-cluster-uid`.
+    pub uid: Str,
+}
+
+/// The `namespace/name` of a `ConsulService`: the owner of registrations.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ResourceKey {
+    /// Its Kubernetes namespace.
+    pub namespace: Str,
+    /// Its name in that namespace.
+    pub name: Str,
+}
+
+impl ResourceKey {
+    /// A key from its two parts.
+    #[must_use]
+    pub fn new(namespace: &str, name: &str) -> Self {
+        Self { namespace: namespace.into(), name: name.into() }
+    }
+
+    /// Reads `namespace/name` as it stands in meta `lictor-owner`.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let (namespace, name) = text.split_once('/')?;
+        (!namespace.is_empty() && !name.is_empty() && !name.contains('/')).then(|| Self::new(namespace, name))
+    }
+}
+
+impl fmt::Display for ResourceKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// The meta keys that mark a registration as ours.
+pub mod meta {
+    /// Always `lictor`.
+    pub const MANAGED_BY: &str = "managed-by";
+    /// The value of [`MANAGED_BY`].
+    pub const LICTOR: &str = "lictor";
+    /// The cluster's name.
+    pub const CLUSTER: &str = "lictor-cluster";
+    /// The uid of the cluster's `kube-system` namespace.
+    pub const CLUSTER_UID: &str = "lictor-cluster-uid";
+    /// `namespace/name` of the `ConsulService`.
+    pub const OWNER: &str = "lictor-owner";
+    /// The uid of the `ConsulService`.
+    pub const OWNER_UID: &str = "lictor-owner-uid";
+    /// The Kubernetes namespace of the instance.
+    pub const NAMESPACE: &str = "k8s-namespace";
+    /// The pod behind the instance, where there is one.
+    pub const POD: &str = "k8s-pod";
+    /// The Kubernetes node of the instance, where it is known.
+    pub const NODE: &str = "k8s-node";
+    /// Consul's own convention: its UI shows the Kubernetes mark for it.
+    pub const EXTERNAL_SOURCE: &str = "external-source";
+    /// The value of [`EXTERNAL_SOURCE`].
+    pub const KUBERNETES: &str = "kubernetes";
+    /// What Retain takes off: with these gone, no sweep of ours removes the entry.
+    pub const OWNERSHIP: [&str; 5] = [MANAGED_BY, CLUSTER, CLUSTER_UID, OWNER, OWNER_UID];
+}
+
+/// What every ID of a cluster begins with.
+#[must_use]
+pub fn id_prefix(cluster: &ClusterName) -> String {
+    format!("{cluster}:")
+}
+
+/// An instance's ID: `cluster:namespace:resource:consul-name:target:port`.
+///
+/// The target is the pod's UID, so that a recreated `StatefulSet` pod does not inherit its predecessor's
+/// health (an agent keeps the status of a check whose service is registered again). The Consul name is in
+/// it because a rename under one ID does not wake blocking queries on the old name; it is in lower case
+/// because Consul compares IDs without case, and two IDs that differ by case would be one.
+#[must_use]
+pub fn instance_id(cluster: &ClusterName, owner: &ResourceKey, service: &str, target: &str, port: u16) -> Str {
+    format!("{cluster}:{}:{}:{}:{target}:{port}", owner.namespace, owner.name, service.to_lowercase()).into()
+}
+
+/// Whose an instance of this ID is; none where the ID is not of our making.
+#[must_use]
+pub fn owner_of_id(cluster: &ClusterName, id: &str) -> Option<ResourceKey> {
+    let mut parts = id.strip_prefix(cluster.as_str())?.strip_prefix(':')?.splitn(3, ':');
+    let key = ResourceKey::new(parts.next()?, parts.next()?);
+    parts.next().map(|_| key)
+}
+
+/// The ID of the readiness check of an instance.
+#[must_use]
+pub fn readiness_check_id(instance: &str) -> String {
+    format!("{instance}:readiness")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cluster_names_are_dns_labels() {
+        for good in ["a", "prod-1", "0", &"x".repeat(63)] {
+            assert!(ClusterName::new(good).is_ok(), "{good}");
+        }
+        for bad in ["", "-a", "a-", "A", "a.b", "a:b", "ä", &"x".repeat(64)] {
+            assert!(ClusterName::new(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_owner_is_read_back_as_written() {
+        let key = ResourceKey::new("shop", "user");
+        assert_eq!(ResourceKey::parse(&key.to_string()), Some(key));
+        for bad in ["", "shop", "/user", "shop/", "a/b/c"] {
+            assert_eq!(ResourceKey::parse(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! A registration as Consul holds it, and what we know of one that is there.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use super::names::{Identity, ResourceKey, Str, meta, owner_of_id};
+
+/// Where a registration stands in Consul: IDs are unique per Consul node.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RowKey {
+    /// The Consul node.
+    pub node: Str,
+    /// The service instance's ID.
+    pub id: Str,
+}
+
+impl fmt::Display for RowKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} on {}", self.id, self.node)
+    }
+}
+
+/// One instance, as it is or should be in Consul. Parts that all instances of a resource share are shared.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Registration {
+    /// The service's name.
+    pub service: Str,
+    /// An IP address.
+    pub address: Str,
+    /// 1 to 65535.
+    pub port: u16,
+    /// Tags, in order.
+    pub tags: Arc<[Str]>,
+    /// All meta pairs, ours among them.
+    pub meta: BTreeMap<Str, Str>,
+    /// DNS and load-balancing weights.
+    pub weights: Weights,
+    /// Whether tags belong to whoever edits them in Consul.
+    pub enable_tag_override: bool,
+    /// Other addresses, by tag.
+    pub tagged_addresses: Arc<BTreeMap<Str, TaggedAddress>>,
+    /// The state of the readiness check; none where there is no such check.
+    pub readiness: Option<Health>,
+}
+
+impl Registration {
+    /// Whether everything but the readiness check is the same. Where tags belong to Consul's users they are
+    /// not compared.
+    #[must_use]
+    pub fn same_service(&self, other: &Self) -> bool {
+        self.service == other.service
+            && self.address == other.address
+            && self.port == other.port
+            && (self.enable_tag_override || self.tags == other.tags)
+            && self.meta == other.meta
+            && self.weights == other.weights
+            && self.enable_tag_override == other.enable_tag_override
+            && self.tagged_addresses == other.tagged_addresses
+    }
+
+    /// The same without our mark, as Retain leaves it behind.
+    #[must_use]
+    pub fn released(&self) -> Self {
+        let mut released = self.clone();
+        released.meta.retain(|key, _| !meta::OWNERSHIP.contains(&&**key));
+        released
+    }
+}
+
+/// Weights in DNS SRV answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Weights {
+    /// While passing, 1 to 65535. (Consul turns a 0 into 1 for both without a word.)
+    pub passing: u16,
+    /// While warning, 0 to 65535.
+    pub warning: u16,
+}
+
+impl Default for Weights {
+    fn default() -> Self {
+        Self { passing: 1, warning: 1 }
+    }
+}
+
+/// Another address of an instance.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct TaggedAddress {
+    /// An IP address or host name.
+    pub address: Str,
+    /// 1 to 65535.
+    pub port: u16,
+}
+
+/// The state of a check or, the worst of its checks, of an instance. In order of gravity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Health {
+    /// In use.
+    Passing,
+    /// In use, with fewer weights.
+    Warning,
+    /// Not in use.
+    Critical,
+}
+
+impl Health {
+    /// As Consul writes it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Passing => "passing",
+            Self::Warning => "warning",
+            Self::Critical => "critical",
+        }
+    }
+
+    /// Reads Consul's word; an unknown word is critical, as Consul itself treats it.
+    #[must_use]
+    pub fn parse(text: &str) -> Self {
+        match text {
+            "passing" => Self::Passing,
+            "warning" => Self::Warning,
+            _ => Self::Critical,
+        }
+    }
+}
+
+/// A registration that Consul holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// What it says.
+    pub registration: Arc<Registration>,
+    /// Whose it is.
+    pub ownership: Ownership,
+    /// The worst of all checks of this instance, those that Consul runs included.
+    pub health: Health,
+    /// Whether the catalog shows it. An agent may hold what its token may not write to the catalog: then it
+    /// is not registered yet, whatever the agent answered.
+    pub shown: bool,
+}
+
+impl Row {
+    /// Whether it is this cluster's.
+    #[must_use]
+    pub fn is_ours(&self) -> bool {
+        matches!(self.ownership, Ownership::Ours(_))
+    }
+}
+
+/// Whose a row is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ownership {
+    /// This cluster's, for this resource.
+    Ours(ResourceKey),
+    /// Under an ID of ours, without anyone's mark: Retain left it, or somebody made it by hand.
+    Unowned,
+    /// Under an ID of ours, with somebody else's mark: never touched. Holds who, for the user.
+    Other(String),
+}
+
+impl Ownership {
+    /// Reads off a row whose it is: ours is what has an ID of ours *and* this cluster's mark. The owner is
+    /// taken from the ID, which no edit of meta by hand changes.
+    #[must_use]
+    pub fn of(identity: &Identity, id: &str, meta_pairs: &BTreeMap<Str, Str>) -> Self {
+        let get = |key: &str| meta_pairs.get(key).map(|v| &**v);
+        let marked = get(meta::MANAGED_BY) == Some(meta::LICTOR)
+            && get(meta::CLUSTER) == Some(identity.cluster.as_str())
+            && get(meta::CLUSTER_UID) == Some(&identity.uid);
+        if let (true, Some(owner)) = (marked, owner_of_id(&identity.cluster, id)) {
+            return Self::Ours(owner);
+        }
+        if [meta::CLUSTER, meta::CLUSTER_UID, meta::OWNER].iter().all(|key| get(key).is_none()) {
+            return Self::Unowned;
+        }
+        Self::Other(format!(
+            "cluster {:?} (uid {:?}), resource {:?}",
+            get(meta::CLUSTER).unwrap_or_default(),
+            get(meta::CLUSTER_UID).unwrap_or_default(),
+            get(meta::OWNER).unwrap_or_default()
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::names::ClusterName;
+
+    fn pairs(list: &[(&str, &str)]) -> BTreeMap<Str, Str> {
+        list.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect()
+    }
+
+    #[test]
+    fn ours_is_what_has_both_our_id_and_our_mark() {
+        let identity = Identity { cluster: ClusterName::new("c").unwrap(), uid: "u".into() };
+        let mark = [("managed-by", "lictor"), ("lictor-cluster", "c"), ("lictor-cluster-uid", "u")];
+        let of = |id: &str, list: &[(&str, &str)]| Ownership::of(&identity, id, &pairs(list));
+        assert_eq!(of("c:ns:r:s:t:1", &mark), Ownership::Ours(ResourceKey::new("ns", "r")));
+        assert!(matches!(of("theirs", &mark), Ownership::Other(_)), "our mark copied onto a foreign ID");
+        assert!(matches!(of("cc:ns:r:s:t:1", &mark), Ownership::Other(_)), "a longer cluster name");
+        assert_eq!(of("c:ns:r:s:t:1", &[("version", "2")]), Ownership::Unowned);
+        let other_uid = [("managed-by", "lictor"), ("lictor-cluster", "c"), ("lictor-cluster-uid", "v")];
+        assert!(matches!(of("c:ns:r:s:t:1", &other_uid), Ownership::Other(_)), "a second cluster of our name");
+    }
+}

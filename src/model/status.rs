@@ -1,0 +1,255 @@
+//! What to tell the user about a resource: counts, conditions, and at most a few problems, in their words.
+//!
+//! Pure and without time: when a condition last changed is added where the status is written.
+
+use super::diff::Counts;
+use super::names::Str;
+use super::resolve::Unresolved;
+use super::resource::Refusal;
+
+/// The most problems that a status lists.
+pub const MAX_PROBLEMS: usize = 10;
+
+/// The longest message of a condition or problem, in characters: Consul's own words may be long.
+pub const MAX_MESSAGE: usize = 1024;
+
+/// The status of a `ConsulService`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Status {
+    /// The generation of the spec that this is about.
+    pub observed_generation: i64,
+    /// The service's name in Consul.
+    pub service_name: String,
+    /// How many instances are wanted, there, and in which state.
+    pub instances: Counts,
+    /// What is wrong with single instances, at most [`MAX_PROBLEMS`].
+    pub problems: Vec<Problem>,
+    /// `Ready`, `Accepted`, `Resolved`, `Registered`, in this order.
+    pub conditions: Vec<Condition>,
+}
+
+/// What is wrong with one instance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// Its ID in Consul.
+    pub instance: String,
+    /// `Refused` or `IdTaken`.
+    pub reason: String,
+    /// Consul's own words, or who holds the ID.
+    pub message: String,
+}
+
+/// A condition, as `metav1.Condition` has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Condition {
+    /// Which one.
+    pub kind: ConditionKind,
+    /// `True`, `False` or `Unknown`.
+    pub truth: Truth,
+    /// In CamelCase, for programs.
+    pub reason: String,
+    /// For people.
+    pub message: String,
+    /// The generation that it is about.
+    pub observed_generation: i64,
+}
+
+/// The conditions of a `ConsulService`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ConditionKind {
+    /// All of the others.
+    Ready,
+    /// The spec makes sense and is allowed.
+    Accepted,
+    /// Its source was found; no endpoints is found.
+    Resolved,
+    /// Consul's catalog holds what is desired, and nothing else of this resource.
+    Registered,
+}
+
+impl ConditionKind {
+    /// As it stands in `type`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ready => "Ready",
+            Self::Accepted => "Accepted",
+            Self::Resolved => "Resolved",
+            Self::Registered => "Registered",
+        }
+    }
+
+    /// Reads `type`.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Ready, Self::Accepted, Self::Resolved, Self::Registered].into_iter().find(|k| k.as_str() == text)
+    }
+}
+
+/// A condition's status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Truth {
+    /// It holds.
+    True,
+    /// It does not hold.
+    False,
+    /// Not known yet.
+    Unknown,
+}
+
+impl Truth {
+    /// As it stands in `status`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::True => "True",
+            Self::False => "False",
+            Self::Unknown => "Unknown",
+        }
+    }
+
+    /// Reads `status`; what is neither true nor false is unknown.
+    #[must_use]
+    pub fn parse(text: &str) -> Self {
+        match text {
+            "True" => Self::True,
+            "False" => Self::False,
+            _ => Self::Unknown,
+        }
+    }
+}
+
+impl Status {
+    /// The condition of a kind, where the status has it.
+    #[must_use]
+    pub fn condition(&self, kind: ConditionKind) -> Option<&Condition> {
+        self.conditions.iter().find(|c| c.kind == kind)
+    }
+
+    /// Whether this status says that the spec of `generation` found its source, once: it survives a restart,
+    /// and tells a Service that was deleted from one that never was.
+    #[must_use]
+    pub fn has_resolved(&self, generation: i64) -> bool {
+        self.condition(ConditionKind::Resolved).is_some_and(|c| {
+            c.observed_generation == generation
+                && (c.truth == Truth::True || c.reason == SERVICE_DELETED)
+        })
+    }
+}
+
+/// The reason of `Resolved=False` where the Service was there and is no more.
+pub const SERVICE_DELETED: &str = "ServiceDeleted";
+
+/// What a status is made of.
+#[derive(Clone, Debug)]
+pub struct Findings<'a> {
+    /// The spec's generation.
+    pub generation: i64,
+    /// The service's name in Consul; none where the spec has none that could be read.
+    pub service: Option<&'a Str>,
+    /// Why the spec was refused.
+    pub refusal: Option<&'a Refusal>,
+    /// What the source came to; none where there is no spec to resolve.
+    pub resolved: Option<Resolved<'a>>,
+    /// How many are wanted and there.
+    pub counts: Counts,
+    /// Whether writes of this resource wait or are under way.
+    pub unsettled: bool,
+    /// Whether it is known what Consul holds; if not, the counts are those of before.
+    pub standing: bool,
+    /// What is wrong with single instances.
+    pub problems: Vec<Problem>,
+    /// Why Consul cannot be written to at all just now.
+    pub trouble: Option<&'a str>,
+}
+
+/// What a source came to.
+#[derive(Clone, Copy, Debug)]
+pub struct Resolved<'a> {
+    /// Why it could not be resolved.
+    pub unresolved: Option<&'a Unresolved>,
+    /// Whether this very spec had been resolved before.
+    pub before: bool,
+}
+
+/// The status that says so.
+#[must_use]
+pub fn status(findings: Findings<'_>) -> Status {
+    let generation = findings.generation;
+    let condition = |kind, truth, reason: &str, message: String| Condition {
+        kind,
+        truth,
+        reason: reason.to_owned(),
+        message: shorten(&message),
+        observed_generation: generation,
+    };
+    let accepted = match findings.refusal {
+        None => condition(ConditionKind::Accepted, Truth::True, "Accepted", "the spec is accepted".to_owned()),
+        Some(refusal) => {
+            condition(ConditionKind::Accepted, Truth::False, refusal.reason, refusal.message.clone())
+        }
+    };
+    let resolved = match findings.resolved {
+        None => condition(ConditionKind::Resolved, Truth::Unknown, "NotAccepted", "the spec is not accepted".to_owned()),
+        Some(Resolved { unresolved: None, .. }) => {
+            condition(ConditionKind::Resolved, Truth::True, "Resolved", "the source was found".to_owned())
+        }
+        Some(Resolved { unresolved: Some(why), before }) => {
+            let deleted = before && why.reason == "ServiceNotFound";
+            let reason = if deleted { SERVICE_DELETED } else { why.reason };
+            condition(ConditionKind::Resolved, Truth::False, reason, why.message.clone())
+        }
+    };
+    let (truth, reason, message) = registered(&findings);
+    let registered = condition(ConditionKind::Registered, truth, reason, message);
+    let ready = match [&accepted, &resolved, &registered].into_iter().find(|c| c.truth != Truth::True) {
+        None => condition(ConditionKind::Ready, Truth::True, "Ready", "Consul holds what is desired".to_owned()),
+        Some(first) => condition(ConditionKind::Ready, Truth::False, &first.reason.clone(), first.message.clone()),
+    };
+    let mut problems = findings.problems;
+    problems.truncate(MAX_PROBLEMS);
+    for problem in &mut problems {
+        problem.message = shorten(&problem.message);
+    }
+    Status {
+        observed_generation: generation,
+        service_name: findings.service.map(ToString::to_string).unwrap_or_default(),
+        instances: findings.counts,
+        problems,
+        conditions: vec![ready, accepted, resolved, registered],
+    }
+}
+
+fn registered(findings: &Findings<'_>) -> (Truth, &'static str, String) {
+    let Counts { desired, registered, .. } = findings.counts;
+    let held = || format!("{registered} of {desired} instances are registered");
+    if findings.resolved.is_none() {
+        return (Truth::Unknown, "NotAccepted", "the spec is not accepted; what was registered stays".to_owned());
+    }
+    if !findings.standing {
+        let why = findings.trouble.unwrap_or("not read yet");
+        return (Truth::Unknown, "ConsulUnavailable", format!("Consul cannot be reached: {why}"));
+    }
+    if findings.resolved.is_some_and(|r| r.unresolved.is_some()) && !findings.unsettled {
+        return (Truth::Unknown, "NotResolved", "the source was not found".to_owned());
+    }
+    if let Some(first) = findings.problems.first() {
+        let message = format!("{}; {}: {}", held(), first.instance, first.message);
+        return (Truth::False, if first.reason == "IdTaken" { "IdTaken" } else { "Refused" }, message);
+    }
+    if desired == registered && !findings.unsettled {
+        return (Truth::True, "Registered", "Consul holds every desired instance".to_owned());
+    }
+    if let Some(trouble) = findings.trouble {
+        return (Truth::False, "ConsulUnavailable", trouble.to_owned());
+    }
+    (Truth::False, "Pending", "writes to Consul are under way".to_owned())
+}
+
+/// Cuts a message at [`MAX_MESSAGE`] characters.
+fn shorten(message: &str) -> String {
+    if message.chars().count() <= MAX_MESSAGE {
+        return message.to_owned();
+    }
+    message.chars().take(MAX_MESSAGE - 1).chain(['…']).collect()
+}
