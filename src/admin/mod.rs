@@ -1,0 +1,162 @@
+//! `/healthz` (the loop turns), `/readyz` (synced, and Consul answers) and `/metrics`.
+//!
+//! Nothing is kept here: each request asks the engine how things stand.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::get;
+use prometheus_client::encoding::text::{encode_eof, encode_registry};
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
+
+use crate::cluster::watch::WatchHealth;
+use crate::engine::Question;
+use crate::engine::metrics::Snapshot;
+
+/// How long the engine may take to answer before it counts as stuck.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Whom the endpoints ask.
+#[derive(Clone)]
+pub struct Admin {
+    metrics: Arc<Registry>,
+    stage: Arc<Mutex<Stage>>,
+}
+
+/// How far the operator has come.
+#[derive(Clone)]
+enum Stage {
+    /// What it waits for before the engine can run.
+    Starting(String),
+    /// The engine runs.
+    Running(mpsc::Sender<Question>, WatchHealth),
+}
+
+impl Admin {
+    /// Endpoints over these counters, for an operator that is only starting.
+    #[must_use]
+    pub fn new(metrics: Registry) -> Self {
+        let stage = Stage::Starting("starting".to_owned());
+        Self { metrics: Arc::new(metrics), stage: Arc::new(Mutex::new(stage)) }
+    }
+
+    /// Notes what the start waits for.
+    pub fn waits_for(&self, what: String) {
+        self.set(Stage::Starting(what));
+    }
+
+    /// From here on the engine answers.
+    pub fn runs(&self, questions: mpsc::Sender<Question>, watches: WatchHealth) {
+        self.set(Stage::Running(questions, watches));
+    }
+
+    fn set(&self, stage: Stage) {
+        *self.stage.lock().unwrap_or_else(PoisonError::into_inner) = stage;
+    }
+
+    fn stage(&self) -> Stage {
+        self.stage.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Serves until the process ends.
+    pub async fn serve(self, listener: TcpListener) -> std::io::Result<()> {
+        let router = Router::new()
+            .route("/healthz", get(healthz))
+            .route("/readyz", get(readyz))
+            .route("/metrics", get(metrics))
+            .with_state(self);
+        axum::serve(listener, router).await
+    }
+}
+
+/// Asks the engine; an error if it does not answer in time.
+async fn ask(questions: &mpsc::Sender<Question>) -> Result<Snapshot, &'static str> {
+    let (reply, answer) = oneshot::channel();
+    let asked = async {
+        questions.send(Question::Snapshot(reply)).await.ok()?;
+        answer.await.ok()
+    };
+    timeout(PATIENCE, asked).await.ok().flatten().ok_or("the engine does not answer")
+}
+
+async fn healthz(State(admin): State<Admin>) -> (StatusCode, String) {
+    match admin.stage() {
+        Stage::Starting(_) => (StatusCode::OK, "ok\n".to_owned()),
+        Stage::Running(questions, _) => match ask(&questions).await {
+            Ok(_) => (StatusCode::OK, "ok\n".to_owned()),
+            Err(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
+        },
+    }
+}
+
+async fn readyz(State(admin): State<Admin>) -> (StatusCode, String) {
+    let not_ready: Vec<String> = match admin.stage() {
+        Stage::Starting(what) => vec![what],
+        Stage::Running(questions, watches) => {
+            let engine = match ask(&questions).await {
+                Ok(snapshot) => snapshot.not_ready,
+                Err(why) => Some(why.to_owned()),
+            };
+            watches.failing().into_iter().chain(engine).collect()
+        }
+    };
+    if not_ready.is_empty() {
+        (StatusCode::OK, "ok\n".to_owned())
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, not_ready.join("\n") + "\n")
+    }
+}
+
+async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
+    let snapshot = match admin.stage() {
+        Stage::Starting(_) => None,
+        Stage::Running(questions, _) => ask(&questions).await.ok(),
+    };
+    let mut text = String::new();
+    let encoded = encode_registry(&mut text, &admin.metrics)
+        .and_then(|()| snapshot.map_or(Ok(()), |snapshot| encode_registry(&mut text, &gauges(&snapshot))))
+        .and_then(|()| encode_eof(&mut text));
+    let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    match encoded {
+        Ok(()) => (StatusCode::OK, [(header::CONTENT_TYPE, content_type)], text),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, [(header::CONTENT_TYPE, "text/plain")], error.to_string()),
+    }
+}
+
+/// What the engine holds at this moment, as gauges.
+fn gauges(snapshot: &Snapshot) -> Registry {
+    let mut registry = Registry::default();
+    let mut gauge = |name: &str, help: &str, value: usize| {
+        let gauge = <Gauge>::default();
+        gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+        registry.register(name, help, gauge);
+    };
+    gauge("lictor_ready", "1 if all watches are synced and Consul answers", snapshot.not_ready.is_none().into());
+    gauge("lictor_resources", "ConsulService resources watched", snapshot.resources);
+    gauge("lictor_dirty_resources", "Resources that are to be looked at", snapshot.dirty);
+    gauge("lictor_outstanding_writes", "Writes to Consul that wait or are under way", snapshot.outstanding);
+    gauge("lictor_refused_instances", "Instances that Consul refuses", snapshot.refused);
+    gauge("lictor_held_resources", "Resources whose removals wait for a second look", snapshot.held);
+    let by_state = prometheus_client::metrics::family::Family::<Vec<(String, String)>, Gauge>::default();
+    let states =
+        [("passing", snapshot.passing), ("warning", snapshot.warning), ("critical", snapshot.critical)];
+    for (state, count) in states {
+        let label = vec![("state".to_owned(), state.to_owned())];
+        by_state.get_or_create(&label).set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+    registry.register("lictor_instances", "Our instances in Consul, by the worst of their checks", by_state);
+    if let Some(age) = snapshot.sweep_age {
+        let gauge = Gauge::<f64, std::sync::atomic::AtomicU64>::default();
+        gauge.set(age.as_secs_f64());
+        registry.register("lictor_sweep_age_seconds", "Since the last whole look at Consul", gauge);
+    }
+    registry
+}

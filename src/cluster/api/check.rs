@@ -1,0 +1,240 @@
+//! Checks that Consul runs, besides the readiness that Lictor reports.
+//!
+//! There is no host in them, on purpose: a check goes to the instance's own address, so that a resource
+//! cannot turn Consul into a port scanner.
+
+use kube::{KubeSchema, core::Rule};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{PortRef, is_false, schema};
+
+/// A check that Consul runs against each instance: a name and exactly one of `http`, `tcp`, `grpc`, `udp`
+/// and `h2ping`.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("[has(self.http), has(self.tcp), has(self.grpc), has(self.udp), has(self.h2ping)].exists_one(x, x)")
+        .message("set exactly one of http, tcp, grpc, udp, h2ping"),
+    validation = Rule::new("!has(self.timeout) || duration(self.timeout) <= duration(self.interval)")
+        .message("timeout is longer than interval: a check ends before the next one begins"),
+    validation = Rule::new("!has(self.failuresBeforeWarning) || self.failuresBeforeWarning <= (has(self.failuresBeforeCritical) ? self.failuresBeforeCritical : 0)")
+        .message("failuresBeforeWarning is more than failuresBeforeCritical: it would be critical before it warns")
+)]
+pub struct Check {
+    /// Name of the check, unique in this resource: lower-case letters, digits and '-'.
+    #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    #[x_kube(validation = Rule::new("self != 'readiness'").message("'readiness' is the check that Lictor itself makes, which spec.readiness is for: choose another name"))]
+    pub name: String,
+
+    #[allow(missing_docs, reason = "the type's own words are what `kubectl explain` shows")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http: Option<HttpCheck>,
+
+    #[allow(missing_docs, reason = "the type's own words are what `kubectl explain` shows")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tcp: Option<TcpCheck>,
+
+    #[allow(missing_docs, reason = "the type's own words are what `kubectl explain` shows")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grpc: Option<GrpcCheck>,
+
+    #[allow(missing_docs, reason = "the type's own words are what `kubectl explain` shows")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub udp: Option<UdpCheck>,
+
+    #[allow(missing_docs, reason = "the type's own words are what `kubectl explain` shows")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub h2ping: Option<H2PingCheck>,
+
+    /// The port to check: a name, or a number from 1 to 65535. By default the instance's own port.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<PortRef>,
+
+    /// How often the check runs, such as `10s` or `1m30s`; at least `1s`.
+    #[serde(default = "default_interval")]
+    #[schemars(schema_with = "schema::duration")]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('1s')").message("Consul runs a check at most once a second: 1s or more"))]
+    pub interval: String,
+
+    /// How long one run may take, at most the interval. By default the interval, but no more than `10s`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::duration")]
+    #[x_kube(validation = Rule::new("duration(self) > duration('0s')").message("a timeout of nothing fails every run: leave it out, or give it time, such as 1s"))]
+    pub timeout: Option<String>,
+
+    /// How many runs in a row must succeed before the check passes. By default 0: the first does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = 100))]
+    pub success_before_passing: Option<u8>,
+
+    /// How many runs in a row may fail before the check warns; at most `failuresBeforeCritical`, which it
+    /// is by default: then it never warns.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = 100))]
+    pub failures_before_warning: Option<u8>,
+
+    /// How many runs in a row may fail before the check is critical. By default 0: the first failure makes
+    /// it so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = 100))]
+    pub failures_before_critical: Option<u8>,
+
+    /// A note for people, shown beside the check in Consul.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 512))]
+    pub notes: Option<String>,
+}
+
+/// Asks for a page: 2xx passes, 429 warns, all else is critical. Redirects are not followed.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("self.scheme == 'https' || !((has(self.tlsSkipVerify) && self.tlsSkipVerify) || has(self.tlsServerName))")
+        .message("tlsSkipVerify and tlsServerName need scheme: https")
+)]
+pub struct HttpCheck {
+    /// Path, and query if there is one; it begins with '/'.
+    #[serde(default = "default_path")]
+    #[schemars(length(min = 1, max = 1024))]
+    #[x_kube(
+        validation = Rule::new("self.startsWith('/')").message("a path begins with '/'; host and port are the instance's own"),
+        validation = Rule::new(r"!self.matches('[\\x00-\\x20\\x7f]')").message("a path holds no spaces, line breaks or control characters: write %20 for a space")
+    )]
+    pub path: String,
+
+    #[allow(missing_docs, reason = "the type's own words are what `kubectl explain` shows")]
+    #[serde(default)]
+    pub scheme: Scheme,
+
+    /// The request's method.
+    #[serde(default = "default_method")]
+    #[schemars(length(min = 1, max = 16), regex(pattern = "^[A-Z]+$"))]
+    pub method: String,
+
+    /// The request's headers. A name may come more than once.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "atomic"))]
+    pub headers: Vec<Header>,
+
+    /// The request's body.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 4096))]
+    pub body: Option<String>,
+
+    #[allow(missing_docs, reason = "its fields stand here in its place")]
+    #[serde(flatten)]
+    pub tls: TlsOptions,
+}
+
+/// Plain HTTP, or HTTP over TLS.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum Scheme {
+    /// Plain.
+    #[default]
+    Http,
+    /// Over TLS.
+    Https,
+}
+
+/// A header of a request.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// The header's name.
+    #[schemars(length(min = 1, max = 128))]
+    #[x_kube(validation = Rule::new("self.matches('^[-!#$%&*+.^_`|~0-9A-Za-z]+$')").message("a header's name holds letters, digits and '-', no spaces or line breaks"))]
+    pub name: String,
+
+    /// The header's value. Whoever may read this resource or Consul's checks sees it: no place for secrets.
+    #[schemars(length(max = 1024))]
+    #[x_kube(validation = Rule::new(r"!self.matches('[\\x00-\\x08\\x0a-\\x1f\\x7f]')").message("a header's value holds no line breaks or control characters"))]
+    pub value: String,
+}
+
+/// Opens a connection: that it opens is enough to pass.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = tls_options_need_tls())]
+pub struct TcpCheck {
+    /// Whether a TLS handshake must succeed, too.
+    #[serde(default, rename = "useTLS", skip_serializing_if = "is_false")]
+    pub use_tls: bool,
+
+    #[allow(missing_docs, reason = "its fields stand here in its place")]
+    #[serde(flatten)]
+    pub tls: TlsOptions,
+}
+
+/// Calls the standard gRPC health service.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = tls_options_need_tls())]
+pub struct GrpcCheck {
+    /// The service to ask about. By default the server as a whole.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    #[x_kube(validation = Rule::new("self.matches('^[!-~]*$')").message("a gRPC service's name holds no spaces, line breaks or letters beyond ASCII"))]
+    pub service: Option<String>,
+
+    /// Whether to speak TLS.
+    #[serde(default, rename = "useTLS", skip_serializing_if = "is_false")]
+    pub use_tls: bool,
+
+    #[allow(missing_docs, reason = "its fields stand here in its place")]
+    #[serde(flatten)]
+    pub tls: TlsOptions,
+}
+
+/// Sends a datagram: only a refusal is critical, silence passes.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct UdpCheck {}
+
+/// Sends an HTTP/2 ping.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = tls_options_need_tls())]
+pub struct H2PingCheck {
+    /// Whether to speak TLS.
+    #[serde(default = "yes", rename = "useTLS")]
+    pub use_tls: bool,
+
+    #[allow(missing_docs, reason = "its fields stand here in its place")]
+    #[serde(flatten)]
+    pub tls: TlsOptions,
+}
+
+/// How a check over TLS trusts the other side.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct TlsOptions {
+    /// Whether to accept any certificate.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub tls_skip_verify: bool,
+
+    /// The name that the certificate must be for, also sent as SNI. By default the instance's address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253), regex(pattern = "^[A-Za-z0-9]([-A-Za-z0-9._]*[A-Za-z0-9])?$"))]
+    pub tls_server_name: Option<String>,
+}
+
+fn tls_options_need_tls() -> Rule {
+    Rule::new("(has(self.useTLS) && self.useTLS) || !((has(self.tlsSkipVerify) && self.tlsSkipVerify) || has(self.tlsServerName))")
+        .message("tlsSkipVerify and tlsServerName need useTLS: true")
+}
+
+fn default_interval() -> String {
+    "10s".to_owned()
+}
+
+fn default_path() -> String {
+    "/".to_owned()
+}
+
+fn default_method() -> String {
+    "GET".to_owned()
+}
+
+fn yes() -> bool {
+    true
+}

@@ -1,0 +1,227 @@
+//! `ConsulService`, the resource that users write.
+//!
+//! These types are the wire format, no more: what a field means is decided where it becomes the model's
+//! `Spec`. The CRD in `crds/` is generated from them, so doc comments here are what `kubectl explain`
+//! shows, written for users. Defaults stand both in the schema and in serde, so that a file that never saw
+//! an apiserver reads the same.
+
+mod check;
+mod port;
+mod schema;
+mod source;
+mod status;
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::{CustomResource, CustomResourceExt, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+pub use check::{Check, GrpcCheck, H2PingCheck, Header, HttpCheck, Scheme, TcpCheck, TlsOptions, UdpCheck};
+pub use port::PortRef;
+pub use source::{ServiceSource, Source, StaticAddress};
+pub use status::{CONDITION_TYPES, ConsulServiceStatus, InstanceCounts, MAX_PROBLEMS, Problem};
+
+/// What to register in Consul, and how.
+#[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[kube(
+    group = "lictor.dev",
+    version = "v1alpha1",
+    kind = "ConsulService",
+    plural = "consulservices",
+    shortname = "csvc",
+    category = "lictor",
+    namespaced,
+    status = "ConsulServiceStatus",
+    derive = "PartialEq",
+    doc = "A service in Consul, kept equal to what runs in Kubernetes: each endpoint of the source is an instance there, with its health. \
+           The smallest one has just a source.",
+    validation = Rule::new("has(self.spec.name) || self.metadata.name != 'consul'")
+        .message("the name 'consul' belongs to Consul's own servers: set spec.name to another, or rename the resource"),
+    printcolumn(name = "Service", type_ = "string", json_path = ".status.serviceName", description = "The service's name in Consul"),
+    printcolumn(name = "Desired", type_ = "integer", json_path = ".status.instances.desired", description = "Instances that should be in Consul"),
+    printcolumn(name = "Registered", type_ = "integer", json_path = ".status.instances.registered", description = "Instances that are in Consul as they should be"),
+    printcolumn(name = "Passing", type_ = "integer", json_path = ".status.instances.passing", description = "Instances whose checks all pass"),
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].status", description = "Whether Consul holds what this resource asks for; it says nothing about the instances' health"),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].reason", description = "Why it is ready or not", priority = 1),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("!has(self.source.static) || !has(self.port)")
+        .message("static addresses carry a port of their own: take spec.port away"),
+    validation = Rule::new("!has(self.source.static) || !has(self.checks) || self.checks.all(c, !has(c.port) || type(c.port) == int)")
+        .message("static addresses have no named ports: give the check's port as a number, or leave it out to use the address's own")
+)]
+pub struct ConsulServiceSpec {
+    /// Name of the service in Consul. By default the name of this resource.
+    ///
+    /// Names are shared: virtual machines and other clusters may have instances of the same service, and
+    /// ours stand beside them. Underscores resolve in Consul's DNS; a name with a dot in it can be had from
+    /// the HTTP API but never from DNS. Consul compares names without case. At most 255 bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 255))]
+    #[x_kube(
+        validation = Rule::new("self.lowerAscii() != 'consul'").message("the name 'consul' belongs to Consul's own servers: choose another"),
+        validation = Rule::new(r"!self.matches('[\\x00-\\x1f\\x7f-\\x9f]')").message("a name holds no control characters or line breaks"),
+        validation = Rule::new("self.trim() == self").message("a name neither begins nor ends with a space")
+    )]
+    pub name: Option<String>,
+
+    #[allow(missing_docs, reason = "the type's own words are what `kubectl explain` shows")]
+    pub source: Source,
+
+    /// The port to register: a name, or a number from 1 to 65535. For a Service it is one of the Service's
+    /// ports, for pods a container port. It may be left out where there is just one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<PortRef>,
+
+    /// Tags of each instance. A tag may hold templates over the pod and its node, such as
+    /// `${pod.labels['app.kubernetes.io/version']}` or `${node.labels['topology.kubernetes.io/zone']}`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "schema::tags")]
+    pub tags: Vec<String>,
+
+    /// Metadata of each instance. Keys hold letters, digits, '-' and '_', at most 128 of them; values are
+    /// at most 512 bytes, and may hold the same templates as tags. Lictor adds keys of its own, among them
+    /// `k8s-namespace`, `k8s-pod` and `k8s-node`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "schema::meta")]
+    pub meta: BTreeMap<String, String>,
+
+    #[allow(missing_docs, reason = "the type's own words are what `kubectl explain` shows")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weights: Option<Weights>,
+
+    /// Leave the tags to whoever edits them in Consul: Lictor sets them once and keeps what it finds from
+    /// then on. By default Lictor restores the tags given here.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub enable_tag_override: bool,
+
+    /// More addresses of each instance, by name, such as `wan`: Consul hands them to whoever asks for that
+    /// kind of address. They are the same for every instance. The administrator of Lictor says which
+    /// addresses are allowed.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 16))]
+    #[x_kube(
+        validation = Rule::new("self.all(k, k.matches('^[A-Za-z0-9_-]{1,128}$'))")
+            .message("names of tagged addresses hold letters, digits, '-' and '_', at most 128 of them"),
+        validation = Rule::new("self.all(k, !k.lowerAscii().startsWith('consul-'))")
+            .message("names of tagged addresses that begin with 'consul-' belong to Consul: choose another, such as 'wan'")
+    )]
+    pub tagged_addresses: BTreeMap<String, TaggedAddress>,
+
+    #[allow(missing_docs, reason = "the type's own words are what `kubectl explain` shows")]
+    #[serde(default)]
+    pub readiness: Readiness,
+
+    /// Checks that Consul runs besides readiness; none by default. Each goes to the instance's own address.
+    /// In `catalog` mode `consul-esm` runs them, and only some kinds.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub checks: Vec<Check>,
+
+    #[allow(missing_docs, reason = "the type's own words are what `kubectl explain` shows")]
+    #[serde(default)]
+    pub deletion_policy: DeletionPolicy,
+
+    /// Which operator serves this resource, where several run, each for a Consul of its own: the one
+    /// started with `--class` and this value. Empty or left out: the one without a class.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63), regex(pattern = "^([a-z0-9]([-a-z0-9]*[a-z0-9])?)?$"))]
+    pub class: Option<String>,
+}
+
+/// How much of the traffic an instance gets from clients that weigh their answers, such as DNS SRV. By
+/// default Consul's own: 1 and 1.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Weights {
+    /// Weight while all checks pass, at least 1.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1))]
+    pub passing: u16,
+
+    /// Weight while a check warns. With 0 the instance gets nothing then.
+    #[serde(default = "one")]
+    pub warning: u16,
+}
+
+impl Default for Weights {
+    fn default() -> Self {
+        Self { passing: one(), warning: one() }
+    }
+}
+
+/// One more address that Consul knows an instance by.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct TaggedAddress {
+    /// An IP address.
+    #[schemars(schema_with = "schema::ip_address")]
+    pub address: String,
+
+    /// The port at that address.
+    #[schemars(range(min = 1))]
+    pub port: u16,
+}
+
+/// What the pod's readiness does in Consul. `Mirror`: a pod that is not ready is there and critical.
+/// `Deregister`: it is not there. `Ignore`: it is there and passes, whatever Kubernetes says.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Readiness {
+    /// Not ready is critical.
+    #[default]
+    Mirror,
+    /// Not ready is not there.
+    Deregister,
+    /// Not ready is passing.
+    Ignore,
+}
+
+/// What deleting this resource does in Consul. `Deregister`: its instances go. `Retain`: they stay, as they
+/// are, and belong to nobody; a resource of the same name takes them up again.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DeletionPolicy {
+    /// The instances go.
+    #[default]
+    Deregister,
+    /// The instances stay, and belong to nobody.
+    Retain,
+}
+
+/// The `CustomResourceDefinition` of [`ConsulService`].
+#[must_use]
+pub fn crd() -> CustomResourceDefinition {
+    let mut crd = ConsulService::crd();
+    for version in &mut crd.spec.versions {
+        let root = version.schema.as_mut().and_then(|s| s.open_api_v3_schema.as_mut());
+        root.into_iter().for_each(schema::tidy);
+    }
+    crd
+}
+
+/// [`crd`] as the YAML file that is applied to a cluster: the same text each time.
+#[must_use]
+#[expect(
+    clippy::expect_used,
+    clippy::missing_panics_doc,
+    reason = "no input reaches it: the CRD is a constant, and a test writes it out"
+)]
+pub fn crd_yaml() -> String {
+    let mut crd = serde_json::to_value(crd()).expect("the CRD is JSON");
+    schema::whole_numbers(&mut crd);
+    let yaml = serde_saphyr::to_string(&crd).expect("JSON is YAML");
+    format!("# generated by `lictor crd`; do not edit\n{yaml}")
+}
+
+fn one() -> u16 {
+    1
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde asks for")]
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,67 @@
+//! Where a resource's instances come from.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use kube::KubeSchema;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::schema;
+
+/// Where the instances come from: exactly one of `service`, `pods` and `static`.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[x_kube(
+    validation = Rule::new("[has(self.service), has(self.pods), has(self.static)].exists_one(x, x)")
+        .message("set exactly one of service, pods, static")
+)]
+pub struct Source {
+    #[allow(missing_docs, reason = "the type's own words are what `kubectl explain` shows")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<ServiceSource>,
+
+    /// The pods of this namespace that a selector picks, with no Service needed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::pod_selector")]
+    pub pods: Option<LabelSelector>,
+
+    /// Addresses of what runs elsewhere. The administrator of Lictor says which are allowed; none is by
+    /// default.
+    #[serde(default, rename = "static", skip_serializing_if = "Option::is_none")]
+    #[schemars(
+        length(min = 1, max = 256),
+        extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["address", "port"])
+    )]
+    pub static_addresses: Option<Vec<StaticAddress>>,
+}
+
+/// The endpoints of a Service of this namespace. It may also be headless, or have no selector and hand-made
+/// `EndpointSlices`.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct ServiceSource {
+    /// Name of the Service.
+    #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    pub name: String,
+}
+
+/// One address of something that runs elsewhere, and what is particular to it.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct StaticAddress {
+    /// An IP address.
+    #[schemars(schema_with = "schema::ip_address")]
+    pub address: String,
+
+    /// The port at that address.
+    #[schemars(range(min = 1))]
+    pub port: u16,
+
+    /// Tags of this instance, besides those of the resource.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "schema::own_tags")]
+    pub tags: Vec<String>,
+
+    /// Metadata of this instance, besides that of the resource; where both have a key, this one counts.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "schema::own_meta")]
+    pub meta: BTreeMap<String, String>,
+}

@@ -1,0 +1,80 @@
+//! What Lictor says back.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::schema;
+
+/// Most problems that a status lists: it stays small however many instances there are.
+pub const MAX_PROBLEMS: usize = 10;
+
+/// The conditions of a `ConsulService`, in the order in which a status lists them. `Ready` is the other
+/// three together.
+pub const CONDITION_TYPES: [&str; 4] = ["Ready", "Accepted", "Resolved", "Registered"];
+
+/// What Lictor made of this resource.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct ConsulServiceStatus {
+    /// The generation of the resource that this status is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+
+    /// Name of the service in Consul.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service_name: Option<String>,
+
+    #[allow(missing_docs, reason = "the type's own words are what `kubectl explain` shows")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instances: Option<InstanceCounts>,
+
+    /// What is wrong with single instances, at most ten of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 10), extend("x-kubernetes-list-type" = "atomic"))]
+    pub problems: Vec<Problem>,
+
+    /// `Accepted`: the spec makes sense and is allowed. `Resolved`: its source was found; to have no
+    /// endpoints is fine. `Registered`: Consul holds what is desired. `Ready`: all three; it says nothing
+    /// about the instances' health, which `instances` does.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "schema::conditions")]
+    pub conditions: Vec<Condition>,
+}
+
+/// How many instances there are. Where Consul runs checks, health is as old as Lictor's last look at them.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct InstanceCounts {
+    /// Instances that should be in Consul.
+    #[serde(default)]
+    pub desired: u32,
+
+    /// Of them, those that are in Consul as they should be.
+    #[serde(default)]
+    pub registered: u32,
+
+    /// Registered ones whose checks all pass.
+    #[serde(default)]
+    pub passing: u32,
+
+    /// Registered ones of which a check warns and none is critical.
+    #[serde(default)]
+    pub warning: u32,
+
+    /// Registered ones of which a check is critical.
+    #[serde(default)]
+    pub critical: u32,
+}
+
+/// What is wrong with one instance.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The instance: a pod's name, or an address.
+    pub instance: String,
+
+    /// What kind of problem, in one word.
+    pub reason: String,
+
+    /// What happened, with Consul's own words where there are any.
+    pub message: String,
+}

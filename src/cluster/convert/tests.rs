@@ -1,0 +1,155 @@
+use serde_json::json;
+
+use super::*;
+
+fn read_with(rules: &Rules, spec: Value) -> Option<SeenResource> {
+    let object = json!({
+        "metadata": { "name": "user", "namespace": "shop", "uid": "u", "generation": 3, "resourceVersion": "7", "finalizers": ["a"] },
+        "spec": spec,
+    });
+    resource(ObjectKey::new("shop", "user"), serde_json::from_value(object).unwrap(), rules)
+}
+
+fn read(spec: Value) -> Result<Arc<Spec>, Refusal> {
+    let rules =
+        Rules { class: None, allow_static: vec!["198.51.100.0/24".parse().unwrap(), "fe80::/10".parse().unwrap()] };
+    read_with(&rules, spec).unwrap().resource.spec
+}
+
+/// A spec from a Service with some more fields.
+fn with(more: Value) -> Result<Arc<Spec>, Refusal> {
+    let mut spec = json!({ "source": { "service": { "name": "user" } } });
+    let Value::Object(more) = more else { panic!("fields") };
+    spec.as_object_mut().unwrap().extend(more);
+    read(spec)
+}
+
+#[test]
+fn the_smallest_spec_is_read_with_careful_defaults() {
+    let spec = with(json!({})).unwrap();
+    let expected = Spec {
+        service: "user".into(),
+        source: Source::Service { name: "user".into() },
+        port: None,
+        tags: Arc::from([]),
+        meta: BTreeMap::new(),
+        weights: Weights { passing: 1, warning: 1 },
+        tagged_addresses: Arc::default(),
+        enable_tag_override: false,
+        readiness: Readiness::Mirror,
+        deletion: DeletionPolicy::Deregister,
+    };
+    assert_eq!(*spec, expected);
+}
+
+#[test]
+fn every_field_is_read() {
+    let spec = with(json!({
+        "name": "user_service",
+        "port": "grpc",
+        "tags": ["b", "a"],
+        "meta": { "version": "1" },
+        "weights": { "passing": 10, "warning": 0 },
+        "taggedAddresses": { "wan": { "address": "198.51.100.1", "port": 443 } },
+        "enableTagOverride": true,
+        "readiness": "Deregister",
+        "deletionPolicy": "Retain",
+        "class": "",
+    }));
+    let wan = TaggedAddress { address: "198.51.100.1".into(), port: 443 };
+    let expected = Spec {
+        service: "user_service".into(),
+        source: Source::Service { name: "user".into() },
+        port: Some(PortRef::Name("grpc".into())),
+        tags: Arc::from(["b".into(), "a".into()]),
+        meta: BTreeMap::from([("version".into(), "1".into())]),
+        weights: Weights { passing: 10, warning: 0 },
+        tagged_addresses: Arc::new(BTreeMap::from([("wan".into(), wan)])),
+        enable_tag_override: true,
+        readiness: Readiness::Deregister,
+        deletion: DeletionPolicy::Retain,
+    };
+    assert_eq!(*spec.unwrap(), expected);
+    assert_eq!(with(json!({ "port": 80 })).unwrap().port, Some(PortRef::Number(80)));
+}
+
+#[test]
+fn what_cannot_be_acted_on_is_refused_with_its_reason() {
+    let tagged = |address: &str| json!({ "taggedAddresses": { "wan": { "address": address, "port": 443 } } });
+    let many: BTreeMap<String, &str> = (0..56).map(|i| (format!("k{i}"), "")).collect();
+    let table = [
+        (with(json!({ "checks": [{ "name": "a", "tcp": {} }] })), "NotSupported", "spec.checks"),
+        (with(json!({ "tags": ["a", "v-${pod.name}"] })), "NotSupported", "v-${pod.name}"),
+        (with(json!({ "meta": { "v": "${pod.name}" } })), "NotSupported", "spec.meta"),
+        (read(json!({ "source": { "pods": { "matchLabels": { "a": "b" } } } })), "NotSupported", "spec.source.pods"),
+        (
+            read(json!({ "source": { "static": [{ "address": "198.51.100.1", "port": 1 }] } })),
+            "NotSupported",
+            "spec.source.static",
+        ),
+        (read(json!({ "source": {} })), "Invalid", "exactly one"),
+        (read(json!({ "source": { "service": { "name": "a" }, "pods": {} } })), "Invalid", "exactly one"),
+        (read(json!({ "source": 7 })), "Undecodable", "Source"),
+        (with(json!({ "readiness": "Guess" })), "Undecodable", "Guess"),
+        (with(json!({ "name": "Consul" })), "Invalid", "Consul"),
+        (with(json!({ "name": "a\n" })), "Invalid", "control"),
+        (with(json!({ "name": "a " })), "Invalid", "space"),
+        (with(json!({ "name": "ä".repeat(128) })), "Invalid", "256 bytes"),
+        (with(json!({ "port": 0 })), "Invalid", "spec.port"),
+        (with(json!({ "weights": { "passing": 0 } })), "Invalid", "spec.weights.passing"),
+        (with(json!({ "meta": { "v": "ä".repeat(257) } })), "Invalid", "514 bytes"),
+        (with(json!({ "meta": many })), "Invalid", "room for 55"),
+        (with(json!({ "meta": { "consul-x": "" } })), "Invalid", "consul-x"),
+        (with(json!({ "meta": { "lictor-x": "" } })), "Invalid", "lictor-x"),
+        (with(json!({ "meta": { "k8s-pod": "" } })), "Invalid", "k8s-pod"),
+        (
+            with(json!({ "taggedAddresses": { "consul-virtual": { "address": "198.51.100.1", "port": 1 } } })),
+            "Invalid",
+            "consul-",
+        ),
+        (with(tagged("example.com")), "Invalid", "not an IP address"),
+        (with(tagged("203.0.113.1")), "NotAllowed", "--allow-static"),
+        (with(tagged("fe80::1")), "NotAllowed", "link-local"),
+        (with(tagged("::ffff:127.0.0.1")), "NotAllowed", "loopback"),
+        (with(tagged("0.0.0.0")), "NotAllowed", "unspecified"),
+        (with(tagged("ff02::1")), "NotAllowed", "multicast"),
+    ];
+    for (result, reason, part) in table {
+        let refusal = result.expect_err(part);
+        assert_eq!(refusal.reason, reason, "{}", refusal.message);
+        assert!(refusal.message.contains(part), "{:?} does not say {part:?}", refusal.message);
+    }
+}
+
+#[test]
+fn a_resource_of_another_class_is_none_of_our_business() {
+    let rules = |class: Option<&str>| Rules { class: class.map(ToOwned::to_owned), allow_static: Vec::new() };
+    let table = [
+        (None, json!({}), true),
+        (Some(""), json!({}), true),
+        (None, json!({ "class": "" }), true),
+        (None, json!({ "class": "b" }), false),
+        (Some("b"), json!({}), false),
+        (Some("b"), json!({ "class": "b" }), true),
+        (Some("b"), json!({ "class": "b", "source": "cannot be read" }), true),
+        (None, json!({ "class": "b", "source": "cannot be read" }), false),
+    ];
+    for (class, spec, ours) in table {
+        assert_eq!(read_with(&rules(class), spec.clone()).is_some(), ours, "{class:?} {spec}");
+    }
+}
+
+#[test]
+fn metadata_is_read_and_a_status_that_cannot_be_read_is_as_none() {
+    let object = json!({
+        "metadata": { "uid": "u", "generation": 3, "resourceVersion": "7", "finalizers": ["b", "a"], "deletionTimestamp": "2026-01-01T00:00:00Z" },
+        "status": "nonsense",
+    });
+    let seen =
+        resource(ObjectKey::new("shop", "user"), serde_json::from_value(object).unwrap(), &Rules::default()).unwrap();
+    let Resource { key, uid, generation, resource_version, finalizers, deleting, spec, status } = seen.resource;
+    assert_eq!((key.to_string().as_str(), &*uid, generation, &*resource_version), ("shop/user", "u", 3, "7"));
+    assert_eq!((finalizers, deleting), (vec!["b".into(), "a".into()], true));
+    assert_eq!(spec.unwrap_err().reason, "Undecodable");
+    assert_eq!(*status, crate::model::status::Status::default());
+}

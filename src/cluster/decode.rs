@@ -1,0 +1,288 @@
+//! From Kubernetes' objects to the model's facts.
+//!
+//! The types here are cut down to what is read, and every field may be absent: an object that does not
+//! decode would fail its whole page of a list, and would be lost without a word on a watch. For the same
+//! reason the spec and status of our own kind are decoded in a second step, one object at a time.
+
+use std::fmt::Debug;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{Node as ApiNode, Service as ApiService};
+use k8s_openapi::api::discovery::v1::EndpointSlice as ApiSlice;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::Resource;
+use kube::runtime::watcher;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::api::ConsulService;
+use super::convert::{self, Rules};
+use super::event::{Change, Kind, ObjectKey, SeenResource, Step};
+use super::interner::Interner;
+use crate::model::facts::{Endpoint, Family, Node, PodRef, Service, ServicePort, Slice, SlicePort};
+
+/// A kind that is watched.
+pub trait Watched: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static {
+    /// What is kept of an object.
+    type Fact: Send;
+    /// Which kind it is.
+    const KIND: Kind;
+    /// The labels that an object must have to be of interest, if any.
+    const LABELS: Option<&'static str> = None;
+
+    /// What is kept of an object; none where it is not of interest.
+    fn fact(self, key: &ObjectKey, decoder: &mut Decoder) -> Option<Self::Fact>;
+
+    /// A step of this kind's watch.
+    fn change(step: Step<Self::Fact>) -> Change;
+}
+
+/// Decodes what one watch says.
+#[derive(Debug)]
+pub struct Decoder {
+    rules: Arc<Rules>,
+    strings: Interner,
+}
+
+impl Decoder {
+    /// A decoder that reads resources by these rules.
+    #[must_use]
+    pub fn new(rules: Arc<Rules>) -> Self {
+        Self { rules, strings: Interner::default() }
+    }
+
+    /// What the watch's step means; none where it means nothing to us. An object that is no longer of
+    /// interest is as good as deleted.
+    pub fn decode<K: Watched>(&mut self, event: watcher::Event<K>) -> Option<Change> {
+        let step = match event {
+            watcher::Event::Init => Step::Init,
+            watcher::Event::InitDone => Step::InitDone,
+            watcher::Event::InitApply(object) => {
+                let key = self.key(object.meta());
+                let fact = object.fact(&key, self)?;
+                Step::InitApply(key, fact)
+            }
+            watcher::Event::Apply(object) => {
+                let key = self.key(object.meta());
+                match object.fact(&key, self) {
+                    Some(fact) => Step::Apply(key, fact),
+                    None => Step::Delete(key),
+                }
+            }
+            watcher::Event::Delete(object) => Step::Delete(self.key(object.meta())),
+        };
+        Some(K::change(step))
+    }
+
+    fn key(&mut self, meta: &ObjectMeta) -> ObjectKey {
+        ObjectKey {
+            namespace: self.strings.get(meta.namespace.as_deref().unwrap_or_default()),
+            name: meta.name.as_deref().unwrap_or_default().into(),
+        }
+    }
+}
+
+/// A `ConsulService`, its parts not decoded yet.
+#[derive(Resource, Deserialize, Clone, Debug)]
+#[resource(inherit = ConsulService)]
+pub struct ResourceObject {
+    /// Standard.
+    pub metadata: ObjectMeta,
+    /// Decoded by [`convert::resource`].
+    #[serde(default)]
+    pub spec: Value,
+    /// Likewise.
+    #[serde(default)]
+    pub status: Value,
+}
+
+impl Watched for ResourceObject {
+    type Fact = SeenResource;
+    const KIND: Kind = Kind::Resource;
+
+    fn fact(self, key: &ObjectKey, decoder: &mut Decoder) -> Option<SeenResource> {
+        convert::resource(key.clone(), self, &decoder.rules)
+    }
+
+    fn change(step: Step<SeenResource>) -> Change {
+        Change::Resource(step)
+    }
+}
+
+/// An `EndpointSlice`.
+#[derive(Resource, Deserialize, Clone, Debug)]
+#[resource(inherit = ApiSlice)]
+#[serde(rename_all = "camelCase")]
+pub struct SliceObject {
+    metadata: ObjectMeta,
+    address_type: Option<String>,
+    endpoints: Option<Vec<EndpointObject>>,
+    ports: Option<Vec<PortObject>>,
+}
+
+#[derive(Deserialize, Clone, Debug)]
+#[serde(rename_all = "camelCase")]
+struct EndpointObject {
+    addresses: Option<Vec<String>>,
+    conditions: Option<ConditionsObject>,
+    node_name: Option<String>,
+    target_ref: Option<TargetObject>,
+}
+
+#[derive(Deserialize, Clone, Debug, Default)]
+struct ConditionsObject {
+    ready: Option<bool>,
+    serving: Option<bool>,
+    terminating: Option<bool>,
+}
+
+#[derive(Deserialize, Clone, Debug)]
+struct TargetObject {
+    kind: Option<String>,
+    name: Option<String>,
+    uid: Option<String>,
+}
+
+#[derive(Deserialize, Clone, Debug)]
+struct PortObject {
+    name: Option<String>,
+    port: Option<i32>,
+}
+
+impl PortObject {
+    fn number(&self) -> Option<u16> {
+        self.port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port > 0)
+    }
+}
+
+/// The label by which a slice says whose it is.
+const SERVICE_NAME: &str = "kubernetes.io/service-name";
+
+impl Watched for SliceObject {
+    type Fact = Slice;
+    const KIND: Kind = Kind::Slice;
+    const LABELS: Option<&'static str> = Some(SERVICE_NAME);
+
+    fn fact(self, _: &ObjectKey, decoder: &mut Decoder) -> Option<Slice> {
+        let strings = &mut decoder.strings;
+        let service = strings.get(self.metadata.labels.as_ref()?.get(SERVICE_NAME)?);
+        let family = match self.address_type.as_deref()? {
+            "IPv4" => Family::V4,
+            "IPv6" => Family::V6,
+            "FQDN" => Family::Fqdn,
+            _ => return None,
+        };
+        let ports = self.ports.unwrap_or_default();
+        let ports = ports.iter().filter_map(|port| {
+            let name = strings.get(port.name.as_deref().unwrap_or_default());
+            Some(SlicePort { name, number: port.number()? })
+        });
+        let ports = ports.collect();
+        let endpoints = self.endpoints.unwrap_or_default();
+        let endpoints = endpoints.into_iter().filter_map(|e| endpoint(e, strings)).collect();
+        Some(Slice { service, family, ports, endpoints })
+    }
+
+    fn change(step: Step<Slice>) -> Change {
+        Change::Slice(step)
+    }
+}
+
+fn endpoint(object: EndpointObject, strings: &mut Interner) -> Option<Endpoint> {
+    let address: IpAddr = object.addresses?.first()?.parse().ok()?;
+    let conditions = object.conditions.unwrap_or_default();
+    let pod = object.target_ref.filter(|target| target.kind.as_deref() == Some("Pod"));
+    let pod = pod.and_then(|target| Some(PodRef { name: target.name?.into(), uid: target.uid?.into() }));
+    Some(Endpoint {
+        address,
+        ready: conditions.ready.unwrap_or(true) && conditions.serving.unwrap_or(true),
+        terminating: conditions.terminating.unwrap_or(false),
+        node: object.node_name.map(|node| strings.get(&node)),
+        pod,
+    })
+}
+
+/// A `Service`.
+#[derive(Resource, Deserialize, Clone, Debug)]
+#[resource(inherit = ApiService)]
+pub struct ServiceObject {
+    metadata: ObjectMeta,
+    spec: Option<ServiceSpecObject>,
+}
+
+#[derive(Deserialize, Clone, Debug, Default)]
+#[serde(rename_all = "camelCase")]
+struct ServiceSpecObject {
+    #[serde(rename = "type")]
+    type_: Option<String>,
+    ip_families: Option<Vec<String>>,
+    ports: Option<Vec<PortObject>>,
+}
+
+impl Watched for ServiceObject {
+    type Fact = Service;
+    const KIND: Kind = Kind::Service;
+
+    fn fact(self, _: &ObjectKey, decoder: &mut Decoder) -> Option<Service> {
+        let spec = self.spec.unwrap_or_default();
+        let family = spec.ip_families.as_ref().and_then(|families| families.first());
+        let ports = spec.ports.unwrap_or_default();
+        let ports = ports.iter().filter_map(|port| {
+            let name = decoder.strings.get(port.name.as_deref().unwrap_or_default());
+            Some(ServicePort { name, number: port.number()? })
+        });
+        Some(Service {
+            family: family.and_then(|family| match family.as_str() {
+                "IPv4" => Some(Family::V4),
+                "IPv6" => Some(Family::V6),
+                _ => None,
+            }),
+            external_name: spec.type_.as_deref() == Some("ExternalName"),
+            ports: ports.collect(),
+        })
+    }
+
+    fn change(step: Step<Service>) -> Change {
+        Change::Service(step)
+    }
+}
+
+/// A `Node`.
+#[derive(Resource, Deserialize, Clone, Debug)]
+#[resource(inherit = ApiNode)]
+pub struct NodeObject {
+    metadata: ObjectMeta,
+    status: Option<NodeStatusObject>,
+}
+
+#[derive(Deserialize, Clone, Debug)]
+struct NodeStatusObject {
+    addresses: Option<Vec<NodeAddressObject>>,
+}
+
+#[derive(Deserialize, Clone, Debug)]
+struct NodeAddressObject {
+    #[serde(rename = "type")]
+    type_: Option<String>,
+    address: Option<String>,
+}
+
+impl Watched for NodeObject {
+    type Fact = Node;
+    const KIND: Kind = Kind::Node;
+
+    fn fact(self, _: &ObjectKey, _: &mut Decoder) -> Option<Node> {
+        let addresses = self.status.and_then(|status| status.addresses).unwrap_or_default();
+        let mut internal = addresses.iter().filter(|address| address.type_.as_deref() == Some("InternalIP"));
+        Some(Node { address: internal.find_map(|address| address.address.as_deref()?.parse().ok()) })
+    }
+
+    fn change(step: Step<Node>) -> Change {
+        Change::Node(step)
+    }
+}
+
+#[cfg(test)]
+mod tests;

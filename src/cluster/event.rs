@@ -1,0 +1,131 @@
+//! What the watches say: objects in the model's own types, in the steps of a list and the watch that
+//! follows it.
+
+use std::fmt;
+
+use crate::model::facts::{Node, Service, Slice};
+use crate::model::names::{ResourceKey, Str};
+use crate::model::resource::Resource;
+
+use super::status::Transitions;
+
+/// The namespace and name of any object; the namespace is empty for what has none.
+pub type ObjectKey = ResourceKey;
+
+/// The part of the cluster that one watch covers. Nodes have no namespace: theirs is always [`Scope::All`].
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Scope {
+    /// All namespaces.
+    All,
+    /// One namespace.
+    Namespace(Str),
+}
+
+impl Scope {
+    /// Whether objects of `namespace` are in it.
+    #[must_use]
+    pub fn covers(&self, namespace: &str) -> bool {
+        match self {
+            Self::All => true,
+            Self::Namespace(own) => **own == *namespace,
+        }
+    }
+}
+
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::All => f.write_str("all namespaces"),
+            Self::Namespace(namespace) => write!(f, "namespace {namespace}"),
+        }
+    }
+}
+
+/// What is watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// `ConsulService`.
+    Resource,
+    /// `EndpointSlice`.
+    Slice,
+    /// `Service`.
+    Service,
+    /// `Node`.
+    Node,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Resource => "ConsulServices",
+            Self::Slice => "EndpointSlices",
+            Self::Service => "Services",
+            Self::Node => "Nodes",
+        })
+    }
+}
+
+/// One thing that one watch said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// What the watch covers.
+    pub scope: Scope,
+    /// What it said.
+    pub change: Change,
+}
+
+/// A step of one of the watches.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Of `ConsulService`s.
+    Resource(Step<SeenResource>),
+    /// Of `EndpointSlice`s.
+    Slice(Step<Slice>),
+    /// Of `Service`s.
+    Service(Step<Service>),
+    /// Of `Node`s.
+    Node(Step<Node>),
+}
+
+/// A step of a list, or of the watch that follows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step<T> {
+    /// A list begins. An earlier one that was not done is void.
+    Init,
+    /// The list has this object.
+    InitApply(ObjectKey, T),
+    /// The list is complete: what it did not have is gone.
+    InitDone,
+    /// The object is new or has changed.
+    Apply(ObjectKey, T),
+    /// The object is gone.
+    Delete(ObjectKey),
+}
+
+impl<T> Step<T> {
+    /// The same step with another form of the object.
+    pub fn map<U>(self, form: impl FnOnce(&ObjectKey, T) -> U) -> Step<U> {
+        match self {
+            Self::Init => Step::Init,
+            Self::InitApply(key, object) => {
+                let object = form(&key, object);
+                Step::InitApply(key, object)
+            }
+            Self::InitDone => Step::InitDone,
+            Self::Apply(key, object) => {
+                let object = form(&key, object);
+                Step::Apply(key, object)
+            }
+            Self::Delete(key) => Step::Delete(key),
+        }
+    }
+}
+
+/// A `ConsulService` as a watch saw it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SeenResource {
+    /// What decisions see.
+    pub resource: Resource,
+    /// Since when its conditions have held, for the next status.
+    pub since: Transitions,
+}

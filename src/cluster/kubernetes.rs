@@ -1,0 +1,229 @@
+//! The real Kubernetes: writes of status, finalizers and Events, the second look, and which cluster it is.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Namespace, ObjectReference};
+use kube::api::{Patch, PatchParams};
+use kube::core::PartialObjectMeta;
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use kube::runtime::watcher;
+use kube::{Api, Client, Resource};
+use serde_json::json;
+use tracing::debug;
+
+use super::api::ConsulService;
+use super::convert::Rules;
+use super::decode::{Decoder, NodeObject, ResourceObject, ServiceObject, SliceObject, Watched};
+use super::event::{self, Scope};
+use super::list::{Failure, Pages, in_words};
+use super::watch::namespaced;
+use super::world::World;
+use super::{Finalizers, Kubernetes, ReadError, Write, WriteError, status};
+use crate::model::names::{ResourceKey, Str};
+use crate::model::resource::FINALIZER;
+
+/// The longest that a request for one object may take: kube has no limit of its own.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// Kubernetes' limit for an Event's message, in bytes.
+const MAX_NOTE: usize = 1024;
+
+/// The apiserver of a cluster.
+pub struct ApiServer {
+    client: Client,
+    recorder: Recorder,
+    scopes: Vec<Scope>,
+    nodes: bool,
+    rules: Arc<Rules>,
+}
+
+impl ApiServer {
+    /// The apiserver behind `client`. The second look reads by these scopes and rules what the watches see.
+    #[must_use]
+    pub fn new(client: Client, scopes: Vec<Scope>, nodes: bool, rules: Arc<Rules>) -> Self {
+        let reporter = Reporter { controller: "lictor".to_owned(), instance: host_name() };
+        let recorder = Recorder::new(client.clone(), reporter);
+        Self { client, recorder, scopes, nodes, rules }
+    }
+
+    fn resources(&self, key: &ResourceKey) -> Api<ResourceObject> {
+        Api::namespaced(self.client.clone(), &key.namespace)
+    }
+
+    async fn set_finalizers(&self, seen: &Finalizers, wanted: Vec<&str>) -> Result<(), WriteError> {
+        let patch = Patch::Merge(json!({ "metadata": {
+            "uid": &*seen.uid,
+            "resourceVersion": &*seen.resource_version,
+            "finalizers": wanted,
+        } }));
+        let resources = self.resources(&seen.key);
+        in_time(resources.patch(&seen.key.name, &PatchParams::default(), &patch)).await
+    }
+
+    async fn publish(&self, key: &ResourceKey, uid: &str, event: Event) {
+        let regarding = ObjectReference {
+            api_version: Some(ConsulService::api_version(&()).into_owned()),
+            kind: Some(ConsulService::kind(&()).into_owned()),
+            namespace: Some(key.namespace.to_string()),
+            name: Some(key.name.to_string()),
+            uid: Some(uid.to_owned()),
+            ..ObjectReference::default()
+        };
+        match tokio::time::timeout(REQUEST_TIMEOUT, self.recorder.publish(&event, &regarding)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => debug!(resource = %key, "an Event was not written: {}", in_words(&error)),
+            Err(_) => debug!(resource = %key, "an Event was not written in time"),
+        }
+    }
+
+    async fn read<K: Watched>(&self, api: Api<K>, scope: &Scope, world: &mut World) -> Result<(), ReadError> {
+        let failed =
+            |failure: Failure| ReadError { what: format!("{} of {scope}", K::KIND), reason: failure.to_string() };
+        let mut decoder = Decoder::new(self.rules.clone());
+        let mut apply = |step: watcher::Event<K>| {
+            if let Some(change) = decoder.decode(step) {
+                world.apply(event::Event { scope: scope.clone(), change });
+            }
+        };
+        apply(watcher::Event::Init);
+        let mut pages = Pages::of(&api);
+        while let Some(page) = pages.next().await.map_err(failed)? {
+            for object in page {
+                apply(watcher::Event::InitApply(object));
+            }
+        }
+        apply(watcher::Event::InitDone);
+        Ok(())
+    }
+}
+
+impl Kubernetes for ApiServer {
+    fn write(&self, write: Write) -> BoxFuture<'_, Result<(), WriteError>> {
+        async move {
+            match write {
+                Write::AddFinalizer(seen) => {
+                    let wanted = seen.finalizers.iter().map(|f| &**f).filter(|f| *f != FINALIZER).chain([FINALIZER]);
+                    self.set_finalizers(&seen, wanted.collect()).await
+                }
+                Write::RemoveFinalizer(seen) => {
+                    let wanted = seen.finalizers.iter().map(|f| &**f).filter(|f| *f != FINALIZER);
+                    self.set_finalizers(&seen, wanted.collect()).await
+                }
+                Write::Status { key, uid, status, since } => {
+                    let status = status::to_api(&status, &since, Timestamp::now());
+                    let patch = serde_json::from_value(status::patch(&uid, &status))
+                        .map_err(|error| WriteError::Refused(error.to_string()))?;
+                    let patch = Patch::<()>::Json(patch);
+                    let resources = self.resources(&key);
+                    in_time(resources.patch_status(&key.name, &PatchParams::default(), &patch)).await
+                }
+                Write::Event { key, uid, warning, reason, action, message } => {
+                    let type_ = if warning { EventType::Warning } else { EventType::Normal };
+                    let event = Event { type_, reason, action, note: Some(cut(message)), secondary: None };
+                    self.publish(&key, &uid, event).await;
+                    Ok(())
+                }
+            }
+        }
+        .boxed()
+    }
+
+    fn read_again(&self) -> BoxFuture<'_, Result<World, ReadError>> {
+        async move {
+            let mut world = World::new(self.scopes.iter().cloned(), self.nodes);
+            for scope in &self.scopes {
+                self.read(namespaced::<ResourceObject>(&self.client, scope), scope, &mut world).await?;
+                self.read(namespaced::<SliceObject>(&self.client, scope), scope, &mut world).await?;
+                self.read(namespaced::<ServiceObject>(&self.client, scope), scope, &mut world).await?;
+            }
+            if self.nodes {
+                self.read(Api::<NodeObject>::all(self.client.clone()), &Scope::All, &mut world).await?;
+            }
+            Ok(world)
+        }
+        .boxed()
+    }
+}
+
+/// Why the cluster did not say which it is.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot read the uid of namespace kube-system, which tells this cluster from others: {0}")]
+pub struct UidError(String);
+
+/// The uid of the namespace `kube-system`, which lives as long as the cluster.
+pub async fn cluster_uid(client: &Client) -> Result<Str, UidError> {
+    let namespaces = Api::<PartialObjectMeta<Namespace>>::all(client.clone());
+    let answer = tokio::time::timeout(REQUEST_TIMEOUT, namespaces.get("kube-system")).await;
+    let answer = answer.map_err(|_| UidError(format!("no answer within {} s", REQUEST_TIMEOUT.as_secs())))?;
+    let namespace = answer.map_err(|error| UidError(in_words(&error)))?;
+    namespace.metadata.uid.map(Str::from).ok_or_else(|| UidError("it has none".to_owned()))
+}
+
+/// The name of this host, which in a pod is the pod's.
+fn host_name() -> Option<String> {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
+    Some(name.trim().to_owned()).filter(|name| !name.is_empty())
+}
+
+/// Waits for a write's answer, but not for ever.
+async fn in_time<T>(write: impl Future<Output = kube::Result<T>>) -> Result<(), WriteError> {
+    match tokio::time::timeout(REQUEST_TIMEOUT, write).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(error)) => Err(refusal(&error)),
+        Err(_) => Err(WriteError::Unavailable(format!("no answer within {} s", REQUEST_TIMEOUT.as_secs()))),
+    }
+}
+
+fn refusal(error: &kube::Error) -> WriteError {
+    let kube::Error::Api(status) = error else { return WriteError::Unavailable(in_words(error)) };
+    match status.code {
+        404 => WriteError::Gone,
+        // The test in our JSON patch found another uid: what the schema refuses names the object, this does
+        // not.
+        422 if status.details.as_ref().is_some_and(|details| details.name.is_empty()) => WriteError::Gone,
+        409 => WriteError::Conflict,
+        // A token that has just expired, a server that is busy.
+        401 | 408 | 429 => WriteError::Unavailable(status.message.clone()),
+        400..=499 => WriteError::Refused(status.message.clone()),
+        _ => WriteError::Unavailable(status.message.clone()),
+    }
+}
+
+/// Cuts a message at Kubernetes' limit, between two characters.
+fn cut(mut message: String) -> String {
+    let fits = |end: &usize| message.is_char_boundary(*end);
+    message.truncate((0..=MAX_NOTE.min(message.len())).rev().find(fits).unwrap_or_default());
+    message
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_note_is_cut_between_characters() {
+        assert_eq!(cut("short".to_owned()), "short");
+        assert_eq!(cut("ä".repeat(600)).len(), 1024);
+        assert_eq!(cut(format!("a{}", "ä".repeat(600))).len(), 1023);
+    }
+
+    #[test]
+    fn an_answer_says_whether_to_try_again() {
+        let answer = |code| {
+            let status = kube::core::Status { code, message: "why".to_owned(), ..kube::core::Status::default() };
+            refusal(&kube::Error::Api(status.boxed()))
+        };
+        assert!(matches!(answer(404), WriteError::Gone));
+        assert!(matches!(answer(409), WriteError::Conflict));
+        for code in [400, 403, 422] {
+            assert!(matches!(answer(code), WriteError::Refused(why) if why == "why"), "{code}");
+        }
+        for code in [401, 408, 429, 500, 503, 504] {
+            assert!(matches!(answer(code), WriteError::Unavailable(_)), "{code}");
+        }
+    }
+}

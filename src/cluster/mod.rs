@@ -1,0 +1,112 @@
+//! Kubernetes: what users ask for and what is running.
+//!
+//! In come the watched objects, as [`event::Event`]s of the model's own types; the [`world::World`] holds
+//! what decisions need of them and says which resources an event concerns. Out go status, finalizers and
+//! Events, through [`Kubernetes`], which the simulation implements too. Nothing of Kubernetes' API leaves
+//! this room.
+
+pub mod api;
+pub mod connect;
+pub mod convert;
+pub mod decode;
+pub mod event;
+mod interner;
+pub mod kubernetes;
+mod list;
+pub mod status;
+mod table;
+pub mod watch;
+pub mod world;
+
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+
+use crate::model::names::{ResourceKey, Str};
+use crate::model::status::Status;
+use status::Transitions;
+use world::World;
+
+/// What the engine needs of Kubernetes besides the events: writes, and a second look.
+pub trait Kubernetes: Send + Sync {
+    /// Makes one write. It ends within seconds, with an answer or with [`WriteError::Unavailable`].
+    fn write(&self, write: Write) -> BoxFuture<'_, Result<(), WriteError>>;
+
+    /// Reads everything that is watched again, by consistent lists, into a World that is whole.
+    fn read_again(&self) -> BoxFuture<'_, Result<World, ReadError>>;
+}
+
+/// A write to Kubernetes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Write {
+    /// Puts our finalizer beside those that were last seen.
+    AddFinalizer(Finalizers),
+    /// Takes our finalizer away from those that were last seen.
+    RemoveFinalizer(Finalizers),
+    /// Replaces the status.
+    Status {
+        /// The resource.
+        key: ResourceKey,
+        /// Its uid: a status is not for another resource of the same name.
+        uid: Str,
+        /// What to say.
+        status: Arc<Status>,
+        /// Since when the conditions last seen have held.
+        since: Transitions,
+    },
+    /// Tells of something that happened. It never fails: an Event is a courtesy.
+    Event {
+        /// The resource that it is about.
+        key: ResourceKey,
+        /// Its uid.
+        uid: Str,
+        /// Whether it is a warning.
+        warning: bool,
+        /// Why, in CamelCase, at most 128 characters.
+        reason: String,
+        /// What was done, in CamelCase, at most 128 characters.
+        action: String,
+        /// For people; cut at 1 KiB, Kubernetes' limit.
+        message: String,
+    },
+}
+
+/// A resource's finalizers as last seen. The write is refused if the resource has changed since.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finalizers {
+    /// The resource.
+    pub key: ResourceKey,
+    /// Its uid.
+    pub uid: Str,
+    /// The version at which it was seen.
+    pub resource_version: Str,
+    /// All of its finalizers, in order.
+    pub finalizers: Vec<Str>,
+}
+
+/// Why a write was not made.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError {
+    /// The resource is not there any more, or another one has its name.
+    #[error("the resource is gone")]
+    Gone,
+    /// The resource has changed since it was seen: a newer event is on its way.
+    #[error("the resource has changed since it was last seen")]
+    Conflict,
+    /// Kubernetes does not allow it; the same write again will not fare better.
+    #[error("Kubernetes refuses: {0}")]
+    Refused(String),
+    /// No answer, or none that decides: the same write may fare better later.
+    #[error("Kubernetes cannot be reached: {0}")]
+    Unavailable(String),
+}
+
+/// Why the second look failed: nothing may be concluded.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot list {what}: {reason}")]
+pub struct ReadError {
+    /// What was to be listed.
+    pub what: String,
+    /// Kubernetes' own words.
+    pub reason: String,
+}

@@ -1,0 +1,402 @@
+//! Registering with the one agent at Consul's address.
+//!
+//! In: bundles for the agent's own node. Out: what became of them. The agent carries them on to the catalog
+//! with the token that it was given with each registration; so what counts as there is what the catalog
+//! shows, not what the agent has answered.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use futures::try_join;
+use tokio::time::Instant;
+
+use super::client::{Client, Failed, path};
+use super::transport::Transport;
+use super::wire::{
+    AgentConfig, AgentSelf, By, Check, Healths, NodeServices, Pool, Service, agent_readiness, agent_service,
+};
+use super::{Bundle, Outcome, Registry, Rows, Trouble};
+use crate::model::desired::Placement;
+use crate::model::diff::Op;
+use crate::model::names::{Identity, Str, id_prefix, meta, readiness_check_id};
+use crate::model::registration::{Ownership, Registration, Row, RowKey};
+
+/// How many operations an agent gets before the engine hears of them.
+const BUNDLE: usize = 64;
+
+/// How long the catalog may take to show what the agent has accepted, before we go on without.
+const CONFIRMATION: Duration = Duration::from_secs(5);
+
+/// How often an agent is asked who it is when we get to know it.
+const INTRODUCTIONS: usize = 3;
+
+/// How often, once there were two of them at its address: agents that answer in turn all have to agree by
+/// chance for us not to notice.
+const SUSPICIOUS_INTRODUCTIONS: usize = 10;
+
+/// The agent at one address.
+pub struct Agent {
+    client: Client,
+    identity: Identity,
+    known: Mutex<Known>,
+    winding_down: AtomicBool,
+}
+
+/// Which agents have answered at the address.
+#[derive(Debug, Default)]
+struct Known {
+    /// Whom we talk to.
+    current: Option<AgentConfig>,
+    /// The IDs of those that answered before.
+    earlier: BTreeSet<String>,
+}
+
+impl Known {
+    /// The one that we talk to is no more.
+    fn retire(&mut self) {
+        let before = self.current.take();
+        self.earlier.extend(before.and_then(|before| before.node_id));
+    }
+}
+
+/// What became of one operation.
+enum Step {
+    /// The agent has it; whether it is a registration that the catalog has yet to show.
+    Done { confirm: bool },
+    /// The agent refuses it.
+    Refused(String),
+    /// It surely had no effect, and those after it would fare no better.
+    Stop(Trouble),
+    /// It may have had an effect; those after it are not tried.
+    Lost(Trouble),
+    /// It may have had an effect; those after it may well work.
+    Doubtful(Trouble),
+}
+
+impl Agent {
+    /// The agent that a transport leads to.
+    #[must_use]
+    pub fn new(identity: Identity, transport: Arc<dyn Transport>) -> Self {
+        Self { client: Client::new(transport), identity, known: Mutex::default(), winding_down: AtomicBool::new(false) }
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn introduce(&self) -> Result<Placement, Trouble> {
+        self.winding_down.store(false, Ordering::SeqCst);
+        let times = if self.known().earlier.is_empty() { INTRODUCTIONS } else { SUSPICIOUS_INTRODUCTIONS };
+        let mut agreed: Option<AgentConfig> = None;
+        for _ in 0..times {
+            let found = self.client.get_once::<AgentSelf>(path(&["agent", "self"], &[])).await?.value.config;
+            match &agreed {
+                Some(agreed) if *agreed != found => return Err(several(agreed, &found)),
+                _ => agreed = Some(found),
+            }
+        }
+        let (node, _) = agreed.as_ref().and_then(name_and_id).ok_or_else(nameless)?;
+        let node: Str = node.into();
+        let mut known = self.known();
+        known.retire();
+        if let Some(id) = agreed.as_ref().and_then(|agreed| agreed.node_id.as_ref()) {
+            known.earlier.remove(id);
+        }
+        known.current = agreed;
+        Ok(Placement::Agent { node })
+    }
+
+    /// Makes sure that it is still the agent that we know, and answers its node's name.
+    async fn recognise(&self) -> Result<Str, Trouble> {
+        let found = self.client.get::<AgentSelf>(path(&["agent", "self"], &[])).await?.value.config;
+        let (node, id) = name_and_id(&found).ok_or_else(nameless)?;
+        let mut known = self.known();
+        let Some(current) = &known.current else {
+            return Err(Trouble::lost_footing("Consul's agent was not asked who it is yet"));
+        };
+        if *current == found {
+            return Ok(node.into());
+        }
+        if known.earlier.contains(id) {
+            return Err(Trouble { lost_footing: true, ..several(current, &found) });
+        }
+        let before = current.node_name.clone().unwrap_or_default();
+        known.retire();
+        Err(Trouble::lost_footing(format!("the Consul agent {before} was replaced by another one, {node}")))
+    }
+
+    /// A filter that leaves what has an ID or a mark of ours. A cluster's name is a DNS label: nothing in it
+    /// means something in a filter or in a regular expression.
+    fn ours(&self, id: &str) -> String {
+        format!("{id} matches \"^{}\"", id_prefix(&self.identity.cluster))
+    }
+
+    fn our_services(&self) -> String {
+        format!("Meta[\"{}\"] == \"{}\" or {}", meta::CLUSTER, self.identity.cluster, self.ours("ID"))
+    }
+
+    fn catalog_services(&self, node: &str) -> String {
+        path(&["catalog", "node-services", node], &[("filter", &self.our_services())])
+    }
+
+    async fn rows(&self) -> Result<Rows, Trouble> {
+        let node = self.recognise().await?;
+        let our_checks = self.ours("ServiceID");
+        let (held, held_checks, shown, shown_checks) = try_join!(
+            self.client.get::<BTreeMap<String, Service>>(path(
+                &["agent", "services"],
+                &[("filter", &self.our_services())]
+            )),
+            self.client.get::<BTreeMap<String, Check>>(path(&["agent", "checks"], &[("filter", &our_checks)])),
+            self.client.get::<NodeServices>(self.catalog_services(&node)),
+            self.client.get::<Option<Vec<Check>>>(path(&["health", "node", &node], &[("filter", &our_checks)])),
+        )?;
+        let mut pool = Pool::default();
+        let shown_checks = Healths::new(shown_checks.value.into_iter().flatten());
+        let mut catalog = read_all(shown.value.services.unwrap_or_default(), &shown_checks, &mut pool);
+        let held_checks = Healths::new(held_checks.value.into_values());
+        let held = read_all(held.value.into_values(), &held_checks, &mut pool);
+        let rows = held.into_iter().map(|(id, registration)| {
+            let shown = catalog.remove(&id).is_some_and(|shown| same(&registration, &shown));
+            let healths = if shown { &shown_checks } else { &held_checks };
+            let row = Row {
+                ownership: Ownership::of(&self.identity, &id, &registration.meta),
+                health: healths.worst(&id),
+                registration: Arc::new(registration),
+                shown,
+            };
+            (RowKey { node: Arc::clone(&node), id }, row)
+        });
+        Ok(rows.collect())
+    }
+
+    async fn carry_out(&self, bundle: &Bundle) -> Vec<Outcome> {
+        let mut outcomes = Vec::with_capacity(bundle.ops.len());
+        let mut to_confirm: BTreeMap<&str, &Registration> = BTreeMap::new();
+        for op in &bundle.ops {
+            if self.winding_down.load(Ordering::SeqCst) {
+                outcomes.push(Outcome::NotTried(Trouble::passing(super::WINDING_DOWN)));
+                break;
+            }
+            let outcome = match self.step(op).await {
+                Step::Done { confirm } => {
+                    if let Some(registration) = op.registration().filter(|_| confirm) {
+                        to_confirm.insert(&op.key().id, registration);
+                    }
+                    Outcome::Written { shown: true }
+                }
+                Step::Refused(words) => Outcome::Refused(words),
+                Step::Doubtful(trouble) => Outcome::Unknown(trouble),
+                Step::Stop(trouble) => {
+                    outcomes.push(Outcome::NotTried(trouble));
+                    break;
+                }
+                Step::Lost(trouble) => {
+                    outcomes.push(Outcome::Unknown(trouble));
+                    break;
+                }
+            };
+            outcomes.push(outcome);
+        }
+        if let Some(Outcome::NotTried(trouble) | Outcome::Unknown(trouble)) = outcomes.last().cloned() {
+            outcomes.resize(bundle.ops.len(), Outcome::NotTried(trouble));
+        }
+        let missing = self.missing_in_catalog(&bundle.node, to_confirm).await;
+        for (op, outcome) in bundle.ops.iter().zip(&mut outcomes) {
+            if *outcome == (Outcome::Written { shown: true }) && missing.contains(&*op.key().id) {
+                *outcome = Outcome::Written { shown: false };
+            }
+        }
+        outcomes
+    }
+
+    async fn step(&self, op: &Op) -> Step {
+        let id = &*op.key().id;
+        match op {
+            Op::Put { registration, drop_readiness, .. } => self.register(id, registration, *drop_readiness).await,
+            Op::Readiness { registration, .. } => match self.update_readiness(id, registration).await {
+                Err(Failed::Refused { status: 404, .. }) => self.register(id, registration, false).await,
+                answer => step(answer),
+            },
+            Op::Release { registration, .. } => {
+                // Registering what is gone would bring it back without anybody to remove it later.
+                match self.client.get_if_there::<Service>(path(&["agent", "service", id], &[])).await {
+                    Ok(Some(_)) => step(self.put_service(&agent_service(id, registration, false)).await),
+                    Ok(None) => Step::Done { confirm: false },
+                    Err(trouble) => Step::Stop(trouble),
+                }
+            }
+            Op::Remove { .. } => match self.put(&["agent", "service", "deregister", id], None).await {
+                Err(Failed::Refused { status: 404, .. }) => Step::Done { confirm: false },
+                answer => step(answer),
+            },
+        }
+    }
+
+    /// Registers an instance, and then sets its check: an agent keeps the old status of a check that it
+    /// knows, and forgets over a restart a status that only ever came with a registration.
+    async fn register(&self, id: &str, registration: &Registration, drop_readiness: bool) -> Step {
+        if let Err(failed) = self.put_service(&agent_service(id, registration, true)).await {
+            return step(Err(failed));
+        }
+        let second = if drop_readiness {
+            let check = readiness_check_id(id);
+            match self.put(&["agent", "check", "deregister", &check], None).await {
+                Err(Failed::Refused { status: 404, .. }) => Ok(()),
+                answer => answer,
+            }
+        } else {
+            self.update_readiness(id, registration).await
+        };
+        match second {
+            Ok(()) => Step::Done { confirm: true },
+            Err(Failed::NotTried(trouble) | Failed::NoAnswer(trouble)) => Step::Lost(trouble),
+            Err(Failed::Stumbled(trouble)) => Step::Doubtful(trouble),
+            Err(Failed::Refused { words, .. }) => Step::Doubtful(Trouble::passing(format!(
+                "Consul has the instance, but refused its readiness check: {words}"
+            ))),
+        }
+    }
+
+    async fn put_service(&self, body: &str) -> Result<(), Failed> {
+        self.put(&["agent", "service", "register"], Some(body)).await
+    }
+
+    async fn update_readiness(&self, id: &str, registration: &Registration) -> Result<(), Failed> {
+        let Some(readiness) = registration.readiness else { return Ok(()) };
+        let check = readiness_check_id(id);
+        self.put(&["agent", "check", "update", &check], Some(&agent_readiness(readiness))).await
+    }
+
+    async fn put(&self, segments: &[&str], body: Option<&str>) -> Result<(), Failed> {
+        let body = body.map(|text| Bytes::copy_from_slice(text.as_bytes()));
+        self.client.put(path(segments, &[]), body).await.map(drop)
+    }
+
+    /// Waits until the catalog shows these registrations, and answers which of them it does not in time.
+    async fn missing_in_catalog<'a>(
+        &self,
+        node: &str,
+        mut wanted: BTreeMap<&'a str, &'a Registration>,
+    ) -> BTreeSet<&'a str> {
+        let deadline = Instant::now() + CONFIRMATION;
+        let mut index = 0;
+        while !wanted.is_empty() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() || self.winding_down.load(Ordering::SeqCst) {
+                break;
+            }
+            let query = self.catalog_services(node);
+            let looked = async {
+                if index == 0 {
+                    self.client.get::<NodeServices>(query).await
+                } else {
+                    self.client.wait(query, index, left.min(Duration::from_secs(1))).await
+                }
+            };
+            let Ok(Ok(answer)) = tokio::time::timeout(left, looked).await else { break };
+            let checks = Healths::default();
+            let found = read_all(answer.value.services.unwrap_or_default(), &checks, &mut Pool::default());
+            wanted.retain(|id, registration| !found.get(*id).is_some_and(|there| registration.same_service(there)));
+            if answer.index <= index {
+                // Nothing new: an answer that comes at once all the same must not make us spin.
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            index = answer.index;
+        }
+        wanted.into_keys().collect()
+    }
+}
+
+impl Registry for Agent {
+    fn connect(&self) -> BoxFuture<'_, Result<Placement, Trouble>> {
+        Box::pin(self.introduce())
+    }
+
+    fn read(&self) -> BoxFuture<'_, Result<Rows, Trouble>> {
+        Box::pin(self.rows())
+    }
+
+    fn read_node<'a>(&'a self, node: &'a Str) -> BoxFuture<'a, Result<Rows, Trouble>> {
+        Box::pin(async move {
+            let mut rows = self.rows().await?;
+            rows.retain(|key, _| key.node == *node);
+            Ok(rows)
+        })
+    }
+
+    fn apply<'a>(&'a self, bundle: &'a Bundle) -> BoxFuture<'a, Vec<Outcome>> {
+        Box::pin(self.carry_out(bundle))
+    }
+
+    fn tidy<'a>(&'a self, _: &'a BTreeMap<Str, IpAddr>) -> BoxFuture<'a, Result<(), Trouble>> {
+        // The agent's node is its own.
+        Box::pin(async { Ok(()) })
+    }
+
+    fn wind_down(&self) {
+        self.winding_down.store(true, Ordering::SeqCst);
+    }
+
+    fn bundle_size(&self) -> usize {
+        BUNDLE
+    }
+}
+
+/// Services by ID.
+fn read_all(
+    services: impl IntoIterator<Item = Service>,
+    checks: &Healths,
+    pool: &mut Pool,
+) -> BTreeMap<Str, Registration> {
+    let mut all = BTreeMap::new();
+    for service in services {
+        let Some(id) = service.id.as_deref().filter(|id| !id.is_empty()) else { continue };
+        all.insert(Str::from(id), service.registration(By::Agent, checks.readiness(id), pool));
+    }
+    all
+}
+
+/// Whether the catalog shows just what the agent holds, the readiness included.
+fn same(held: &Registration, shown: &Registration) -> bool {
+    held.same_service(shown) && held.readiness == shown.readiness
+}
+
+fn step(answer: Result<(), Failed>) -> Step {
+    match answer {
+        Ok(()) => Step::Done { confirm: false },
+        Err(Failed::NotTried(trouble)) => Step::Stop(trouble),
+        Err(Failed::NoAnswer(trouble)) => Step::Lost(trouble),
+        Err(Failed::Stumbled(trouble)) => Step::Doubtful(trouble),
+        Err(Failed::Refused { words, .. }) => Step::Refused(words),
+    }
+}
+
+fn name_and_id(config: &AgentConfig) -> Option<(&str, &str)> {
+    config.node_name.as_deref().zip(config.node_id.as_deref())
+}
+
+fn nameless() -> Trouble {
+    Trouble::passing("what answers at Consul's address does not say which agent it is")
+}
+
+fn several(one: &AgentConfig, other: &AgentConfig) -> Trouble {
+    let name = |config: &AgentConfig| {
+        let (name, id) = name_and_id(config).unwrap_or_default();
+        format!("{name} ({id})")
+    };
+    Trouble {
+        retry_after: Some(Duration::from_secs(10)),
+        ..Trouble::passing(format!(
+            "several agents answer at Consul's address, {} and {}: an instance would be registered with one and \
+             deregistered with another. Use the address of one agent, or --registration=catalog",
+            name(one),
+            name(other)
+        ))
+    }
+}

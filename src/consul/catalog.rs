@@ -1,0 +1,621 @@
+//! Registering in the servers' catalog, on Consul nodes of our own making.
+//!
+//! In: bundles, each for one Consul node. Out: what became of them, by transactions that begin with a fence.
+//!
+//! The fence is a compare-and-set of the *marker node* `lictor-<cluster>` that changes nothing: it holds the
+//! cluster's uid and a term that every Lictor raises when it begins. So nothing that an earlier one sent can
+//! land any more, a second cluster of our name is found out, and an emptied or restored Consul shows itself.
+
+mod marker;
+mod transaction;
+
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use futures::{StreamExt, TryStreamExt, stream, try_join};
+use tokio::sync::RwLock;
+use tokio::time::Instant;
+
+use self::marker::Fence;
+use self::transaction::{Part, Transaction};
+use super::client::{Client, Failed, path};
+use super::transport::Transport;
+use super::wire::{By, Check, Healths, Node, NodeServices, Pool, TxnAnswer, TxnError, txn_node_cas, txn_node_delete};
+use super::{Bundle, Outcome, Registry, Rows, Trouble, WINDING_DOWN};
+use crate::model::desired::Placement;
+use crate::model::diff::Op;
+use crate::model::names::{Identity, Str, id_prefix, meta};
+use crate::model::plan::BUNDLE_INSTANCES;
+use crate::model::registration::{Ownership, Row, RowKey};
+
+/// The address of a node that stands for no machine (RFC 5737): DNS answers with the instances' own.
+const NO_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+
+/// How many nodes are read at once.
+const READS: usize = 8;
+
+/// How long a node has to have been empty before it goes.
+const GRACE: Duration = Duration::from_secs(60);
+
+/// How often a transaction is mended and tried again before we give up on finding out what Consul means.
+/// Taking out an operation that Consul refuses does not count.
+const REPAIRS: usize = 6;
+
+/// The catalog of a datacenter.
+pub struct Catalog {
+    client: Client,
+    identity: Identity,
+    marker: String,
+    state: Mutex<State>,
+    /// Held while the marker is raised, so that it is raised once.
+    raising: tokio::sync::Mutex<()>,
+    /// Bundles hold it together; who deletes a node holds it alone, since what a bundle puts there in the
+    /// meantime would go with the node.
+    deleting: RwLock<()>,
+    winding_down: AtomicBool,
+}
+
+/// What we know of the catalog besides its rows.
+struct State {
+    footing: Footing,
+    /// Our nodes that are there.
+    nodes: BTreeMap<Str, KnownNode>,
+    /// Those of them that may have nothing on them, and since when that is known.
+    empty: BTreeMap<Str, Option<Instant>>,
+}
+
+/// Where we stand with the marker.
+enum Footing {
+    /// Writes may be made under this fence.
+    Firm(Fence),
+    /// A write under this fence was not answered: before the next one it has to be raised, and then that one
+    /// has landed or never will.
+    Stale {
+        /// As it was.
+        fence: Fence,
+        /// Whether raising it was not answered either: then a term that is higher by one may be our own doing.
+        raised_perhaps: bool,
+    },
+    /// Nothing may be written before we connect again.
+    Lost(Trouble),
+}
+
+/// A node of our making.
+#[derive(Clone, Debug)]
+struct KnownNode {
+    index: u64,
+    address: String,
+}
+
+/// What Consul said to a transaction.
+enum Verdict {
+    /// Carried out; the nodes that it touched.
+    Done(Vec<Node>),
+    /// Rolled back, by these errors.
+    Conflict(Vec<TxnError>),
+    /// It is too large, or otherwise refused as a whole.
+    Rejected(String),
+    /// Surely not carried out.
+    NotTried(Trouble),
+    /// Perhaps carried out, and perhaps only later.
+    Unknown(Trouble),
+}
+
+/// How to go on after a transaction that was rolled back.
+enum Remedy {
+    /// Try again, with what is known now.
+    Again,
+    /// These operations are to blame, each with Consul's words.
+    Blame(BTreeMap<usize, String>),
+    /// The node cannot be had: all that would need it is refused.
+    NoNode(String),
+    /// Nothing can be written now.
+    Stop(Trouble),
+}
+
+impl Catalog {
+    /// The catalog that a transport leads to.
+    #[must_use]
+    pub fn new(identity: Identity, transport: Arc<dyn Transport>) -> Self {
+        Self {
+            client: Client::new(transport),
+            marker: format!("lictor-{}", identity.cluster),
+            identity,
+            state: Mutex::new(State {
+                footing: Footing::Lost(Trouble::lost_footing("not connected to Consul yet")),
+                nodes: BTreeMap::new(),
+                empty: BTreeMap::new(),
+            }),
+            raising: tokio::sync::Mutex::default(),
+            deleting: RwLock::default(),
+            winding_down: AtomicBool::new(false),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn placement(&self) -> Placement {
+        Placement::Catalog { cluster: self.identity.cluster.clone() }
+    }
+
+    /// The meta of a node of ours.
+    fn node_meta(&self) -> BTreeMap<&'static str, String> {
+        [
+            (meta::MANAGED_BY, meta::LICTOR.to_owned()),
+            (meta::CLUSTER, self.identity.cluster.to_string()),
+            (meta::CLUSTER_UID, self.identity.uid.to_string()),
+        ]
+        .into()
+    }
+
+    fn is_ours(&self, node: &Node) -> bool {
+        self.node_meta().iter().all(|(key, value)| node.meta(key) == value)
+    }
+
+    async fn node_services(&self, node: &str) -> Result<NodeServices, Trouble> {
+        let path = path(&["catalog", "node-services", node], &[("consistent", "")]);
+        Ok(self.client.get(path).await?.value)
+    }
+
+    /// Sends a transaction of these operations.
+    async fn transact(&self, body: Bytes) -> Verdict {
+        let decode = |body: &[u8]| serde_json::from_slice::<TxnAnswer>(body);
+        match self.client.put(path(&["txn"], &[]), Some(body)).await {
+            Ok(answer) => match decode(&answer) {
+                Ok(answer) => {
+                    Verdict::Done(answer.results.into_iter().flatten().filter_map(|result| result.node).collect())
+                }
+                Err(error) => Verdict::Unknown(Trouble::passing(format!("Consul's answer is not understood: {error}"))),
+            },
+            Err(Failed::Refused { status: 409, words, body }) => {
+                let errors = decode(&body).ok().and_then(|answer| answer.errors).unwrap_or_default();
+                if errors.is_empty() {
+                    Verdict::NotTried(Trouble::passing(format!("Consul rolled a transaction back: {words}")))
+                } else {
+                    Verdict::Conflict(errors)
+                }
+            }
+            Err(Failed::Refused { status: 400 | 413, words, .. }) => Verdict::Rejected(words),
+            Err(Failed::Refused { status, words, .. }) => {
+                Verdict::NotTried(Trouble::passing(format!("Consul answered {status}: {words}")))
+            }
+            Err(Failed::NotTried(trouble)) => Verdict::NotTried(trouble),
+            Err(Failed::NoAnswer(trouble) | Failed::Stumbled(trouble)) => Verdict::Unknown(trouble),
+        }
+    }
+
+    // Writing.
+
+    async fn carry_out(&self, bundle: &Bundle) -> Vec<Outcome> {
+        if *bundle.node == *self.marker {
+            let words = format!("the Consul node {} is Lictor's own marker: set another --cluster-name", self.marker);
+            return vec![Outcome::Refused(words); bundle.ops.len()];
+        }
+        let _deletions_wait = self.deleting.read().await;
+        let mut outcomes: Vec<Option<Outcome>> = vec![None; bundle.ops.len()];
+        let mut unregistered = BTreeSet::new();
+        let mut most = usize::MAX;
+        let mut repairs = 0;
+        let end = loop {
+            let pending: Vec<usize> = (0..outcomes.len()).filter(|&index| outcomes[index].is_none()).collect();
+            if pending.is_empty() {
+                break None;
+            }
+            if self.winding_down.load(Ordering::SeqCst) {
+                break Some(Trouble::passing(WINDING_DOWN));
+            }
+            let fence = match self.standing().await {
+                Ok(fence) => fence,
+                Err(trouble) => break Some(trouble),
+            };
+            let transaction = self.compose(bundle, &pending[..pending.len().min(most)], &unregistered, fence);
+            match self.transact(transaction.body()).await {
+                Verdict::Done(nodes) => {
+                    self.note_written(bundle, &transaction, &nodes);
+                    for index in transaction.ops() {
+                        outcomes[index] = Some(Outcome::Written { shown: true });
+                    }
+                }
+                Verdict::NotTried(trouble) => break Some(trouble),
+                Verdict::Unknown(trouble) => {
+                    self.doubt(fence);
+                    for index in transaction.ops() {
+                        outcomes[index] = Some(Outcome::Unknown(trouble.clone()));
+                    }
+                    break Some(trouble);
+                }
+                Verdict::Rejected(words) => match transaction.ops().as_slice() {
+                    [only] => outcomes[*only] = Some(Outcome::Refused(words)),
+                    several => most = several.len() / 2,
+                },
+                Verdict::Conflict(errors) => {
+                    match self.remedy(bundle, &transaction, &errors, fence, &mut outcomes, &mut unregistered).await {
+                        Remedy::Again if repairs < REPAIRS => repairs += 1,
+                        Remedy::Again => break Some(Trouble::passing(bewildered(&errors))),
+                        Remedy::Blame(culprits) => {
+                            for (index, words) in culprits {
+                                outcomes[index] = Some(Outcome::Refused(words));
+                            }
+                        }
+                        Remedy::NoNode(words) => {
+                            for index in pending.into_iter().filter(|&index| needs_node(index, bundle, &unregistered)) {
+                                outcomes[index] = Some(Outcome::Refused(words.clone()));
+                            }
+                        }
+                        Remedy::Stop(trouble) => break Some(trouble),
+                    }
+                }
+            }
+        };
+        let trouble = end.unwrap_or_else(|| Trouble::passing("not reached"));
+        outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(|| Outcome::NotTried(trouble.clone()))).collect()
+    }
+
+    /// A transaction of as many of these operations as fit, behind the fence and, where it has to be made,
+    /// their node.
+    fn compose(&self, bundle: &Bundle, pending: &[usize], unregistered: &BTreeSet<usize>, fence: Fence) -> Transaction {
+        let mut transaction = Transaction::new(&self.fence_op(fence));
+        let makes_node = pending.iter().any(|&index| needs_node(index, bundle, unregistered));
+        if makes_node && !self.state().nodes.contains_key(&bundle.node) {
+            let address = bundle.address.unwrap_or(NO_ADDRESS);
+            transaction.make_node(&txn_node_cas(&bundle.node, address, &self.node_meta(), 0));
+        }
+        for &index in pending {
+            if !transaction.add(index, &bundle.ops[index], unregistered.contains(&index)) {
+                break;
+            }
+        }
+        transaction
+    }
+
+    fn note_written(&self, bundle: &Bundle, transaction: &Transaction, nodes: &[Node]) {
+        let mut state = self.state();
+        for node in nodes {
+            state.know(&self.marker, node);
+        }
+        for index in transaction.ops() {
+            match &bundle.ops[index] {
+                Op::Remove { .. } => {
+                    if state.nodes.contains_key(&bundle.node) {
+                        state.empty.entry(Arc::clone(&bundle.node)).or_default();
+                    }
+                }
+                Op::Put { .. } | Op::Readiness { .. } | Op::Release { .. } => {
+                    state.empty.remove(&bundle.node);
+                }
+            }
+        }
+    }
+
+    /// Finds out why a transaction was rolled back.
+    async fn remedy(
+        &self,
+        bundle: &Bundle,
+        transaction: &Transaction,
+        errors: &[TxnError],
+        fence: Fence,
+        outcomes: &mut [Option<Outcome>],
+        unregistered: &mut BTreeSet<usize>,
+    ) -> Remedy {
+        let of = |wanted: Part| errors.iter().find(|error| transaction.part(error.op_index) == Some(wanted));
+        if let Some(error) = of(Part::Fence) {
+            return self.fence_failed(fence, &error.what).await;
+        }
+        if let Some(error) = of(Part::Node) {
+            return self.node_failed(&bundle.node, &error.what).await;
+        }
+        if errors.iter().any(|error| error.what.contains("Missing node registration")) {
+            self.state().nodes.remove(&bundle.node);
+        }
+        let (mut blame, mut mended) = (BTreeMap::new(), false);
+        for error in errors {
+            match transaction.part(error.op_index) {
+                // It is gone: nothing of ours is left to take off it.
+                Some(Part::Look(index)) if error.what.contains("doesn't exist") => {
+                    outcomes[index] = Some(Outcome::Written { shown: true });
+                    mended = true;
+                }
+                Some(Part::Look(index) | Part::Service(index) | Part::Check(index)) => {
+                    let missing_node = error.what.contains("Missing node registration");
+                    let missing_service = error.what.contains("Missing service registration");
+                    let only_check = matches!(bundle.ops[index], Op::Readiness { .. }) && !unregistered.contains(&index);
+                    if only_check && (missing_node || missing_service) {
+                        unregistered.insert(index);
+                        mended = true;
+                    } else if missing_node {
+                        mended = true;
+                    } else {
+                        // The first is the cause, those after it hang on it.
+                        blame.entry(index).or_insert_with(|| error.what.clone());
+                    }
+                }
+                Some(Part::Fence | Part::Node) | None => {}
+            }
+        }
+        match (blame.is_empty(), mended) {
+            (false, _) => Remedy::Blame(blame),
+            (true, true) => Remedy::Again,
+            (true, false) => Remedy::Stop(Trouble::passing(bewildered(errors))),
+        }
+    }
+
+    async fn fence_failed(&self, fence: Fence, words: &str) -> Remedy {
+        if words.contains("Permission denied") {
+            return Remedy::Stop(Trouble::passing(format!(
+                "the Consul token may not write the node {}: it needs node:write on it ({words})",
+                self.marker
+            )));
+        }
+        match self.stand_again(fence).await {
+            Ok(()) => Remedy::Again,
+            Err(trouble) => Remedy::Stop(trouble),
+        }
+    }
+
+    /// Making the node failed: it is there already, or may not be.
+    async fn node_failed(&self, name: &Str, words: &str) -> Remedy {
+        if !words.contains("index is stale") {
+            return Remedy::NoNode(format!("the Consul node {name} cannot be made: {words}"));
+        }
+        match self.node_services(name).await {
+            Ok(NodeServices { node: Some(node), .. }) if self.is_ours(&node) => {
+                self.state().know(&self.marker, &node);
+                Remedy::Again
+            }
+            Ok(NodeServices { node: Some(node), .. }) => Remedy::NoNode(format!(
+                "the Consul node {name} exists and is not ours (managed-by {:?}, cluster {:?}, uid {:?})",
+                node.meta(meta::MANAGED_BY),
+                node.meta(meta::CLUSTER),
+                node.meta(meta::CLUSTER_UID)
+            )),
+            Ok(NodeServices { node: None, .. }) => Remedy::Again,
+            Err(trouble) => Remedy::Stop(trouble),
+        }
+    }
+
+    // Reading.
+
+    async fn rows(&self) -> Result<Rows, Trouble> {
+        self.confirm_standing().await?;
+        let filter = format!("Meta[\"{}\"] == \"{}\"", meta::CLUSTER, self.identity.cluster);
+        let query = path(&["catalog", "nodes"], &[("consistent", ""), ("filter", &filter)]);
+        let nodes: Option<Vec<Node>> = self.client.get(query).await?.value;
+        let nodes: Vec<Node> = nodes.into_iter().flatten().filter(|node| self.is_ours(node)).collect();
+        {
+            // What was made since the list was is not in it: it is found again when it is needed.
+            let mut state = self.state();
+            state.nodes.clear();
+            for node in &nodes {
+                state.know(&self.marker, node);
+            }
+            let State { nodes, empty, .. } = &mut *state;
+            empty.retain(|node, _| nodes.contains_key(node));
+        }
+        let names = nodes.into_iter().filter_map(|node| node.node).filter(|name| *name != self.marker);
+        let mut reads = stream::iter(names)
+            .map(|name| async move { self.read_services(&name).await.map(|found| (Str::from(name), found)) })
+            .buffered(READS);
+        let (mut rows, mut pool) = (Rows::new(), Pool::default());
+        while let Some((name, (services, checks))) = reads.try_next().await? {
+            self.collect(&name, services, checks, &mut pool, &mut rows);
+        }
+        Ok(rows)
+    }
+
+    async fn rows_of(&self, node: &Str) -> Result<Rows, Trouble> {
+        self.confirm_standing().await?;
+        let (services, checks) = self.read_services(node).await?;
+        let mut rows = Rows::new();
+        self.collect(node, services, checks, &mut Pool::default(), &mut rows);
+        Ok(rows)
+    }
+
+    async fn read_services(&self, node: &str) -> Result<(NodeServices, Vec<Check>), Trouble> {
+        let health = path(&["health", "node", node], &[("consistent", "")]);
+        let checks = async { Ok(self.client.get::<Option<Vec<Check>>>(health).await?.value.unwrap_or_default()) };
+        try_join!(self.node_services(node), checks)
+    }
+
+    /// Picks out what has an ID or a mark of ours.
+    fn collect(&self, node: &Str, found: NodeServices, checks: Vec<Check>, pool: &mut Pool, rows: &mut Rows) {
+        let services = found.services.unwrap_or_default();
+        if services.is_empty() {
+            let mut state = self.state();
+            if state.nodes.contains_key(node) {
+                state.empty.entry(Arc::clone(node)).or_default();
+            }
+        }
+        let healths = Healths::new(checks);
+        let prefix = id_prefix(&self.identity.cluster);
+        for service in services {
+            let Some(id) = service.id.as_deref().filter(|id| !id.is_empty()) else { continue };
+            if !id.starts_with(&prefix) && !service.has_meta(meta::CLUSTER, self.identity.cluster.as_str()) {
+                continue;
+            }
+            let registration = service.registration(By::Catalog, healths.readiness(id), pool);
+            let row = Row {
+                ownership: Ownership::of(&self.identity, id, &registration.meta),
+                health: healths.worst(id),
+                registration: Arc::new(registration),
+                shown: true,
+            };
+            rows.insert(RowKey { node: Arc::clone(node), id: id.into() }, row);
+        }
+    }
+
+    // Keeping our nodes in order.
+
+    async fn tidy_nodes(&self, addresses: &BTreeMap<Str, IpAddr>) -> Result<(), Trouble> {
+        let (moved, empty) = {
+            let state = self.state();
+            let placement = self.placement();
+            let moved: Vec<(Str, IpAddr, u64)> = state
+                .nodes
+                .iter()
+                .filter_map(|(name, known)| {
+                    let address = *addresses.get(placement.kubernetes_node(name)?)?;
+                    (known.address != address.to_string()).then(|| (Arc::clone(name), address, known.index))
+                })
+                .collect();
+            let empty: Vec<Str> = state.empty.keys().cloned().collect();
+            (moved, empty)
+        };
+        for (name, address, index) in moved {
+            self.move_node(&name, address, index).await?;
+        }
+        for name in empty {
+            self.consider_empty(&name).await?;
+        }
+        Ok(())
+    }
+
+    /// Gives a node another address.
+    async fn move_node(&self, name: &Str, address: IpAddr, index: u64) -> Result<(), Trouble> {
+        let change = txn_node_cas(name, address, &self.node_meta(), index);
+        self.change_node(name, &change).await
+    }
+
+    /// Deletes a node if it has been empty for long enough.
+    async fn consider_empty(&self, name: &Str) -> Result<(), Trouble> {
+        let found = self.node_services(name).await?;
+        let due = {
+            let mut state = self.state();
+            if found.services.is_some_and(|services| !services.is_empty()) {
+                state.empty.remove(name);
+                return Ok(());
+            }
+            // A bundle may have put something there since.
+            match state.empty.entry(Arc::clone(name)) {
+                Entry::Occupied(mut since) => since.get_mut().get_or_insert_with(Instant::now).elapsed() >= GRACE,
+                Entry::Vacant(_) => false,
+            }
+        };
+        if !due {
+            return Ok(());
+        }
+        let _alone = self.deleting.write().await;
+        let found = self.node_services(name).await?;
+        let is_empty = found.services.is_none_or(|services| services.is_empty());
+        match found.node {
+            Some(node) if is_empty && self.is_ours(&node) => {
+                let change = txn_node_delete(name, node.modify_index.unwrap_or_default());
+                // Whatever comes of it: what is there is found out when it is needed.
+                self.forget(name);
+                self.change_node(name, &change).await
+            }
+            Some(_) => {
+                self.state().empty.remove(name);
+                Ok(())
+            }
+            None => {
+                self.forget(name);
+                Ok(())
+            }
+        }
+    }
+
+    fn forget(&self, name: &Str) {
+        let mut state = self.state();
+        state.nodes.remove(name);
+        state.empty.remove(name);
+    }
+
+    /// Writes a change to a node. One that Consul refuses is left for the next time: nobody waits for it.
+    async fn change_node(&self, name: &Str, change: &str) -> Result<(), Trouble> {
+        let fence = self.standing().await?;
+        let mut transaction = Transaction::new(&self.fence_op(fence));
+        transaction.make_node(change);
+        match self.transact(transaction.body()).await {
+            Verdict::Done(nodes) => {
+                let mut state = self.state();
+                for node in &nodes {
+                    state.know(&self.marker, node);
+                }
+                Ok(())
+            }
+            Verdict::NotTried(trouble) => Err(trouble),
+            Verdict::Unknown(trouble) => {
+                self.doubt(fence);
+                self.forget(name);
+                Err(trouble)
+            }
+            Verdict::Rejected(words) => Err(Trouble::passing(words)),
+            Verdict::Conflict(errors) => {
+                if let Some(error) = errors.iter().find(|error| transaction.part(error.op_index) == Some(Part::Fence)) {
+                    return match self.fence_failed(fence, &error.what).await {
+                        Remedy::Stop(trouble) => Err(trouble),
+                        Remedy::Again | Remedy::Blame(_) | Remedy::NoNode(_) => Ok(()),
+                    };
+                }
+                tracing::warn!(node = %name, words = %bewildered(&errors), "Consul refuses a change to a node of ours");
+                self.forget(name);
+                Ok(())
+            }
+        }
+    }
+}
+
+impl State {
+    /// Remembers a node of ours. The marker is none that anything is registered on.
+    fn know(&mut self, marker: &str, node: &Node) {
+        if let (Some(name), Some(index)) = (&node.node, node.modify_index)
+            && name != marker
+        {
+            let address = node.address.clone().unwrap_or_default();
+            self.nodes.insert(name.as_str().into(), KnownNode { index, address });
+        }
+    }
+}
+
+/// Whether an operation is in vain without its node.
+fn needs_node(index: usize, bundle: &Bundle, unregistered: &BTreeSet<usize>) -> bool {
+    matches!(bundle.ops[index], Op::Put { .. }) || unregistered.contains(&index)
+}
+
+/// What to say of a transaction whose errors we can make nothing of.
+fn bewildered(errors: &[TxnError]) -> String {
+    let words = errors.first().map_or("no reason", |error| &error.what);
+    format!("Consul rolled a transaction back: {words}")
+}
+
+impl Registry for Catalog {
+    fn connect(&self) -> BoxFuture<'_, Result<Placement, Trouble>> {
+        Box::pin(async move {
+            self.winding_down.store(false, Ordering::SeqCst);
+            self.take_footing().await?;
+            Ok(self.placement())
+        })
+    }
+
+    fn read(&self) -> BoxFuture<'_, Result<Rows, Trouble>> {
+        Box::pin(self.rows())
+    }
+
+    fn read_node<'a>(&'a self, node: &'a Str) -> BoxFuture<'a, Result<Rows, Trouble>> {
+        Box::pin(self.rows_of(node))
+    }
+
+    fn apply<'a>(&'a self, bundle: &'a Bundle) -> BoxFuture<'a, Vec<Outcome>> {
+        Box::pin(self.carry_out(bundle))
+    }
+
+    fn tidy<'a>(&'a self, addresses: &'a BTreeMap<Str, IpAddr>) -> BoxFuture<'a, Result<(), Trouble>> {
+        Box::pin(self.tidy_nodes(addresses))
+    }
+
+    fn wind_down(&self) {
+        self.winding_down.store(true, Ordering::SeqCst);
+    }
+
+    fn bundle_size(&self) -> usize {
+        BUNDLE_INSTANCES
+    }
+}

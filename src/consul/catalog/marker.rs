@@ -1,0 +1,196 @@
+//! The marker node: who may write.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::{Catalog, Footing, NO_ADDRESS, Verdict, bewildered};
+use crate::consul::Trouble;
+use crate::consul::wire::{Node, txn_node_cas};
+use crate::model::names::meta;
+
+/// The meta key of the marker's term.
+const TERM: &str = "lictor-term";
+
+/// How long to stay away when another Lictor has taken over: two that run at once must not take turns.
+const YIELD: Duration = Duration::from_secs(60);
+
+/// How often we try to get hold of the marker before we leave it to the next time.
+const ATTEMPTS: usize = 3;
+
+/// The marker as we have written it: each transaction begins by comparing it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Fence {
+    term: u64,
+    index: u64,
+}
+
+impl Catalog {
+    /// The marker's content at a term. It has to be the same to the letter each time: a compare-and-set of
+    /// what is there already leaves the index as it is, one that changes something does not.
+    fn marker_meta(&self, term: u64) -> BTreeMap<&'static str, String> {
+        let mut meta = self.node_meta();
+        meta.insert(TERM, term.to_string());
+        meta
+    }
+
+    /// The operation that fails unless this fence still stands.
+    pub(super) fn fence_op(&self, fence: Fence) -> String {
+        txn_node_cas(&self.marker, NO_ADDRESS, &self.marker_meta(fence.term), fence.index)
+    }
+
+    async fn marker_node(&self) -> Result<Option<Node>, Trouble> {
+        Ok(self.node_services(&self.marker).await?.node)
+    }
+
+    /// Raises the term and forgets what was known: from here on nothing that was sent before can land.
+    pub(super) async fn take_footing(&self) -> Result<(), Trouble> {
+        let _alone = self.raising.lock().await;
+        for _ in 0..ATTEMPTS {
+            let found = self.marker_node().await?;
+            let (term, index) = match &found {
+                None => (0, 0),
+                Some(node) if self.is_ours(node) => (term(node), node.modify_index.unwrap_or_default()),
+                Some(node) => return Err(self.name_taken(node)),
+            };
+            match self.raise(term, index).await {
+                Verdict::Done(nodes) => {
+                    let fence = self.fence_of(term + 1, &nodes)?;
+                    let mut state = self.state();
+                    state.footing = Footing::Firm(fence);
+                    state.nodes.clear();
+                    state.empty.clear();
+                    return Ok(());
+                }
+                Verdict::Conflict(errors) => {
+                    if let Some(denied) = errors.iter().find(|error| !error.what.contains("index is stale")) {
+                        return Err(Trouble::passing(format!(
+                            "the marker node {} cannot be written: {} (the Consul token needs node:write and \
+                             node:read on it)",
+                            self.marker, denied.what
+                        )));
+                    }
+                }
+                Verdict::Rejected(words) => return Err(Trouble::passing(words)),
+                Verdict::NotTried(trouble) | Verdict::Unknown(trouble) => return Err(trouble),
+            }
+        }
+        Err(Trouble::passing(format!(
+            "the marker node {} changes all the time, or the Consul token may not read it (it needs node:read)",
+            self.marker
+        )))
+    }
+
+    async fn raise(&self, term: u64, index: u64) -> Verdict {
+        let op = txn_node_cas(&self.marker, NO_ADDRESS, &self.marker_meta(term + 1), index);
+        self.transact(format!("[{op}]").into()).await
+    }
+
+    fn fence_of(&self, term: u64, nodes: &[Node]) -> Result<Fence, Trouble> {
+        nodes
+            .iter()
+            .find(|node| node.node.as_deref() == Some(&self.marker))
+            .and_then(|node| node.modify_index)
+            .map(|index| Fence { term, index })
+            .ok_or_else(|| Trouble::passing("Consul does not say at which index it wrote the marker node"))
+    }
+
+    /// The fence to write under. If a write went without answer, it is raised first.
+    pub(super) async fn standing(&self) -> Result<Fence, Trouble> {
+        let _alone = self.raising.lock().await;
+        let fence = match &self.state().footing {
+            Footing::Firm(fence) => return Ok(*fence),
+            Footing::Lost(trouble) => return Err(trouble.clone()),
+            Footing::Stale { fence, .. } => *fence,
+        };
+        match self.raise(fence.term, fence.index).await {
+            Verdict::Done(nodes) => {
+                let fence = self.fence_of(fence.term + 1, &nodes)?;
+                self.state().footing = Footing::Firm(fence);
+                Ok(fence)
+            }
+            Verdict::Conflict(errors) => {
+                let marker = self.marker_node().await?;
+                Err(self.judge(marker.as_ref(), fence).unwrap_or_else(|| Trouble::passing(bewildered(&errors))))
+            }
+            Verdict::Unknown(trouble) => {
+                self.state().footing = Footing::Stale { fence, raised_perhaps: true };
+                Err(trouble)
+            }
+            Verdict::NotTried(trouble) => Err(trouble),
+            Verdict::Rejected(words) => Err(Trouble::passing(words)),
+        }
+    }
+
+    /// Notes that a write under this fence was not answered.
+    pub(super) fn doubt(&self, fence: Fence) {
+        let mut state = self.state();
+        // Under an older fence nothing can land any more.
+        if matches!(state.footing, Footing::Firm(present) if present == fence) {
+            state.footing = Footing::Stale { fence, raised_perhaps: false };
+        }
+    }
+
+    /// Makes sure before a read that no earlier write of ours can land after it, and that Consul is the one
+    /// that we know.
+    pub(super) async fn confirm_standing(&self) -> Result<(), Trouble> {
+        let fence = self.standing().await?;
+        self.stand_again(fence).await
+    }
+
+    /// Looks whether a fence, or one that we have raised since, still stands; if not, says why.
+    pub(super) async fn stand_again(&self, fence: Fence) -> Result<(), Trouble> {
+        if self.has_moved_on(fence) {
+            return Ok(());
+        }
+        let marker = self.marker_node().await?;
+        if self.has_moved_on(fence) {
+            return Ok(());
+        }
+        self.judge(marker.as_ref(), fence).map_or(Ok(()), Err)
+    }
+
+    fn has_moved_on(&self, fence: Fence) -> bool {
+        matches!(self.state().footing, Footing::Firm(present) if present != fence)
+    }
+
+    /// What has become of the marker, if it is not as we left it. Our footing is lost then.
+    fn judge(&self, marker: Option<&Node>, fence: Fence) -> Option<Trouble> {
+        let name = &self.marker;
+        let mut state = self.state();
+        let raised_perhaps = matches!(state.footing, Footing::Stale { raised_perhaps: true, .. });
+        let trouble = match marker {
+            None => Trouble::lost_footing(format!("the marker node {name} is gone: Consul was emptied")),
+            Some(node) if !self.is_ours(node) => {
+                Trouble::lost_footing(format!("the marker node {name} belongs to another cluster now"))
+            }
+            Some(node) => match term(node) {
+                found if found > fence.term => {
+                    let own = raised_perhaps && found == fence.term + 1;
+                    Trouble {
+                        retry_after: (!own).then_some(YIELD),
+                        ..Trouble::lost_footing(format!("another Lictor (term {found}) took over from us (term {})", fence.term))
+                    }
+                }
+                found if found == fence.term && node.modify_index == Some(fence.index) => return None,
+                _ => Trouble::lost_footing(format!("the marker node {name} is not as we left it: Consul was restored")),
+            },
+        };
+        if matches!(state.footing, Footing::Firm(present) | Footing::Stale { fence: present, .. } if present == fence) {
+            state.footing = Footing::Lost(trouble.clone());
+        }
+        Some(trouble)
+    }
+
+    fn name_taken(&self, node: &Node) -> Trouble {
+        let uid = node.meta(meta::CLUSTER_UID);
+        let by = if uid.is_empty() { "somebody else's node".to_owned() } else { format!("another cluster (uid {uid})") };
+        Trouble::passing(format!(
+            "cluster name {} is already used in this Consul by {by}: {} exists; set --cluster-name",
+            self.identity.cluster, self.marker
+        ))
+    }
+}
+
+fn term(node: &Node) -> u64 {
+    node.meta(TERM).parse().unwrap_or_default()
+}

@@ -1,0 +1,153 @@
+//! A transaction, and which of a bundle's operations each of its own belongs to.
+
+use bytes::Bytes;
+
+use crate::consul::wire::{txn_check_delete, txn_check_set, txn_service_delete, txn_service_get, txn_service_set};
+use crate::model::diff::Op;
+
+/// The most operations in a transaction (fixed in Consul).
+const MOST_OPS: usize = 128;
+
+/// The most bytes, a little less than Consul's default of 512 KiB (`limits.txn_max_req_len`).
+const MOST_BYTES: usize = 500 * 1024;
+
+/// What an operation of a transaction is for; where it belongs to one of the bundle's, with that one's place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Part {
+    /// The first: nothing is written unless it holds.
+    Fence,
+    /// Makes or changes the node.
+    Node,
+    /// Fails if the service is not there.
+    Look(usize),
+    /// Writes the service.
+    Service(usize),
+    /// Writes its readiness check.
+    Check(usize),
+}
+
+/// Operations to be carried out together or not at all.
+pub(super) struct Transaction {
+    parts: Vec<Part>,
+    body: String,
+}
+
+impl Transaction {
+    /// One that begins with a fence.
+    pub(super) fn new(fence: &str) -> Self {
+        Self { parts: vec![Part::Fence], body: format!("[{fence}") }
+    }
+
+    /// Makes or changes the node before all that follows.
+    pub(super) fn make_node(&mut self, json: &str) {
+        self.push(Part::Node, json);
+    }
+
+    /// Adds the operation at a place of the bundle, if there is room for it; the first one is always added.
+    /// `unregistered` says that the instance was found not to be there, so that moving its check takes
+    /// registering it.
+    pub(super) fn add(&mut self, index: usize, op: &Op, unregistered: bool) -> bool {
+        let parts = parts(index, op, unregistered);
+        let bytes: usize = parts.iter().map(|(_, json)| json.len() + 1).sum();
+        let is_first = !self.parts.iter().any(|part| owner(*part).is_some());
+        if !is_first && (self.parts.len() + parts.len() > MOST_OPS || self.body.len() + bytes + 1 > MOST_BYTES) {
+            return false;
+        }
+        for (part, json) in &parts {
+            self.push(*part, json);
+        }
+        true
+    }
+
+    /// What the operation at a place of the transaction is for.
+    pub(super) fn part(&self, place: usize) -> Option<Part> {
+        self.parts.get(place).copied()
+    }
+
+    /// The places in the bundle of all that is in it.
+    pub(super) fn ops(&self) -> Vec<usize> {
+        let mut all: Vec<usize> = self.parts.iter().filter_map(|part| owner(*part)).collect();
+        all.dedup();
+        all
+    }
+
+    /// The body of the request.
+    pub(super) fn body(&self) -> Bytes {
+        Bytes::from(format!("{}]", self.body))
+    }
+
+    fn push(&mut self, part: Part, json: &str) {
+        self.parts.push(part);
+        self.body.push(',');
+        self.body.push_str(json);
+    }
+}
+
+fn owner(part: Part) -> Option<usize> {
+    match part {
+        Part::Fence | Part::Node => None,
+        Part::Look(index) | Part::Service(index) | Part::Check(index) => Some(index),
+    }
+}
+
+fn parts(index: usize, op: &Op, unregistered: bool) -> Vec<(Part, String)> {
+    let (node, id) = (&*op.key().node, &*op.key().id);
+    let mut parts = Vec::with_capacity(2);
+    match op {
+        Op::Put { registration, drop_readiness, .. } => {
+            parts.push((Part::Service(index), txn_service_set(node, id, registration)));
+            if let Some(readiness) = registration.readiness {
+                parts.push((Part::Check(index), txn_check_set(node, id, &registration.service, readiness)));
+            } else if *drop_readiness {
+                parts.push((Part::Check(index), txn_check_delete(node, id, &registration.service)));
+            }
+        }
+        Op::Readiness { registration, .. } => {
+            if unregistered {
+                parts.push((Part::Service(index), txn_service_set(node, id, registration)));
+            }
+            if let Some(readiness) = registration.readiness {
+                parts.push((Part::Check(index), txn_check_set(node, id, &registration.service, readiness)));
+            }
+        }
+        Op::Release { registration, .. } => {
+            // Registering what is gone would bring it back without anybody to remove it later.
+            parts.push((Part::Look(index), txn_service_get(node, id)));
+            parts.push((Part::Service(index), txn_service_set(node, id, registration)));
+        }
+        Op::Remove { service, .. } => parts.push((Part::Service(index), txn_service_delete(node, id, service))),
+    }
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::registration::RowKey;
+
+    fn remove(id: &str) -> Op {
+        Op::Remove { key: RowKey { node: "n".into(), id: id.into() }, service: "s".into() }
+    }
+
+    #[test]
+    fn it_holds_what_fits_and_knows_whose_each_part_is() {
+        let mut transaction = Transaction::new("{}");
+        transaction.make_node("{}");
+        let fitting = (0..200).take_while(|index| transaction.add(*index, &remove("x"), false)).count();
+        assert_eq!(fitting, MOST_OPS - 2);
+        assert_eq!(transaction.part(0), Some(Part::Fence));
+        assert_eq!(transaction.part(2), Some(Part::Service(0)));
+        assert_eq!(transaction.part(MOST_OPS), None);
+        assert_eq!(transaction.ops(), (0..fitting).collect::<Vec<_>>());
+        let body: serde_json::Value = serde_json::from_slice(&transaction.body()).unwrap();
+        assert_eq!(body.as_array().unwrap().len(), MOST_OPS);
+    }
+
+    #[test]
+    fn one_that_is_too_large_for_company_goes_alone() {
+        let large = remove(&"x".repeat(MOST_BYTES));
+        let mut transaction = Transaction::new("{}");
+        assert!(transaction.add(0, &large, false), "Consul says what it thinks of it");
+        assert!(!transaction.add(1, &remove("x"), false));
+    }
+}

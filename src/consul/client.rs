@@ -1,0 +1,239 @@
+//! Requests and answers with their meaning: JSON in, JSON out, and what a refusal says about its effect.
+//!
+//! In: paths and bodies. Out: decoded answers, [`Trouble`] where a read did not work, [`Failed`] where a
+//! write did not.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::de::DeserializeOwned;
+
+use super::Trouble;
+use super::transport::{Method, Request, Response, Transport, TransportError};
+
+/// How long an answer may take.
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Consul's API over some transport.
+#[derive(Clone)]
+pub struct Client {
+    transport: Arc<dyn Transport>,
+}
+
+/// A decoded answer to a read.
+#[derive(Debug)]
+pub struct Answer<T> {
+    /// What was asked for.
+    pub value: T,
+    /// `X-Consul-Index`; 0 where there is none.
+    pub index: u64,
+}
+
+/// What became of a write that did not succeed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Failed {
+    /// It surely had no effect, and not by its own fault.
+    NotTried(Trouble),
+    /// No answer came: it may have been carried out, or may still be.
+    NoAnswer(Trouble),
+    /// Consul answered that something went wrong in it: it may have been carried out.
+    Stumbled(Trouble),
+    /// Consul refuses this very request.
+    Refused {
+        /// The HTTP status, of the 400s.
+        status: u16,
+        /// Consul's own words.
+        words: String,
+        /// The answer as it is.
+        body: Bytes,
+    },
+}
+
+impl Client {
+    /// A client over a transport.
+    #[must_use]
+    pub fn new(transport: Arc<dyn Transport>) -> Self {
+        Self { transport }
+    }
+
+    /// Reads. An answer that ACLs have cut short is an error, as is everything but success: nothing may ever
+    /// be concluded from what is not in such an answer.
+    pub async fn get<T: DeserializeOwned>(&self, path: String) -> Result<Answer<T>, Trouble> {
+        self.read(get(path, REQUEST_TIMEOUT)).await
+    }
+
+    /// Reads by a query that waits at most `wait` for something newer than `index`, in whole seconds.
+    pub async fn wait<T: DeserializeOwned>(
+        &self,
+        path: String,
+        index: u64,
+        wait: Duration,
+    ) -> Result<Answer<T>, Trouble> {
+        let mark = if path.contains('?') { '&' } else { '?' };
+        let path = format!("{path}{mark}index={index}&wait={}s", wait.as_secs().max(1));
+        self.read(get(path, wait + REQUEST_TIMEOUT)).await
+    }
+
+    /// Reads over a connection that nothing is sent over afterwards.
+    pub async fn get_once<T: DeserializeOwned>(&self, path: String) -> Result<Answer<T>, Trouble> {
+        self.read(Request { last_of_connection: true, ..get(path, REQUEST_TIMEOUT) }).await
+    }
+
+    /// Reads what may not be there.
+    pub async fn get_if_there<T: DeserializeOwned>(&self, path: String) -> Result<Option<T>, Trouble> {
+        let request = get(path, REQUEST_TIMEOUT);
+        let response = self.send(request).await.map_err(|error| Trouble::passing(error.to_string()))?;
+        if response.status == 404 { Ok(None) } else { decode(&response).map(|answer| Some(answer.value)) }
+    }
+
+    /// Writes, and answers with the body.
+    pub async fn put(&self, path: String, body: Option<Bytes>) -> Result<Bytes, Failed> {
+        let request =
+            Request { method: Method::Put, path, body, timeout: REQUEST_TIMEOUT, last_of_connection: false };
+        let response = match self.send(request).await {
+            Ok(response) => response,
+            Err(TransportError::NotSent(why)) => return Err(Failed::NotTried(Trouble::passing(why))),
+            Err(TransportError::NoAnswer(why)) => return Err(Failed::NoAnswer(Trouble::passing(why))),
+        };
+        match response.status {
+            200..=299 => Ok(response.body),
+            status => Err(failed(status, &response)),
+        }
+    }
+
+    async fn read<T: DeserializeOwned>(&self, request: Request) -> Result<Answer<T>, Trouble> {
+        let response = self.send(request).await.map_err(|error| Trouble::passing(error.to_string()))?;
+        decode(&response)
+    }
+
+    async fn send(&self, request: Request) -> Result<Response, TransportError> {
+        self.transport.send(request).await
+    }
+}
+
+fn get(path: String, timeout: Duration) -> Request {
+    Request { method: Method::Get, path, body: None, timeout, last_of_connection: false }
+}
+
+fn decode<T: DeserializeOwned>(response: &Response) -> Result<Answer<T>, Trouble> {
+    if response.status != 200 {
+        return Err(trouble(response.status, response));
+    }
+    if response.filtered {
+        return Err(Trouble::passing(
+            "the Consul token may not read everything, so that nothing can be concluded from what Consul shows: \
+             it needs read on node_prefix \"\" and service_prefix \"\"",
+        ));
+    }
+    match serde_json::from_slice(&response.body) {
+        Ok(value) => Ok(Answer { value, index: response.index.unwrap_or_default() }),
+        Err(error) => Err(Trouble::passing(format!("Consul's answer is not understood: {error}"))),
+    }
+}
+
+fn words(response: &Response) -> String {
+    String::from_utf8_lossy(&response.body).trim().to_owned()
+}
+
+/// What an answer that is no success says, where no single registration is to blame.
+fn trouble(status: u16, response: &Response) -> Trouble {
+    let words = words(response);
+    let message = match status {
+        403 if unknown_token(&words) => "the token is not known to Consul".to_owned(),
+        429 => format!("Consul limits our requests: {words}"),
+        _ => format!("Consul answered {status}: {words}"),
+    };
+    Trouble { retry_after: response.retry_after, ..Trouble::passing(message) }
+}
+
+fn unknown_token(words: &str) -> bool {
+    words.contains("ACL not found")
+}
+
+fn failed(status: u16, response: &Response) -> Failed {
+    let words = words(response);
+    let trouble = trouble(status, response);
+    match status {
+        401 | 407 | 429 => Failed::NotTried(trouble),
+        403 if unknown_token(&words) => Failed::NotTried(trouble),
+        400..=499 => Failed::Refused { status, words, body: response.body.clone() },
+        _ if surely_not_done(&words) => Failed::NotTried(trouble),
+        _ => Failed::Stumbled(trouble),
+    }
+}
+
+/// The words of Consul for what went wrong before a write was tried. Everything else that is answered with a
+/// 5xx may have been carried out: a proxy's time-out, or "leadership lost while committing log".
+fn surely_not_done(words: &str) -> bool {
+    ["No cluster leader", "rate limit exceeded", "node is not the leader", "ACL not found"]
+        .iter()
+        .any(|known| words.contains(known))
+}
+
+/// A path of the API from its segments and its query, all percent-encoded. A query value that is empty is a
+/// bare flag.
+#[must_use]
+pub fn path(segments: &[&str], query: &[(&str, &str)]) -> String {
+    let mut path = String::from("/v1");
+    for segment in segments {
+        path.push('/');
+        encode(segment, &mut path);
+    }
+    for (index, (key, value)) in query.iter().enumerate() {
+        path.push(if index == 0 { '?' } else { '&' });
+        path.push_str(key);
+        if !value.is_empty() {
+            path.push('=');
+            encode(value, &mut path);
+        }
+    }
+    path
+}
+
+/// RFC 3986: everything but the unreserved characters.
+fn encode(text: &str, to: &mut String) {
+    const HEX: &[u8; 16] = b"0123456789ABCDEF";
+    for byte in text.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => to.push(char::from(byte)),
+            _ => {
+                to.push('%');
+                to.push(char::from(HEX[usize::from(byte >> 4)]));
+                to.push(char::from(HEX[usize::from(byte & 15)]));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_encoded() {
+        assert_eq!(path(&["agent", "self"], &[]), "/v1/agent/self");
+        assert_eq!(
+            path(&["a b", "c:d/é"], &[("consistent", ""), ("filter", "ID == \"x\"")]),
+            "/v1/a%20b/c%3Ad%2F%C3%A9?consistent&filter=ID%20%3D%3D%20%22x%22"
+        );
+    }
+
+    #[test]
+    fn what_a_refusal_says_about_its_effect() {
+        let answer = |status: u16, words: &'static str| {
+            let body = Bytes::from_static(words.as_bytes());
+            failed(status, &Response { status, index: None, filtered: false, retry_after: None, body })
+        };
+        let not_tried = |failed: Failed| matches!(failed, Failed::NotTried(_));
+        assert!(not_tried(answer(429, "rate limit exceeded, try again later")));
+        assert!(not_tried(answer(503, "rate limit exceeded, try again later or against a different server")));
+        assert!(not_tried(answer(500, "No cluster leader")));
+        assert!(not_tried(answer(403, "rpc error making call: ACL not found")));
+        assert!(matches!(answer(403, "Permission denied"), Failed::Refused { status: 403, .. }));
+        assert!(matches!(answer(409, "{}"), Failed::Refused { status: 409, .. }));
+        assert!(matches!(answer(500, "leadership lost while committing log"), Failed::Stumbled(_)));
+        assert!(matches!(answer(502, "Bad Gateway"), Failed::Stumbled(_)));
+        assert!(matches!(answer(503, "upstream reset"), Failed::Stumbled(_)));
+    }
+}

@@ -1,0 +1,156 @@
+//! What we know Consul to hold of ours: read at the start, kept by our own acknowledged writes, and held
+//! against Consul by each sweep.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::Rows;
+use crate::model::diff::Op;
+use crate::model::names::{Identity, ResourceKey, Str};
+use crate::model::registration::{Health, Ownership, Row, RowKey};
+
+/// The rows, and whose they are.
+#[derive(Debug, Default)]
+pub struct Mirror {
+    rows: Rows,
+    by_owner: BTreeMap<ResourceKey, BTreeSet<RowKey>>,
+    /// When each row was last written by us, in a count of our own writes: a sweep that began before knows
+    /// less than we do.
+    written: BTreeMap<RowKey, u64>,
+    writes: u64,
+}
+
+impl Mirror {
+    /// The row under a key, whoever's it is.
+    #[must_use]
+    pub fn row(&self, key: &RowKey) -> Option<&Row> {
+        self.rows.get(key)
+    }
+
+    /// The rows of a resource.
+    pub fn owned<'a>(&'a self, owner: &ResourceKey) -> impl Iterator<Item = (&'a RowKey, &'a Row)> + use<'a> {
+        self.by_owner.get(owner).into_iter().flatten().filter_map(|key| self.rows.get_key_value(key))
+    }
+
+    /// All resources that own rows.
+    pub fn owners(&self) -> impl Iterator<Item = &ResourceKey> {
+        self.by_owner.keys()
+    }
+
+    /// How many rows are ours.
+    #[must_use]
+    pub fn owned_rows(&self) -> usize {
+        self.by_owner.values().map(BTreeSet::len).sum()
+    }
+
+    /// All rows.
+    pub fn rows(&self) -> impl Iterator<Item = (&RowKey, &Row)> {
+        self.rows.iter()
+    }
+
+    /// The count of writes so far: what a sweep that begins now already knows.
+    #[must_use]
+    pub fn now(&self) -> u64 {
+        self.writes
+    }
+
+    /// Notes that a write for this key was begun: until it is answered, what a sweep saw of it is worth nothing.
+    pub fn begin(&mut self, key: &RowKey) {
+        self.writes += 1;
+        self.written.insert(key.clone(), self.writes);
+    }
+
+    /// Notes that Consul acknowledged an operation.
+    pub fn acknowledge(&mut self, identity: &Identity, op: &Op, shown: bool) {
+        self.writes += 1;
+        let key = op.key();
+        self.written.insert(key.clone(), self.writes);
+        let row = op.registration().map(|registration| {
+            let known = self.rows.get(key);
+            Row {
+                registration: registration.clone(),
+                ownership: Ownership::of(identity, &key.id, &registration.meta),
+                health: match registration.readiness {
+                    Some(readiness) => readiness,
+                    None => known.map_or(Health::Passing, |row| row.health),
+                },
+                shown,
+            }
+        });
+        self.set(key, row);
+    }
+
+    /// Takes over what a sweep that began at `since` found, and answers whose rows turned out to be other than
+    /// we knew. `nodes` limits the sweep to these Consul nodes.
+    pub fn take_over(&mut self, found: Rows, since: u64, node: Option<&Str>) -> BTreeSet<ResourceKey> {
+        let mut moved = BTreeSet::new();
+        let newer = |key: &RowKey, written: &BTreeMap<RowKey, u64>| written.get(key).is_some_and(|&at| at > since);
+        let lost: Vec<RowKey> = self
+            .rows
+            .keys()
+            .filter(|key| node.is_none_or(|node| key.node == *node))
+            .filter(|key| !found.contains_key(key) && !newer(key, &self.written))
+            .cloned()
+            .collect();
+        for key in lost {
+            self.set(&key, None).map(|owner| moved.insert(owner));
+        }
+        for (key, mut row) in found {
+            if newer(&key, &self.written) {
+                continue;
+            }
+            if let Some(known) = self.rows.get(&key) {
+                if *known == row {
+                    continue;
+                }
+                if known.registration == row.registration {
+                    row.registration = Arc::clone(&known.registration);
+                }
+            }
+            let owner = self.set(&key, Some(row));
+            moved.extend(owner);
+            moved.extend(self.owner_of(&key));
+        }
+        if node.is_none() {
+            self.written.retain(|_, at| *at > since);
+        }
+        moved
+    }
+
+    /// Forgets everything.
+    pub fn clear(&mut self) {
+        *self = Self { writes: self.writes, ..Self::default() };
+    }
+
+    fn owner_of(&self, key: &RowKey) -> Option<ResourceKey> {
+        match &self.rows.get(key)?.ownership {
+            Ownership::Ours(owner) => Some(owner.clone()),
+            Ownership::Unowned | Ownership::Other(_) => None,
+        }
+    }
+
+    /// Sets or removes a row, and answers who owned it before.
+    fn set(&mut self, key: &RowKey, row: Option<Row>) -> Option<ResourceKey> {
+        let before = self.owner_of(key);
+        if let Some(owner) = &before
+            && let Some(keys) = self.by_owner.get_mut(owner)
+        {
+            keys.remove(key);
+            if keys.is_empty() {
+                self.by_owner.remove(owner);
+            }
+        }
+        match row {
+            Some(row) => {
+                if let Ownership::Ours(owner) = &row.ownership {
+                    self.by_owner.entry(owner.clone()).or_default().insert(key.clone());
+                }
+                self.rows.insert(key.clone(), row);
+            }
+            None => {
+                self.rows.remove(key);
+            }
+        }
+        before
+    }
+}

@@ -1,0 +1,111 @@
+//! Consul: how it is reached, what it holds of ours, and the two ways of writing to it.
+//!
+//! In: bundles of [`Op`]s, each for one Consul node. Out: what became of each, and, when read, every row that
+//! carries an ID or a mark of ours. [`Registry`] is the seam; [`agent`] and [`catalog`] are its
+//! implementations, above a [`transport`] that the simulation replaces.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+
+use crate::model::desired::Placement;
+use crate::model::diff::Op;
+use crate::model::names::Str;
+use crate::model::registration::{Row, RowKey};
+
+pub mod agent;
+pub mod catalog;
+pub mod client;
+pub mod mirror;
+pub mod transport;
+pub mod wire;
+
+/// A place where registrations go. All methods may be called at any time; calls of [`apply`](Self::apply) for
+/// one node are never made side by side.
+pub trait Registry: Send + Sync {
+    /// Makes itself known to Consul and learns where instances go. Called once before anything else and again
+    /// after [`Trouble::lost_footing`]; in `catalog` mode it raises the term of the marker node.
+    fn connect(&self) -> BoxFuture<'_, Result<Placement, Trouble>>;
+
+    /// Reads everything of ours, whole: a view that Consul filtered or that may be old is an error.
+    fn read(&self) -> BoxFuture<'_, Result<Rows, Trouble>>;
+
+    /// Reads what stands on one Consul node, likewise.
+    fn read_node<'a>(&'a self, node: &'a Str) -> BoxFuture<'a, Result<Rows, Trouble>>;
+
+    /// Carries out a bundle and says for each operation what became of it, in order.
+    fn apply<'a>(&'a self, bundle: &'a Bundle) -> BoxFuture<'a, Vec<Outcome>>;
+
+    /// Brings the Consul nodes of our making up to date: addresses that changed, nodes that nothing is
+    /// registered on any more. `addresses` answers by Kubernetes node.
+    fn tidy<'a>(&'a self, addresses: &'a BTreeMap<Str, IpAddr>) -> BoxFuture<'a, Result<(), Trouble>>;
+
+    /// Has bundles that are under way finish the operation that they are at and answer
+    /// [`Outcome::NotTried`] for the rest: no request begins that does not complete one.
+    fn wind_down(&self);
+
+    /// The most operations in one bundle.
+    fn bundle_size(&self) -> usize;
+}
+
+/// What Consul holds of ours, by key.
+pub type Rows = BTreeMap<RowKey, Row>;
+
+/// Operations for one Consul node.
+#[derive(Clone, Debug)]
+pub struct Bundle {
+    /// The node's name.
+    pub node: Str,
+    /// The address to give the node if it has to be made; none where no Kubernetes node is known for it.
+    pub address: Option<IpAddr>,
+    /// What to write, in order.
+    pub ops: Vec<Op>,
+}
+
+/// What became of an operation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Consul has it.
+    Written {
+        /// Whether the catalog shows it yet: an agent answers before it has told the servers.
+        shown: bool,
+    },
+    /// Consul refused this very operation; nothing of it was written. Consul's own words.
+    Refused(String),
+    /// It was not tried, or surely had no effect.
+    NotTried(Trouble),
+    /// No answer came: it may have been written, or may still be.
+    Unknown(Trouble),
+}
+
+/// What is said of operations that were left for [`Registry::wind_down`].
+const WINDING_DOWN: &str = "Lictor is on its way out";
+
+/// Why Consul could not be written or read just now; not the fault of a single registration.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Trouble {
+    /// What happened, in a user's words.
+    pub message: String,
+    /// How long Consul asked us to wait.
+    pub retry_after: Option<Duration>,
+    /// Whether we must [`connect`](Registry::connect) and read everything again: Consul was emptied or
+    /// restored, the agent is another one, or another Lictor took over.
+    pub lost_footing: bool,
+}
+
+impl Trouble {
+    /// A passing one.
+    #[must_use]
+    pub fn passing(message: impl Into<String>) -> Self {
+        Self { message: message.into(), retry_after: None, lost_footing: false }
+    }
+
+    /// One after which nothing that we know of Consul holds any more.
+    #[must_use]
+    pub fn lost_footing(message: impl Into<String>) -> Self {
+        Self { lost_footing: true, ..Self::passing(message) }
+    }
+}

@@ -1,0 +1,532 @@
+//! Consul's JSON, as far as we read and write it.
+//!
+//! In: answers, in which anything may be missing, null or new. Out: rows; and the other way round the bodies
+//! that register what we want.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use crate::model::names::{Str, readiness_check_id};
+use crate::model::registration::{Health, Registration, TaggedAddress, Weights};
+
+/// A service instance, as `/v1/agent/services` and `/v1/catalog/node-services` show it.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct Service {
+    /// Unique on its node.
+    #[serde(rename = "ID")]
+    pub id: Option<String>,
+    /// The service's name.
+    pub service: Option<String>,
+    /// In order.
+    pub tags: Option<Vec<String>>,
+    /// Of the instance itself.
+    pub address: Option<String>,
+    /// 0 for none.
+    pub port: Option<i64>,
+    /// Meta.
+    pub meta: Option<BTreeMap<String, String>>,
+    /// Absent in very old registrations.
+    pub weights: Option<WireWeights>,
+    /// Whether tags belong to whoever edits them in the catalog.
+    pub enable_tag_override: Option<bool>,
+    /// By name.
+    pub tagged_addresses: Option<BTreeMap<String, WireAddress>>,
+}
+
+/// Weights in DNS.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct WireWeights {
+    /// While passing.
+    pub passing: Option<i64>,
+    /// While warning.
+    pub warning: Option<i64>,
+}
+
+/// A tagged address of a service.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct WireAddress {
+    /// An IP address or host name.
+    pub address: Option<String>,
+    /// 0 for none.
+    pub port: Option<i64>,
+}
+
+/// A check, as `/v1/agent/checks` and `/v1/health/node` show it.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct Check {
+    /// Unique on its node.
+    #[serde(rename = "CheckID")]
+    pub id: Option<String>,
+    /// `passing`, `warning`, `critical`.
+    pub status: Option<String>,
+    /// Empty for a check of the node itself.
+    #[serde(rename = "ServiceID")]
+    pub service_id: Option<String>,
+}
+
+/// A node of the catalog.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct Node {
+    /// Its name.
+    pub node: Option<String>,
+    /// Its address.
+    pub address: Option<String>,
+    /// Its meta.
+    pub meta: Option<BTreeMap<String, String>>,
+    /// The Raft index of its last change.
+    pub modify_index: Option<u64>,
+}
+
+impl Node {
+    /// A meta value; empty where there is none.
+    #[must_use]
+    pub fn meta(&self, key: &str) -> &str {
+        self.meta.as_ref().and_then(|meta| meta.get(key)).map_or("", String::as_str)
+    }
+}
+
+/// What `/v1/catalog/node-services` answers; both are null for a node that is not there.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct NodeServices {
+    /// The node.
+    pub node: Option<Node>,
+    /// All on it.
+    pub services: Option<Vec<Service>>,
+}
+
+/// What we read of `/v1/agent/self`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct AgentSelf {
+    /// The agent's configuration.
+    pub config: AgentConfig,
+}
+
+/// Which agent it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct AgentConfig {
+    /// Its node in the catalog.
+    pub node_name: Option<String>,
+    /// Drawn anew by an agent that has lost its data.
+    #[serde(rename = "NodeID")]
+    pub node_id: Option<String>,
+}
+
+/// What `/v1/txn` answers.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct TxnAnswer {
+    /// Of a transaction that was carried out: what it touched.
+    pub results: Option<Vec<TxnResult>>,
+    /// Of one that was rolled back: each operation that failed.
+    pub errors: Option<Vec<TxnError>>,
+}
+
+/// One thing that a transaction touched. We only want to know about nodes.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct TxnResult {
+    /// The node, if it is one.
+    pub node: Option<Node>,
+}
+
+/// One operation that failed.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct TxnError {
+    /// Its place in the transaction.
+    pub op_index: usize,
+    /// Consul's own words.
+    pub what: String,
+}
+
+/// Strings, tags and tagged addresses that were seen before: what the instances of a resource have in common
+/// is in memory once.
+#[derive(Debug, Default)]
+pub struct Pool {
+    strings: BTreeSet<Str>,
+    tags: BTreeSet<Arc<[Str]>>,
+    tagged_addresses: BTreeSet<Arc<BTreeMap<Str, TaggedAddress>>>,
+}
+
+impl Pool {
+    /// The one copy of a string.
+    pub fn string(&mut self, text: &str) -> Str {
+        if let Some(known) = self.strings.get(text) {
+            return Arc::clone(known);
+        }
+        let new: Str = text.into();
+        self.strings.insert(Arc::clone(&new));
+        new
+    }
+
+    fn tags(&mut self, tags: &[String]) -> Arc<[Str]> {
+        let tags: Arc<[Str]> = tags.iter().map(|tag| self.string(tag)).collect();
+        if let Some(known) = self.tags.get(&tags) {
+            return Arc::clone(known);
+        }
+        self.tags.insert(Arc::clone(&tags));
+        tags
+    }
+
+    fn tagged_addresses(&mut self, addresses: BTreeMap<Str, TaggedAddress>) -> Arc<BTreeMap<Str, TaggedAddress>> {
+        if let Some(known) = self.tagged_addresses.get(&addresses) {
+            return Arc::clone(known);
+        }
+        let new = Arc::new(addresses);
+        self.tagged_addresses.insert(Arc::clone(&new));
+        new
+    }
+}
+
+/// Who adds what to a registration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By {
+    /// An agent adds tagged addresses: `lan_ipv4` and `wan_ipv4`, or those for IPv6, with the instance's own
+    /// address and port where these are absent.
+    Agent,
+    /// The catalog adds nothing.
+    Catalog,
+}
+
+/// The tagged addresses that an agent adds.
+const AGENTS_OWN: [&str; 4] = ["lan_ipv4", "lan_ipv6", "wan_ipv4", "wan_ipv6"];
+
+impl Service {
+    /// What it says, with the state of its readiness check.
+    #[must_use]
+    pub fn registration(&self, by: By, readiness: Option<Health>, pool: &mut Pool) -> Registration {
+        let address = self.address.as_deref().unwrap_or_default();
+        let port = number(self.port);
+        let mut tagged = BTreeMap::new();
+        for (name, tagged_address) in self.tagged_addresses.iter().flatten() {
+            let there = TaggedAddress {
+                address: pool.string(tagged_address.address.as_deref().unwrap_or_default()),
+                port: number(tagged_address.port),
+            };
+            let own = &*there.address == address && there.port == port && AGENTS_OWN.contains(&name.as_str());
+            if !(own && by == By::Agent) {
+                tagged.insert(pool.string(name), there);
+            }
+        }
+        let weights = self.weights.as_ref().map_or(Weights::default(), |weights| Weights {
+            passing: number(weights.passing),
+            warning: number(weights.warning),
+        });
+        let meta = self.meta.iter().flatten().map(|(key, value)| (pool.string(key), pool.string(value))).collect();
+        Registration {
+            service: pool.string(self.service.as_deref().unwrap_or_default()),
+            address: pool.string(address),
+            port,
+            tags: pool.tags(self.tags.as_deref().unwrap_or_default()),
+            meta,
+            weights,
+            enable_tag_override: self.enable_tag_override.unwrap_or_default(),
+            tagged_addresses: pool.tagged_addresses(tagged),
+            readiness,
+        }
+    }
+
+    /// Whether a meta pair is there.
+    #[must_use]
+    pub fn has_meta(&self, key: &str, value: &str) -> bool {
+        self.meta.as_ref().and_then(|meta| meta.get(key)).is_some_and(|there| there == value)
+    }
+}
+
+/// A port or a weight; 0 for what is missing or out of range.
+fn number(value: Option<i64>) -> u16 {
+    value.and_then(|value| u16::try_from(value).ok()).unwrap_or_default()
+}
+
+/// What the checks of one node say, by service ID.
+#[derive(Debug, Default)]
+pub struct Healths(BTreeMap<String, InstanceHealth>);
+
+#[derive(Clone, Copy, Debug)]
+struct InstanceHealth {
+    worst: Health,
+    readiness: Option<Health>,
+}
+
+impl Healths {
+    /// Sorts the checks of a node by service; those of the node itself say nothing about an instance.
+    #[must_use]
+    pub fn new(checks: impl IntoIterator<Item = Check>) -> Self {
+        let mut healths: BTreeMap<String, InstanceHealth> = BTreeMap::new();
+        for check in checks {
+            let Some(service) = check.service_id.filter(|id| !id.is_empty()) else { continue };
+            let status = Health::parse(check.status.as_deref().unwrap_or_default());
+            let is_readiness = check.id.is_some_and(|id| id == readiness_check_id(&service));
+            let health =
+                healths.entry(service).or_insert(InstanceHealth { worst: Health::Passing, readiness: None });
+            health.worst = health.worst.max(status);
+            if is_readiness {
+                health.readiness = Some(status);
+            }
+        }
+        Self(healths)
+    }
+
+    /// The worst of an instance's checks; passing where it has none.
+    #[must_use]
+    pub fn worst(&self, id: &str) -> Health {
+        self.0.get(id).map_or(Health::Passing, |health| health.worst)
+    }
+
+    /// Its readiness check, where it has one.
+    #[must_use]
+    pub fn readiness(&self, id: &str) -> Option<Health> {
+        self.0.get(id)?.readiness
+    }
+}
+
+/// What a readiness check is called.
+const READINESS_NAME: &str = "Kubernetes readiness";
+
+/// What it is for.
+const READINESS_NOTES: &str = "Whether Kubernetes considers the pod ready. Kept by Lictor.";
+
+/// The `Type` of a readiness check in the catalog; one that a newcomer finds by its name, and that nothing
+/// but us runs.
+const READINESS_TYPE: &str = "kubernetes-readiness";
+
+/// How long an agent waits for the next update before it makes the check critical: ten years, so that the
+/// check stays as it is for as long as nobody tells it otherwise.
+const READINESS_TTL: &str = "87600h";
+
+/// The output of a readiness check: one text for each state, so that it never changes by itself.
+fn readiness_output(readiness: Health) -> &'static str {
+    match readiness {
+        Health::Passing => "ready in Kubernetes",
+        Health::Warning | Health::Critical => "not ready in Kubernetes",
+    }
+}
+
+/// What both forms of registering have in common.
+fn service_fields(id: &str, registration: &Registration) -> Map<String, Value> {
+    let tags: Vec<&str> = registration.tags.iter().map(|tag| &**tag).collect();
+    let meta: BTreeMap<&str, &str> = registration.meta.iter().map(|(key, value)| (&**key, &**value)).collect();
+    let tagged: Map<String, Value> = registration
+        .tagged_addresses
+        .iter()
+        .map(|(name, there)| (name.to_string(), json!({ "Address": &*there.address, "Port": there.port })))
+        .collect();
+    let Weights { passing, warning } = registration.weights;
+    [
+        ("ID", json!(id)),
+        ("Tags", json!(tags)),
+        ("Address", json!(&*registration.address)),
+        ("Port", json!(registration.port)),
+        ("Meta", json!(meta)),
+        ("Weights", json!({ "Passing": passing, "Warning": warning })),
+        ("EnableTagOverride", json!(registration.enable_tag_override)),
+        ("TaggedAddresses", Value::Object(tagged)),
+    ]
+    .into_iter()
+    .map(|(key, value)| (key.to_owned(), value))
+    .collect()
+}
+
+/// The body of `/v1/agent/service/register`, with the readiness check where `with_check` says so.
+#[must_use]
+pub fn agent_service(id: &str, registration: &Registration, with_check: bool) -> String {
+    let mut fields = service_fields(id, registration);
+    fields.insert("Name".to_owned(), json!(&*registration.service));
+    if let Some(readiness) = registration.readiness.filter(|_| with_check) {
+        let check = json!({
+            "CheckID": readiness_check_id(id),
+            "Name": READINESS_NAME,
+            "Notes": READINESS_NOTES,
+            "TTL": READINESS_TTL,
+            "Status": readiness.as_str(),
+        });
+        fields.insert("Check".to_owned(), check);
+    }
+    Value::Object(fields).to_string()
+}
+
+/// The body of `/v1/agent/check/update` for a readiness check.
+#[must_use]
+pub fn agent_readiness(readiness: Health) -> String {
+    json!({ "Status": readiness.as_str(), "Output": readiness_output(readiness) }).to_string()
+}
+
+/// The operation of a transaction that sets a service.
+#[must_use]
+pub fn txn_service_set(node: &str, id: &str, registration: &Registration) -> String {
+    let mut fields = service_fields(id, registration);
+    fields.insert("Service".to_owned(), json!(&*registration.service));
+    json!({ "Service": { "Verb": "set", "Node": node, "Service": fields } }).to_string()
+}
+
+/// The operation that fails if a service is not there.
+#[must_use]
+pub fn txn_service_get(node: &str, id: &str) -> String {
+    json!({ "Service": { "Verb": "get", "Node": node, "Service": { "ID": id } } }).to_string()
+}
+
+/// The operation that deletes a service and its checks; of one that is not there it does nothing.
+#[must_use]
+pub fn txn_service_delete(node: &str, id: &str, service: &str) -> String {
+    json!({ "Service": { "Verb": "delete", "Node": node, "Service": { "ID": id, "Service": service } } }).to_string()
+}
+
+/// The operation that sets a readiness check.
+#[must_use]
+pub fn txn_check_set(node: &str, id: &str, service: &str, readiness: Health) -> String {
+    json!({ "Check": { "Verb": "set", "Check": {
+        "Node": node,
+        "CheckID": readiness_check_id(id),
+        "Name": READINESS_NAME,
+        "Notes": READINESS_NOTES,
+        "Type": READINESS_TYPE,
+        "Status": readiness.as_str(),
+        "Output": readiness_output(readiness),
+        "ServiceID": id,
+        "ServiceName": service,
+    } } })
+    .to_string()
+}
+
+/// The operation that deletes a readiness check; of one that is not there it does nothing.
+#[must_use]
+pub fn txn_check_delete(node: &str, id: &str, service: &str) -> String {
+    json!({ "Check": { "Verb": "delete", "Check": {
+        "Node": node,
+        "CheckID": readiness_check_id(id),
+        "ServiceID": id,
+        "ServiceName": service,
+    } } })
+    .to_string()
+}
+
+/// The operation that sets a node if its index is still this one; 0 stands for a node that is not there.
+#[must_use]
+pub fn txn_node_cas(node: &str, address: IpAddr, meta: &BTreeMap<&str, String>, index: u64) -> String {
+    json!({ "Node": { "Verb": "cas", "Node": {
+        "Node": node,
+        "Address": address.to_string(),
+        "Meta": meta,
+        "ModifyIndex": index,
+    } } })
+    .to_string()
+}
+
+/// The operation that deletes a node, and with it everything on it, if its index is still this one.
+#[must_use]
+pub fn txn_node_delete(node: &str, index: u64) -> String {
+    json!({ "Node": { "Verb": "delete-cas", "Node": { "Node": node, "ModifyIndex": index } } }).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn text() -> impl Strategy<Value = Str> {
+        "[ -~äé\\n\"]{0,12}".prop_map(|text| text.as_str().into())
+    }
+
+    fn tagged() -> impl Strategy<Value = TaggedAddress> {
+        (text(), 1..=u16::MAX).prop_map(|(address, port)| TaggedAddress { address, port })
+    }
+
+    fn registration() -> impl Strategy<Value = Registration> {
+        (
+            (text(), text(), 1..=u16::MAX, proptest::collection::vec(text(), 0..4)),
+            proptest::collection::btree_map(text(), text(), 0..6),
+            (1..=u16::MAX, any::<u16>(), any::<bool>()),
+            proptest::collection::btree_map(prop_oneof![text(), Just("wan".into())], tagged(), 0..3),
+            proptest::option::of(prop_oneof![Just(Health::Passing), Just(Health::Critical)]),
+        )
+            .prop_map(|((service, address, port, tags), meta, (passing, warning, enable), tagged, readiness)| {
+                Registration {
+                    service,
+                    address,
+                    port,
+                    tags: tags.into(),
+                    meta,
+                    weights: Weights { passing, warning },
+                    enable_tag_override: enable,
+                    tagged_addresses: Arc::new(tagged),
+                    readiness,
+                }
+            })
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_to_the_catalog_is_read_back_equal(wanted in registration()) {
+            let written: Value = serde_json::from_str(&txn_service_set("n", "id", &wanted)).unwrap();
+            let service: Service = serde_json::from_value(written["Service"]["Service"].clone()).unwrap();
+            prop_assert_eq!(service.registration(By::Catalog, wanted.readiness, &mut Pool::default()), wanted);
+        }
+
+        #[test]
+        fn what_is_written_to_an_agent_is_read_back_equal(wanted in registration()) {
+            let mut written: Value = serde_json::from_str(&agent_service("id", &wanted, true)).unwrap();
+            written["Service"] = written["Name"].take();
+            for own in ["lan_ipv4", "wan_ipv4"] {
+                written["TaggedAddresses"][own] = json!({ "Address": &*wanted.address, "Port": wanted.port });
+            }
+            let service: Service = serde_json::from_value(written).unwrap();
+            prop_assert_eq!(service.registration(By::Agent, wanted.readiness, &mut Pool::default()), wanted);
+        }
+    }
+
+    #[test]
+    fn anything_may_be_missing_or_null() {
+        let service: Service = serde_json::from_str(
+            r#"{"ID":null,"Tags":null,"Meta":null,"Weights":null,"TaggedAddresses":null,"Port":-1,"New":{}}"#,
+        )
+        .unwrap();
+        let read = service.registration(By::Agent, None, &mut Pool::default());
+        assert_eq!((read.port, read.weights), (0, Weights::default()));
+        assert!(serde_json::from_str::<NodeServices>(r#"{"Node":null,"Services":null}"#).unwrap().node.is_none());
+        assert!(serde_json::from_str::<TxnAnswer>("{}").unwrap().errors.is_none());
+    }
+
+    #[test]
+    fn only_what_an_agent_adds_is_taken_away() {
+        let text = r#"{"Address":"10.0.0.1","Port":80,"TaggedAddresses":{
+            "lan_ipv4":{"Address":"10.0.0.1","Port":80},"wan_ipv4":{"Address":"198.51.100.1","Port":80},
+            "wan":{"Address":"10.0.0.1","Port":80}}}"#;
+        let service: Service = serde_json::from_str(text).unwrap();
+        let names = |by| {
+            let read = service.registration(by, None, &mut Pool::default());
+            read.tagged_addresses.keys().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(names(By::Agent), ["wan", "wan_ipv4"]);
+        assert_eq!(names(By::Catalog), ["lan_ipv4", "wan", "wan_ipv4"]);
+    }
+
+    #[test]
+    fn an_instance_is_as_healthy_as_its_worst_check() {
+        let check = |id: &str, service: &str, status: &str| Check {
+            id: Some(id.to_owned()),
+            service_id: Some(service.to_owned()),
+            status: Some(status.to_owned()),
+        };
+        let healths = Healths::new([
+            check("serfHealth", "", "critical"),
+            check("a:readiness", "a", "passing"),
+            check("a:http", "a", "warning"),
+            check("b:http", "b", "maintenance"),
+        ]);
+        assert_eq!((healths.worst("a"), healths.readiness("a")), (Health::Warning, Some(Health::Passing)));
+        assert_eq!((healths.worst("b"), healths.readiness("b")), (Health::Critical, None));
+        assert_eq!((healths.worst("c"), healths.readiness("c")), (Health::Passing, None));
+    }
+}

@@ -1,0 +1,344 @@
+//! The way to Consul: first a footing (who we are, where instances go, what is there), then bundles, one at a
+//! time for each Consul node and several nodes side by side, and a sweep now and then.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::alarms::{Alarm, Backoff};
+use super::metrics::{Kind, Result as Written};
+use super::{Engine, Footing, Landing, Standstill};
+use crate::consul::{Bundle, Outcome, Rows, Trouble};
+use crate::model::desired::Placement;
+use crate::model::diff::Op;
+use crate::model::guard::Cause;
+use crate::model::names::{ResourceKey, Str};
+use crate::model::plan::Planned;
+
+impl Engine {
+    /// Starts something that answers with a [`Landing`].
+    pub(super) fn fly(&self, flight: impl Future<Output = Landing> + Send + 'static) {
+        self.flights.push(Box::pin(flight));
+    }
+
+    fn at_a_standstill(&self) -> bool {
+        self.trouble.as_ref().is_some_and(|trouble| trouble.until.is_some())
+    }
+
+    /// Takes the next step towards a whole mirror.
+    pub(super) fn keep_footing(&mut self) {
+        if self.at_a_standstill() {
+            return;
+        }
+        let (era, registry) = (self.era, Arc::clone(&self.registry));
+        if matches!(self.footing, Footing::None) {
+            self.footing = Footing::Connecting;
+            self.fly(async move { Landing::Connected { era, answer: registry.connect().await } });
+        }
+    }
+
+    pub(super) fn land_connected(&mut self, era: u64, answer: Result<Placement, Trouble>) {
+        if era != self.era {
+            return;
+        }
+        match answer {
+            Ok(placement) => {
+                self.footing = Footing::Reading(placement);
+                self.read();
+            }
+            Err(trouble) => {
+                self.footing = Footing::None;
+                self.suffer(trouble);
+            }
+        }
+    }
+
+    fn read(&mut self) {
+        self.reading = true;
+        let (era, since, registry) = (self.era, self.mirror.now(), Arc::clone(&self.registry));
+        self.fly(async move { Landing::Read { era, since, answer: registry.read().await } });
+    }
+
+    /// Looks at everything in Consul again.
+    pub(super) fn sweep(&mut self) {
+        if matches!(self.footing, Footing::Standing(_)) && !self.reading {
+            self.read();
+        }
+    }
+
+    pub(super) fn land_read(&mut self, era: u64, since: u64, answer: Result<Rows, Trouble>) {
+        if era != self.era {
+            return;
+        }
+        self.reading = false;
+        let rows = match answer {
+            Ok(rows) => rows,
+            Err(trouble) => {
+                match std::mem::replace(&mut self.footing, Footing::None) {
+                    Footing::Standing(placement) => {
+                        self.footing = Footing::Standing(placement);
+                        self.set_sweep();
+                    }
+                    Footing::None | Footing::Connecting | Footing::Reading(_) => {}
+                }
+                self.suffer(trouble);
+                return;
+            }
+        };
+        self.recover();
+        let now = Instant::now();
+        self.last_sweep = Some(now);
+        self.set_sweep();
+        let moved = self.mirror.take_over(rows, since, None);
+        match std::mem::replace(&mut self.footing, Footing::None) {
+            Footing::Reading(placement) => {
+                tracing::info!(rows = self.mirror.owned_rows(), "read what Consul holds of ours");
+                self.footing = Footing::Standing(placement);
+                for key in self.all_keys() {
+                    self.mark(key, Cause::Inferred, now);
+                }
+            }
+            footing => {
+                self.footing = footing;
+                for key in moved {
+                    self.mark(key, Cause::Inferred, now);
+                }
+                self.tidy();
+            }
+        }
+    }
+
+    fn set_sweep(&mut self) {
+        // Spread by a tenth, so that many clusters on one Consul do not sweep in step.
+        let wait = self.config.sweep_interval.mul_f64(0.95 + self.random.f64() / 10.0);
+        let at = Instant::now() + wait;
+        self.next_sweep = Some(at);
+        self.alarms.set(at, Alarm::Sweep);
+    }
+
+    fn tidy(&self) {
+        let Footing::Standing(placement) = &self.footing else { return };
+        if !self.world.is_synced() {
+            return;
+        }
+        let addresses: BTreeMap<Str, IpAddr> =
+            self.world.nodes().filter_map(|(name, node)| Some((name.clone(), node.address?))).collect();
+        if matches!(placement, Placement::Catalog { .. }) {
+            let (era, registry) = (self.era, Arc::clone(&self.registry));
+            self.fly(async move { Landing::Tidied { era, answer: registry.tidy(&addresses).await } });
+        }
+    }
+
+    /// Sends bundles to every node that has writes waiting and is free, up to the limit.
+    pub(super) fn launch_bundles(&mut self) {
+        let Footing::Standing(placement) = &self.footing else { return };
+        let placement = placement.clone();
+        while !self.at_a_standstill() && self.busy.len() < self.config.concurrency {
+            let unread = self.uncertain.iter().find(|node| !self.busy.contains(*node)).cloned();
+            if let Some(node) = unread {
+                self.read_node(node);
+                continue;
+            }
+            let Some(node) = self.next_node() else { return };
+            let planned = self.plan.take(&node, self.registry.bundle_size());
+            self.launch(&placement, node, planned);
+        }
+    }
+
+    /// The next free node that has writes waiting, in turn.
+    fn next_node(&mut self) -> Option<Str> {
+        let free = |node: &&Str| !self.busy.contains(*node);
+        let cursor = self.cursor.take();
+        let next = self.plan.nodes_after(cursor.as_ref()).find(free).or_else(|| self.plan.nodes().find(free)).cloned();
+        self.cursor.clone_from(&next);
+        next
+    }
+
+    fn launch(&mut self, placement: &Placement, node: Str, planned: Vec<Planned>) {
+        for one in &planned {
+            self.mirror.begin(one.op.key());
+            self.in_flight.insert(one.op.key().clone(), one.owner.clone());
+            if let Some(unsettled) = self.unsettled.get_mut(&one.owner) {
+                unsettled.in_flight += 1;
+            }
+        }
+        let address =
+            placement.kubernetes_node(&node).and_then(|name| self.world.node(name)).and_then(|node| node.address);
+        let bundle = Bundle { node: node.clone(), address, ops: planned.iter().map(|one| one.op.clone()).collect() };
+        self.busy.insert(node.clone());
+        let (era, registry) = (self.era, Arc::clone(&self.registry));
+        self.fly(async move {
+            let outcomes = registry.apply(&bundle).await;
+            Landing::Applied { era, node, planned, outcomes }
+        });
+    }
+
+    fn read_node(&mut self, node: Str) {
+        self.uncertain.remove(&node);
+        self.busy.insert(node.clone());
+        let (era, since, registry) = (self.era, self.mirror.now(), Arc::clone(&self.registry));
+        self.fly(async move {
+            let answer = registry.read_node(&node).await;
+            Landing::NodeRead { era, node, since, answer }
+        });
+    }
+
+    pub(super) fn land_node_read(&mut self, era: u64, node: &Str, since: u64, answer: Result<Rows, Trouble>) {
+        self.busy.remove(node);
+        if era != self.era {
+            return;
+        }
+        match answer {
+            Ok(rows) => {
+                self.recover();
+                let now = Instant::now();
+                for key in self.mirror.take_over(rows, since, Some(node)) {
+                    self.mark(key, Cause::Inferred, now);
+                }
+            }
+            Err(trouble) => {
+                self.uncertain.insert(node.clone());
+                self.suffer(trouble);
+            }
+        }
+    }
+
+    pub(super) fn land_applied(&mut self, era: u64, node: Str, planned: Vec<Planned>, outcomes: Vec<Outcome>) {
+        self.busy.remove(&node);
+        let current = era == self.era;
+        let mut worst: Option<Trouble> = None;
+        let (mut certain, mut answered) = (true, false);
+        let mut owners: BTreeMap<ResourceKey, bool> = BTreeMap::new();
+        for (one, outcome) in planned.into_iter().zip(outcomes) {
+            let Planned { owner, op } = one;
+            self.in_flight.remove(op.key());
+            if let Some(unsettled) = self.unsettled.get_mut(&owner) {
+                unsettled.in_flight = unsettled.in_flight.saturating_sub(1);
+            }
+            self.metrics.wrote(kind(&op), result(&outcome));
+            // A resource is looked at again unless all went as planned.
+            let again = owners.entry(owner.clone()).or_default();
+            match outcome {
+                Outcome::Written { shown } if current => {
+                    answered = true;
+                    self.forget_refusal(&owner, &op);
+                    self.mirror.acknowledge(&self.config.identity, &op, shown);
+                }
+                Outcome::Refused(message) if current => {
+                    answered = true;
+                    *again = true;
+                    self.refuse(&owner, op, message);
+                }
+                Outcome::NotTried(trouble) => {
+                    *again = true;
+                    worst = Some(trouble);
+                }
+                Outcome::Unknown(trouble) => {
+                    *again = true;
+                    certain = false;
+                    worst = Some(trouble);
+                }
+                // Written or refused by a Consul that we have lost since.
+                Outcome::Written { .. } | Outcome::Refused(_) => {
+                    *again = true;
+                    certain = false;
+                }
+            }
+        }
+        if !certain {
+            self.uncertain.insert(node);
+        }
+        for (owner, again) in owners {
+            // A rename's removals wait for what has just been written, a finalizer for what has just gone.
+            if again || self.wants_another_look(&owner) {
+                self.mark_again(owner);
+            }
+        }
+        match worst {
+            Some(trouble) if current => self.suffer(trouble),
+            Some(_) => {}
+            None if answered => self.recover(),
+            None => {}
+        }
+    }
+
+    /// Whether a resource whose writes went well may have more to do.
+    fn wants_another_look(&self, owner: &ResourceKey) -> bool {
+        let last = !self.plan.has(owner) && self.unsettled.get(owner).is_none_or(|unsettled| unsettled.in_flight == 0);
+        last && !self.held.contains(owner)
+    }
+
+    fn forget_refusal(&mut self, owner: &ResourceKey, op: &Op) {
+        if let Some(refused) = self.refused.get_mut(owner) {
+            refused.remove(op.key());
+            if refused.is_empty() {
+                self.refused.remove(owner);
+            }
+        }
+    }
+
+    /// Consul is in trouble: nothing more is asked of it for a while.
+    pub(super) fn suffer(&mut self, trouble: Trouble) {
+        // Several answers of one outage count once.
+        let before = self.trouble.as_ref().map_or(0, |known| known.failures);
+        let failures = if self.at_a_standstill() { before.max(1) } else { before + 1 };
+        let news = self.trouble.as_ref().is_none_or(|known| known.message != trouble.message);
+        if news {
+            tracing::warn!(trouble = %trouble.message, "Consul is in trouble");
+        }
+        let wait = Backoff::CONSUL.wait(failures, &mut self.random).max(trouble.retry_after.unwrap_or_default());
+        let until = Instant::now() + wait;
+        self.trouble = Some(Standstill { message: trouble.message, failures, until: Some(until) });
+        self.alarms.set(until, Alarm::Resume);
+        if trouble.lost_footing {
+            self.lose_footing();
+        }
+        if news {
+            for key in self.all_keys() {
+                self.reports.tend(key);
+            }
+        }
+    }
+
+    /// Consul answers again.
+    fn recover(&mut self) {
+        if self.trouble.take().is_some() {
+            tracing::info!("Consul answers");
+        }
+    }
+
+    /// Forgets all that was known of Consul; what is under way is not believed when it lands.
+    fn lose_footing(&mut self) {
+        tracing::warn!("starting over with Consul");
+        self.era += 1;
+        self.reading = false;
+        self.footing = Footing::None;
+        self.mirror.clear();
+        self.plan.clear();
+        self.held.clear();
+        for key in self.all_keys() {
+            self.mark(key, Cause::Inferred, Instant::now());
+        }
+    }
+}
+
+fn kind(op: &Op) -> Kind {
+    match op {
+        Op::Put { .. } => Kind::put,
+        Op::Readiness { .. } => Kind::readiness,
+        Op::Release { .. } => Kind::release,
+        Op::Remove { .. } => Kind::remove,
+    }
+}
+
+fn result(outcome: &Outcome) -> Written {
+    match outcome {
+        Outcome::Written { .. } => Written::written,
+        Outcome::Refused(_) => Written::refused,
+        Outcome::NotTried(_) => Written::not_tried,
+        Outcome::Unknown(_) => Written::unknown,
+    }
+}

@@ -1,0 +1,410 @@
+//! The loop: what changed → what should be there → what differs → writes → what became of them.
+//!
+//! In: the watches' [`Event`]s and answers of Consul and Kubernetes. Out: bundles for the [`Registry`], writes
+//! to [`Kubernetes`], and a [`Snapshot`] for whoever asks. One task owns all state; everything that waits is a
+//! future that this task polls, so dropping the engine is a crash, and the simulation does just that.
+//!
+//! - `reconcile`: one dirty resource to its operations; the guard over removals by inference.
+//! - `lanes`: one bundle at a time to each Consul node; footing, sweeps, trouble.
+//! - `report`: status, finalizers, Events.
+//!
+//! Time is tokio's (which a simulation can halt and turn), chance is a seeded source, and both servers are
+//! behind traits.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::FutureExt;
+use futures::StreamExt;
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep_until, timeout};
+
+use crate::cluster::event::{Change, Event, Step};
+use crate::cluster::world::World;
+use crate::cluster::{Kubernetes, ReadError, WriteError};
+use crate::consul::mirror::Mirror;
+use crate::consul::{Outcome, Registry, Rows, Trouble};
+use crate::model::desired::Placement;
+use crate::model::guard::Cause;
+use crate::model::names::{Identity, ResourceKey, Str};
+use crate::model::plan::{Plan, Planned};
+use crate::model::registration::{Health, RowKey};
+
+mod alarms;
+mod lanes;
+pub mod metrics;
+mod reconcile;
+mod report;
+
+use alarms::{Alarm, Alarms};
+use metrics::{Metrics, Snapshot};
+use reconcile::{Dirty, Refused};
+use report::Reports;
+
+/// What the engine is told once.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Which cluster it acts for.
+    pub identity: Identity,
+    /// How long between whole looks at Consul.
+    pub sweep_interval: Duration,
+    /// How many Consul nodes are written to side by side.
+    pub concurrency: usize,
+    /// How long what is under way may take after the order to stop.
+    pub grace: Duration,
+}
+
+/// What others ask the engine.
+#[derive(Debug)]
+pub enum Question {
+    /// How things stand. That an answer comes also shows that the loop turns.
+    Snapshot(oneshot::Sender<Snapshot>),
+}
+
+/// The engine.
+pub struct Engine {
+    config: Config,
+    registry: Arc<dyn Registry>,
+    kubernetes: Arc<dyn Kubernetes>,
+    random: fastrand::Rng,
+    metrics: Metrics,
+
+    world: World,
+    mirror: Mirror,
+    plan: Plan,
+    footing: Footing,
+    /// Rises whenever the footing is lost: answers to what was asked before are not believed.
+    era: u64,
+    trouble: Option<Standstill>,
+    last_sweep: Option<Instant>,
+    next_sweep: Option<Instant>,
+    reading: bool,
+
+    dirty: BTreeMap<ResourceKey, Dirty>,
+    /// Dirty resources whose namespace has not been listed yet.
+    parked: BTreeMap<ResourceKey, Dirty>,
+    /// Resources with removals by inference, which wait for a second look at Kubernetes.
+    held: BTreeSet<ResourceKey>,
+    /// Those that the second look under way is about.
+    second_look: Option<BTreeSet<ResourceKey>>,
+    refused: BTreeMap<ResourceKey, BTreeMap<RowKey, Refused>>,
+    conflicts: BTreeMap<ResourceKey, Vec<(RowKey, String)>>,
+
+    /// Nodes that are being written to or read.
+    busy: BTreeSet<Str>,
+    /// Nodes on which a write may have landed or not: they are read before they are written to again.
+    uncertain: BTreeSet<Str>,
+    in_flight: BTreeMap<RowKey, ResourceKey>,
+    /// How many writes of a resource wait or are under way, and since when it has not been as desired.
+    unsettled: BTreeMap<ResourceKey, Unsettled>,
+    cursor: Option<Str>,
+
+    reports: Reports,
+    flights: FuturesUnordered<BoxFuture<'static, Landing>>,
+    alarms: Alarms,
+}
+
+/// Where we stand with Consul.
+#[derive(Debug)]
+enum Footing {
+    /// Not known yet, or lost.
+    None,
+    /// Making ourselves known.
+    Connecting,
+    /// Reading what is there.
+    Reading(Placement),
+    /// The mirror is whole.
+    Standing(Placement),
+}
+
+/// Consul is in trouble.
+#[derive(Debug)]
+struct Standstill {
+    message: String,
+    failures: u32,
+    /// Nothing is asked of Consul before; none once the time has come.
+    until: Option<Instant>,
+}
+
+/// A resource that is not yet as desired in Consul.
+#[derive(Debug)]
+struct Unsettled {
+    since: Instant,
+    cause: Cause,
+    in_flight: usize,
+}
+
+/// An answer.
+enum Landing {
+    Connected { era: u64, answer: Result<Placement, Trouble> },
+    Read { era: u64, since: u64, answer: Result<Rows, Trouble> },
+    NodeRead { era: u64, node: Str, since: u64, answer: Result<Rows, Trouble> },
+    Applied { era: u64, node: Str, planned: Vec<Planned>, outcomes: Vec<Outcome> },
+    Tidied { era: u64, answer: Result<(), Trouble> },
+    SecondLook(Result<World, ReadError>),
+    StatusWritten { key: ResourceKey, answer: Result<(), WriteError> },
+    FinalizerWritten { key: ResourceKey, answer: Result<(), WriteError> },
+    EventWritten(Result<(), WriteError>),
+}
+
+impl Engine {
+    /// An engine over an empty World; nothing is asked of anyone before [`run`](Self::run).
+    #[must_use]
+    pub fn new(
+        config: Config,
+        world: World,
+        registry: Arc<dyn Registry>,
+        kubernetes: Arc<dyn Kubernetes>,
+        random: fastrand::Rng,
+        metrics: Metrics,
+    ) -> Self {
+        Self {
+            config,
+            registry,
+            kubernetes,
+            random,
+            metrics,
+            world,
+            mirror: Mirror::default(),
+            plan: Plan::default(),
+            footing: Footing::None,
+            era: 0,
+            trouble: None,
+            last_sweep: None,
+            next_sweep: None,
+            reading: false,
+            dirty: BTreeMap::new(),
+            parked: BTreeMap::new(),
+            held: BTreeSet::new(),
+            second_look: None,
+            refused: BTreeMap::new(),
+            conflicts: BTreeMap::new(),
+            busy: BTreeSet::new(),
+            uncertain: BTreeSet::new(),
+            in_flight: BTreeMap::new(),
+            unsettled: BTreeMap::new(),
+            cursor: None,
+            reports: Reports::default(),
+            flights: FuturesUnordered::new(),
+            alarms: Alarms::default(),
+        }
+    }
+
+    /// Runs until `stop` is ready or the watches have ended, then finishes what is under way within the grace
+    /// period. Registrations stay.
+    pub async fn run(
+        mut self,
+        mut events: mpsc::Receiver<Event>,
+        mut questions: mpsc::Receiver<Question>,
+        stop: impl Future<Output = ()>,
+    ) {
+        let mut stop = std::pin::pin!(stop);
+        loop {
+            self.settle();
+            let alarm = self.alarms.next();
+            let alarm = async {
+                match alarm {
+                    Some(at) => sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                () = &mut stop => break,
+                Some(question) = questions.recv() => self.answer(question),
+                Some(landing) = self.flights.next() => self.land(landing),
+                event = events.recv() => match event {
+                    Some(event) => self.hear(event),
+                    None => break,
+                },
+                () = alarm => {}
+            }
+            // What has arrived meanwhile is settled together: this is where writes become bundles.
+            for _ in 0..MOST_AT_ONCE {
+                match events.try_recv() {
+                    Ok(event) => self.hear(event),
+                    Err(_) => break,
+                }
+            }
+            while let Some(Some(landing)) = self.flights.next().now_or_never() {
+                self.land(landing);
+            }
+            let now = Instant::now();
+            while let Some(alarm) = self.alarms.ring(now) {
+                self.ring(alarm);
+            }
+        }
+        self.finish().await;
+    }
+
+    /// Does everything that can be done without waiting.
+    fn settle(&mut self) {
+        self.keep_footing();
+        self.reconcile_dirty();
+        self.launch_bundles();
+        self.write_reports();
+    }
+
+    fn hear(&mut self, event: Event) {
+        let completes = completes_a_list(&event);
+        let now = Instant::now();
+        for dirtied in self.world.apply(event) {
+            match dirtied.cause {
+                Some(cause) => self.mark(dirtied.key, cause, now),
+                None => self.reports.tend(dirtied.key),
+            }
+        }
+        if completes {
+            for (key, dirty) in std::mem::take(&mut self.parked) {
+                self.mark(key, dirty.cause, dirty.since);
+            }
+            // Rows whose owner nobody has heard of show only now that the list is whole.
+            let orphans: Vec<ResourceKey> =
+                self.mirror.owners().filter(|owner| self.world.resource(owner).is_none()).cloned().collect();
+            for owner in orphans {
+                self.mark(owner, Cause::Inferred, now);
+            }
+        }
+    }
+
+    /// Marks a resource dirty; inference outweighs observation, the earlier time the later.
+    fn mark(&mut self, key: ResourceKey, cause: Cause, since: Instant) {
+        if !matches!(self.footing, Footing::Standing(_)) {
+            self.reports.unreachable(key.clone());
+        }
+        let dirty = self.dirty.entry(key).or_insert(Dirty { cause, since });
+        dirty.cause = dirty.cause.max(cause);
+        dirty.since = dirty.since.min(since);
+    }
+
+    /// Marks a resource that is not settled dirty again, for the reason and since the time that it was at first.
+    fn mark_again(&mut self, key: ResourceKey) {
+        let (cause, since) =
+            self.unsettled.get(&key).map_or((Cause::Observed, Instant::now()), |known| (known.cause, known.since));
+        self.mark(key, cause, since);
+    }
+
+    fn land(&mut self, landing: Landing) {
+        match landing {
+            Landing::Connected { era, answer } => self.land_connected(era, answer),
+            Landing::Read { era, since, answer } => self.land_read(era, since, answer),
+            Landing::NodeRead { era, node, since, answer } => self.land_node_read(era, &node, since, answer),
+            Landing::Applied { era, node, planned, outcomes } => self.land_applied(era, node, planned, outcomes),
+            Landing::Tidied { era, answer } => {
+                if let Err(trouble) = answer
+                    && era == self.era
+                {
+                    self.suffer(trouble);
+                }
+            }
+            Landing::SecondLook(answer) => self.land_second_look(answer),
+            Landing::StatusWritten { key, answer } => self.land_status(key, answer),
+            Landing::FinalizerWritten { key, answer } => self.land_finalizer(&key, answer),
+            Landing::EventWritten(answer) => {
+                self.reports.landed();
+                if let Err(error) = answer {
+                    tracing::debug!(%error, "an Event was not written");
+                }
+            }
+        }
+    }
+
+    fn ring(&mut self, alarm: Alarm) {
+        match alarm {
+            Alarm::Sweep => {
+                if self.next_sweep.is_some_and(|at| at <= Instant::now()) {
+                    self.next_sweep = None;
+                    self.sweep();
+                }
+            }
+            Alarm::Resume => {
+                if let Some(trouble) = &mut self.trouble
+                    && trouble.until.is_some_and(|until| until <= Instant::now())
+                {
+                    trouble.until = None;
+                    // Whether all is well again, and what was lost meanwhile, only a look can tell.
+                    self.sweep();
+                }
+            }
+            Alarm::Reconcile(key) => self.mark_again(key),
+            Alarm::Report(key) => self.reports.tend(key),
+        }
+    }
+
+    fn answer(&self, question: Question) {
+        let Question::Snapshot(reply) = question;
+        // Whoever asked may have gone.
+        let _ = reply.send(self.snapshot());
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        let mut snapshot = Snapshot {
+            not_ready: self.not_ready(),
+            resources: self.world.keys().count(),
+            dirty: self.dirty.len() + self.parked.len(),
+            outstanding: self.plan.len() + self.in_flight.len(),
+            refused: self.refused.values().map(BTreeMap::len).sum(),
+            held: self.held.len(),
+            sweep_age: self.last_sweep.map(|at| at.elapsed()),
+            ..Snapshot::default()
+        };
+        for (_, row) in self.mirror.rows().filter(|(_, row)| row.is_ours()) {
+            match row.health {
+                Health::Passing => snapshot.passing += 1,
+                Health::Warning => snapshot.warning += 1,
+                Health::Critical => snapshot.critical += 1,
+            }
+        }
+        snapshot
+    }
+
+    fn not_ready(&self) -> Option<String> {
+        if !self.world.is_synced() {
+            return Some("not all watches have completed their first list".to_owned());
+        }
+        if let Some(trouble) = &self.trouble {
+            return Some(format!("Consul: {}", trouble.message));
+        }
+        match self.footing {
+            Footing::Standing(_) => None,
+            _ => Some("Consul's registrations have not been read yet".to_owned()),
+        }
+    }
+
+    /// Waits for the writes that are under way, no longer than the grace period.
+    async fn finish(mut self) {
+        self.registry.wind_down();
+        let (under_way, grace) = (self.in_flight.len(), self.config.grace);
+        let all = async {
+            while !self.in_flight.is_empty() {
+                match self.flights.next().await {
+                    Some(landing) => self.land(landing),
+                    None => break,
+                }
+            }
+        };
+        if timeout(grace, all).await.is_err() {
+            tracing::warn!(given_up = self.in_flight.len(), "gave up writes that were under way");
+        } else if under_way > 0 {
+            tracing::info!(finished = under_way, "finished the writes that were under way");
+        }
+    }
+}
+
+/// Whether something may be known to be absent now that was only unknown before.
+fn completes_a_list(event: &Event) -> bool {
+    matches!(
+        event.change,
+        Change::Resource(Step::InitDone)
+            | Change::Slice(Step::InitDone)
+            | Change::Service(Step::InitDone)
+            | Change::Node(Step::InitDone)
+    )
+}
+
+/// The most events that are taken in before anything is written.
+const MOST_AT_ONCE: usize = 4096;

@@ -1,0 +1,280 @@
+//! One dirty resource: what should be there, how that differs from what is, and which of it may be written now.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use tokio::time::{Duration, Instant};
+
+use super::alarms::{Alarm, Backoff};
+use super::{Engine, Footing, Landing, Unsettled};
+use crate::cluster::ReadError;
+use crate::cluster::world::{Entry, World};
+use crate::model::desired::{Desired, Placement, desired};
+use crate::model::diff::{Op, diff, release};
+use crate::model::guard::{Cause, wants_confirmation};
+use crate::model::names::{Identity, ResourceKey};
+use crate::model::registration::RowKey;
+use crate::model::resolve::{Hold, Resolution, resolve_service};
+use crate::model::resource::{DeletionPolicy, Source, Spec};
+
+/// Why a resource is to be looked at, and since when.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Dirty {
+    pub(super) cause: Cause,
+    pub(super) since: Instant,
+}
+
+/// A write that Consul refused.
+#[derive(Debug)]
+pub(super) struct Refused {
+    op: Op,
+    pub(super) message: String,
+    failures: u32,
+    until: Instant,
+}
+
+/// What a World wants for a resource.
+pub(super) enum Outlook {
+    /// These registrations, and of what else is there, what `hold` says.
+    Wants { desired: Desired, hold: Hold },
+    /// That what is registered stays as it is: nobody can tell what it should be.
+    Frozen,
+    /// That our mark is taken off everything.
+    Release,
+}
+
+impl Outlook {
+    /// Whether a row that this outlook does not name would go.
+    fn removes(&self, key: &RowKey, address: &str) -> bool {
+        match self {
+            Self::Wants { desired, hold } => !desired.contains_key(key) && !hold.holds(address),
+            Self::Frozen | Self::Release => false,
+        }
+    }
+}
+
+/// What `world` wants for `key`. Pure: the same for our World and for a second look's.
+pub(super) fn outlook(world: &World, identity: &Identity, placement: &Placement, key: &ResourceKey) -> Outlook {
+    let nothing = || Outlook::Wants { desired: Desired::new(), hold: Hold::Nothing };
+    if !world.watches(&key.namespace) || !world.is_whole(&key.namespace) {
+        return Outlook::Frozen;
+    }
+    let Some(entry) = world.resource(key) else { return nothing() };
+    let spec = entry.effective_spec();
+    if entry.resource.deleting {
+        return match spec.map(|spec| spec.deletion) {
+            Some(DeletionPolicy::Retain) => Outlook::Release,
+            Some(DeletionPolicy::Deregister) | None => nothing(),
+        };
+    }
+    let Some(spec) = spec else { return Outlook::Frozen };
+    let resolution = resolve(world, key, spec);
+    let desired = desired(identity, key, &entry.resource.uid, spec, &resolution.instances, placement);
+    Outlook::Wants { desired, hold: resolution.hold }
+}
+
+/// What the source of a spec comes to.
+pub(super) fn resolve(world: &World, key: &ResourceKey, spec: &Spec) -> Resolution {
+    let Source::Service { name } = &spec.source;
+    let before = world.resource(key).is_some_and(Entry::has_resolved);
+    let (service, slices) = (world.service(&key.namespace, name), world.slices(&key.namespace, name));
+    resolve_service(name, spec.port.as_ref(), service, slices, before)
+}
+
+impl Engine {
+    /// Takes every dirty resource to the writes that wait for it.
+    pub(super) fn reconcile_dirty(&mut self) {
+        let Footing::Standing(placement) = &self.footing else { return };
+        let placement = placement.clone();
+        let mut inferred = BTreeMap::new();
+        for (key, dirty) in std::mem::take(&mut self.dirty) {
+            if !self.world.watches(&key.namespace) {
+                continue;
+            }
+            if !self.world.is_whole(&key.namespace) {
+                self.parked.insert(key, dirty);
+                continue;
+            }
+            let ops = self.operations(&key, &placement, dirty);
+            if (dirty.cause == Cause::Inferred || self.held.contains(&key)) && ops.iter().any(Op::removes) {
+                inferred.insert(key, (ops, dirty.since));
+            } else {
+                self.held.remove(&key);
+                self.schedule(key, ops, dirty);
+            }
+        }
+        self.guard(inferred);
+    }
+
+    /// The writes that a resource wants now.
+    fn operations(&mut self, key: &ResourceKey, placement: &Placement, dirty: Dirty) -> Vec<Op> {
+        self.note_resolved(key);
+        let mut ops = match outlook(&self.world, &self.config.identity, placement, key) {
+            Outlook::Frozen => Vec::new(),
+            Outlook::Release => release(self.mirror.owned(key)),
+            Outlook::Wants { desired, hold } => {
+                let diff = diff(&desired, |k| self.mirror.row(k), self.mirror.owned(key), &hold);
+                if diff.conflicts.is_empty() {
+                    self.conflicts.remove(key);
+                } else {
+                    self.conflicts.insert(key.clone(), diff.conflicts);
+                }
+                diff.ops
+            }
+        };
+        let all = ops.len();
+        ops.retain(|op| !self.in_flight.contains_key(op.key()));
+        if ops.len() < all {
+            // They are looked at again when their answer comes.
+            self.unsettle(key, dirty);
+        }
+        self.without_refused(key, &mut ops);
+        ops
+    }
+
+    /// A spec whose source was found is remembered as such: if the source goes, that is a deletion.
+    fn note_resolved(&mut self, key: &ResourceKey) {
+        let Some(entry) = self.world.resource(key) else { return };
+        if entry.has_resolved() {
+            return;
+        }
+        let generation = entry.resource.generation;
+        // A last good spec does not speak for the generation that was refused.
+        let Ok(spec) = &entry.resource.spec else { return };
+        if resolve(&self.world, key, &spec.clone()).unresolved.is_none() {
+            self.world.mark_resolved(key, generation);
+        }
+    }
+
+    /// Takes out the writes that Consul has just refused, and forgets the refusals that nobody asks for any more.
+    fn without_refused(&mut self, key: &ResourceKey, ops: &mut Vec<Op>) {
+        let Some(mut refused) = self.refused.remove(key) else { return };
+        let now = Instant::now();
+        let wanted: BTreeMap<&RowKey, &Op> = ops.iter().map(|op| (op.key(), op)).collect();
+        refused.retain(|row, refusal| {
+            self.in_flight.contains_key(row) || wanted.get(row).is_some_and(|op| **op == refusal.op)
+        });
+        ops.retain(|op| refused.get(op.key()).is_none_or(|refusal| refusal.until <= now));
+        if !refused.is_empty() {
+            self.refused.insert(key.clone(), refused);
+        }
+    }
+
+    /// Notes that Consul refused a write, and when to try again.
+    pub(super) fn refuse(&mut self, owner: &ResourceKey, op: Op, message: String) {
+        let row = op.key().clone();
+        let known = self.refused.entry(owner.clone()).or_default();
+        let failures = known.get(&row).filter(|refusal| refusal.op == op).map_or(0, |refusal| refusal.failures) + 1;
+        let until = Instant::now() + Backoff::REFUSED.wait(failures, &mut self.random);
+        tracing::warn!(%owner, instance = %row, %message, "Consul refused a write");
+        known.insert(row, Refused { op, message, failures, until });
+        self.alarms.set(until, Alarm::Reconcile(owner.clone()));
+    }
+
+    /// Puts the writes of a resource in place of those that waited.
+    fn schedule(&mut self, key: ResourceKey, ops: Vec<Op>, dirty: Dirty) {
+        let some = !ops.is_empty();
+        if some {
+            self.unsettle(&key, dirty);
+        }
+        self.plan.replace(&key, ops);
+        if !some {
+            self.settle_resource(&key);
+        }
+        self.reports.tend(key);
+    }
+
+    fn unsettle(&mut self, key: &ResourceKey, dirty: Dirty) {
+        let Dirty { cause, since } = dirty;
+        let known = self.unsettled.entry(key.clone()).or_insert(Unsettled { since, cause, in_flight: 0 });
+        known.cause = known.cause.max(cause);
+    }
+
+    /// Notes that a resource has nothing to write any more, if nothing of it is under way either.
+    pub(super) fn settle_resource(&mut self, key: &ResourceKey) {
+        let settled = self.unsettled.get(key).is_some_and(|unsettled| unsettled.in_flight == 0)
+            && !self.plan.has(key)
+            && !self.held.contains(key)
+            && !self.refused.contains_key(key);
+        if settled && let Some(unsettled) = self.unsettled.remove(key) {
+            self.metrics.arrived(unsettled.since.elapsed());
+        }
+    }
+
+    /// Lets removals by inference pass while they are few, and otherwise has Kubernetes asked again.
+    fn guard(&mut self, inferred: BTreeMap<ResourceKey, (Vec<Op>, Instant)>) {
+        if inferred.is_empty() {
+            return;
+        }
+        let removals = inferred.values().flat_map(|(ops, _)| ops).filter(|op| op.removes()).count();
+        let hold = !self.held.is_empty() || wants_confirmation(removals, self.mirror.owned_rows());
+        for (key, (mut ops, since)) in inferred {
+            let dirty = Dirty { cause: Cause::Inferred, since };
+            if hold {
+                ops.retain(|op| !op.removes());
+                self.held.insert(key.clone());
+                self.unsettle(&key, dirty);
+            }
+            self.schedule(key, ops, dirty);
+        }
+        if hold {
+            self.look_again();
+        }
+    }
+
+    /// Asks Kubernetes again, by consistent reads, before removals by inference.
+    fn look_again(&mut self) {
+        if self.second_look.is_some() {
+            return;
+        }
+        // Only those: what is held later may not have been there yet when Kubernetes reads.
+        self.second_look = Some(self.held.clone());
+        tracing::info!(resources = self.held.len(), "asking Kubernetes again before removing by inference");
+        let kubernetes = Arc::clone(&self.kubernetes);
+        self.fly(async move { Landing::SecondLook(kubernetes.read_again().await) });
+    }
+
+    /// Makes those removals that our World and the second look agree on.
+    pub(super) fn land_second_look(&mut self, answer: Result<World, ReadError>) {
+        let looked_at = self.second_look.take().unwrap_or_default();
+        let Footing::Standing(placement) = &self.footing else { return };
+        let placement = placement.clone();
+        let later = Instant::now() + Duration::from_secs(3);
+        let fresh = match answer {
+            Ok(fresh) => fresh,
+            Err(error) => {
+                tracing::warn!(%error, "Kubernetes did not answer; removals by inference wait");
+                for key in self.held.clone() {
+                    self.alarms.set(later, Alarm::Reconcile(key));
+                }
+                return;
+            }
+        };
+        for key in looked_at {
+            if !self.held.remove(&key) {
+                continue;
+            }
+            let again = outlook(&fresh, &self.config.identity, &placement, &key);
+            let dirty = Dirty { cause: Cause::Inferred, since: Instant::now() };
+            let mut ops = self.operations(&key, &placement, dirty);
+            let before = ops.len();
+            ops.retain(|op| {
+                let address = self.mirror.row(op.key()).map(|row| row.registration.address.clone());
+                !op.removes() || again.removes(op.key(), address.as_deref().unwrap_or_default())
+            });
+            if ops.len() < before {
+                tracing::warn!(resource = %key, kept = before - ops.len(), "Kubernetes has what a list did not have");
+                self.alarms.set(later, Alarm::Reconcile(key.clone()));
+            }
+            self.schedule(key, ops, dirty);
+        }
+        for key in self.held.clone() {
+            self.mark_again(key);
+        }
+    }
+
+    /// The resources that have rows in Consul or writes waiting, or that Kubernetes has.
+    pub(super) fn all_keys(&self) -> BTreeSet<ResourceKey> {
+        self.mirror.owners().chain(self.world.keys()).cloned().collect()
+    }
+}

@@ -1,0 +1,87 @@
+//! The rooms know only the rooms to their right: `cli → engine → {cluster, consul} → model`. Held here by
+//! reading the sources, so that a forbidden `use` fails the build before anyone gets used to it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// What each room may not name. Paths are looked for as they are written in code.
+const RULES: &[(&str, &[&str])] = &[
+    (
+        "src/model",
+        &[
+            "crate::cluster",
+            "crate::consul",
+            "crate::engine",
+            "crate::admin",
+            "crate::cli",
+            "crate::settings",
+            "kube::",
+            "k8s_openapi",
+            "reqwest",
+            "http::",
+            "tokio",
+            "futures",
+            "jiff",
+            "std::time",
+            "SystemTime",
+            "Instant",
+        ],
+    ),
+    ("src/cluster", &["crate::consul", "crate::engine", "crate::admin", "crate::cli", "crate::settings", "reqwest"]),
+    ("src/consul", &["crate::cluster", "crate::engine", "crate::admin", "crate::cli", "crate::settings", "kube::"]),
+    ("src/engine", &["crate::admin", "crate::cli", "crate::settings", "kube::", "reqwest", "k8s_openapi"]),
+    ("src/admin", &["crate::cli", "crate::settings", "kube::", "reqwest"]),
+];
+
+fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).expect("a room is a folder") {
+        let path = entry.expect("a readable entry").path();
+        if path.is_dir() {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+/// The lines of a file that are code: without comments, where names of other rooms explain the picture.
+fn code(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    text.lines().enumerate().filter(|(_, line)| !line.trim_start().starts_with("//"))
+}
+
+fn violations(root: &Path, rules: &[(&str, &[&str])]) -> Vec<String> {
+    let mut violations = Vec::new();
+    for (room, forbidden) in rules {
+        let mut files = Vec::new();
+        sources(&root.join(room), &mut files);
+        assert!(!files.is_empty(), "{room} has no sources");
+        for file in files {
+            let text = fs::read_to_string(&file).expect("a readable source");
+            for (number, line) in code(&text) {
+                for name in forbidden.iter().filter(|name| names(line, name)) {
+                    violations.push(format!("{}:{}: {room} may not know {name}", file.display(), number + 1));
+                }
+            }
+        }
+    }
+    violations
+}
+
+/// Whether a line names a path, and not only a word that ends in it.
+fn names(line: &str, name: &str) -> bool {
+    line.match_indices(name).any(|(at, _)| {
+        !line[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_')
+    })
+}
+
+#[test]
+fn each_room_knows_only_the_rooms_to_its_right() {
+    let violations = violations(Path::new(env!("CARGO_MANIFEST_DIR")), RULES);
+    assert!(violations.is_empty(), "{}", violations.join("\n"));
+}
+
+#[test]
+fn a_forbidden_use_is_found() {
+    let caught = violations(Path::new(env!("CARGO_MANIFEST_DIR")), &[("src/engine", &["crate::model"])]);
+    assert!(!caught.is_empty(), "the engine uses the model, and this rule forbids it");
+}
