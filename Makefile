@@ -14,8 +14,8 @@ help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## Watch it work: a real Kubernetes, a real Consul, the operator (DEMO_ONCE=1 ends by itself)
-	@$(CARGO) build --quiet --release --package lictor
-	@$(CARGO) run --quiet --release --package lictor-testbed --bin demo -- target/release/lictor
+	@$(CARGO) build --locked --release --package lictor --package lictor-testbed
+	@target/release/demo target/release/lictor
 
 test: ## All that a change must pass
 	@tests/run

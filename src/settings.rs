@@ -104,8 +104,9 @@ pub struct RunArgs {
     #[arg(long, value_enum, default_value_t = LogFormat::Text, env = "LICTOR_LOG_FORMAT")]
     pub log_format: LogFormat,
 
-    /// What is logged: a level (error, warn, info, debug, trace) or tracing's filter directives.
-    #[arg(long, value_name = "LEVEL", default_value = "info", env = "LICTOR_LOG")]
+    /// What is logged: a level (error, warn, info, debug, trace) or tracing's filter directives. By default
+    /// without the Kubernetes client's own words, which ours repeat.
+    #[arg(long, value_name = "LEVEL", default_value = "info,kube_client=off", env = "LICTOR_LOG")]
     pub log_level: String,
 }
 

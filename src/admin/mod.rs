@@ -146,8 +146,7 @@ fn gauges(snapshot: &Snapshot) -> Registry {
     gauge("lictor_refused_instances", "Instances that Consul refuses", snapshot.refused);
     gauge("lictor_held_resources", "Resources whose removals wait for a second look", snapshot.held);
     let by_state = prometheus_client::metrics::family::Family::<Vec<(String, String)>, Gauge>::default();
-    let states =
-        [("passing", snapshot.passing), ("warning", snapshot.warning), ("critical", snapshot.critical)];
+    let states = [("passing", snapshot.passing), ("warning", snapshot.warning), ("critical", snapshot.critical)];
     for (state, count) in states {
         let label = vec![("state".to_owned(), state.to_owned())];
         by_state.get_or_create(&label).set(i64::try_from(count).unwrap_or(i64::MAX));

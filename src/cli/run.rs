@@ -90,14 +90,8 @@ async fn operate(settings: Settings) -> anyhow::Result<()> {
     let (sink, events) = mpsc::channel(EVENTS);
     let (ask, questions) = mpsc::channel(16);
     let health = WatchHealth::default();
-    let watches = watch::watch(
-        client.clone(),
-        settings.scopes.clone(),
-        watches_nodes,
-        Arc::clone(&rules),
-        sink,
-        health.clone(),
-    );
+    let watches =
+        watch::watch(client.clone(), settings.scopes.clone(), watches_nodes, Arc::clone(&rules), sink, health.clone());
     tokio::spawn(watches);
     admin.runs(ask, health);
 
@@ -129,7 +123,8 @@ async fn identity(client: &Client, name: Option<ClusterName>, admin: &Admin) -> 
     };
     let cluster = match name {
         Some(name) => name,
-        None => ClusterName::new(&uid).context("the uid of kube-system cannot stand for the cluster: give --cluster-name")?,
+        None => ClusterName::new(&uid)
+            .context("the uid of kube-system cannot stand for the cluster: give --cluster-name")?,
     };
     Ok(Identity { cluster, uid: Str::clone(&uid) })
 }

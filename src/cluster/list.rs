@@ -26,6 +26,8 @@ pub(super) struct Pages<'a, K> {
 pub(super) enum Failure {
     #[error("no answer in time")]
     NoAnswer,
+    #[error("a list came without its resourceVersion")]
+    NoVersion,
     #[error("{}", in_words(.0))]
     Kube(#[from] kube::Error),
 }
@@ -61,8 +63,8 @@ impl<'a, K: Watched> Pages<'a, K> {
     }
 
     /// From where a watch takes over what the list began.
-    pub(super) fn version(self) -> Option<String> {
-        self.version
+    pub(super) fn version(self) -> Result<String, Failure> {
+        self.version.ok_or(Failure::NoVersion)
     }
 }
 

@@ -168,7 +168,7 @@ impl<K: Watched> Watch<K> {
                 self.tell(watcher::Event::InitApply(object)).await?;
             }
         }
-        self.version = pages.version();
+        self.version = Some(pages.version()?);
         self.tell(watcher::Event::InitDone).await?;
         self.works();
         Ok(())

@@ -148,10 +148,8 @@ impl Agent {
         let node = self.recognise().await?;
         let our_checks = self.ours("ServiceID");
         let (held, held_checks, shown, shown_checks) = try_join!(
-            self.client.get::<BTreeMap<String, Service>>(path(
-                &["agent", "services"],
-                &[("filter", &self.our_services())]
-            )),
+            self.client
+                .get::<BTreeMap<String, Service>>(path(&["agent", "services"], &[("filter", &self.our_services())])),
             self.client.get::<BTreeMap<String, Check>>(path(&["agent", "checks"], &[("filter", &our_checks)])),
             self.client.get::<NodeServices>(self.catalog_services(&node)),
             self.client.get::<Option<Vec<Check>>>(path(&["health", "node", &node], &[("filter", &our_checks)])),

@@ -326,7 +326,8 @@ impl Catalog {
                 Some(Part::Look(index) | Part::Service(index) | Part::Check(index)) => {
                     let missing_node = error.what.contains("Missing node registration");
                     let missing_service = error.what.contains("Missing service registration");
-                    let only_check = matches!(bundle.ops[index], Op::Readiness { .. }) && !unregistered.contains(&index);
+                    let only_check =
+                        matches!(bundle.ops[index], Op::Readiness { .. }) && !unregistered.contains(&index);
                     if only_check && (missing_node || missing_service) {
                         unregistered.insert(index);
                         mended = true;

@@ -89,8 +89,7 @@ impl Client {
 
     /// Writes, and answers with the body.
     pub async fn put(&self, path: String, body: Option<Bytes>) -> Result<Bytes, Failed> {
-        let request =
-            Request { method: Method::Put, path, body, timeout: REQUEST_TIMEOUT, last_of_connection: false };
+        let request = Request { method: Method::Put, path, body, timeout: REQUEST_TIMEOUT, last_of_connection: false };
         let response = match self.send(request).await {
             Ok(response) => response,
             Err(TransportError::NotSent(why)) => return Err(Failed::NotTried(Trouble::passing(why))),

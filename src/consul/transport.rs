@@ -209,11 +209,13 @@ impl Http {
             // The library checks the certificate against the host of the URL: so that host is the name, and
             // what it resolves to is the real one's address.
             let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']).to_owned();
-            url.set_host(Some(name)).map_err(|error| BadSettings::Address {
-                address: name.clone(),
-                why: error.to_string(),
-            })?;
+            url.set_host(Some(name))
+                .map_err(|error| BadSettings::Address { address: name.clone(), why: error.to_string() })?;
             builder = builder.dns_resolver(Arc::new(InPlaceOf(host.into())));
+        }
+        if let Some(file) = &settings.token_file {
+            // Read again when it is needed; but one that is not there from the start is a mistake.
+            read(file)?;
         }
         let client = builder.build().map_err(|error| BadSettings::Client(chain(&error)))?;
         Ok(Self {
@@ -382,8 +384,9 @@ impl TokenSource {
                 if let Some(seen) = last.as_ref().filter(|seen| seen.looked.elapsed() < TOKEN_CHECK) {
                     return Ok(seen.token.clone());
                 }
-                let unreadable =
-                    |error: io::Error| format!("the file {} of the Consul token is unreadable: {error}", path.display());
+                let unreadable = |error: io::Error| {
+                    format!("the file {} of the Consul token is unreadable: {error}", path.display())
+                };
                 let metadata = tokio::fs::metadata(path).await.map_err(unreadable)?;
                 let changed = (metadata.modified().map_err(unreadable)?, metadata.len());
                 let token = match last.as_ref().filter(|seen| seen.changed == changed) {

@@ -269,8 +269,7 @@ impl Healths {
             let Some(service) = check.service_id.filter(|id| !id.is_empty()) else { continue };
             let status = Health::parse(check.status.as_deref().unwrap_or_default());
             let is_readiness = check.id.is_some_and(|id| id == readiness_check_id(&service));
-            let health =
-                healths.entry(service).or_insert(InstanceHealth { worst: Health::Passing, readiness: None });
+            let health = healths.entry(service).or_insert(InstanceHealth { worst: Health::Passing, readiness: None });
             health.worst = health.worst.max(status);
             if is_readiness {
                 health.readiness = Some(status);
@@ -451,8 +450,8 @@ mod tests {
             proptest::collection::btree_map(prop_oneof![text(), Just("wan".into())], tagged(), 0..3),
             proptest::option::of(prop_oneof![Just(Health::Passing), Just(Health::Critical)]),
         )
-            .prop_map(|((service, address, port, tags), meta, (passing, warning, enable), tagged, readiness)| {
-                Registration {
+            .prop_map(
+                |((service, address, port, tags), meta, (passing, warning, enable), tagged, readiness)| Registration {
                     service,
                     address,
                     port,
@@ -462,8 +461,8 @@ mod tests {
                     enable_tag_override: enable,
                     tagged_addresses: Arc::new(tagged),
                     readiness,
-                }
-            })
+                },
+            )
     }
 
     proptest! {

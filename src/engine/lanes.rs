@@ -17,6 +17,7 @@ use crate::model::diff::Op;
 use crate::model::guard::Cause;
 use crate::model::names::{ResourceKey, Str};
 use crate::model::plan::Planned;
+use crate::model::registration::{Ownership, Row, RowKey};
 
 impl Engine {
     /// Starts something that answers with a [`Landing`].
@@ -103,11 +104,28 @@ impl Engine {
             }
             footing => {
                 self.footing = footing;
+                self.register_again();
                 for key in moved {
                     self.mark(key, Cause::Inferred, now);
                 }
                 self.tidy();
             }
+        }
+    }
+
+    /// What an agent has and the catalog does not show was registered with a token that does not do, or does
+    /// no more: it is registered again with the one that we have now.
+    fn register_again(&mut self) {
+        let owner = |row: &Row| match &row.ownership {
+            Ownership::Ours(owner) if !row.shown => Some(owner.clone()),
+            Ownership::Ours(_) | Ownership::Unowned | Ownership::Other(_) => None,
+        };
+        let unseen: Vec<(RowKey, ResourceKey)> =
+            self.mirror.rows().filter_map(|(key, row)| Some((key.clone(), owner(row)?))).collect();
+        self.again.clear();
+        for (key, owner) in unseen {
+            self.again.insert(key);
+            self.mark(owner, Cause::Observed, Instant::now());
         }
     }
 
@@ -160,6 +178,7 @@ impl Engine {
     fn launch(&mut self, placement: &Placement, node: Str, planned: Vec<Planned>) {
         for one in &planned {
             self.mirror.begin(one.op.key());
+            self.again.remove(one.op.key());
             self.in_flight.insert(one.op.key().clone(), one.owner.clone());
             if let Some(unsettled) = self.unsettled.get_mut(&one.owner) {
                 unsettled.in_flight += 1;
@@ -259,9 +278,8 @@ impl Engine {
         }
         match worst {
             Some(trouble) if current => self.suffer(trouble),
-            Some(_) => {}
             None if answered => self.recover(),
-            None => {}
+            Some(_) | None => {}
         }
     }
 

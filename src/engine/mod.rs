@@ -92,6 +92,8 @@ pub struct Engine {
     /// Those that the second look under way is about.
     second_look: Option<BTreeSet<ResourceKey>>,
     refused: BTreeMap<ResourceKey, BTreeMap<RowKey, Refused>>,
+    /// Instances to be registered again although nothing about them has changed.
+    again: BTreeSet<RowKey>,
     conflicts: BTreeMap<ResourceKey, Vec<(RowKey, String)>>,
 
     /// Nodes that are being written to or read.
@@ -182,6 +184,7 @@ impl Engine {
             held: BTreeSet::new(),
             second_look: None,
             refused: BTreeMap::new(),
+            again: BTreeSet::new(),
             conflicts: BTreeMap::new(),
             busy: BTreeSet::new(),
             uncertain: BTreeSet::new(),

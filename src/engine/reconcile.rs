@@ -13,7 +13,7 @@ use crate::model::desired::{Desired, Placement, desired};
 use crate::model::diff::{Op, diff, release};
 use crate::model::guard::{Cause, wants_confirmation};
 use crate::model::names::{Identity, ResourceKey};
-use crate::model::registration::RowKey;
+use crate::model::registration::{Registration, RowKey};
 use crate::model::resolve::{Hold, Resolution, resolve_service};
 use crate::model::resource::{DeletionPolicy, Source, Spec};
 
@@ -113,7 +113,9 @@ impl Engine {
             Outlook::Frozen => Vec::new(),
             Outlook::Release => release(self.mirror.owned(key)),
             Outlook::Wants { desired, hold } => {
-                let diff = diff(&desired, |k| self.mirror.row(k), self.mirror.owned(key), &hold);
+                let mut diff = diff(&desired, |k| self.mirror.row(k), self.mirror.owned(key), &hold);
+                let same: Vec<Op> = desired.iter().filter_map(|(row, wanted)| self.once_more(row, wanted)).collect();
+                diff.ops.extend(same);
                 if diff.conflicts.is_empty() {
                     self.conflicts.remove(key);
                 } else {
@@ -130,6 +132,13 @@ impl Engine {
         }
         self.without_refused(key, &mut ops);
         ops
+    }
+
+    /// The write that registers an instance again as it is, where that was found to be needed.
+    fn once_more(&self, key: &RowKey, registration: &Arc<Registration>) -> Option<Op> {
+        let there = &self.mirror.row(key).filter(|_| self.again.contains(key))?.registration;
+        let unchanged = registration.same_service(there) && there.readiness == registration.readiness;
+        unchanged.then(|| Op::Put { key: key.clone(), registration: there.clone(), drop_readiness: false })
     }
 
     /// A spec whose source was found is remembered as such: if the source goes, that is a deletion.

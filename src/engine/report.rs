@@ -9,12 +9,12 @@ use tokio::time::Instant;
 use super::alarms::Alarm;
 use super::reconcile::{Outlook, outlook, resolve};
 use super::{Engine, Footing, Landing};
-use crate::cluster::{Finalizers, Write, WriteError};
 use crate::cluster::world::Entry;
+use crate::cluster::{Finalizers, Write, WriteError};
 use crate::model::desired::Placement;
 use crate::model::diff::{Counts, count};
 use crate::model::names::{ResourceKey, Str};
-use crate::model::status::{ConditionKind, Findings, Problem, Resolved, Status, Truth, status};
+use crate::model::status::{ConditionKind, Findings, PENDING, Problem, Resolved, Status, Truth, status};
 
 /// The most writes to Kubernetes at once.
 const AT_ONCE: usize = 16;
@@ -32,17 +32,22 @@ pub(super) struct Reports {
     tend: BTreeSet<ResourceKey>,
     /// Likewise, while Consul cannot be reached.
     unreachable: BTreeSet<ResourceKey>,
-    sent: BTreeMap<ResourceKey, Sent>,
+    tellings: BTreeMap<ResourceKey, Telling>,
     /// The version at which a finalizer was last written: it is not written twice on one sight.
     finalized: BTreeMap<ResourceKey, Str>,
     flying: usize,
 }
 
-#[derive(Debug)]
-struct Sent {
-    at: Instant,
-    status: Arc<Status>,
-    waits: bool,
+/// What one resource has been told, and when it is to be looked at again.
+#[derive(Debug, Default)]
+struct Telling {
+    /// The last status written, which the watch may not have shown yet.
+    sent: Option<(Instant, Arc<Status>)>,
+    /// Since when there is nothing to tell but that writes are under way. Most are over before it is worth a word.
+    pending: Option<Instant>,
+    wakes: Option<Instant>,
+    /// What the last Event said of `Ready`: reason and message.
+    told: Option<(String, String)>,
 }
 
 impl Reports {
@@ -79,7 +84,7 @@ impl Engine {
             && let Some(key) = self.reports.tend.pop_first()
         {
             if self.world.resource(&key).is_none() {
-                self.reports.sent.remove(&key);
+                self.reports.tellings.remove(&key);
                 self.reports.finalized.remove(&key);
             } else if self.world.is_whole(&key.namespace) && (placement.is_some() || self.trouble.is_some()) {
                 self.tend_finalizer(&key, placement.is_some());
@@ -109,9 +114,8 @@ impl Engine {
             _ => return,
         };
         self.reports.finalized.insert(key.clone(), resource.resource_version.clone());
-        let (key, kubernetes) = (key.clone(), Arc::clone(&self.kubernetes));
-        self.reports.flying += 1;
-        self.fly(async move { Landing::FinalizerWritten { key, answer: kubernetes.write(write).await } });
+        let key = key.clone();
+        self.write(write, move |answer| Landing::FinalizerWritten { key, answer });
     }
 
     pub(super) fn land_finalizer(&mut self, key: &ResourceKey, answer: Result<(), WriteError>) {
@@ -127,31 +131,54 @@ impl Engine {
         }
     }
 
-    /// Writes a resource's status, if it differs from what the resource has and was not just written.
+    /// Writes a resource's status, if it differs from what the resource has, was not just written, and is not
+    /// about to be overtaken.
     fn tend_status(&mut self, key: ResourceKey, placement: Option<&Placement>) {
         let Some(entry) = self.world.resource(&key) else { return };
         let status = Arc::new(self.status_of(&key, entry, placement));
+        let now = Instant::now();
+        let telling = self.reports.tellings.entry(key.clone()).or_default();
+        if telling.told.is_none() {
+            telling.told = tellable(&entry.resource.status);
+        }
+        if !is_pending(&status) {
+            telling.pending = None;
+        }
         if *status == *entry.resource.status {
             return;
         }
-        let now = Instant::now();
-        if let Some(sent) = self.reports.sent.get_mut(&key) {
-            let next = sent.at + if sent.status == status { 5 * BETWEEN } else { BETWEEN };
-            if next > now {
-                if !sent.waits {
-                    sent.waits = true;
-                    self.alarms.set(next, Alarm::Report(key));
-                }
-                return;
-            }
+        let mut at = now;
+        if is_pending(&status) {
+            at = at.max(*telling.pending.get_or_insert(now) + BETWEEN);
         }
+        if let Some((sent_at, sent)) = &telling.sent {
+            at = at.max(*sent_at + if *sent == status { 5 * BETWEEN } else { BETWEEN });
+        }
+        if at > now {
+            if telling.wakes.is_none_or(|wakes| wakes <= now || wakes > at) {
+                telling.wakes = Some(at);
+                self.alarms.set(at, Alarm::Report(key));
+            }
+            return;
+        }
+        telling.sent = Some((now, Arc::clone(&status)));
+        let news = tellable(&status).filter(|ready| telling.told.as_ref() != Some(ready));
         let (uid, since) = (entry.resource.uid.clone(), entry.since.clone());
-        self.tell(&key, &uid, entry.resource.status.clone(), &status);
-        self.reports.sent.insert(key.clone(), Sent { at: now, status: status.clone(), waits: false });
+        if let Some((reason, message)) = news {
+            telling.told = Some((reason.clone(), message.clone()));
+            let warning = status.condition(ConditionKind::Ready).is_some_and(|ready| ready.truth != Truth::True);
+            let (key, uid, action) = (key.clone(), uid.clone(), "Reconcile".to_owned());
+            self.write(Write::Event { key, uid, warning, reason, action, message }, Landing::EventWritten);
+        }
         let write = Write::Status { key: key.clone(), uid, status, since };
-        let kubernetes = Arc::clone(&self.kubernetes);
+        self.write(write, move |answer| Landing::StatusWritten { key, answer });
+    }
+
+    /// Starts a write to Kubernetes.
+    fn write(&mut self, write: Write, landing: impl FnOnce(Result<(), WriteError>) -> Landing + Send + 'static) {
         self.reports.flying += 1;
-        self.fly(async move { Landing::StatusWritten { key, answer: kubernetes.write(write).await } });
+        let kubernetes = Arc::clone(&self.kubernetes);
+        self.fly(async move { landing(kubernetes.write(write).await) });
     }
 
     pub(super) fn land_status(&mut self, key: ResourceKey, answer: Result<(), WriteError>) {
@@ -163,28 +190,6 @@ impl Engine {
                 self.alarms.set(Instant::now() + 5 * BETWEEN, Alarm::Report(key));
             }
         }
-    }
-
-    /// An Event where what `Ready` says has changed, other than for the moments that a write takes.
-    fn tell(&mut self, key: &ResourceKey, uid: &Str, before: Arc<Status>, now: &Status) {
-        let Some(ready) = now.condition(ConditionKind::Ready) else { return };
-        let known = before.condition(ConditionKind::Ready);
-        let told = self.reports.sent.get(key).and_then(|sent| sent.status.condition(ConditionKind::Ready));
-        let same = |c: &crate::model::status::Condition| c.reason == ready.reason && c.message == ready.message;
-        if ready.reason == "Pending" || known.is_some_and(same) || told.is_some_and(same) {
-            return;
-        }
-        let write = Write::Event {
-            key: key.clone(),
-            uid: uid.clone(),
-            warning: ready.truth != Truth::True,
-            reason: ready.reason.clone(),
-            action: "Reconcile".to_owned(),
-            message: ready.message.clone(),
-        };
-        let kubernetes = Arc::clone(&self.kubernetes);
-        self.reports.flying += 1;
-        self.fly(async move { Landing::EventWritten(kubernetes.write(write).await) });
     }
 
     /// The status of a resource as things stand. Without a footing in Consul the counts stay as last told.
@@ -229,6 +234,17 @@ impl Engine {
         });
         refused.chain(conflicts).collect()
     }
+}
+
+/// Whether all that there is to say is that writes are under way.
+fn is_pending(status: &Status) -> bool {
+    status.condition(ConditionKind::Ready).is_some_and(|ready| ready.reason == PENDING)
+}
+
+/// What an Event would say of a status: what `Ready` says, unless it is only pending.
+fn tellable(status: &Status) -> Option<(String, String)> {
+    let ready = status.condition(ConditionKind::Ready).filter(|ready| ready.reason != PENDING)?;
+    Some((ready.reason.clone(), ready.message.clone()))
 }
 
 /// Counts rows of a resource of which nobody can tell how many there should be.

@@ -143,9 +143,7 @@ fn change(key: &RowKey, wanted: &Arc<Registration>, there: Option<&Row>) -> Resu
         return put(wanted, drop_readiness);
     }
     match (wanted.readiness, there.readiness) {
-        (Some(new), Some(old)) if new != old => {
-            Ok(Some(Op::Readiness { key: key.clone(), registration: wanted }))
-        }
+        (Some(new), Some(old)) if new != old => Ok(Some(Op::Readiness { key: key.clone(), registration: wanted })),
         (Some(_), None) => put(wanted, false),
         _ => Ok(None),
     }

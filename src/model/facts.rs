@@ -86,6 +86,6 @@ pub struct ServicePort {
 /// What we need of a `Node`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
-    /// Its first InternalIP.
+    /// Its first `InternalIP`.
     pub address: Option<IpAddr>,
 }

@@ -28,7 +28,9 @@ mod tests {
 
     #[test]
     fn more_than_a_share_wants_a_second_look() {
-        for (inferred, owned, expected) in [(0, 0, false), (1, 1, true), (1, 10, false), (2, 10, true), (100, 1000, false)] {
+        for (inferred, owned, expected) in
+            [(0, 0, false), (1, 1, true), (1, 10, false), (2, 10, true), (100, 1000, false)]
+        {
             assert_eq!(wants_confirmation(inferred, owned), expected, "{inferred} of {owned}");
         }
     }

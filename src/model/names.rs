@@ -20,15 +20,9 @@ impl ClusterName {
     /// Takes a DNS label (RFC 1123): 1 to 63 characters of `a-z0-9-`, not beginning or ending in `-`.
     pub fn new(name: &str) -> Result<Self, BadClusterName> {
         let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-        let fits = (1..=63).contains(&name.len())
-            && name.chars().all(inner)
-            && !name.starts_with('-')
-            && !name.ends_with('-');
-        if fits {
-            Ok(Self(name.into()))
-        } else {
-            Err(BadClusterName(name.to_owned()))
-        }
+        let fits =
+            (1..=63).contains(&name.len()) && name.chars().all(inner) && !name.starts_with('-') && !name.ends_with('-');
+        if fits { Ok(Self(name.into())) } else { Err(BadClusterName(name.to_owned())) }
     }
 
     /// The name itself.

@@ -139,8 +139,7 @@ fn estimate(op: &Op) -> usize {
     let of = |registration: &Registration| {
         let tags: usize = registration.tags.iter().map(|tag| tag.len() + 3).sum();
         let meta: usize = registration.meta.iter().map(|(k, v)| k.len() + v.len() + 6).sum();
-        let tagged: usize =
-            registration.tagged_addresses.iter().map(|(k, v)| k.len() + v.address.len() + 40).sum();
+        let tagged: usize = registration.tagged_addresses.iter().map(|(k, v)| k.len() + v.address.len() + 40).sum();
         registration.service.len() * 2 + tags * 2 + meta + tagged
     };
     600 + 4 * op.key().id.len() + op.registration().map_or(0, |registration| of(registration))

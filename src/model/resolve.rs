@@ -178,10 +178,7 @@ fn unite(instances: &mut BTreeMap<(Str, u16), Instance>, endpoint: &Endpoint, po
         node: endpoint.node.clone(),
         pod: endpoint.pod.clone(),
     };
-    instances
-        .entry((instance.target(), port))
-        .and_modify(|known| known.ready |= instance.ready)
-        .or_insert(instance);
+    instances.entry((instance.target(), port)).and_modify(|known| known.ready |= instance.ready).or_insert(instance);
 }
 
 #[cfg(test)]
@@ -225,7 +222,11 @@ mod tests {
     fn slices_are_united_and_each_endpoint_counts_once() {
         let web = service(&[("http", 80)]);
         let unready = Endpoint { ready: false, ..endpoint(2) };
-        let slices = [slice(("http", 8080), vec![endpoint(1), unready]), slice(("http", 9090), vec![endpoint(3)]), slice(("http", 8080), vec![endpoint(2)])];
+        let slices = [
+            slice(("http", 8080), vec![endpoint(1), unready]),
+            slice(("http", 9090), vec![endpoint(3)]),
+            slice(("http", 8080), vec![endpoint(2)]),
+        ];
         let resolution = resolve(None, Some(&web), &slices, false);
         assert_eq!(resolution.unresolved, None);
         let expected = [("u1", 8080, true), ("u2", 8080, true), ("u3", 9090, true)];

@@ -131,14 +131,16 @@ impl Status {
     #[must_use]
     pub fn has_resolved(&self, generation: i64) -> bool {
         self.condition(ConditionKind::Resolved).is_some_and(|c| {
-            c.observed_generation == generation
-                && (c.truth == Truth::True || c.reason == SERVICE_DELETED)
+            c.observed_generation == generation && (c.truth == Truth::True || c.reason == SERVICE_DELETED)
         })
     }
 }
 
 /// The reason of `Resolved=False` where the Service was there and is no more.
 pub const SERVICE_DELETED: &str = "ServiceDeleted";
+
+/// The reason of `Registered=False` while writes are under way.
+pub const PENDING: &str = "Pending";
 
 /// What a status is made of.
 #[derive(Clone, Debug)]
@@ -185,12 +187,12 @@ pub fn status(findings: Findings<'_>) -> Status {
     };
     let accepted = match findings.refusal {
         None => condition(ConditionKind::Accepted, Truth::True, "Accepted", "the spec is accepted".to_owned()),
-        Some(refusal) => {
-            condition(ConditionKind::Accepted, Truth::False, refusal.reason, refusal.message.clone())
-        }
+        Some(refusal) => condition(ConditionKind::Accepted, Truth::False, refusal.reason, refusal.message.clone()),
     };
     let resolved = match findings.resolved {
-        None => condition(ConditionKind::Resolved, Truth::Unknown, "NotAccepted", "the spec is not accepted".to_owned()),
+        None => {
+            condition(ConditionKind::Resolved, Truth::Unknown, "NotAccepted", "the spec is not accepted".to_owned())
+        }
         Some(Resolved { unresolved: None, .. }) => {
             condition(ConditionKind::Resolved, Truth::True, "Resolved", "the source was found".to_owned())
         }
@@ -243,7 +245,15 @@ fn registered(findings: &Findings<'_>) -> (Truth, &'static str, String) {
     if let Some(trouble) = findings.trouble {
         return (Truth::False, "ConsulUnavailable", trouble.to_owned());
     }
-    (Truth::False, "Pending", "writes to Consul are under way".to_owned())
+    if !findings.unsettled && registered < desired {
+        let message = format!(
+            "{}; the Consul agent has the others, but Consul's catalog does not show them: \
+             its token may lack service:write, or the agent has not told the servers yet",
+            held()
+        );
+        return (Truth::False, "NotInCatalog", message);
+    }
+    (Truth::False, PENDING, "writes to Consul are under way".to_owned())
 }
 
 /// Cuts a message at [`MAX_MESSAGE`] characters.

@@ -24,7 +24,8 @@ use super::{PortRef, is_false, schema};
 pub struct Check {
     /// Name of the check, unique in this resource: lower-case letters, digits and '-'.
     #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
-    #[x_kube(validation = Rule::new("self != 'readiness'").message("'readiness' is the check that Lictor itself makes, which spec.readiness is for: choose another name"))]
+    #[x_kube(validation = Rule::new("self != 'readiness'")
+        .message("'readiness' is the check that Lictor itself makes, which spec.readiness is for: choose another name"))]
     pub name: String,
 
     #[allow(missing_docs, reason = "the type's own words are what `kubectl explain` shows")]
@@ -54,13 +55,15 @@ pub struct Check {
     /// How often the check runs, such as `10s` or `1m30s`; at least `1s`.
     #[serde(default = "default_interval")]
     #[schemars(schema_with = "schema::duration")]
-    #[x_kube(validation = Rule::new("duration(self) >= duration('1s')").message("Consul runs a check at most once a second: 1s or more"))]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('1s')")
+        .message("Consul runs a check at most once a second: 1s or more"))]
     pub interval: String,
 
     /// How long one run may take, at most the interval. By default the interval, but no more than `10s`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::duration")]
-    #[x_kube(validation = Rule::new("duration(self) > duration('0s')").message("a timeout of nothing fails every run: leave it out, or give it time, such as 1s"))]
+    #[x_kube(validation = Rule::new("duration(self) > duration('0s')")
+        .message("a timeout of nothing fails every run: leave it out, or give it time, such as 1s"))]
     pub timeout: Option<String>,
 
     /// How many runs in a row must succeed before the check passes. By default 0: the first does.
@@ -98,8 +101,10 @@ pub struct HttpCheck {
     #[serde(default = "default_path")]
     #[schemars(length(min = 1, max = 1024))]
     #[x_kube(
-        validation = Rule::new("self.startsWith('/')").message("a path begins with '/'; host and port are the instance's own"),
-        validation = Rule::new(r"!self.matches('[\\x00-\\x20\\x7f]')").message("a path holds no spaces, line breaks or control characters: write %20 for a space")
+        validation = Rule::new("self.startsWith('/')")
+            .message("a path begins with '/'; host and port are the instance's own"),
+        validation = Rule::new(r"!self.matches('[\\x00-\\x20\\x7f]')")
+            .message("a path holds no spaces, line breaks or control characters: write %20 for a space")
     )]
     pub path: String,
 
@@ -143,12 +148,14 @@ pub enum Scheme {
 pub struct Header {
     /// The header's name.
     #[schemars(length(min = 1, max = 128))]
-    #[x_kube(validation = Rule::new("self.matches('^[-!#$%&*+.^_`|~0-9A-Za-z]+$')").message("a header's name holds letters, digits and '-', no spaces or line breaks"))]
+    #[x_kube(validation = Rule::new("self.matches('^[-!#$%&*+.^_`|~0-9A-Za-z]+$')")
+        .message("a header's name holds letters, digits and '-', no spaces or line breaks"))]
     pub name: String,
 
     /// The header's value. Whoever may read this resource or Consul's checks sees it: no place for secrets.
     #[schemars(length(max = 1024))]
-    #[x_kube(validation = Rule::new(r"!self.matches('[\\x00-\\x08\\x0a-\\x1f\\x7f]')").message("a header's value holds no line breaks or control characters"))]
+    #[x_kube(validation = Rule::new(r"!self.matches('[\\x00-\\x08\\x0a-\\x1f\\x7f]')")
+        .message("a header's value holds no line breaks or control characters"))]
     pub value: String,
 }
 
@@ -174,7 +181,8 @@ pub struct GrpcCheck {
     /// The service to ask about. By default the server as a whole.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]
-    #[x_kube(validation = Rule::new("self.matches('^[!-~]*$')").message("a gRPC service's name holds no spaces, line breaks or letters beyond ASCII"))]
+    #[x_kube(validation = Rule::new("self.matches('^[!-~]*$')")
+        .message("a gRPC service's name holds no spaces, line breaks or letters beyond ASCII"))]
     pub service: Option<String>,
 
     /// Whether to speak TLS.

@@ -35,16 +35,47 @@ pub use status::{CONDITION_TYPES, ConsulServiceStatus, InstanceCounts, MAX_PROBL
     namespaced,
     status = "ConsulServiceStatus",
     derive = "PartialEq",
-    doc = "A service in Consul, kept equal to what runs in Kubernetes: each endpoint of the source is an instance there, with its health. \
-           The smallest one has just a source.",
+    doc = "A service in Consul, kept equal to what runs in Kubernetes: each endpoint of the source is an instance \
+           there, with its health. The smallest one has just a source.",
     validation = Rule::new("has(self.spec.name) || self.metadata.name != 'consul'")
         .message("the name 'consul' belongs to Consul's own servers: set spec.name to another, or rename the resource"),
-    printcolumn(name = "Service", type_ = "string", json_path = ".status.serviceName", description = "The service's name in Consul"),
-    printcolumn(name = "Desired", type_ = "integer", json_path = ".status.instances.desired", description = "Instances that should be in Consul"),
-    printcolumn(name = "Registered", type_ = "integer", json_path = ".status.instances.registered", description = "Instances that are in Consul as they should be"),
-    printcolumn(name = "Passing", type_ = "integer", json_path = ".status.instances.passing", description = "Instances whose checks all pass"),
-    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].status", description = "Whether Consul holds what this resource asks for; it says nothing about the instances' health"),
-    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].reason", description = "Why it is ready or not", priority = 1),
+    printcolumn(
+        name = "Service",
+        type_ = "string",
+        json_path = ".status.serviceName",
+        description = "The service's name in Consul"
+    ),
+    printcolumn(
+        name = "Desired",
+        type_ = "integer",
+        json_path = ".status.instances.desired",
+        description = "Instances that should be in Consul"
+    ),
+    printcolumn(
+        name = "Registered",
+        type_ = "integer",
+        json_path = ".status.instances.registered",
+        description = "Instances that are in Consul as they should be"
+    ),
+    printcolumn(
+        name = "Passing",
+        type_ = "integer",
+        json_path = ".status.instances.passing",
+        description = "Instances whose checks all pass"
+    ),
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Ready')].status",
+        description = "Whether Consul holds what this resource asks for; it says nothing about the instances' health"
+    ),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Ready')].reason",
+        description = "Why it is ready or not",
+        priority = 1
+    ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
@@ -63,8 +94,10 @@ pub struct ConsulServiceSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 255))]
     #[x_kube(
-        validation = Rule::new("self.lowerAscii() != 'consul'").message("the name 'consul' belongs to Consul's own servers: choose another"),
-        validation = Rule::new(r"!self.matches('[\\x00-\\x1f\\x7f-\\x9f]')").message("a name holds no control characters or line breaks"),
+        validation = Rule::new("self.lowerAscii() != 'consul'")
+            .message("the name 'consul' belongs to Consul's own servers: choose another"),
+        validation = Rule::new(r"!self.matches('[\\x00-\\x1f\\x7f-\\x9f]')")
+            .message("a name holds no control characters or line breaks"),
         validation = Rule::new("self.trim() == self").message("a name neither begins nor ends with a space")
     )]
     pub name: Option<String>,

@@ -39,7 +39,10 @@ impl JsonSchema for PortRef {
             "x-kubernetes-int-or-string": true,
             "maxLength": 63,
             "x-kubernetes-validations": [
-                { "rule": "type(self) != int || (self >= 1 && self <= 65535)", "message": "a port number is from 1 to 65535" },
+                {
+                    "rule": "type(self) != int || (self >= 1 && self <= 65535)",
+                    "message": "a port number is from 1 to 65535",
+                },
                 {
                     "rule": "type(self) == int || self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')",
                     "message": "a port name holds lower-case letters, digits and '-', and neither begins nor ends with '-'",

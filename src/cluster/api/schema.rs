@@ -34,7 +34,10 @@ fn tag_list(max: u32) -> Schema {
             "minLength": 1,
             "maxLength": 255,
             "x-kubernetes-validations": [
-                { "rule": r"!self.matches('[\\x00-\\x1f\\x7f-\\x9f]')", "message": "a tag holds no control characters or line breaks" },
+                {
+                    "rule": r"!self.matches('[\\x00-\\x1f\\x7f-\\x9f]')",
+                    "message": "a tag holds no control characters or line breaks",
+                },
             ],
         },
     })
@@ -78,7 +81,10 @@ pub(super) fn ip_address(_: &mut SchemaGenerator) -> Schema {
         "minLength": 1,
         "maxLength": 45,
         "x-kubernetes-validations": [
-            { "rule": "isIP(self)", "message": "an IP address, such as 203.0.113.7 or 2001:db8::7; names of hosts are not taken" },
+            {
+                "rule": "isIP(self)",
+                "message": "an IP address, such as 203.0.113.7 or 2001:db8::7; names of hosts are not taken",
+            },
             {
                 "rule": "!isIP(self) || ip.isCanonical(self)",
                 "message": "write the IPv6 address in its short form, in lower case: 2001:db8::7, not 2001:DB8:0:0:0:0:0:7",
@@ -114,7 +120,10 @@ pub(super) fn pod_selector(_: &mut SchemaGenerator) -> Schema {
                 "maxProperties": 32,
                 "additionalProperties": { "type": "string", "maxLength": 63, "pattern": LABEL_VALUE },
                 "x-kubernetes-validations": [
-                    { "rule": format!("self.all(k, k.matches('{LABEL_KEY}'))"), "message": "not a label's key: such as 'app' or 'app.kubernetes.io/name'" },
+                    {
+                        "rule": format!("self.all(k, k.matches('{LABEL_KEY}'))"),
+                        "message": "not a label's key: such as 'app' or 'app.kubernetes.io/name'",
+                    },
                 ],
             },
             "matchExpressions": {
@@ -132,7 +141,12 @@ pub(super) fn pod_selector(_: &mut SchemaGenerator) -> Schema {
                         },
                     ],
                     "properties": {
-                        "key": { "description": "The label.", "type": "string", "maxLength": 317, "pattern": LABEL_KEY },
+                        "key": {
+                            "description": "The label.",
+                            "type": "string",
+                            "maxLength": 317,
+                            "pattern": LABEL_KEY,
+                        },
                         "operator": {
                             "description": "What is asked of the label's value.",
                             "type": "string",
@@ -174,14 +188,22 @@ pub(super) fn conditions(_: &mut SchemaGenerator) -> Schema {
                     "maxLength": 316,
                     "pattern": "^([a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])$",
                 },
-                "status": { "description": "Whether it holds.", "type": "string", "enum": ["True", "False", "Unknown"] },
+                "status": {
+                    "description": "Whether it holds.",
+                    "type": "string",
+                    "enum": ["True", "False", "Unknown"],
+                },
                 "observedGeneration": {
                     "description": "The generation of the resource that it is about.",
                     "type": "integer",
                     "format": "int64",
                     "minimum": 0,
                 },
-                "lastTransitionTime": { "description": "When its status last changed.", "type": "string", "format": "date-time" },
+                "lastTransitionTime": {
+                    "description": "When its status last changed.",
+                    "type": "string",
+                    "format": "date-time",
+                },
                 "reason": {
                     "description": "Why, in one word.",
                     "type": "string",

@@ -2,15 +2,15 @@ use serde_json::json;
 
 use super::*;
 
-fn read_with(rules: &Rules, spec: Value) -> Option<SeenResource> {
+fn read_with(rules: &Rules, spec: &Value) -> Option<SeenResource> {
     let object = json!({
-        "metadata": { "name": "user", "namespace": "shop", "uid": "u", "generation": 3, "resourceVersion": "7", "finalizers": ["a"] },
+        "metadata": { "name": "user", "namespace": "shop", "uid": "u", "generation": 3, "resourceVersion": "7" },
         "spec": spec,
     });
     resource(ObjectKey::new("shop", "user"), serde_json::from_value(object).unwrap(), rules)
 }
 
-fn read(spec: Value) -> Result<Arc<Spec>, Refusal> {
+fn read(spec: &Value) -> Result<Arc<Spec>, Refusal> {
     let rules =
         Rules { class: None, allow_static: vec!["198.51.100.0/24".parse().unwrap(), "fe80::/10".parse().unwrap()] };
     read_with(&rules, spec).unwrap().resource.spec
@@ -21,7 +21,7 @@ fn with(more: Value) -> Result<Arc<Spec>, Refusal> {
     let mut spec = json!({ "source": { "service": { "name": "user" } } });
     let Value::Object(more) = more else { panic!("fields") };
     spec.as_object_mut().unwrap().extend(more);
-    read(spec)
+    read(&spec)
 }
 
 #[test]
@@ -81,15 +81,15 @@ fn what_cannot_be_acted_on_is_refused_with_its_reason() {
         (with(json!({ "checks": [{ "name": "a", "tcp": {} }] })), "NotSupported", "spec.checks"),
         (with(json!({ "tags": ["a", "v-${pod.name}"] })), "NotSupported", "v-${pod.name}"),
         (with(json!({ "meta": { "v": "${pod.name}" } })), "NotSupported", "spec.meta"),
-        (read(json!({ "source": { "pods": { "matchLabels": { "a": "b" } } } })), "NotSupported", "spec.source.pods"),
+        (read(&json!({ "source": { "pods": { "matchLabels": { "a": "b" } } } })), "NotSupported", "spec.source.pods"),
         (
-            read(json!({ "source": { "static": [{ "address": "198.51.100.1", "port": 1 }] } })),
+            read(&json!({ "source": { "static": [{ "address": "198.51.100.1", "port": 1 }] } })),
             "NotSupported",
             "spec.source.static",
         ),
-        (read(json!({ "source": {} })), "Invalid", "exactly one"),
-        (read(json!({ "source": { "service": { "name": "a" }, "pods": {} } })), "Invalid", "exactly one"),
-        (read(json!({ "source": 7 })), "Undecodable", "Source"),
+        (read(&json!({ "source": {} })), "Invalid", "exactly one"),
+        (read(&json!({ "source": { "service": { "name": "a" }, "pods": {} } })), "Invalid", "exactly one"),
+        (read(&json!({ "source": 7 })), "Undecodable", "Source"),
         (with(json!({ "readiness": "Guess" })), "Undecodable", "Guess"),
         (with(json!({ "name": "Consul" })), "Invalid", "Consul"),
         (with(json!({ "name": "a\n" })), "Invalid", "control"),
@@ -135,14 +135,20 @@ fn a_resource_of_another_class_is_none_of_our_business() {
         (None, json!({ "class": "b", "source": "cannot be read" }), false),
     ];
     for (class, spec, ours) in table {
-        assert_eq!(read_with(&rules(class), spec.clone()).is_some(), ours, "{class:?} {spec}");
+        assert_eq!(read_with(&rules(class), &spec).is_some(), ours, "{class:?} {spec}");
     }
 }
 
 #[test]
 fn metadata_is_read_and_a_status_that_cannot_be_read_is_as_none() {
     let object = json!({
-        "metadata": { "uid": "u", "generation": 3, "resourceVersion": "7", "finalizers": ["b", "a"], "deletionTimestamp": "2026-01-01T00:00:00Z" },
+        "metadata": {
+            "uid": "u",
+            "generation": 3,
+            "resourceVersion": "7",
+            "finalizers": ["b", "a"],
+            "deletionTimestamp": "2026-01-01T00:00:00Z",
+        },
         "status": "nonsense",
     });
     let seen =

@@ -317,7 +317,6 @@ struct Watch {
 
 /// How often the histories had what they are for.
 #[derive(Debug, Default)]
-#[expect(dead_code, reason = "printed")]
 struct Statistics {
     histories: u32,
     events: u32,
@@ -555,7 +554,9 @@ fn any_history_ends_in_what_is_there_and_every_change_on_the_way_is_told() {
     runner
         .run(&(scopes, vec(happening(), 1..120)), |(scopes, happenings)| {
             let mut history = History::new(&scopes, &statistics);
-            happenings.into_iter().for_each(|happening| history.happen(happening));
+            for happening in happenings {
+                history.happen(happening);
+            }
             history.settle();
             prop_assert_eq!(&history.content(), &history.truth);
             prop_assert!(history.world.is_synced());

@@ -168,7 +168,10 @@ impl Catalog {
                     let own = raised_perhaps && found == fence.term + 1;
                     Trouble {
                         retry_after: (!own).then_some(YIELD),
-                        ..Trouble::lost_footing(format!("another Lictor (term {found}) took over from us (term {})", fence.term))
+                        ..Trouble::lost_footing(format!(
+                            "another Lictor (term {found}) took over from us (term {})",
+                            fence.term
+                        ))
                     }
                 }
                 found if found == fence.term && node.modify_index == Some(fence.index) => return None,
@@ -183,7 +186,8 @@ impl Catalog {
 
     fn name_taken(&self, node: &Node) -> Trouble {
         let uid = node.meta(meta::CLUSTER_UID);
-        let by = if uid.is_empty() { "somebody else's node".to_owned() } else { format!("another cluster (uid {uid})") };
+        let by =
+            if uid.is_empty() { "somebody else's node".to_owned() } else { format!("another cluster (uid {uid})") };
         Trouble::passing(format!(
             "cluster name {} is already used in this Consul by {by}: {} exists; set --cluster-name",
             self.identity.cluster, self.marker

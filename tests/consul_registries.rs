@@ -1,0 +1,806 @@
+//! The registries against a real Consul: what is written is read back, and what goes wrong is told apart.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test says so by failing")]
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use lictor::consul::agent::Agent;
+use lictor::consul::catalog::Catalog;
+use lictor::consul::transport::{ConsulSettings, Http, Request, Response, Transport, TransportError};
+use lictor::consul::{Bundle, Outcome, Registry, Rows, Trouble};
+use lictor::model::desired::Placement;
+use lictor::model::diff::Op;
+use lictor::model::names::{ClusterName, Identity, ResourceKey, Str, meta};
+use lictor::model::registration::{Health, Ownership, Registration, RowKey, TaggedAddress, Weights};
+use lictor_testbed::certificates::Authority;
+use lictor_testbed::{Consul, ConsulOptions, Fault, Programs, Proxy, WorkDir, ports, wait};
+use proptest::collection::{btree_map, vec};
+use proptest::option;
+use proptest::prelude::{Just, Strategy, any, prop_oneof};
+use proptest::strategy::ValueTree;
+use proptest::test_runner::TestRunner;
+use serde_json::{Value, json};
+
+const WRITTEN: Outcome = Outcome::Written { shown: true };
+const SOON: Duration = Duration::from_secs(15);
+
+/// A Consul; nothing else of the testbed is needed here.
+async fn consul(options: ConsulOptions) -> Consul {
+    let consul = Programs::ensure_consul().await.unwrap();
+    let none = PathBuf::new;
+    let programs = Programs {
+        consul,
+        etcd: none(),
+        kube_apiserver: none(),
+        kube_controller_manager: none(),
+        kube_scheduler: none(),
+        kubectl: none(),
+    };
+    Consul::start(&programs, options).await.unwrap()
+}
+
+fn identity() -> Identity {
+    Identity { cluster: ClusterName::new("test").unwrap(), uid: "uid-1".into() }
+}
+
+fn http(address: &str, token: Option<&str>) -> Arc<Http> {
+    lictor_testbed::init_tls();
+    let settings = ConsulSettings { token: token.map(str::to_owned), ..ConsulSettings::new(address) };
+    Arc::new(Http::new(&settings).unwrap())
+}
+
+fn agent(address: &str, token: Option<&str>) -> Agent {
+    Agent::new(identity(), http(address, token))
+}
+
+fn catalog(address: &str, token: Option<&str>) -> Catalog {
+    Catalog::new(identity(), http(address, token))
+}
+
+/// Connects, and answers the Consul node that instances of the Kubernetes node `worker` go to.
+async fn connect(registry: &dyn Registry) -> Str {
+    match registry.connect().await.unwrap() {
+        Placement::Agent { node } => node,
+        Placement::Catalog { cluster } => format!("{cluster}-worker").into(),
+    }
+}
+
+fn id(target: &str) -> String {
+    format!("test:shop:user:user_service:{target}:8080")
+}
+
+fn key(node: &Str, target: &str) -> RowKey {
+    RowKey { node: Arc::clone(node), id: id(target).into() }
+}
+
+/// A registration with something in every field.
+fn full(address: &str, readiness: Option<Health>) -> Registration {
+    let pairs = [
+        (meta::MANAGED_BY, meta::LICTOR),
+        (meta::CLUSTER, "test"),
+        (meta::CLUSTER_UID, "uid-1"),
+        (meta::OWNER, "shop/user"),
+        (meta::OWNER_UID, "owner-uid"),
+        ("version", "ä \"2\" / 3"),
+    ];
+    let wan = TaggedAddress { address: "198.51.100.7".into(), port: 443 };
+    Registration {
+        service: "user_service".into(),
+        address: address.into(),
+        port: 8080,
+        tags: ["user".into(), "grpc".into(), "a b,c".into()].into(),
+        meta: pairs.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect(),
+        weights: Weights { passing: 10, warning: 0 },
+        enable_tag_override: false,
+        tagged_addresses: Arc::new([("wan".into(), wan)].into()),
+        readiness,
+    }
+}
+
+fn put(key: &RowKey, registration: &Registration) -> Op {
+    Op::Put { key: key.clone(), registration: Arc::new(registration.clone()), drop_readiness: false }
+}
+
+fn remove(key: &RowKey) -> Op {
+    Op::Remove { key: key.clone(), service: "user_service".into() }
+}
+
+fn readiness(key: &RowKey, registration: &Registration, state: Health) -> Op {
+    let registration = Registration { readiness: Some(state), ..registration.clone() };
+    Op::Readiness { key: key.clone(), registration: Arc::new(registration) }
+}
+
+async fn apply(registry: &dyn Registry, node: &Str, ops: Vec<Op>) -> Vec<Outcome> {
+    registry.apply(&Bundle { node: Arc::clone(node), address: None, ops }).await
+}
+
+/// Applies what has to work.
+async fn write(registry: &dyn Registry, node: &Str, ops: Vec<Op>) {
+    let expected = vec![WRITTEN; ops.len()];
+    assert_eq!(apply(registry, node, ops).await, expected);
+}
+
+fn registrations(rows: &Rows) -> BTreeMap<RowKey, Registration> {
+    rows.iter().map(|(key, row)| (key.clone(), (*row.registration).clone())).collect()
+}
+
+fn rows_of(list: &[(&RowKey, &Registration)]) -> BTreeMap<RowKey, Registration> {
+    list.iter().map(|(key, registration)| ((*key).clone(), (*registration).clone())).collect()
+}
+
+/// Reads until the catalog shows all that is held: an agent is a moment ahead of it.
+async fn settled(registry: &dyn Registry) -> Rows {
+    settled_within(registry, SOON).await
+}
+
+async fn settled_within(registry: &dyn Registry, timeout: Duration) -> Rows {
+    let look = || async {
+        let rows = registry.read().await?;
+        Ok(rows.values().all(|row| row.shown).then_some(rows))
+    };
+    wait::until("the catalog to show what the agent holds", timeout, look).await.unwrap()
+}
+
+fn trouble(outcome: &Outcome) -> &Trouble {
+    match outcome {
+        Outcome::NotTried(trouble) | Outcome::Unknown(trouble) => trouble,
+        Outcome::Written { .. } | Outcome::Refused(_) => panic!("no trouble: {outcome:?}"),
+    }
+}
+
+/// The life of instances, the same in both modes.
+async fn a_whole_life(consul: &Consul, registry: &dyn Registry) {
+    let node = connect(registry).await;
+    let (ready, unready, plain) = (key(&node, "ready"), key(&node, "unready"), key(&node, "plain"));
+    let up = full("10.0.0.1", Some(Health::Passing));
+    let down = full("10.0.0.2", Some(Health::Critical));
+    let six = full("fd00::3", None);
+
+    write(registry, &node, vec![put(&ready, &up), put(&unready, &down), put(&plain, &six)]).await;
+    let rows = settled(registry).await;
+    assert_eq!(registrations(&rows), rows_of(&[(&ready, &up), (&unready, &down), (&plain, &six)]));
+    assert_eq!(registrations(&registry.read_node(&node).await.unwrap()), registrations(&rows));
+    assert!(rows.values().all(|row| row.ownership == Ownership::Ours(ResourceKey::new("shop", "user"))));
+    let healths: Vec<Health> = [&ready, &unready, &plain].iter().map(|key| rows[*key].health).collect();
+    assert_eq!(healths, [Health::Passing, Health::Critical, Health::Passing]);
+
+    // Readiness moves both ways, and nothing else with it.
+    let (up, down) = (down_of(&up), up_of(&down));
+    write(registry, &node, vec![readiness(&ready, &up, Health::Critical), readiness(&unready, &down, Health::Passing)])
+        .await;
+    let rows = settled(registry).await;
+    assert_eq!(registrations(&rows), rows_of(&[(&ready, &up), (&unready, &down), (&plain, &six)]));
+    assert_eq!((rows[&ready].health, rows[&unready].health), (Health::Critical, Health::Passing));
+
+    // An edit of everything but the name; the check's own status is the new one too.
+    let mut edited = Registration { tags: ["v2".into()].into(), port: 9090, weights: Weights::default(), ..up_of(&up) };
+    edited.meta.remove("version");
+    edited.tagged_addresses = Arc::default();
+    write(registry, &node, vec![put(&ready, &edited)]).await;
+    assert_eq!(*settled(registry).await[&ready].registration, edited);
+
+    // The check goes, somebody else's on the same instance stays and counts.
+    if *node == *consul.node_name() {
+        let check =
+            json!({ "Name": "by hand", "ID": "by-hand", "ServiceID": &*unready.id, "TTL": "1h", "Status": "warning" });
+        consul.api().put("/v1/agent/check/register", &check).await.unwrap();
+    } else {
+        let check = json!({ "Name": "by hand", "CheckID": "by-hand", "ServiceID": &*unready.id, "Status": "warning" });
+        let entry = json!({ "Node": &*node, "SkipNodeUpdate": true, "Check": check });
+        consul.api().put("/v1/catalog/register", &entry).await.unwrap();
+    }
+    wait::until("the check made by hand to count", SOON, || async {
+        Ok((registry.read().await?[&unready].health == Health::Warning).then_some(()))
+    })
+    .await
+    .unwrap();
+    let bare = Registration { readiness: None, ..down.clone() };
+    let drop = Op::Put { key: unready.clone(), registration: Arc::new(bare.clone()), drop_readiness: true };
+    write(registry, &node, vec![drop.clone()]).await;
+    write(registry, &node, vec![drop]).await;
+    let row = &settled(registry).await[&unready];
+    assert_eq!((&*row.registration, row.health), (&bare, Health::Warning));
+
+    // Released: it stays, nobody's; and can be taken up again.
+    let released = edited.released();
+    write(registry, &node, vec![Op::Release { key: ready.clone(), registration: Arc::new(released.clone()) }]).await;
+    let rows = settled(registry).await;
+    assert_eq!((&*rows[&ready].registration, &rows[&ready].ownership), (&released, &Ownership::Unowned));
+    write(registry, &node, vec![put(&ready, &edited)]).await;
+    assert_eq!(settled(registry).await[&ready].ownership, Ownership::Ours(ResourceKey::new("shop", "user")));
+
+    // Gone, and gone again; a readiness for what is gone brings it back, a release does not.
+    write(registry, &node, vec![remove(&ready), remove(&unready), remove(&plain), remove(&key(&node, "never"))]).await;
+    assert_eq!(settled(registry).await, Rows::new());
+    write(registry, &node, vec![remove(&ready)]).await;
+    write(registry, &node, vec![Op::Release { key: ready.clone(), registration: Arc::new(released) }]).await;
+    assert_eq!(settled(registry).await, Rows::new());
+    write(registry, &node, vec![readiness(&ready, &edited, Health::Critical)]).await;
+    assert_eq!(*settled(registry).await[&ready].registration, down_of(&edited));
+    wait::until("the catalog to forget the removed", SOON, || async {
+        Ok((consul.api().instances("user_service").await?.len() == 1).then_some(()))
+    })
+    .await
+    .unwrap();
+}
+
+fn up_of(registration: &Registration) -> Registration {
+    Registration { readiness: Some(Health::Passing), ..registration.clone() }
+}
+
+fn down_of(registration: &Registration) -> Registration {
+    Registration { readiness: Some(Health::Critical), ..registration.clone() }
+}
+
+#[tokio::test]
+async fn instances_live_and_die_in_agent_mode() {
+    let consul = consul(ConsulOptions::default()).await;
+    a_whole_life(&consul, &agent(&consul.http_addr(), None)).await;
+}
+
+#[tokio::test]
+async fn instances_live_and_die_in_catalog_mode() {
+    let consul = consul(ConsulOptions::default()).await;
+    a_whole_life(&consul, &catalog(&consul.http_addr(), None)).await;
+}
+
+/// Registrations within what the resource allows.
+fn arbitrary() -> impl Strategy<Value = Registration> {
+    let text = || "[ -~äé日]{0,20}".prop_map(|text| Str::from(text.as_str()));
+    let name = || "[a-z][A-Za-z0-9_-]{0,20}".prop_map(|text| Str::from(text.as_str()));
+    let address = prop_oneof![any::<Ipv4Addr>().prop_map(IpAddr::from), any::<Ipv6Addr>().prop_map(IpAddr::from)];
+    let usable = |address: &IpAddr| !address.is_unspecified();
+    let tagged = ("[a-z0-9.]{1,9}", 1..=u16::MAX);
+    (
+        (name(), address.prop_filter("an address", usable), 1..=u16::MAX, vec(text(), 0..5)),
+        btree_map(name(), text(), 0..8),
+        (1..=u16::MAX, any::<u16>(), any::<bool>()),
+        btree_map(name(), tagged, 0..3),
+        option::of(prop_oneof![Just(Health::Passing), Just(Health::Critical)]),
+    )
+        .prop_map(
+            |((service, address, port, tags), meta, (passing, warning, enable_tag_override), tagged, readiness)| {
+                let tagged = tagged
+                    .into_iter()
+                    .map(|(name, (address, port))| (name, TaggedAddress { address: address.as_str().into(), port }));
+                Registration {
+                    service,
+                    address: address.to_string().into(),
+                    port,
+                    tags: tags.into(),
+                    meta,
+                    weights: Weights { passing, warning },
+                    enable_tag_override,
+                    tagged_addresses: Arc::new(tagged.collect()),
+                    readiness,
+                }
+            },
+        )
+}
+
+#[tokio::test]
+async fn whatever_is_written_is_read_back_equal() {
+    let consul = consul(ConsulOptions::default()).await;
+    let mut runner = TestRunner::deterministic();
+    for registry in [&agent(&consul.http_addr(), None) as &dyn Registry, &catalog(&consul.http_addr(), None)] {
+        let node = connect(registry).await;
+        let wanted: BTreeMap<RowKey, Registration> = (0..200)
+            .map(|number| (key(&node, &format!("{number}")), arbitrary().new_tree(&mut runner).unwrap().current()))
+            .collect();
+        write(registry, &node, wanted.iter().map(|(key, registration)| put(key, registration)).collect()).await;
+        let found = registrations(&settled(registry).await);
+        for (key, registration) in &wanted {
+            assert_eq!(found.get(key), Some(registration), "{key}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_not_ours_is_left_alone() {
+    let consul = consul(ConsulOptions::default()).await;
+    let api = consul.api();
+    for registry in [&agent(&consul.http_addr(), None) as &dyn Registry, &catalog(&consul.http_addr(), None)] {
+        let node = connect(registry).await;
+        let (ours, theirs) = (key(&node, "ours"), key(&node, "theirs"));
+        write(registry, &node, vec![put(&ours, &full("10.0.0.1", None))]).await;
+        let mut foreign = vec![json!({ "ID": "plain", "Name": "user_service", "Port": 1 })];
+        foreign.push(json!({ "ID": &*theirs.id, "Name": "user_service", "Port": 1, "Meta": { "lictor-cluster": "test", "lictor-cluster-uid": "other" } }));
+        foreign.push(json!({ "ID": "test-2:shop:user:user_service:x:1", "Name": "user_service", "Port": 1, "Meta": { "lictor-cluster": "test-2" } }));
+        for service in &foreign {
+            if *node == *consul.node_name() {
+                api.put("/v1/agent/service/register", service).await.unwrap();
+            } else {
+                let mut entry = json!({ "Node": &*node, "SkipNodeUpdate": true, "Service": service });
+                let fields = entry["Service"].as_object_mut().unwrap();
+                let name = fields.remove("Name").unwrap();
+                fields.insert("Service".to_owned(), name);
+                api.put("/v1/catalog/register", &entry).await.unwrap();
+            }
+        }
+        let rows = settled(registry).await;
+        assert_eq!(rows.keys().collect::<Vec<_>>(), [&ours, &theirs]);
+        assert!(matches!(rows[&theirs].ownership, Ownership::Other(_)));
+        write(registry, &node, vec![remove(&ours)]).await;
+        registry.tidy(&BTreeMap::new()).await.unwrap();
+        let left = |instances: &[lictor_testbed::Instance]| instances.iter().filter(|i| i.node == *node).count() == 3;
+        api.wait_for("user_service", "the three that are not ours", left, SOON).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_refused_operation_takes_no_other_along() {
+    let consul = consul(ConsulOptions { acl: true, ..ConsulOptions::default() }).await;
+    let policy = r#"
+        agent_prefix "" { policy = "read" }
+        node_prefix "" { policy = "write" }
+        service_prefix "" { policy = "read" }
+        service "user_service" { policy = "write" }
+    "#;
+    let token = token(&consul, policy).await;
+    for registry in
+        [&agent(&consul.http_addr(), Some(&token)) as &dyn Registry, &catalog(&consul.http_addr(), Some(&token))]
+    {
+        let node = connect(registry).await;
+        let good = full("10.0.0.1", Some(Health::Passing));
+        let forbidden = Registration { service: "forbidden".into(), ..good.clone() };
+        let mut invalid = good.clone();
+        invalid.meta.insert("not.allowed".into(), "x".into());
+        let keys: Vec<RowKey> = ["a", "b", "c", "d"].iter().map(|target| key(&node, target)).collect();
+        let ops = vec![put(&keys[0], &good), put(&keys[1], &forbidden), put(&keys[2], &invalid), put(&keys[3], &good)];
+        let outcomes = apply(registry, &node, ops).await;
+        assert_eq!((&outcomes[0], &outcomes[3]), (&WRITTEN, &WRITTEN), "{outcomes:?}");
+        assert!(matches!(&outcomes[1], Outcome::Refused(words) if words.contains("Permission denied")), "{outcomes:?}");
+        assert!(
+            matches!(&outcomes[2], Outcome::Refused(words) if words.contains("invalid characters")),
+            "{outcomes:?}"
+        );
+        let rows = settled(registry).await;
+        assert_eq!(registrations(&rows), rows_of(&[(&keys[0], &good), (&keys[3], &good)]));
+    }
+}
+
+#[tokio::test]
+async fn tokens_that_see_too_little_or_are_unknown_are_nobodys_fault() {
+    let consul = consul(ConsulOptions { acl: true, ..ConsulOptions::default() }).await;
+    let blind = r#"
+        agent_prefix "" { policy = "read" }
+        node_prefix "" { policy = "write" }
+        service "user_service" { policy = "write" }
+    "#;
+    let blind = token(&consul, blind).await;
+    let unknown = "99999999-2222-3333-4444-555555555555";
+    for of in [
+        |address: &str, token: &str| Box::new(agent(address, Some(token))) as Box<dyn Registry>,
+        |address: &str, token: &str| Box::new(catalog(address, Some(token))) as Box<dyn Registry>,
+    ] {
+        let stranger = of(&consul.http_addr(), unknown).connect().await.unwrap_err();
+        assert!(stranger.message.contains("not known to Consul") && !stranger.lost_footing, "{stranger}");
+
+        let able = of(&consul.http_addr(), consul.management_token().unwrap());
+        let node = connect(&*able).await;
+        let hidden = Registration { service: "hidden".into(), ..full("10.0.0.9", None) };
+        write(&*able, &node, vec![put(&key(&node, "hidden"), &hidden)]).await;
+        let registry = of(&consul.http_addr(), &blind);
+        connect(&*registry).await;
+        let filtered = registry.read().await.unwrap_err();
+        assert!(filtered.message.contains("may not read everything"), "{filtered}");
+    }
+}
+
+async fn token(consul: &Consul, policy: &str) -> String {
+    let api = consul.api();
+    let name = format!("policy-{}", policy.len());
+    api.put("/v1/acl/policy", &json!({ "Name": name, "Rules": policy })).await.unwrap();
+    let made = api.put("/v1/acl/token", &json!({ "Policies": [{ "Name": name }] })).await.unwrap();
+    made["SecretID"].as_str().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn a_token_deleted_behind_the_agent_is_seen_in_the_catalog() {
+    let consul = consul(ConsulOptions { acl: true, ..ConsulOptions::default() }).await;
+    let policy = r#"
+        agent_prefix "" { policy = "read" }
+        node_prefix "" { policy = "read" }
+        service_prefix "" { policy = "write" }
+    "#;
+    let short_lived = token(&consul, policy).await;
+    let first = agent(&consul.http_addr(), Some(&short_lived));
+    let node = connect(&first).await;
+    let instance = key(&node, "a");
+    let registration = full("10.0.0.1", Some(Health::Passing));
+    write(&first, &node, vec![put(&instance, &registration)]).await;
+
+    let accessor = consul.api_with_token(Some(&short_lived)).get("/v1/acl/token/self").await.unwrap();
+    let path = format!("/v1/acl/token/{}", accessor["AccessorID"].as_str().unwrap());
+    consul.api().delete(&path).await.unwrap();
+    let second = agent(&consul.http_addr(), consul.management_token());
+    connect(&second).await;
+    write(&second, &node, vec![readiness(&instance, &registration, Health::Critical)]).await;
+    wait::until("the row to be held, but not shown", SOON, || async {
+        let rows = second.read().await?;
+        let row = &rows[&instance];
+        Ok((!row.shown && row.registration.readiness == Some(Health::Critical)).then_some(()))
+    })
+    .await
+    .unwrap();
+    write(&second, &node, vec![put(&instance, &down_of(&registration))]).await;
+    // A registration that only brings a new token waits for the agent's next full sync, once a minute.
+    assert_eq!(settled_within(&second, Duration::from_mins(3)).await[&instance].health, Health::Critical);
+}
+
+#[tokio::test]
+async fn an_agent_keeps_readiness_over_its_restart() {
+    let consul = consul(ConsulOptions { persistent: true, ..ConsulOptions::default() }).await;
+    let registry = agent(&consul.http_addr(), None);
+    let node = connect(&registry).await;
+    let (up, down, moved) = (key(&node, "up"), key(&node, "down"), key(&node, "moved"));
+    let registration = full("10.0.0.1", Some(Health::Passing));
+    let ops = vec![put(&up, &registration), put(&down, &down_of(&registration)), put(&moved, &registration)];
+    write(&registry, &node, ops).await;
+    // A Put of what the agent knows already has to move the check too.
+    write(&registry, &node, vec![put(&moved, &down_of(&registration))]).await;
+    let before = settled(&registry).await;
+    consul.kill().unwrap();
+    let unreachable = registry.read().await.unwrap_err();
+    assert!(!unreachable.lost_footing, "{unreachable}");
+    let outcomes = apply(&registry, &node, vec![remove(&up), remove(&down)]).await;
+    assert!(outcomes.iter().all(|outcome| matches!(outcome, Outcome::NotTried(_))), "{outcomes:?}");
+    consul.start_again().await.unwrap();
+    assert_eq!(settled(&registry).await, before);
+}
+
+#[tokio::test]
+async fn another_agent_is_not_taken_for_the_one_we_knew() {
+    let consul = consul(ConsulOptions::default()).await;
+    let registry = agent(&consul.http_addr(), None);
+    let node = connect(&registry).await;
+    write(&registry, &node, vec![put(&key(&node, "a"), &full("10.0.0.1", None))]).await;
+    // In memory: it comes back empty, as another one.
+    consul.kill().unwrap();
+    consul.start_again().await.unwrap();
+    assert!(registry.read().await.unwrap_err().lost_footing);
+    connect(&registry).await;
+    assert_eq!(registry.read().await.unwrap(), Rows::new());
+}
+
+#[tokio::test]
+async fn an_earlier_lictor_writes_no_more() {
+    let consul = consul(ConsulOptions::default()).await;
+    let (first, second) = (catalog(&consul.http_addr(), None), catalog(&consul.http_addr(), None));
+    let node = connect(&first).await;
+    let (a, b) = (key(&node, "a"), key(&node, "b"));
+    let registration = full("10.0.0.1", Some(Health::Passing));
+    write(&first, &node, vec![put(&a, &registration)]).await;
+    connect(&second).await;
+    let outcomes = apply(&first, &node, vec![put(&b, &registration), remove(&a)]).await;
+    for outcome in &outcomes {
+        assert!(matches!(outcome, Outcome::NotTried(_)), "{outcome:?}");
+        assert!(trouble(outcome).lost_footing && trouble(outcome).retry_after.is_some());
+    }
+    assert!(first.read().await.unwrap_err().lost_footing);
+    assert_eq!(second.read().await.unwrap().keys().collect::<Vec<_>>(), [&a]);
+    write(&second, &node, vec![put(&b, &registration)]).await;
+    // Fences alone leave the marker as it is.
+    let marker = marker(&consul).await;
+    assert_eq!(marker["Meta"]["lictor-term"], "2");
+    assert_eq!(marker["ModifyIndex"], marker_after(&second, &node, &consul).await["ModifyIndex"]);
+}
+
+async fn marker(consul: &Consul) -> Value {
+    consul.api().get("/v1/catalog/node-services/lictor-test").await.unwrap()["Node"].clone()
+}
+
+async fn marker_after(registry: &dyn Registry, node: &Str, consul: &Consul) -> Value {
+    write(registry, node, vec![remove(&key(node, "b"))]).await;
+    marker(consul).await
+}
+
+#[tokio::test]
+async fn an_emptied_consul_is_noticed() {
+    let consul = consul(ConsulOptions::default()).await;
+    let registry = catalog(&consul.http_addr(), None);
+    let node = connect(&registry).await;
+    let instance = key(&node, "a");
+    let registration = full("10.0.0.1", None);
+    write(&registry, &node, vec![put(&instance, &registration)]).await;
+    consul.kill().unwrap();
+    consul.start_again().await.unwrap();
+    assert!(registry.read().await.unwrap_err().lost_footing);
+    let outcome = apply(&registry, &node, vec![put(&instance, &registration)]).await.remove(0);
+    assert!(trouble(&outcome).lost_footing, "{outcome:?}");
+    connect(&registry).await;
+    assert_eq!(registry.read().await.unwrap(), Rows::new());
+    write(&registry, &node, vec![put(&instance, &registration)]).await;
+}
+
+#[tokio::test]
+async fn a_marker_that_is_not_as_we_left_it_is_noticed() {
+    let consul = consul(ConsulOptions::default()).await;
+    let registry = catalog(&consul.http_addr(), None);
+    let node = connect(&registry).await;
+    let touched = json!({ "Node": "lictor-test", "Address": "10.9.9.9", "NodeMeta": marker(&consul).await["Meta"] });
+    consul.api().put("/v1/catalog/register", &touched).await.unwrap();
+    let outcome = apply(&registry, &node, vec![remove(&key(&node, "a"))]).await.remove(0);
+    assert!(trouble(&outcome).lost_footing && trouble(&outcome).retry_after.is_none(), "{outcome:?}");
+    connect(&registry).await;
+    write(&registry, &node, vec![remove(&key(&node, "a"))]).await;
+}
+
+#[tokio::test]
+async fn what_is_under_way_while_the_fence_is_raised_is_sent_again() {
+    let consul = consul(ConsulOptions::default()).await;
+    let proxy = Proxy::start(&consul.http_addr()).await.unwrap();
+    let registry = catalog(&proxy.addr(), None);
+    let node = connect(&registry).await;
+    let registration = full("10.0.0.1", None);
+    let slow_ones = AtomicUsize::new(0);
+    proxy.set_fault(Fault::Rule(Arc::new(move |record| {
+        let body = String::from_utf8_lossy(&record.body);
+        if body.contains("lost") {
+            return Some(Fault::DropAnswer);
+        }
+        (body.contains("slow") && slow_ones.fetch_add(1, Ordering::SeqCst) == 0)
+            .then_some(Fault::Delay(Duration::from_millis(500)))
+    })));
+    let slow_node = Str::from("test-slow");
+    let slow = key(&slow_node, "a");
+    let others = async {
+        let outcome = apply(&registry, &node, vec![put(&key(&node, "lost"), &registration)]).await.remove(0);
+        assert!(matches!(outcome, Outcome::Unknown(_)), "{outcome:?}");
+        write(&registry, &node, vec![put(&key(&node, "a"), &registration)]).await;
+    };
+    tokio::join!(write(&registry, &slow_node, vec![put(&slow, &registration)]), others);
+    let sent = proxy.writes().iter().filter(|write| String::from_utf8_lossy(&write.body).contains("slow")).count();
+    assert_eq!(sent, 2, "once under the old fence, once under the new one");
+    assert_eq!(registry.read().await.unwrap().len(), 3);
+}
+
+/// Agents that answer in turn.
+struct InTurn {
+    agents: Vec<Arc<Http>>,
+    requests: AtomicUsize,
+    turns: AtomicBool,
+}
+
+impl Transport for InTurn {
+    fn send(&self, request: Request) -> BoxFuture<'_, Result<Response, TransportError>> {
+        let number = self.requests.fetch_add(usize::from(self.turns.load(Ordering::SeqCst)), Ordering::SeqCst);
+        self.agents[number % self.agents.len()].send(request)
+    }
+}
+
+#[tokio::test]
+async fn agents_that_answer_in_turn_are_found_out() {
+    let (one, other) = (consul(ConsulOptions::default()).await, consul(ConsulOptions::default()).await);
+    let agents = vec![http(&one.http_addr(), None), http(&other.http_addr(), None)];
+    let transport = Arc::new(InTurn { agents, requests: AtomicUsize::new(0), turns: AtomicBool::new(true) });
+    let registry = Agent::new(identity(), Arc::clone(&transport) as Arc<dyn Transport>);
+    let several = registry.connect().await.unwrap_err();
+    assert!(several.message.contains("several agents"), "{several}");
+
+    // By chance the same one answered each time; later the other one does, and then the first again.
+    transport.turns.store(false, Ordering::SeqCst);
+    connect(&registry).await;
+    registry.read().await.unwrap();
+    transport.requests.fetch_add(1, Ordering::SeqCst);
+    let replaced = registry.read().await.unwrap_err();
+    assert!(replaced.lost_footing && replaced.message.contains("replaced"), "{replaced}");
+    connect(&registry).await;
+    transport.requests.fetch_add(1, Ordering::SeqCst);
+    let several = registry.read().await.unwrap_err();
+    assert!(several.lost_footing && several.message.contains("several agents"), "{several}");
+}
+
+#[tokio::test]
+async fn a_second_cluster_of_the_same_name_is_found_out() {
+    let consul = consul(ConsulOptions::default()).await;
+    connect(&catalog(&consul.http_addr(), None)).await;
+    let other = Identity { uid: "uid-2".into(), ..identity() };
+    let refused = Catalog::new(other, http(&consul.http_addr(), None)).connect().await.unwrap_err();
+    assert!(refused.message.contains("uid-1") && refused.message.contains("--cluster-name"), "{refused}");
+    assert_eq!(marker(&consul).await["Meta"]["lictor-term"], "1");
+}
+
+#[tokio::test]
+async fn a_foreign_node_of_our_name_is_left_alone() {
+    let consul = consul(ConsulOptions::default()).await;
+    let registry = catalog(&consul.http_addr(), None);
+    let node = connect(&registry).await;
+    let foreign = json!({ "Node": &*node, "Address": "10.9.9.9", "NodeMeta": { "who": "somebody" } });
+    consul.api().put("/v1/catalog/register", &foreign).await.unwrap();
+    let ops = vec![put(&key(&node, "a"), &full("10.0.0.1", None)), remove(&key(&node, "b"))];
+    let outcomes = apply(&registry, &node, ops).await;
+    assert!(matches!(&outcomes[0], Outcome::Refused(words) if words.contains("is not ours")), "{outcomes:?}");
+    assert_eq!(outcomes[1], WRITTEN);
+    let there = consul.api().get(&format!("/v1/catalog/node-services/{node}")).await.unwrap();
+    assert_eq!(there["Node"]["Meta"], json!({ "who": "somebody" }));
+    let marker = Str::from("lictor-test");
+    let outcomes = apply(&registry, &marker, vec![put(&key(&marker, "a"), &full("10.0.0.1", None))]).await;
+    assert!(matches!(&outcomes[0], Outcome::Refused(words) if words.contains("marker")), "{outcomes:?}");
+}
+
+#[tokio::test]
+async fn a_lost_answer_is_unknown_and_then_found_out() {
+    let consul = consul(ConsulOptions::default()).await;
+    let proxy = Proxy::start(&consul.http_addr()).await.unwrap();
+    for registry in [&agent(&proxy.addr(), None) as &dyn Registry, &catalog(&proxy.addr(), None)] {
+        let node = connect(registry).await;
+        let (a, b) = (key(&node, "a"), key(&node, "b"));
+        let registration = full("10.0.0.1", None);
+        proxy.set_fault(Fault::DropAnswer);
+        let outcomes = apply(registry, &node, vec![put(&a, &registration)]).await;
+        assert!(matches!(outcomes[0], Outcome::Unknown(_)), "{outcomes:?}");
+        proxy.set_fault(Fault::None);
+        assert_eq!(registrations(&settled(registry).await), rows_of(&[(&a, &registration)]));
+        write(registry, &node, vec![put(&b, &registration)]).await;
+    }
+    // The fence was raised after the doubt: what had not landed by then never would have.
+    assert_eq!(marker(&consul).await["Meta"]["lictor-term"], "2");
+
+    // Twice in a row, the second time at raising the fence: nobody else took over, so nobody is waited for.
+    let registry = catalog(&proxy.addr(), None);
+    let node = connect(&registry).await;
+    proxy.set_fault(Fault::DropAnswer);
+    for _ in 0..2 {
+        let outcome = apply(&registry, &node, vec![remove(&key(&node, "a"))]).await.remove(0);
+        assert!(!trouble(&outcome).lost_footing, "{outcome:?}");
+    }
+    proxy.set_fault(Fault::None);
+    let confused = registry.read().await.unwrap_err();
+    assert!(confused.lost_footing && confused.retry_after.is_none(), "{confused:?}");
+    connect(&registry).await;
+    assert!(!registry.read().await.unwrap().contains_key(&key(&node, "a")));
+}
+
+#[tokio::test]
+async fn consul_asking_for_a_pause_is_heard() {
+    let consul = consul(ConsulOptions::default()).await;
+    let proxy = Proxy::start(&consul.http_addr()).await.unwrap();
+    for registry in [&agent(&proxy.addr(), None) as &dyn Registry, &catalog(&proxy.addr(), None)] {
+        let node = connect(registry).await;
+        let limits = vec![("Retry-After", "7".to_owned())];
+        proxy.set_fault(Fault::Status(429, "rate limit exceeded".to_owned(), limits));
+        let ops = vec![put(&key(&node, "a"), &full("10.0.0.1", None)), remove(&key(&node, "b"))];
+        for outcome in apply(registry, &node, ops).await {
+            assert!(matches!(outcome, Outcome::NotTried(_)), "{outcome:?}");
+            assert_eq!(trouble(&outcome).retry_after, Some(Duration::from_secs(7)));
+        }
+        proxy.set_fault(Fault::Status(500, "leadership lost while committing log".to_owned(), vec![]));
+        let outcomes = apply(registry, &node, vec![remove(&key(&node, "b"))]).await;
+        assert!(matches!(outcomes[0], Outcome::Unknown(_)), "{outcomes:?}");
+        proxy.set_fault(Fault::None);
+        assert_eq!(registry.read().await.unwrap(), Rows::new());
+    }
+}
+
+#[tokio::test]
+async fn more_than_a_transaction_holds_is_cut() {
+    let consul = consul(ConsulOptions {
+        extra_hcl: "limits { txn_max_req_len = 60000 kv_max_value_size = 60000 }".to_owned(),
+        ..ConsulOptions::default()
+    })
+    .await;
+    let registry = catalog(&consul.http_addr(), None);
+    let node = connect(&registry).await;
+    let registration = full("10.0.0.1", Some(Health::Passing));
+    let ops = (0..150).map(|number| put(&key(&node, &number.to_string()), &registration)).collect();
+    write(&registry, &node, ops).await;
+    let rows = registry.read().await.unwrap();
+    assert_eq!(rows.len(), 150);
+    assert!(rows.values().all(|row| *row.registration == registration));
+}
+
+#[tokio::test]
+async fn nodes_are_made_moved_and_taken_away() {
+    let consul = consul(ConsulOptions::default()).await;
+    let registry = catalog(&consul.http_addr(), None);
+    let node = connect(&registry).await;
+    let instance = key(&node, "a");
+    let address_of = || async {
+        let found = consul.api().get(&format!("/v1/catalog/node-services/{node}")).await.unwrap();
+        found["Node"]["Address"].as_str().map(str::to_owned)
+    };
+    write(&registry, &node, vec![put(&instance, &full("10.0.0.1", None))]).await;
+    assert_eq!(address_of().await.as_deref(), Some("192.0.2.1"));
+    let addresses: BTreeMap<Str, IpAddr> = [("worker".into(), "10.1.1.1".parse().unwrap())].into();
+    registry.tidy(&addresses).await.unwrap();
+    assert_eq!(address_of().await.as_deref(), Some("10.1.1.1"));
+    let rows = registry.read().await.unwrap();
+    assert!(rows.contains_key(&instance), "a move leaves what is on the node");
+
+    // A node that goes behind our back is made again.
+    let gone = json!({ "Node": &*node });
+    consul.api().put("/v1/catalog/deregister", &gone).await.unwrap();
+    let back = readiness(&instance, &full("10.0.0.1", None), Health::Passing);
+    write(&registry, &node, vec![back]).await;
+    assert!(registry.read().await.unwrap().contains_key(&instance));
+
+    // Empty for a minute, and not sooner, it goes. The clock is ours; Consul's runs on.
+    write(&registry, &node, vec![remove(&instance)]).await;
+    registry.tidy(&addresses).await.unwrap();
+    pass(Duration::from_secs(50)).await;
+    registry.tidy(&addresses).await.unwrap();
+    assert!(address_of().await.is_some());
+    let foreign = json!({ "Node": &*node, "SkipNodeUpdate": true, "Service": { "Service": "theirs" } });
+    consul.api().put("/v1/catalog/register", &foreign).await.unwrap();
+    pass(Duration::from_secs(20)).await;
+    registry.tidy(&addresses).await.unwrap();
+    assert!(address_of().await.is_some(), "somebody else uses it");
+    let foreign = json!({ "Node": &*node, "ServiceID": "theirs" });
+    consul.api().put("/v1/catalog/deregister", &foreign).await.unwrap();
+    registry.read().await.unwrap();
+    registry.tidy(&addresses).await.unwrap();
+    pass(Duration::from_secs(70)).await;
+    registry.tidy(&addresses).await.unwrap();
+    assert_eq!(address_of().await, None);
+    assert!(!marker(&consul).await.is_null());
+    write(&registry, &node, vec![put(&instance, &full("10.0.0.1", None))]).await;
+}
+
+/// Lets time pass for the registry, and none for whoever else looks at a clock.
+async fn pass(time: Duration) {
+    tokio::time::pause();
+    tokio::time::advance(time).await;
+    tokio::time::resume();
+}
+
+#[tokio::test]
+async fn winding_down_leaves_the_rest_untried() {
+    let consul = consul(ConsulOptions::default()).await;
+    for registry in [&agent(&consul.http_addr(), None) as &dyn Registry, &catalog(&consul.http_addr(), None)] {
+        let node = connect(registry).await;
+        registry.wind_down();
+        let outcomes = apply(registry, &node, vec![put(&key(&node, "a"), &full("10.0.0.1", None))]).await;
+        assert!(matches!(outcomes[0], Outcome::NotTried(_)), "{outcomes:?}");
+        assert_eq!(registry.read().await.unwrap(), Rows::new());
+        connect(registry).await;
+        write(registry, &node, vec![put(&key(&node, "a"), &full("10.0.0.1", None))]).await;
+    }
+}
+
+#[tokio::test]
+async fn tls_lets_in_whom_it_should() {
+    let files = WorkDir::create("tls").unwrap();
+    let (authority, stranger) = (Authority::new("consul").unwrap(), Authority::new("stranger").unwrap());
+    let server = authority.server(vec!["server.dc1.consul".to_owned()]).unwrap();
+    let client = authority.client("lictor", None).unwrap();
+    let file = |name: &str, content: &str| files.write(name, content).unwrap();
+    let ca = file("ca.pem", authority.certificate());
+    let (cert, key) = (file("server.pem", &server.public), file("server.key", &server.private));
+    let https = ports::free().unwrap();
+    let extra_hcl = format!(
+        "ports {{ https = {https} }}
+         tls {{ https {{ ca_file = {ca:?}, cert_file = {cert:?}, key_file = {key:?}, verify_incoming = true }} }}"
+    );
+    let _consul = consul(ConsulOptions { extra_hcl, ..ConsulOptions::default() }).await;
+    let good = ConsulSettings {
+        ca_cert: Some(ca),
+        client_cert: Some(file("client.pem", &client.public)),
+        client_key: Some(file("client.key", &client.private)),
+        tls_server_name: Some("server.dc1.consul".to_owned()),
+        ..ConsulSettings::new(format!("https://127.0.0.1:{https}"))
+    };
+    lictor_testbed::init_tls();
+    let connect = |settings: ConsulSettings| async move {
+        Agent::new(identity(), Arc::new(Http::new(&settings).unwrap())).connect().await
+    };
+    connect(good.clone()).await.unwrap();
+    connect(ConsulSettings { ca_cert: None, ssl_verify: false, tls_server_name: None, ..good.clone() }).await.unwrap();
+    let other_ca = Some(file("other.pem", stranger.certificate()));
+    for (bad, why) in [
+        (ConsulSettings { tls_server_name: None, ..good.clone() }, "not valid for name"),
+        (ConsulSettings { ca_cert: other_ca, ..good.clone() }, "UnknownIssuer"),
+        (ConsulSettings { client_cert: None, client_key: None, ..good.clone() }, "ertificate"),
+    ] {
+        let refused = connect(bad).await.unwrap_err();
+        assert!(refused.message.contains(why), "{refused}");
+    }
+    let half = ConsulSettings { client_key: None, ..good };
+    assert!(Http::new(&half).is_err());
+}
