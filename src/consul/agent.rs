@@ -159,8 +159,13 @@ impl Agent {
         let mut catalog = read_all(shown.value.services.unwrap_or_default(), &shown_checks, &mut pool);
         let held_checks = Healths::new(held_checks.value.into_values());
         let held = read_all(held.value.into_values(), &held_checks, &mut pool);
-        let rows = held.into_iter().map(|(id, registration)| {
-            let shown = catalog.remove(&id).is_some_and(|shown| same(&registration, &shown));
+        let rows = held.into_iter().map(|(id, mut registration)| {
+            let in_catalog = catalog.remove(&id);
+            if let Some(there) = in_catalog.as_ref().filter(|_| registration.enable_tag_override) {
+                // Its users edit them there, and the agent takes them over only with its next full sync.
+                registration.tags.clone_from(&there.tags);
+            }
+            let shown = in_catalog.is_some_and(|shown| same(&registration, &shown));
             let healths = if shown { &shown_checks } else { &held_checks };
             let row = Row {
                 ownership: Ownership::of(&self.identity, &id, &registration.meta),

@@ -187,6 +187,7 @@ impl Engine {
         let address =
             placement.kubernetes_node(&node).and_then(|name| self.world.node(name)).and_then(|node| node.address);
         let bundle = Bundle { node: node.clone(), address, ops: planned.iter().map(|one| one.op.clone()).collect() };
+        self.looked.remove(&node);
         self.busy.insert(node.clone());
         let (era, registry) = (self.era, Arc::clone(&self.registry));
         self.fly(async move {
@@ -213,6 +214,7 @@ impl Engine {
         match answer {
             Ok(rows) => {
                 self.recover();
+                self.looked.insert(node.clone());
                 let now = Instant::now();
                 for key in self.mirror.take_over(rows, since, Some(node)) {
                     self.mark(key, Cause::Inferred, now);

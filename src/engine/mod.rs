@@ -100,6 +100,8 @@ pub struct Engine {
     busy: BTreeSet<Str>,
     /// Nodes on which a write may have landed or not: they are read before they are written to again.
     uncertain: BTreeSet<Str>,
+    /// Nodes that were read for their users' tags since the last write to them.
+    looked: BTreeSet<Str>,
     in_flight: BTreeMap<RowKey, ResourceKey>,
     /// How many writes of a resource wait or are under way, and since when it has not been as desired.
     unsettled: BTreeMap<ResourceKey, Unsettled>,
@@ -188,6 +190,7 @@ impl Engine {
             conflicts: BTreeMap::new(),
             busy: BTreeSet::new(),
             uncertain: BTreeSet::new(),
+            looked: BTreeSet::new(),
             in_flight: BTreeMap::new(),
             unsettled: BTreeMap::new(),
             cursor: None,

@@ -186,6 +186,16 @@ impl Engine {
         if some {
             self.unsettle(&key, dirty);
         }
+        // Tags that belong to Consul's users are kept by our writes: as they are now, not as of the last sweep.
+        for op in &ops {
+            if let Op::Put { key: row, registration, .. } = op
+                && registration.enable_tag_override
+                && self.mirror.row(row).is_some()
+                && !self.looked.contains(&row.node)
+            {
+                self.uncertain.insert(row.node.clone());
+            }
+        }
         self.plan.replace(&key, ops);
         if !some {
             self.settle_resource(&key);
