@@ -1,0 +1,100 @@
+//! `make demo`: Lictor at work between a real Kubernetes and a real Consul, told step by step.
+//!
+//! In: the operator's program as the one argument; `KUBECONFIG` for a cluster that is there already,
+//! `DEMO_REGISTRATION=catalog` for the other mode, `DEMO_ONCE=1` to end after the last step. Out: each
+//! step as the command that a user would type, its output, and what it shows.
+//!
+//! - [`story`]: the steps, in order
+//! - [`stage`]: what runs, and how all of it ends
+//! - [`pods`]: the pods that the story is about, and servers that answer at their addresses
+//! - [`look`]: what is asked of Consul on the way; [`dns`]: the same through its DNS
+//! - [`show`]: how it is printed
+
+mod dns;
+mod look;
+mod pods;
+mod show;
+mod stage;
+mod story;
+
+use std::env;
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
+use clap::{Parser, ValueEnum};
+use tokio::signal::unix::{SignalKind, signal};
+
+use stage::Stage;
+
+/// Shows Lictor at work. Ctrl-C ends it, a second one at once.
+#[derive(Parser)]
+struct Args {
+    /// The operator's program.
+    lictor: PathBuf,
+    /// Where registrations go.
+    #[arg(long, value_enum, default_value_t = Registration::Agent, env = "DEMO_REGISTRATION")]
+    registration: Registration,
+}
+
+/// The modes of `lictor run --registration`.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Registration {
+    Agent,
+    Catalog,
+}
+
+impl Registration {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Agent => "agent",
+            Self::Catalog => "catalog",
+        }
+    }
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let args = Args::parse();
+    if !args.lictor.is_file() {
+        bail!("{} is not there: build it with `make build`", args.lictor.display());
+    }
+    let once = is_set(env::var_os("DEMO_ONCE"));
+    let mut stop = std::pin::pin!(stop_signal()?);
+
+    let mut stage = tokio::select! {
+        stage = Stage::start(args.lictor, args.registration) => stage?,
+        () = &mut stop => return Ok(()),
+    };
+    let told = tokio::select! {
+        told = story::tell(&mut stage, once) => told,
+        () = &mut stop => Ok(()),
+    };
+    if told.is_err() {
+        eprintln!("\nLictor's last words:\n{}", stage.operator_log(20));
+    }
+    let mut at_once = std::pin::pin!(stop_signal()?);
+    tokio::select! {
+        () = stage.end() => {}
+        () = &mut at_once => {}
+    }
+    told
+}
+
+/// Ready when the demo is told to stop.
+fn stop_signal() -> Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        println!();
+    })
+}
+
+/// Whether a variable says yes: everything does but nothing, `0` and `false`.
+fn is_set(value: Option<OsString>) -> bool {
+    value.is_some_and(|value| !value.is_empty() && value != "0" && value != "false")
+}

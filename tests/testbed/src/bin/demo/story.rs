@@ -1,0 +1,306 @@
+//! The steps of the demo, in order.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use lictor_testbed::Instance;
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout};
+
+use crate::dns::Kind;
+use crate::pods::{FIRST, Pods, Role, SUCCESSOR};
+use crate::stage::Stage;
+use crate::{Registration, look, show};
+
+const USER: &str = "user_service";
+const WEB: &str = "web";
+const INDENT: &str = "            ";
+
+/// Tells all of it, and then waits to be told to stop, unless `once`.
+pub async fn tell(stage: &mut Stage, once: bool) -> Result<()> {
+    opening(stage).await?;
+    operator(stage).await?;
+    let mut pods = endpoints(stage).await?;
+    examples(stage).await?;
+    discovery(stage, &pods).await?;
+    readiness(stage, &pods).await?;
+    crash(stage, &mut pods).await?;
+    deletion(stage).await?;
+    closing(stage, &pods, once)?;
+    if once {
+        return Ok(());
+    }
+    // The pods answer as long as they are held here.
+    std::future::pending().await
+}
+
+async fn opening(stage: &Stage) -> Result<()> {
+    let version = stage.plane.kubectl(&["version", "-o", "json"]).await?;
+    let version: serde_json::Value = serde_json::from_str(&version)?;
+    let kubernetes = version["serverVersion"]["gitVersion"].as_str().unwrap_or("of unknown version");
+    let agent = stage.api().get("/v1/agent/self").await?;
+    let consul = agent["Config"]["Version"].as_str().unwrap_or("of unknown version");
+
+    let simulated = if stage.cluster_is_ours {
+        "nodes and pods. No kubelet runs here: the demo writes the status that one would."
+    } else {
+        "pods. Your nodes are left alone: the demo writes EndpointSlices, in a namespace of its own."
+    };
+    show::heading("What is real here, and what is not");
+    show::say(&format!(
+        "Real:       Kubernetes {kubernetes}, Consul {consul}, Lictor, and all that they say to each other.\n\
+         Simulated:  {simulated}\n\
+         {INDENT}Behind the pods' addresses are small servers in the demo's own process.\n\
+         By proxy:   dig, nc and curl are shown as you would type them; the demo itself asks just that."
+    ));
+    Ok(())
+}
+
+async fn operator(stage: &mut Stage) -> Result<()> {
+    show::heading("1. The operator");
+    stage.make_namespace().await?;
+    stage.install_crd().await?;
+    let begun = Instant::now();
+    let line = stage.start_operator().await?;
+    show::command(&line, "");
+    let place = match stage.registration {
+        Registration::Agent => "with the one Consul agent at CONSUL_HTTP_ADDR",
+        Registration::Catalog => "in the servers' catalog, on a Consul node for each Kubernetes node",
+    };
+    show::say(&format!("It was ready after {}. It registers {place}.", show::time(begun.elapsed())));
+    Ok(())
+}
+
+async fn endpoints(stage: &Stage) -> Result<Pods> {
+    show::heading("2. Five pods");
+    let namespace = stage.namespace()?;
+    let mut pods = Pods::new(namespace, stage.cluster_is_ours).await?;
+    for role in &FIRST {
+        pods.run(namespace, role).await?;
+    }
+    if pods.are_pods() {
+        let columns = "custom-columns=NAME:.metadata.name,IP:.status.podIP,\
+                       READY:.status.containerStatuses[0].ready,NODE:.spec.nodeName";
+        stage.kubectl(&["get", "pods", "-o", columns]).await?;
+    } else {
+        stage.kubectl(&["get", "endpointslices"]).await?;
+    }
+    match &pods.no_servers {
+        None => show::say("Each address is a real one of this machine, and something answers there."),
+        Some(why) => show::say(&format!(
+            "Nobody answers at these addresses, since they could not be added here: {why}.\nEverything else works without."
+        )),
+    }
+    Ok(pods)
+}
+
+async fn examples(stage: &Stage) -> Result<()> {
+    show::heading("3. kubectl apply");
+    let namespace = stage.namespace()?;
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples").canonicalize()?;
+    let applied = namespace.kubectl(&["apply", "-f", &folder.display().to_string()]).await?;
+    let applied_at = Instant::now();
+    show::command(&format!("kubectl -n {} apply -f examples/", namespace.name()), &applied);
+    let api = stage.api();
+    look::until(&api, USER, "three instances pass", |found| passing(found) == 3).await?;
+    look::until(&api, WEB, "two instances pass", |found| passing(found) == 2).await?;
+    show::say(&format!("Consul had all five instances {} after kubectl was done.", show::time(applied_at.elapsed())));
+    for resource in ["csvc/user", "csvc/web"] {
+        namespace.wait_for_condition(resource, "Ready", "True", Duration::from_secs(10)).await?;
+    }
+    stage.kubectl(&["get", "csvc"]).await?;
+    show::say("Ready: Consul holds what the resource asks for. Passing: how many of its instances are healthy.");
+    Ok(())
+}
+
+async fn discovery(stage: &Stage, pods: &Pods) -> Result<()> {
+    show::heading("4. Found through Consul, without knowing Kubernetes");
+    stage.consul(&["catalog", "services", "-tags"]).await?;
+    look::instances(&stage.api(), USER).await?;
+    look::addresses(stage.dns(), "user_service.service.consul", Kind::A).await?;
+    let answer = look::addresses(stage.dns(), "grpc.user_service.service.consul", Kind::Srv).await?;
+    show::say("The second name asks for the tag grpc; SRV answers carry the port.");
+    if pods.no_servers.is_some() {
+        return Ok(());
+    }
+    let srv = answer.srv.first().context("no SRV record")?;
+    let address = answer.along.get(&srv.target).context("an SRV record without its address")?;
+    let words = read_line(&format!("{address}:{}", srv.port)).await?;
+    show::command(&format!("nc {address} {}", srv.port), &words);
+    let answer = look::addresses(stage.dns(), "web.service.consul", Kind::Srv).await?;
+    let srv = answer.srv.first().context("no SRV record")?;
+    let address = answer.along.get(&srv.target).context("an SRV record without its address")?;
+    let url = format!("http://{address}:{}/", srv.port);
+    let words = reqwest::get(&url).await?.error_for_status()?.text().await?;
+    show::command(&format!("curl {url}"), &words);
+    show::say("Whoever can ask Consul and reach the pods' addresses finds them: a VM, a Nomad job, Envoy, Prometheus.");
+    Ok(())
+}
+
+async fn readiness(stage: &Stage, pods: &Pods) -> Result<()> {
+    let [.., user_2, _, _] = &FIRST;
+    show::heading(&format!("5. {} is not ready for a while", user_2.name));
+    move_readiness(stage, pods, user_2, false).await?;
+    await_counts(stage, "critical", 1).await?;
+    stage.kubectl(&["get", "csvc"]).await?;
+    look::instances(&stage.api(), USER).await?;
+    look::addresses(stage.dns(), "user_service.service.consul", Kind::A).await?;
+    show::say("It stays registered, as critical, where everybody can see it; DNS leaves it out.");
+    move_readiness(stage, pods, user_2, true).await?;
+    await_counts(stage, "critical", 0).await?;
+    look::addresses(stage.dns(), "user_service.service.consul", Kind::A).await?;
+    Ok(())
+}
+
+/// Makes a pod ready or not, and says how long it took until Consul showed it.
+async fn move_readiness(stage: &Stage, pods: &Pods, role: &Role, ready: bool) -> Result<()> {
+    let (namespace, api) = (stage.namespace()?, stage.api());
+    let address = role.address().ip().to_string();
+    let (wanted, word) = if ready { ("passing", "passing again") } else { ("critical", "critical") };
+    let before = look::latency(&stage.operator()?.metrics().await?);
+    let begun = Instant::now();
+    pods.set_ready(namespace, role, ready).await?;
+    look::until(&api, USER, &format!("{address} is {wanted}"), |found| {
+        found.iter().any(|instance| instance.address == address && instance.status == wanted)
+    })
+    .await?;
+    let all = begun.elapsed();
+    pods.show_ready(namespace, role, ready).await?;
+    let how = if pods.are_pods() {
+        "The demo writes into the pod's status what a kubelet writes after a probe"
+    } else {
+        "The demo writes it into the EndpointSlice"
+    };
+    let mut line =
+        format!("{how}: {}ready.\nIt was {word} in Consul {} later", if ready { "" } else { "not " }, show::time(all));
+    // Exactly one change has come through since, or it is not known whose time it was.
+    let after = look::latency(&stage.operator()?.metrics().await?);
+    if let (Some((count, sum)), Some((count_after, sum_after))) = (before, after)
+        && count_after == count + 1
+    {
+        let own = show::time(Duration::from_secs_f64((sum_after - sum).max(0.0)));
+        let _ = write!(line, ", {own} of it between Lictor's hearing of it and Consul's answer");
+    }
+    show::say(&format!("{line}."));
+    Ok(())
+}
+
+async fn crash(stage: &mut Stage, pods: &mut Pods) -> Result<()> {
+    let [_, user_1, ..] = &FIRST;
+    show::heading("6. The operator dies");
+    let before = versions(stage).await?;
+    stage.kill_operator()?;
+    let namespace = stage.namespace()?;
+    show::command("kill -KILL $(pidof lictor)", "");
+    pods.end(namespace, user_1).await?;
+    pods.run(namespace, &SUCCESSOR).await?;
+    show::say(&format!("While it is away, {} ends and {} begins, at another address.", user_1.name, SUCCESSOR.name));
+    look::addresses(stage.dns(), "user_service.service.consul", Kind::A).await?;
+    show::say("Consul keeps the last state that was true: nothing expires because Lictor is not there.");
+    let begun = Instant::now();
+    let line = stage.start_operator().await?;
+    show::command(&line, "");
+    let (gone, new) = (user_1.address().ip().to_string(), SUCCESSOR.address().ip().to_string());
+    look::until(&stage.api(), USER, &format!("{new} has taken the place of {gone}"), |found| {
+        passing(found) == 3 && found.iter().all(|instance| instance.address != gone)
+    })
+    .await?;
+    let took = show::time(begun.elapsed());
+    await_counts(stage, "passing", 3).await?;
+    let after = versions(stage).await?;
+    let stayed: Vec<_> = before.iter().filter_map(|(id, version)| Some((version, after.get(id)?))).collect();
+    let rewritten = stayed.iter().filter(|(version, now)| version != now).count();
+    show::say(&format!(
+        "Consul was true again {took} after the start. Of the {} instances that stayed, {rewritten} were written again.",
+        stayed.len()
+    ));
+    look::addresses(stage.dns(), "user_service.service.consul", Kind::A).await?;
+    Ok(())
+}
+
+/// At which index of Consul each instance of both services was last written, by its ID.
+async fn versions(stage: &Stage) -> Result<BTreeMap<String, u64>> {
+    let api = stage.api();
+    let all = api.instances(USER).await?.into_iter().chain(api.instances(WEB).await?);
+    Ok(all.map(|instance| (instance.id, instance.service_modify_index)).collect())
+}
+
+async fn deletion(stage: &Stage) -> Result<()> {
+    show::heading("7. A deletion");
+    let begun = Instant::now();
+    stage.kubectl(&["delete", "csvc", "user"]).await?;
+    let took = show::time(begun.elapsed());
+    let answer = look::addresses(stage.dns(), "user_service.service.consul", Kind::A).await?;
+    let left = stage.api().instances(USER).await?.len();
+    anyhow::ensure!(left == 0 && answer.a.is_empty(), "{left} instances are left in Consul");
+    let word = if answer.no_such_name { "NXDOMAIN" } else { "no records" };
+    show::say(&format!(
+        "DNS says {word}. kubectl returned after {took}, and by then nothing of it was left in Consul:\n\
+         a finalizer makes \"deleted\" mean \"gone from Consul\"."
+    ));
+    stage.consul(&["catalog", "services", "-tags"]).await?;
+    let begun = Instant::now();
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/user-service.yaml").canonicalize()?;
+    let namespace = stage.namespace()?;
+    let applied = namespace.kubectl(&["apply", "-f", &file.display().to_string()]).await?;
+    show::command(&format!("kubectl -n {} apply -f examples/user-service.yaml", namespace.name()), &applied);
+    look::until(&stage.api(), USER, "three instances pass", |found| passing(found) == 3).await?;
+    show::say(&format!("And it was back {} after kubectl had begun.", show::time(begun.elapsed())));
+    Ok(())
+}
+
+fn closing(stage: &Stage, pods: &Pods, once: bool) -> Result<()> {
+    if once {
+        return Ok(());
+    }
+    let namespace = stage.namespace()?.name();
+    let (dns, consul) = (stage.dns(), stage.consul.http_addr());
+    let (kubeconfig, admin) = (stage.plane.kubeconfig().display(), stage.operator()?.admin_address());
+    show::heading("It stays up: look around, in another terminal");
+    let mut places = format!(
+        "  export KUBECONFIG={kubeconfig} CONSUL_HTTP_ADDR={consul}\n\
+         \x20 export PATH=$PATH:{}\n\n\
+         \x20 Consul's web UI     {consul}/ui\n\
+         \x20 Consul's DNS        dig @{} -p {} user_service.service.consul SRV\n\
+         \x20 Lictor's metrics    http://{admin}/metrics\n\
+         \x20 A resource          kubectl -n {namespace} edit csvc user\n",
+        stage.path(),
+        dns.ip(),
+        dns.port()
+    );
+    if pods.are_pods() {
+        let patch = r#"{"status":{"conditions":[{"type":"Ready","status":"False"}]}}"#;
+        let _ = write!(
+            places,
+            "  An unready pod      kubectl -n {namespace} patch pod user-0 --subresource=status --type=merge -p '{patch}'"
+        );
+    }
+    show::say(&places);
+    show::say("Ctrl-C stops everything and leaves nothing behind.");
+    Ok(())
+}
+
+fn passing(instances: &[Instance]) -> usize {
+    instances.iter().filter(|instance| instance.status == "passing").count()
+}
+
+/// Waits until the status of `user` counts so many instances of a kind.
+async fn await_counts(stage: &Stage, kind: &str, count: usize) -> Result<()> {
+    let wanted = format!("--for=jsonpath={{.status.instances.{kind}}}={count}");
+    stage.namespace()?.kubectl(&["wait", "csvc/user", &wanted, "--timeout=20s"]).await?;
+    Ok(())
+}
+
+/// What a server says to whoever connects.
+async fn read_line(address: &str) -> Result<String> {
+    let read = async {
+        let mut words = String::new();
+        TcpStream::connect(address).await?.read_to_string(&mut words).await?;
+        anyhow::Ok(words)
+    };
+    timeout(Duration::from_secs(3), read).await.with_context(|| format!("{address} does not answer"))?
+}
