@@ -14,6 +14,7 @@ use crate::cluster::{Finalizers, Write, WriteError};
 use crate::model::desired::Placement;
 use crate::model::diff::{Counts, count};
 use crate::model::names::{ResourceKey, Str};
+use crate::model::resource::Resource;
 use crate::model::status::{ConditionKind, Findings, PENDING, Problem, Resolved, Status, Truth, status};
 
 /// The most writes to Kubernetes at once.
@@ -216,11 +217,16 @@ impl Engine {
             refusal: resource.spec.as_ref().err(),
             resolved: resolution.as_ref().map(|r| Resolved { unresolved: r.unresolved.as_ref(), before }),
             counts,
-            unsettled: self.unsettled.contains_key(key),
+            unsettled: self.unsettled.contains_key(key) || self.lacks_finalizer(key, resource),
             standing,
             problems: self.problems(key),
             trouble: self.trouble.as_ref().map(|trouble| trouble.message.as_str()),
         })
+    }
+
+    /// Whether instances are registered that a deletion would not wait for: such a resource is not settled.
+    fn lacks_finalizer(&self, key: &ResourceKey, resource: &Resource) -> bool {
+        !resource.deleting && !resource.has_finalizer() && self.mirror.owned(key).next().is_some()
     }
 
     fn problems(&self, key: &ResourceKey) -> Vec<Problem> {
