@@ -179,7 +179,11 @@ impl Settings {
             registration: args.registration,
             cluster_name,
             scopes,
-            rules: Rules { class: args.class, allow_static: args.allow_static },
+            rules: Rules {
+                class: args.class,
+                allow_static: args.allow_static,
+                runs_checks: args.registration == Registration::Agent,
+            },
             consul: ConsulSettings {
                 address: args.consul_address,
                 token,

@@ -4,6 +4,8 @@
 //! The schema refuses most of what is wrong before it gets here. What is checked again is what the schema
 //! cannot see (bytes, the administrator's rules) and what would do harm if an older CRD let it through.
 
+mod checks;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -26,6 +28,8 @@ pub struct Rules {
     pub class: Option<String>,
     /// Where addresses may be that a resource's author chooses.
     pub allow_static: Vec<IpNet>,
+    /// Whether something runs the checks of registrations: an agent does, the catalog alone does not.
+    pub runs_checks: bool,
 }
 
 /// Consul's limit for a name, in bytes.
@@ -36,12 +40,13 @@ const MAX_META_VALUE: usize = 512;
 const MAX_META_PAIRS: usize = 64;
 
 /// The pairs that are ours to set.
-const OUR_META: [&str; 9] = [
+const OUR_META: [&str; 10] = [
     meta::MANAGED_BY,
     meta::CLUSTER,
     meta::CLUSTER_UID,
     meta::OWNER,
     meta::OWNER_UID,
+    meta::CHECKS,
     meta::NAMESPACE,
     meta::POD,
     meta::NODE,
@@ -93,9 +98,6 @@ fn not_supported<T>(what: &str) -> Result<T, Refusal> {
 
 /// The spec of the resource `name`, in the model's own types.
 fn spec(spec: ConsulServiceSpec, name: &str, rules: &Rules) -> Result<Spec, Refusal> {
-    if !spec.checks.is_empty() {
-        return not_supported("spec.checks");
-    }
     Ok(Spec {
         service: service_name(spec.name.as_deref().unwrap_or(name))?,
         source: source(spec.source)?,
@@ -110,6 +112,7 @@ fn spec(spec: ConsulServiceSpec, name: &str, rules: &Rules) -> Result<Spec, Refu
             api::Readiness::Deregister => Readiness::Deregister,
             api::Readiness::Ignore => Readiness::Ignore,
         },
+        checks: checks::checks(spec.checks, rules)?,
         deletion: match spec.deletion_policy {
             api::DeletionPolicy::Deregister => DeletionPolicy::Deregister,
             api::DeletionPolicy::Retain => DeletionPolicy::Retain,

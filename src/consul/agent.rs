@@ -23,7 +23,7 @@ use super::wire::{
 use super::{Bundle, Outcome, Registry, Rows, Trouble};
 use crate::model::desired::Placement;
 use crate::model::diff::Op;
-use crate::model::names::{Identity, Str, id_prefix, meta, readiness_check_id};
+use crate::model::names::{Identity, READINESS, Str, check_id, id_prefix, meta};
 use crate::model::registration::{Ownership, Registration, Row, RowKey};
 
 /// How many operations an agent gets before the engine hears of them.
@@ -221,9 +221,9 @@ impl Agent {
     async fn step(&self, op: &Op) -> Step {
         let id = &*op.key().id;
         match op {
-            Op::Put { registration, drop_readiness, .. } => self.register(id, registration, *drop_readiness).await,
+            Op::Put { registration, drop_checks, .. } => self.register(id, registration, drop_checks).await,
             Op::Readiness { registration, .. } => match self.update_readiness(id, registration).await {
-                Err(Failed::Refused { status: 404, .. }) => self.register(id, registration, false).await,
+                Err(Failed::Refused { status: 404, .. }) => self.register(id, registration, &[]).await,
                 answer => step(answer),
             },
             Op::Release { registration, .. } => {
@@ -243,27 +243,33 @@ impl Agent {
 
     /// Registers an instance, and then sets its check: an agent keeps the old status of a check that it
     /// knows, and forgets over a restart a status that only ever came with a registration.
-    async fn register(&self, id: &str, registration: &Registration, drop_readiness: bool) -> Step {
+    async fn register(&self, id: &str, registration: &Registration, drop_checks: &[Str]) -> Step {
         if let Err(failed) = self.put_service(&agent_service(id, registration, true)).await {
             return step(Err(failed));
         }
-        let second = if drop_readiness {
-            let check = readiness_check_id(id);
-            match self.put(&["agent", "check", "deregister", &check], None).await {
-                Err(Failed::Refused { status: 404, .. }) => Ok(()),
-                answer => answer,
-            }
-        } else {
-            self.update_readiness(id, registration).await
-        };
-        match second {
+        match self.after_registering(id, registration, drop_checks).await {
             Ok(()) => Step::Done { confirm: true },
             Err(Failed::NotTried(trouble) | Failed::NoAnswer(trouble)) => Step::Lost(trouble),
             Err(Failed::Stumbled(trouble)) => Step::Doubtful(trouble),
             Err(Failed::Refused { words, .. }) => Step::Doubtful(Trouble::passing(format!(
-                "Consul has the instance, but refused its readiness check: {words}"
+                "Consul has the instance, but refused a change to its checks: {words}"
             ))),
         }
+    }
+
+    async fn after_registering(
+        &self,
+        id: &str,
+        registration: &Registration,
+        drop_checks: &[Str],
+    ) -> Result<(), Failed> {
+        for name in drop_checks {
+            match self.put(&["agent", "check", "deregister", &check_id(id, name)], None).await {
+                Ok(()) | Err(Failed::Refused { status: 404, .. }) => {}
+                Err(failed) => return Err(failed),
+            }
+        }
+        self.update_readiness(id, registration).await
     }
 
     async fn put_service(&self, body: &str) -> Result<(), Failed> {
@@ -272,7 +278,7 @@ impl Agent {
 
     async fn update_readiness(&self, id: &str, registration: &Registration) -> Result<(), Failed> {
         let Some(readiness) = registration.readiness else { return Ok(()) };
-        let check = readiness_check_id(id);
+        let check = check_id(id, READINESS);
         self.put(&["agent", "check", "update", &check], Some(&agent_readiness(readiness))).await
     }
 
@@ -360,14 +366,14 @@ fn read_all(
     let mut all = BTreeMap::new();
     for service in services {
         let Some(id) = service.id.as_deref().filter(|id| !id.is_empty()) else { continue };
-        all.insert(Str::from(id), service.registration(By::Agent, checks.readiness(id), pool));
+        all.insert(Str::from(id), service.registration(By::Agent, checks, pool));
     }
     all
 }
 
 /// Whether the catalog shows just what the agent holds, the readiness included.
 fn same(held: &Registration, shown: &Registration) -> bool {
-    held.same_service(shown) && held.readiness == shown.readiness
+    held.same_service(shown) && held.readiness == shown.readiness && held.checks == shown.checks
 }
 
 fn step(answer: Result<(), Failed>) -> Step {

@@ -441,7 +441,7 @@ impl Catalog {
             if !id.starts_with(&prefix) && !service.has_meta(meta::CLUSTER, self.identity.cluster.as_str()) {
                 continue;
             }
-            let registration = service.registration(By::Catalog, healths.readiness(id), pool);
+            let registration = service.registration(By::Catalog, &healths, pool);
             let row = Row {
                 ownership: Ownership::of(&self.identity, id, &registration.meta),
                 health: healths.worst(id),

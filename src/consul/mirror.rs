@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::Rows;
 use crate::model::diff::Op;
 use crate::model::names::{Identity, ResourceKey, Str};
-use crate::model::registration::{Health, Ownership, Row, RowKey};
+use crate::model::registration::{Health, Ownership, Registration, Row, RowKey};
 
 /// The rows, and whose they are.
 #[derive(Debug, Default)]
@@ -70,10 +70,7 @@ impl Mirror {
             Row {
                 registration: registration.clone(),
                 ownership: Ownership::of(identity, &key.id, &registration.meta),
-                health: match registration.readiness {
-                    Some(readiness) => readiness,
-                    None => known.map_or(Health::Passing, |row| row.health),
-                },
+                health: health_after(registration, known),
                 shown,
             }
         });
@@ -153,4 +150,16 @@ impl Mirror {
         }
         before
     }
+}
+
+/// What an instance's health will be, as far as a write of ours tells: the checks that Consul runs are as they
+/// were when we last looked.
+fn health_after(registration: &Registration, known: Option<&Row>) -> Health {
+    match registration.readiness {
+        Some(Health::Passing) | None => {}
+        Some(worse) => return worse,
+    }
+    let Some(known) = known.filter(|_| !registration.checks.names().is_empty()) else { return Health::Passing };
+    let was_ready = known.registration.readiness.is_none_or(|readiness| readiness == Health::Passing);
+    if was_ready { known.health } else { Health::Passing }
 }

@@ -78,7 +78,7 @@ pub(super) fn resolve(world: &World, key: &ResourceKey, spec: &Spec) -> Resoluti
     let Source::Service { name } = &spec.source;
     let before = world.resource(key).is_some_and(Entry::has_resolved);
     let (service, slices) = (world.service(&key.namespace, name), world.slices(&key.namespace, name));
-    resolve_service(name, spec.port.as_ref(), service, slices, before)
+    resolve_service(name, spec.port.as_ref(), &spec.checks, service, slices, before)
 }
 
 impl Engine {
@@ -137,8 +137,12 @@ impl Engine {
     /// The write that registers an instance again as it is, where that was found to be needed.
     fn once_more(&self, key: &RowKey, registration: &Arc<Registration>) -> Option<Op> {
         let there = &self.mirror.row(key).filter(|_| self.again.contains(key))?.registration;
-        let unchanged = registration.same_service(there) && there.readiness == registration.readiness;
-        unchanged.then(|| Op::Put { key: key.clone(), registration: there.clone(), drop_readiness: false })
+        if !registration.same_service(there) || there.readiness != registration.readiness {
+            return None;
+        }
+        // The tags may be those of Consul's users.
+        let registration = Arc::new(Registration { tags: there.tags.clone(), ..(**registration).clone() });
+        Some(Op::Put { key: key.clone(), registration, drop_checks: Vec::new() })
     }
 
     /// A spec whose source was found is remembered as such: if the source goes, that is a deletion.

@@ -14,7 +14,9 @@ use crate::cluster::{Finalizers, Write, WriteError};
 use crate::model::desired::Placement;
 use crate::model::diff::{Counts, count};
 use crate::model::names::{ResourceKey, Str};
-use crate::model::status::{ConditionKind, Findings, PENDING, Problem, Resolved, Status, Truth, status};
+use crate::model::resolve::Resolution;
+use crate::model::resource::Spec;
+use crate::model::status::{ConditionKind, Findings, PENDING, Problem, ProblemReason, Resolved, Status, Truth, status};
 
 /// The most writes to Kubernetes at once.
 const AT_ONCE: usize = 16;
@@ -198,6 +200,7 @@ impl Engine {
         let before = entry.has_resolved();
         let spec = entry.effective_spec();
         let resolution = spec.map(|spec| resolve(&self.world, key, spec));
+        let missing = spec.iter().zip(&resolution).flat_map(|(spec, resolution)| missing_check_ports(spec, resolution));
         let row = |key: &_| self.mirror.row(key);
         let (counts, standing) = match placement {
             None => (resource.status.instances, false),
@@ -216,24 +219,36 @@ impl Engine {
             counts,
             unsettled: self.unsettled.contains_key(key),
             standing,
-            problems: self.problems(key),
+            problems: self.problems(key).chain(missing).collect(),
             trouble: self.trouble.as_ref().map(|trouble| trouble.message.as_str()),
         })
     }
 
-    fn problems(&self, key: &ResourceKey) -> Vec<Problem> {
+    fn problems(&self, key: &ResourceKey) -> impl Iterator<Item = Problem> {
         let refused = self.refused.get(key).into_iter().flatten().map(|(row, refusal)| Problem {
             instance: row.id.to_string(),
-            reason: "Refused".to_owned(),
+            reason: ProblemReason::Refused,
             message: refusal.message.clone(),
         });
         let conflicts = self.conflicts.get(key).into_iter().flatten().map(|(row, who)| Problem {
             instance: row.id.to_string(),
-            reason: "IdTaken".to_owned(),
+            reason: ProblemReason::IdTaken,
             message: format!("this ID on Consul node {} belongs to {who}", row.node),
         });
-        refused.chain(conflicts).collect()
+        refused.chain(conflicts)
     }
+}
+
+/// The checks that some instances go without.
+fn missing_check_ports(spec: &Spec, resolution: &Resolution) -> impl Iterator<Item = Problem> {
+    resolution.instances.iter().flat_map(|instance| {
+        let missing = spec.checks.iter().zip(&instance.check_ports).filter(|(_, port)| port.is_none());
+        missing.map(|(check, _)| Problem {
+            instance: instance.target().to_string(),
+            reason: ProblemReason::CheckPortNotFound,
+            message: format!("it has not the port of check {:?}, and is registered without it", check.check.name),
+        })
+    })
 }
 
 /// Whether all that there is to say is that writes are under way.

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use super::check::CheckSpec;
 use super::facts::{Endpoint, Family, PodRef, Service, Slice};
 use super::names::Str;
 use super::resource::PortRef;
@@ -20,6 +21,8 @@ pub struct Instance {
     pub node: Option<Str>,
     /// The pod behind it.
     pub pod: Option<PodRef>,
+    /// The port that each check of the spec goes to, in their order; none where this endpoint has no such port.
+    pub check_ports: Vec<Option<u16>>,
 }
 
 impl Instance {
@@ -81,6 +84,7 @@ impl Hold {
 pub fn resolve_service<'a>(
     name: &str,
     port: Option<&PortRef>,
+    checks: &[CheckSpec],
     service: Option<&Service>,
     slices: impl Iterator<Item = &'a Slice> + Clone,
     resolved_before: bool,
@@ -107,15 +111,28 @@ pub fn resolve_service<'a>(
         Ok(port_name) => port_name,
         Err(error) => return unresolved(error),
     };
+    let check_ports = match check_ports(name, checks, service) {
+        Ok(check_ports) => check_ports,
+        Err(error) => return unresolved(error),
+    };
     let (mut instances, mut without_port) = (BTreeMap::new(), 0_usize);
     for slice in slices.clone().filter(|s| s.family != Family::Fqdn) {
-        let number = slice.ports.iter().find(|p| p.name == port_name).map(|p| p.number);
+        let number_of = |name: &Str| slice.ports.iter().find(|p| p.name == *name).map(|p| p.number);
+        let number = number_of(&port_name);
+        let targets: Vec<Option<u16>> = check_ports
+            .iter()
+            .map(|port| match port {
+                CheckPort::Own => number,
+                CheckPort::Named(name) => number_of(name),
+                CheckPort::Number(number) => Some(*number),
+            })
+            .collect();
         for endpoint in slice.endpoints.iter().filter(|e| !e.terminating) {
             let Some(port) = number else {
                 without_port += 1;
                 continue;
             };
-            unite(&mut instances, endpoint, port);
+            unite(&mut instances, endpoint, port, &targets);
         }
     }
     if instances.is_empty() && without_port > 0 {
@@ -163,6 +180,31 @@ fn port_name(service_name: &str, port: Option<&PortRef>, service: &Service) -> R
     })
 }
 
+/// Where a check goes.
+enum CheckPort {
+    /// To the instance's own port.
+    Own,
+    /// To the port behind a name of the Service's.
+    Named(Str),
+    /// To this port of the instance.
+    Number(u16),
+}
+
+fn check_ports(service_name: &str, checks: &[CheckSpec], service: &Service) -> Result<Vec<CheckPort>, Unresolved> {
+    let of = |check: &CheckSpec| match &check.port {
+        None => Ok(CheckPort::Own),
+        Some(PortRef::Number(number)) => Ok(CheckPort::Number(*number)),
+        Some(by_name @ PortRef::Name(_)) => {
+            let found = port_name(service_name, Some(by_name), service);
+            found.map(CheckPort::Named).map_err(|error| Unresolved {
+                message: format!("check {:?}: {}", check.check.name, error.message),
+                ..error
+            })
+        }
+    };
+    checks.iter().map(of).collect()
+}
+
 /// All endpoints that stay.
 fn living<'a>(slices: impl Iterator<Item = &'a Slice>) -> impl Iterator<Item = &'a Endpoint> {
     slices.flat_map(|s| &s.endpoints).filter(|e| !e.terminating)
@@ -170,13 +212,19 @@ fn living<'a>(slices: impl Iterator<Item = &'a Slice>) -> impl Iterator<Item = &
 
 /// Adds an endpoint, or joins it with its copy of another slice: while endpoints move between slices they
 /// stand in both, and the newer one says ready first.
-fn unite(instances: &mut BTreeMap<(Str, u16), Instance>, endpoint: &Endpoint, port: u16) {
+fn unite(
+    instances: &mut BTreeMap<(Str, u16), Instance>,
+    endpoint: &Endpoint,
+    port: u16,
+    check_ports: &[Option<u16>],
+) {
     let instance = Instance {
         address: endpoint.address,
         port,
         ready: endpoint.ready,
         node: endpoint.node.clone(),
         pod: endpoint.pod.clone(),
+        check_ports: check_ports.to_vec(),
     };
     instances.entry((instance.target(), port)).and_modify(|known| known.ready |= instance.ready).or_insert(instance);
 }
@@ -211,7 +259,7 @@ mod tests {
     }
 
     fn resolve(port: Option<PortRef>, service: Option<&Service>, slices: &[Slice], before: bool) -> Resolution {
-        resolve_service("web", port.as_ref(), service, slices.iter(), before)
+        resolve_service("web", port.as_ref(), &[], service, slices.iter(), before)
     }
 
     fn found(resolution: &Resolution) -> Vec<(String, u16, bool)> {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::check::CheckSpec;
 use super::names::{ResourceKey, Str};
 use super::registration::{TaggedAddress, Weights};
 use super::status::Status;
@@ -79,6 +80,8 @@ pub struct Spec {
     pub enable_tag_override: bool,
     /// What Kubernetes' readiness does in Consul.
     pub readiness: Readiness,
+    /// The checks that Consul runs.
+    pub checks: Vec<CheckSpec>,
     /// What happens to the registrations when the resource is deleted.
     pub deletion: DeletionPolicy,
 }

@@ -33,10 +33,40 @@ pub struct Status {
 pub struct Problem {
     /// Its ID in Consul.
     pub instance: String,
-    /// `Refused` or `IdTaken`.
-    pub reason: String,
+    /// In a word.
+    pub reason: ProblemReason,
     /// Consul's own words, or who holds the ID.
     pub message: String,
+}
+
+/// What may be wrong with an instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProblemReason {
+    /// Consul refuses it.
+    Refused,
+    /// Somebody else holds its ID.
+    IdTaken,
+    /// It has not the port that a check goes to: it is registered without that check.
+    CheckPortNotFound,
+}
+
+impl ProblemReason {
+    /// As it stands in the status, and as the reason of `Registered=False`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Refused => "Refused",
+            Self::IdTaken => "IdTaken",
+            Self::CheckPortNotFound => "CheckPortNotFound",
+        }
+    }
+
+    /// Reads it; what a later version wrote is a refusal to this one, until it writes the status anew.
+    #[must_use]
+    pub fn parse(text: &str) -> Self {
+        let all = [Self::Refused, Self::IdTaken, Self::CheckPortNotFound];
+        all.into_iter().find(|reason| reason.as_str() == text).unwrap_or(Self::Refused)
+    }
 }
 
 /// A condition, as `metav1.Condition` has it.
@@ -237,7 +267,7 @@ fn registered(findings: &Findings<'_>) -> (Truth, &'static str, String) {
     }
     if let Some(first) = findings.problems.first() {
         let message = format!("{}; {}: {}", held(), first.instance, first.message);
-        return (Truth::False, if first.reason == "IdTaken" { "IdTaken" } else { "Refused" }, message);
+        return (Truth::False, first.reason.as_str(), message);
     }
     if desired == registered && !findings.unsettled {
         return (Truth::True, "Registered", "Consul holds every desired instance".to_owned());
