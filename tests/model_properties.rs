@@ -89,7 +89,12 @@ fn foreign(desired: &Desired, take: bool) -> Rows {
     let mut rows = Rows::new();
     let mut put = |key: RowKey, registration: Registration| {
         let ownership = Ownership::of(&identity(), &key.id, &registration.meta);
-        let row = Row { health: lictor::model::registration::Health::Passing, shown: true, ownership, registration: Arc::new(registration) };
+        let row = Row {
+            health: lictor::model::registration::Health::Passing,
+            shown: true,
+            ownership,
+            registration: Arc::new(registration),
+        };
         rows.insert(key, row);
     };
     let theirs = |cluster_uid: &str| Registration {

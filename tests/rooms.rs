@@ -69,9 +69,7 @@ fn violations(root: &Path, rules: &[(&str, &[&str])]) -> Vec<String> {
 
 /// Whether a line names a path, and not only a word that ends in it.
 fn names(line: &str, name: &str) -> bool {
-    line.match_indices(name).any(|(at, _)| {
-        !line[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_')
-    })
+    line.match_indices(name).any(|(at, _)| !line[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_'))
 }
 
 #[test]

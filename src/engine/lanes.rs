@@ -97,6 +97,7 @@ impl Engine {
         match std::mem::replace(&mut self.footing, Footing::None) {
             Footing::Reading(placement) => {
                 tracing::info!(rows = self.mirror.owned_rows(), "read what Consul holds of ours");
+                self.dispel_doubts(|_| false);
                 self.footing = Footing::Standing(placement);
                 for key in self.all_keys() {
                     self.mark(key, Cause::Inferred, now);
@@ -215,6 +216,7 @@ impl Engine {
             Ok(rows) => {
                 self.recover();
                 self.looked.insert(node.clone());
+                self.dispel_doubts(|on| on != node);
                 let now = Instant::now();
                 for key in self.mirror.take_over(rows, since, Some(node)) {
                     self.mark(key, Cause::Inferred, now);
@@ -260,12 +262,14 @@ impl Engine {
                 Outcome::Unknown(trouble) => {
                     *again = true;
                     certain = false;
+                    self.in_doubt.entry(owner).or_default().insert(node.clone());
                     worst = Some(trouble);
                 }
                 // Written or refused by a Consul that we have lost since.
                 Outcome::Written { .. } | Outcome::Refused(_) => {
                     *again = true;
                     certain = false;
+                    self.in_doubt.entry(owner).or_default().insert(node.clone());
                 }
             }
         }
@@ -283,6 +287,18 @@ impl Engine {
             None if answered => self.recover(),
             Some(_) | None => {}
         }
+    }
+
+    /// Forgets the doubts about all nodes but those that `keep` says.
+    fn dispel_doubts(&mut self, keep: impl Fn(&Str) -> bool) {
+        let reports = &mut self.reports;
+        self.in_doubt.retain(|key, nodes| {
+            nodes.retain(&keep);
+            if nodes.is_empty() {
+                reports.tend(key.clone());
+            }
+            !nodes.is_empty()
+        });
     }
 
     /// Whether a resource whose writes went well may have more to do.

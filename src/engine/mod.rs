@@ -100,6 +100,9 @@ pub struct Engine {
     busy: BTreeSet<Str>,
     /// Nodes on which a write may have landed or not: they are read before they are written to again.
     uncertain: BTreeSet<Str>,
+    /// Resources of which a write may have landed or not, and on which nodes: until these are read nobody can
+    /// say that nothing of such a resource is left.
+    in_doubt: BTreeMap<ResourceKey, BTreeSet<Str>>,
     /// Nodes that were read for their users' tags since the last write to them.
     looked: BTreeSet<Str>,
     in_flight: BTreeMap<RowKey, ResourceKey>,
@@ -190,6 +193,7 @@ impl Engine {
             conflicts: BTreeMap::new(),
             busy: BTreeSet::new(),
             uncertain: BTreeSet::new(),
+            in_doubt: BTreeMap::new(),
             looked: BTreeSet::new(),
             in_flight: BTreeMap::new(),
             unsettled: BTreeMap::new(),

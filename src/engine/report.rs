@@ -111,7 +111,9 @@ impl Engine {
             finalizers: resource.finalizers.clone(),
         };
         let write = match (resource.deleting, resource.has_finalizer()) {
-            (true, true) if !busy && !self.dirty.contains_key(key) => Write::RemoveFinalizer(finalizers()),
+            (true, true) if !busy && !self.in_doubt.contains_key(key) && !self.dirty.contains_key(key) => {
+                Write::RemoveFinalizer(finalizers())
+            }
             (false, false) if busy => Write::AddFinalizer(finalizers()),
             _ => return,
         };
