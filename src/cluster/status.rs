@@ -98,7 +98,11 @@ pub fn to_api(status: &Status, since: &Transitions, now: Timestamp) -> ConsulSer
 }
 
 fn problem(problem: &Problem) -> ApiProblem {
-    ApiProblem { instance: problem.instance.clone(), reason: problem.reason.as_str().to_owned(), message: problem.message.clone() }
+    ApiProblem {
+        instance: problem.instance.clone(),
+        reason: problem.reason.as_str().to_owned(),
+        message: problem.message.clone(),
+    }
 }
 
 /// The JSON patch that replaces the status of the resource with this uid, and of no other. A merge patch
@@ -134,7 +138,7 @@ mod tests {
             instances: Counts { desired: 3, registered: 2, passing: 1, warning: 0, critical: 1 },
             problems: vec![Problem {
                 instance: "i".to_owned(),
-                reason: "Refused".to_owned(),
+                reason: ProblemReason::Refused,
                 message: "no".to_owned(),
             }],
             conditions: vec![

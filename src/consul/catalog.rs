@@ -590,7 +590,7 @@ fn bewildered(errors: &[TxnError]) -> String {
 impl Registry for Catalog {
     fn connect(&self) -> BoxFuture<'_, Result<Placement, Trouble>> {
         Box::pin(async move {
-            self.winding_down.store(false, Ordering::SeqCst);
+            self.client.may_conclude().await?;
             self.take_footing().await?;
             Ok(self.placement())
         })

@@ -111,6 +111,29 @@ pub struct NodeServices {
 pub struct AgentSelf {
     /// The agent's configuration.
     pub config: AgentConfig,
+    /// More of it.
+    pub debug_config: DebugConfig,
+}
+
+/// What an agent says about its ACLs.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct DebugConfig {
+    /// Whether it has any.
+    #[serde(rename = "ACLsEnabled")]
+    pub enabled: bool,
+    /// How they are resolved.
+    #[serde(rename = "ACLResolverSettings")]
+    pub resolver: AclResolver,
+}
+
+/// How an agent resolves ACLs.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct AclResolver {
+    /// `allow` or `deny`.
+    #[serde(rename = "ACLDefaultPolicy")]
+    pub default_policy: String,
 }
 
 /// Which agent it is.
@@ -534,8 +557,18 @@ mod tests {
                     enable_tag_override: enable,
                     tagged_addresses: Arc::new(tagged),
                     readiness,
+                    checks: Checks::default(),
                 },
             )
+    }
+
+    /// The checks of the instance `id`.
+    fn healths(readiness: Option<Health>) -> Healths {
+        Healths::new(readiness.map(|readiness| Check {
+            id: Some(check_id("id", READINESS)),
+            status: Some(readiness.as_str().to_owned()),
+            service_id: Some("id".to_owned()),
+        }))
     }
 
     proptest! {
@@ -543,7 +576,7 @@ mod tests {
         fn what_is_written_to_the_catalog_is_read_back_equal(wanted in registration()) {
             let written: Value = serde_json::from_str(&txn_service_set("n", "id", &wanted)).unwrap();
             let service: Service = serde_json::from_value(written["Service"]["Service"].clone()).unwrap();
-            prop_assert_eq!(service.registration(By::Catalog, wanted.readiness, &mut Pool::default()), wanted);
+            prop_assert_eq!(service.registration(By::Catalog, &healths(wanted.readiness), &mut Pool::default()), wanted);
         }
 
         #[test]
@@ -554,7 +587,7 @@ mod tests {
                 written["TaggedAddresses"][own] = json!({ "Address": &*wanted.address, "Port": wanted.port });
             }
             let service: Service = serde_json::from_value(written).unwrap();
-            prop_assert_eq!(service.registration(By::Agent, wanted.readiness, &mut Pool::default()), wanted);
+            prop_assert_eq!(service.registration(By::Agent, &healths(wanted.readiness), &mut Pool::default()), wanted);
         }
     }
 
@@ -564,7 +597,7 @@ mod tests {
             r#"{"ID":null,"Tags":null,"Meta":null,"Weights":null,"TaggedAddresses":null,"Port":-1,"New":{}}"#,
         )
         .unwrap();
-        let read = service.registration(By::Agent, None, &mut Pool::default());
+        let read = service.registration(By::Agent, &Healths::default(), &mut Pool::default());
         assert_eq!((read.port, read.weights), (0, Weights::default()));
         assert!(serde_json::from_str::<NodeServices>(r#"{"Node":null,"Services":null}"#).unwrap().node.is_none());
         assert!(serde_json::from_str::<TxnAnswer>("{}").unwrap().errors.is_none());
@@ -577,7 +610,7 @@ mod tests {
             "wan":{"Address":"10.0.0.1","Port":80}}}"#;
         let service: Service = serde_json::from_str(text).unwrap();
         let names = |by| {
-            let read = service.registration(by, None, &mut Pool::default());
+            let read = service.registration(by, &Healths::default(), &mut Pool::default());
             read.tagged_addresses.keys().map(ToString::to_string).collect::<Vec<_>>()
         };
         assert_eq!(names(By::Agent), ["wan", "wan_ipv4"]);
@@ -597,8 +630,9 @@ mod tests {
             check("a:http", "a", "warning"),
             check("b:http", "b", "maintenance"),
         ]);
-        assert_eq!((healths.worst("a"), healths.readiness("a")), (Health::Warning, Some(Health::Passing)));
-        assert_eq!((healths.worst("b"), healths.readiness("b")), (Health::Critical, None));
-        assert_eq!((healths.worst("c"), healths.readiness("c")), (Health::Passing, None));
+        let readiness = |id| healths.0.get(id).and_then(|health| health.readiness);
+        assert_eq!((healths.worst("a"), readiness("a")), (Health::Warning, Some(Health::Passing)));
+        assert_eq!((healths.worst("b"), readiness("b")), (Health::Critical, None));
+        assert_eq!((healths.worst("c"), readiness("c")), (Health::Passing, None));
     }
 }

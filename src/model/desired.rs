@@ -120,6 +120,7 @@ fn all_meta(
     put(meta::CLUSTER_UID, identity.uid.clone());
     put(meta::OWNER, owner.to_string().into());
     put(meta::OWNER_UID, owner_uid.clone());
+    put(meta::SOURCE, spec.source.to_string().into());
     put(meta::NAMESPACE, owner.namespace.clone());
     put(meta::EXTERNAL_SOURCE, meta::KUBERNETES.into());
     if let Some(digest) = checks.digest() {

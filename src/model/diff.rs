@@ -111,7 +111,7 @@ pub fn diff<'a>(
         }
     }
     for (key, row) in owned {
-        if desired.contains_key(key) || hold.holds(&row.registration.address) {
+        if desired.contains_key(key) || hold.holds(&row.registration) {
             continue;
         }
         if coming.contains(&*row.registration.address) {

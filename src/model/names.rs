@@ -92,6 +92,9 @@ pub mod meta {
     pub const OWNER: &str = "lictor-owner";
     /// The uid of the `ConsulService`.
     pub const OWNER_UID: &str = "lictor-owner-uid";
+    /// Where the resource had the instance from, such as `service/web`: tells what a spec registered itself
+    /// from what an earlier spec did, also after a crash.
+    pub const SOURCE: &str = "lictor-source";
     /// A digest of what the checks do that Consul runs against the instance, where it has any.
     pub const CHECKS: &str = "lictor-checks";
     /// The Kubernetes namespace of the instance.
@@ -105,7 +108,7 @@ pub mod meta {
     /// The value of [`EXTERNAL_SOURCE`].
     pub const KUBERNETES: &str = "kubernetes";
     /// What Retain takes off: with these gone, no sweep of ours removes the entry.
-    pub const OWNERSHIP: [&str; 6] = [MANAGED_BY, CLUSTER, CLUSTER_UID, OWNER, OWNER_UID, CHECKS];
+    pub const OWNERSHIP: [&str; 7] = [MANAGED_BY, CLUSTER, CLUSTER_UID, OWNER, OWNER_UID, SOURCE, CHECKS];
 }
 
 /// What every ID of a cluster begins with.

@@ -36,13 +36,18 @@ pub(super) fn checks(checks: Vec<api::Check>, rules: &Rules) -> Result<Vec<Check
 fn check(given: api::Check) -> Result<CheckSpec, Refusal> {
     let name = given.name;
     let Some(interval) = milliseconds(&given.interval).filter(|interval| *interval >= LEAST_INTERVAL) else {
-        return invalid(format!("spec.checks {name:?}: interval {:?}: write 1s or more, like 10s or 1m30s", given.interval));
+        return invalid(format!(
+            "spec.checks {name:?}: interval {:?}: write 1s or more, like 10s or 1m30s",
+            given.interval
+        ));
     };
     let timeout = match given.timeout.as_deref() {
         None => format!("{}ms", interval.min(DEFAULT_TIMEOUT)),
         Some(text) if milliseconds(text).is_some_and(|timeout| (1..=interval).contains(&timeout)) => text.to_owned(),
         Some(text) => {
-            return invalid(format!("spec.checks {name:?}: timeout {text:?}: write more than 0s and at most the interval"));
+            return invalid(format!(
+                "spec.checks {name:?}: timeout {text:?}: write more than 0s and at most the interval"
+            ));
         }
     };
     let probe = match (given.http, given.tcp, given.grpc, given.udp, given.h2ping) {
