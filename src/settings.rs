@@ -1,10 +1,11 @@
 //! What the operator is told: flags and environment, parsed once into values that are known to be good.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use clap::{Args, ValueEnum};
 use ipnet::IpNet;
 
@@ -23,11 +24,13 @@ pub struct RunArgs {
     pub registration: Registration,
 
     /// The cluster's name in Consul: a DNS label, unique among the clusters that share the Consul. Default: the
-    /// uid of the namespace kube-system.
+    /// uid of the namespace kube-system. What was registered under another name, or by another --registration,
+    /// stays in Consul when it is changed.
     #[arg(long, value_name = "NAME", env = "LICTOR_CLUSTER_NAME")]
     pub cluster_name: Option<String>,
 
-    /// Watch this namespace only. May be given several times; default: all namespaces.
+    /// Watch this namespace only. May be given several times; default: all namespaces. Several operators for
+    /// one Consul need a --cluster-name each, also where they watch different namespaces.
     #[arg(long = "namespace", value_name = "NAMESPACE")]
     pub namespaces: Vec<String>,
 
@@ -38,10 +41,10 @@ pub struct RunArgs {
     /// Networks in which a resource may choose addresses (spec.taggedAddresses), separated by commas. May be
     /// given several times; default: none.
     #[arg(long, value_name = "CIDR,...", value_delimiter = ',', env = "LICTOR_ALLOW_STATIC")]
-    pub allow_static: Vec<IpNet>,
+    pub allow_static: Vec<String>,
 
     /// Consul's HTTP address, such as `http://127.0.0.1:8500`.
-    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8500", env = "CONSUL_HTTP_ADDR")]
+    #[arg(long, value_name = "URL", default_value = CONSUL_ADDRESS, env = "CONSUL_HTTP_ADDR")]
     pub consul_address: String,
 
     /// A file with the token for Consul; it is read again when it changes. A token may also stand in
@@ -62,15 +65,8 @@ pub struct RunArgs {
     pub consul_client_key: Option<PathBuf>,
 
     /// Whether Consul's certificate is verified.
-    #[arg(
-        long,
-        value_name = "BOOL",
-        default_value_t = true,
-        action = clap::ArgAction::Set,
-        value_parser = clap::builder::BoolishValueParser::new(),
-        env = "CONSUL_HTTP_SSL_VERIFY"
-    )]
-    pub consul_ssl_verify: bool,
+    #[arg(long, value_name = "BOOL", default_value = "true", env = "CONSUL_HTTP_SSL_VERIFY")]
+    pub consul_ssl_verify: String,
 
     /// The name that Consul's certificate must be for, where it is not that of the address.
     #[arg(long, value_name = "NAME", env = "CONSUL_TLS_SERVER_NAME")]
@@ -109,6 +105,30 @@ pub struct RunArgs {
     #[arg(long, value_name = "LEVEL", default_value = "info,kube_client=off", env = "LICTOR_LOG")]
     pub log_level: String,
 }
+
+impl RunArgs {
+    /// Takes empty values for absent ones.
+    fn drop_empty(&mut self) {
+        for text in [&mut self.cluster_name, &mut self.class, &mut self.consul_tls_server_name, &mut self.context] {
+            text.take_if(|text| text.is_empty());
+        }
+        for path in [
+            &mut self.consul_token_file,
+            &mut self.consul_ca_cert,
+            &mut self.consul_client_cert,
+            &mut self.consul_client_key,
+            &mut self.kubeconfig,
+        ] {
+            path.take_if(|path| path.as_os_str().is_empty());
+        }
+        if self.consul_address.is_empty() {
+            CONSUL_ADDRESS.clone_into(&mut self.consul_address);
+        }
+    }
+}
+
+/// Where Consul's own tools look for it.
+const CONSUL_ADDRESS: &str = "http://127.0.0.1:8500";
 
 /// Where registrations go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -160,8 +180,10 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Checks flags and environment; files are checked where they are read.
-    pub fn new(args: RunArgs) -> anyhow::Result<Self> {
+    /// Checks flags and environment; files are checked where they are read. An empty value is an absent one, as
+    /// Consul's own tools have it.
+    pub fn new(mut args: RunArgs) -> anyhow::Result<Self> {
+        args.drop_empty();
         let cluster_name = args.cluster_name.as_deref().map(ClusterName::new).transpose().context("--cluster-name")?;
         for namespace in &args.namespaces {
             ClusterName::new(namespace)
@@ -170,16 +192,34 @@ impl Settings {
         let scopes = if args.namespaces.is_empty() {
             vec![Scope::All]
         } else {
-            args.namespaces.iter().map(|namespace| Scope::Namespace(namespace.as_str().into())).collect()
+            // One watch for each, however often it is named.
+            let names: BTreeSet<&str> = args.namespaces.iter().map(String::as_str).collect();
+            names.into_iter().map(|namespace| Scope::Namespace(namespace.into())).collect()
         };
-        ensure!(args.sweep_interval >= Duration::from_secs(1), "--sweep-interval must be at least 1s");
-        // Consul's own tools take an empty variable for an absent one.
+        let sweeps = Duration::from_secs(1)..=Duration::from_secs(24 * 3600);
+        ensure!(sweeps.contains(&args.sweep_interval), "--sweep-interval must be from 1s to 24h");
+        if let Some(class) = &args.class {
+            ClusterName::new(class).map_err(|_| anyhow::anyhow!("--class {class:?} is not a DNS label"))?;
+        }
+        let allow_static: Vec<IpNet> = args
+            .allow_static
+            .iter()
+            .filter(|net| !net.is_empty())
+            .map(|net| {
+                net.parse().with_context(|| format!("--allow-static {net:?} is not a network like 203.0.113.0/24"))
+            })
+            .collect::<anyhow::Result<_>>()?;
+        let ssl_verify = match args.consul_ssl_verify.to_ascii_lowercase().as_str() {
+            "" | "true" | "1" | "t" => true,
+            "false" | "0" | "f" => false,
+            other => bail!("--consul-ssl-verify {other:?}: write true or false"),
+        };
         let token = std::env::var("CONSUL_HTTP_TOKEN").ok().filter(|token| !token.is_empty());
         Ok(Self {
             registration: args.registration,
             cluster_name,
             scopes,
-            rules: Rules { class: args.class, allow_static: args.allow_static },
+            rules: Rules { class: args.class, allow_static, runs_checks: args.registration == Registration::Agent },
             consul: ConsulSettings {
                 address: args.consul_address,
                 token,
@@ -187,7 +227,7 @@ impl Settings {
                 ca_cert: args.consul_ca_cert,
                 client_cert: args.consul_client_cert,
                 client_key: args.consul_client_key,
-                ssl_verify: args.consul_ssl_verify,
+                ssl_verify,
                 tls_server_name: args.consul_tls_server_name,
             },
             kubeconfig: args.kubeconfig,

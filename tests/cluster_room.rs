@@ -8,12 +8,12 @@ use anyhow::{Result, ensure};
 use lictor::cluster::convert::Rules;
 use lictor::cluster::event::Scope;
 use lictor::cluster::kubernetes::ApiServer;
-use lictor::cluster::watch::{WatchHealth, watch};
+use lictor::cluster::watch::{Anew, WatchHealth, watch};
 use lictor::cluster::world::{Entry, World};
 use lictor::cluster::{Finalizers, Kubernetes, Write, WriteError, api, connect};
 use lictor::model::diff::Counts;
 use lictor::model::names::{ResourceKey, Str};
-use lictor::model::status::{Condition, ConditionKind, Problem, Status, Truth};
+use lictor::model::status::{Condition, ConditionKind, Problem, ProblemReason, Status, Truth};
 use lictor_testbed::{ControlPlane, NewPod, Programs, TestNamespace, wait};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -34,7 +34,7 @@ impl Following {
         let world = Arc::new(Mutex::new(World::new([scope.clone()], true)));
         let health = WatchHealth::default();
         let (sink, mut events) = mpsc::channel(16);
-        let watches = watch(client, vec![scope.clone()], true, Arc::default(), sink, health.clone());
+        let watches = watch(client, vec![scope.clone()], true, Arc::default(), sink, health.clone(), Anew::default());
         let told = Arc::clone(&world);
         let pump = tokio::spawn(async move {
             while let Some(event) = events.recv().await {
@@ -75,6 +75,7 @@ fn finalizers(entry: &Entry) -> Finalizers {
         uid: resource.uid.clone(),
         resource_version: resource.resource_version.clone(),
         finalizers: resource.finalizers.clone(),
+        ours: resource.finalizer.clone(),
     }
 }
 
@@ -138,7 +139,7 @@ async fn what_is_there_is_told_through_every_trouble() -> Result<()> {
     plane.stop_apiserver()?;
     following.until_health("every watch says that it fails", |failing| failing.len() == 4).await?;
     ensure!(ready(true)(&following.world.lock().unwrap()), "what was there stays in force");
-    let again = ApiServer::new(client.clone(), vec![Scope::All], true, Arc::default());
+    let again = ApiServer::new(client.clone(), vec![Scope::All], true, Arc::default(), Anew::default());
     ensure!(again.read_again().await.is_err(), "nothing may be concluded");
     plane.start_apiserver().await?;
     shop.set_ready("user-1", false).await?;
@@ -181,7 +182,7 @@ async fn a_write_is_for_the_resource_that_was_seen_and_no_other() -> Result<()> 
     install_crd(&plane).await?;
     let client = connect::client(Some(plane.kubeconfig()), None).await?;
     let following = Following::begin(client.clone(), &Scope::All);
-    let kubernetes = ApiServer::new(client, vec![Scope::All], true, Arc::new(Rules::default()));
+    let kubernetes = ApiServer::new(client, vec![Scope::All], true, Arc::new(Rules::default()), Anew::default());
     let shop = TestNamespace::create(&plane, "shop").await?;
     make_user(&shop, "{service: {name: user}}").await?;
     let key = ResourceKey::new(shop.name(), "user");
@@ -204,7 +205,7 @@ async fn a_write_is_for_the_resource_that_was_seen_and_no_other() -> Result<()> 
         let (key, uid, status) = (key.clone(), uid.clone(), Arc::new(status.clone()));
         kubernetes.write(Write::Status { key, uid, status, since: entry.since.clone() })
     };
-    let problem = Problem { instance: "user-1".into(), reason: "Refused".into(), message: "no".into() };
+    let problem = Problem { instance: "user-1".into(), reason: ProblemReason::Refused, message: "no".into() };
     let (before, after) = (status(Truth::False, vec![problem]), status(Truth::True, Vec::new()));
     let another = write(&"another".into(), &before, &seen).await;
     ensure!(matches!(another, Err(WriteError::Gone)), "{another:?}");

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use lictor::consul::Rows;
 use lictor::consul::mirror::Mirror;
+use lictor::model::check::Checks;
 use lictor::model::desired::{Desired, Placement, desired};
 use lictor::model::diff::{Op, diff};
 use lictor::model::facts::PodRef;
@@ -15,7 +16,7 @@ use lictor::model::names::{ClusterName, Identity, ResourceKey, Str};
 use lictor::model::plan::Plan;
 use lictor::model::registration::{Ownership, Registration, Row, RowKey, TaggedAddress, Weights};
 use lictor::model::resolve::{Hold, Instance};
-use lictor::model::resource::{DeletionPolicy, Readiness, Source, Spec};
+use lictor::model::resource::{Readiness, Source, Spec};
 use proptest::prelude::*;
 
 fn identity() -> Identity {
@@ -52,7 +53,7 @@ fn spec() -> impl Strategy<Value = Spec> {
             ),
             enable_tag_override,
             readiness,
-            deletion: DeletionPolicy::Deregister,
+            checks: Vec::new(),
         })
 }
 
@@ -67,6 +68,7 @@ fn instances() -> impl Strategy<Value = Vec<Instance>> {
                 ready,
                 node: node.map(|n| format!("n{n}").into()),
                 pod: Some(PodRef { name: format!("p{pod}").into(), uid: format!("u{pod}-{generation}").into() }),
+                check_ports: Vec::new(),
             })
             .filter(|instance| targets.insert((instance.target(), instance.port)))
             .collect()
@@ -109,6 +111,7 @@ fn foreign(desired: &Desired, take: bool) -> Rows {
         enable_tag_override: false,
         tagged_addresses: Arc::default(),
         readiness: None,
+        checks: Checks::default(),
     };
     put(RowKey { node: "agent".into(), id: "c:shop:other:user:x:1".into() }, theirs("uid"));
     put(RowKey { node: "agent".into(), id: "stranger".into() }, theirs("uid"));

@@ -13,7 +13,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::admin::Admin;
 use crate::cluster::kubernetes::ApiServer;
-use crate::cluster::watch::{self, WatchHealth};
+use crate::cluster::watch::{self, Anew, WatchHealth};
 use crate::cluster::world::World;
 use crate::cluster::{connect, kubernetes};
 use crate::consul::Registry;
@@ -89,14 +89,21 @@ async fn operate(settings: Settings) -> anyhow::Result<()> {
     let rules = Arc::new(settings.rules);
     let (sink, events) = mpsc::channel(EVENTS);
     let (ask, questions) = mpsc::channel(16);
-    let health = WatchHealth::default();
-    let watches =
-        watch::watch(client.clone(), settings.scopes.clone(), watches_nodes, Arc::clone(&rules), sink, health.clone());
+    let (health, anew) = (WatchHealth::default(), Anew::default());
+    let watches = watch::watch(
+        client.clone(),
+        settings.scopes.clone(),
+        watches_nodes,
+        Arc::clone(&rules),
+        sink,
+        health.clone(),
+        anew.clone(),
+    );
     tokio::spawn(watches);
     admin.runs(ask, health);
 
     let world = World::new(settings.scopes.clone(), watches_nodes);
-    let kubernetes = ApiServer::new(client, settings.scopes, watches_nodes, rules);
+    let kubernetes = ApiServer::new(client, settings.scopes, watches_nodes, rules, anew);
     let config = Config {
         identity,
         sweep_interval: settings.sweep_interval,
@@ -111,12 +118,17 @@ async fn operate(settings: Settings) -> anyhow::Result<()> {
 
 /// Who we are, as soon as Kubernetes says so.
 async fn identity(client: &Client, name: Option<ClusterName>, admin: &Admin) -> anyhow::Result<Identity> {
+    let mut told = String::new();
     let uid = loop {
         match kubernetes::cluster_uid(client).await {
             Ok(uid) => break uid,
             Err(error) => {
-                tracing::warn!(%error, "Kubernetes does not answer yet; trying again");
-                admin.waits_for(format!("Kubernetes does not answer: {error}"));
+                let why = error.to_string();
+                if why != told {
+                    tracing::warn!("waiting for Kubernetes: {why}");
+                    admin.waits_for(format!("waiting for Kubernetes: {why}"));
+                    told = why;
+                }
                 tokio::time::sleep(RETRY).await;
             }
         }

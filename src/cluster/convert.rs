@@ -4,6 +4,8 @@
 //! The schema refuses most of what is wrong before it gets here. What is checked again is what the schema
 //! cannot see (bytes, the administrator's rules) and what would do harm if an older CRD let it through.
 
+mod checks;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -17,7 +19,7 @@ use super::event::{ObjectKey, SeenResource};
 use super::status;
 use crate::model::names::{Str, meta};
 use crate::model::registration::{TaggedAddress, Weights};
-use crate::model::resource::{DeletionPolicy, PortRef, Readiness, Refusal, Resource, Source, Spec};
+use crate::model::resource::{DeletionPolicy, PortRef, Readiness, Refusal, Resource, Source, Spec, finalizer};
 
 /// What the administrator says about resources.
 #[derive(Clone, Debug, Default)]
@@ -26,6 +28,8 @@ pub struct Rules {
     pub class: Option<String>,
     /// Where addresses may be that a resource's author chooses.
     pub allow_static: Vec<IpNet>,
+    /// Whether something runs the checks of registrations: an agent does, the catalog alone does not.
+    pub runs_checks: bool,
 }
 
 /// Consul's limit for a name, in bytes.
@@ -36,26 +40,33 @@ const MAX_META_VALUE: usize = 512;
 const MAX_META_PAIRS: usize = 64;
 
 /// The pairs that are ours to set.
-const OUR_META: [&str; 9] = [
+const OUR_META: [&str; 11] = [
     meta::MANAGED_BY,
     meta::CLUSTER,
     meta::CLUSTER_UID,
     meta::OWNER,
     meta::OWNER_UID,
+    meta::SOURCE,
+    meta::CHECKS,
     meta::NAMESPACE,
     meta::POD,
     meta::NODE,
     meta::EXTERNAL_SOURCE,
 ];
 
-/// Reads a resource; none if it is of another class, and so none of our business.
+/// Reads a resource. Nothing of the spec is read of one of another class: it is not ours to judge.
 #[must_use]
-pub fn resource(key: ObjectKey, object: ResourceObject, rules: &Rules) -> Option<SeenResource> {
+pub fn resource(key: ObjectKey, object: ResourceObject, rules: &Rules) -> SeenResource {
     let ResourceObject { metadata, spec, status } = object;
-    if class(spec.get("class").and_then(Value::as_str)) != class(rules.class.as_deref()) {
-        return None;
-    }
+    let our_class = class(rules.class.as_deref());
+    let ours = class(spec.get("class").and_then(Value::as_str)) == our_class;
+    let deletion = match spec.get("deletionPolicy").and_then(Value::as_str) {
+        None | Some("Deregister") => Some(DeletionPolicy::Deregister),
+        Some("Retain") => Some(DeletionPolicy::Retain),
+        Some(_) => None,
+    };
     let spec = match serde_json::from_value::<ConsulServiceSpec>(spec) {
+        _ if !ours => refuse("OtherClass", "another class: not ours"),
         Ok(spec) => self::spec(spec, &key.name, rules).map(Arc::new),
         Err(error) => refuse("Undecodable", format!("this version of Lictor cannot read the spec: {error}")),
     };
@@ -69,10 +80,13 @@ pub fn resource(key: ObjectKey, object: ResourceObject, rules: &Rules) -> Option
         resource_version: metadata.resource_version.unwrap_or_default().into(),
         finalizers: metadata.finalizers.unwrap_or_default().into_iter().map(Str::from).collect(),
         deleting: metadata.deletion_timestamp.is_some(),
+        ours,
+        finalizer: finalizer(our_class),
+        deletion,
         spec,
         status: Arc::new(status),
     };
-    Some(SeenResource { resource, since })
+    SeenResource { resource, since }
 }
 
 fn class(name: Option<&str>) -> &str {
@@ -93,9 +107,6 @@ fn not_supported<T>(what: &str) -> Result<T, Refusal> {
 
 /// The spec of the resource `name`, in the model's own types.
 fn spec(spec: ConsulServiceSpec, name: &str, rules: &Rules) -> Result<Spec, Refusal> {
-    if !spec.checks.is_empty() {
-        return not_supported("spec.checks");
-    }
     Ok(Spec {
         service: service_name(spec.name.as_deref().unwrap_or(name))?,
         source: source(spec.source)?,
@@ -110,10 +121,7 @@ fn spec(spec: ConsulServiceSpec, name: &str, rules: &Rules) -> Result<Spec, Refu
             api::Readiness::Deregister => Readiness::Deregister,
             api::Readiness::Ignore => Readiness::Ignore,
         },
-        deletion: match spec.deletion_policy {
-            api::DeletionPolicy::Deregister => DeletionPolicy::Deregister,
-            api::DeletionPolicy::Retain => DeletionPolicy::Retain,
-        },
+        checks: checks::checks(spec.checks, rules)?,
     })
 }
 

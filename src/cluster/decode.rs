@@ -103,7 +103,7 @@ impl Watched for ResourceObject {
     const KIND: Kind = Kind::Resource;
 
     fn fact(self, key: &ObjectKey, decoder: &mut Decoder) -> Option<SeenResource> {
-        convert::resource(key.clone(), self, &decoder.rules)
+        Some(convert::resource(key.clone(), self, &decoder.rules))
     }
 
     fn change(step: Step<SeenResource>) -> Change {
@@ -191,7 +191,11 @@ impl Watched for SliceObject {
 }
 
 fn endpoint(object: EndpointObject, strings: &mut Interner) -> Option<Endpoint> {
-    let address: IpAddr = object.addresses?.first()?.parse().ok()?;
+    let text = object.addresses?.into_iter().next()?;
+    let Ok(address) = text.parse::<IpAddr>() else {
+        tracing::warn!(address = %text, "an endpoint's address is not an IP address: it is left out");
+        return None;
+    };
     let conditions = object.conditions.unwrap_or_default();
     let pod = object.target_ref.filter(|target| target.kind.as_deref() == Some("Pod"));
     let pod = pod.and_then(|target| Some(PodRef { name: target.name?.into(), uid: target.uid?.into() }));

@@ -8,11 +8,12 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Namespace, ObjectReference};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Patch, PatchParams};
 use kube::core::PartialObjectMeta;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::runtime::watcher;
-use kube::{Api, Client, Resource};
+use kube::{Api, Client, CustomResourceExt, Resource};
 use serde_json::json;
 use tracing::debug;
 
@@ -21,11 +22,10 @@ use super::convert::Rules;
 use super::decode::{Decoder, NodeObject, ResourceObject, ServiceObject, SliceObject, Watched};
 use super::event::{self, Scope};
 use super::list::{Failure, Pages, in_words};
-use super::watch::namespaced;
+use super::watch::{Anew, namespaced};
 use super::world::World;
 use super::{Finalizers, Kubernetes, ReadError, Write, WriteError, status};
 use crate::model::names::{ResourceKey, Str};
-use crate::model::resource::FINALIZER;
 
 /// The longest that a request for one object may take: kube has no limit of its own.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -39,15 +39,16 @@ pub struct ApiServer {
     scopes: Vec<Scope>,
     nodes: bool,
     rules: Arc<Rules>,
+    anew: Anew,
 }
 
 impl ApiServer {
     /// The apiserver behind `client`. The second look reads by these scopes and rules what the watches see.
     #[must_use]
-    pub fn new(client: Client, scopes: Vec<Scope>, nodes: bool, rules: Arc<Rules>) -> Self {
+    pub fn new(client: Client, scopes: Vec<Scope>, nodes: bool, rules: Arc<Rules>, anew: Anew) -> Self {
         let reporter = Reporter { controller: "lictor".to_owned(), instance: host_name() };
         let recorder = Recorder::new(client.clone(), reporter);
-        Self { client, recorder, scopes, nodes, rules }
+        Self { client, recorder, scopes, nodes, rules, anew }
     }
 
     fn resources(&self, key: &ResourceKey) -> Api<ResourceObject> {
@@ -80,9 +81,34 @@ impl ApiServer {
         }
     }
 
+    /// Deleting the `CustomResourceDefinition` deletes every resource, which nobody means to say of the
+    /// services behind them.
+    async fn refuse_while_uninstalling(&self) -> Result<(), ReadError> {
+        let definitions = Api::<PartialObjectMeta<CustomResourceDefinition>>::all(self.client.clone());
+        let name = ConsulService::crd_name();
+        let failed = |reason: String, uninstalling| ReadError {
+            what: format!("the CustomResourceDefinition {name}"),
+            reason,
+            uninstalling,
+        };
+        match tokio::time::timeout(REQUEST_TIMEOUT, definitions.get(name)).await {
+            Ok(Ok(found)) if found.metadata.deletion_timestamp.is_some() => {
+                Err(failed("it is being deleted".to_owned(), true))
+            }
+            Ok(Ok(_)) => Ok(()),
+            // An operator of single namespaces may not look: the lists tell it whether the kind is there.
+            Ok(Err(kube::Error::Api(status))) if status.code == 403 => Ok(()),
+            Ok(Err(error)) => Err(failed(in_words(&error), false)),
+            Err(_) => Err(failed("no answer in time".to_owned(), false)),
+        }
+    }
+
     async fn read<K: Watched>(&self, api: Api<K>, scope: &Scope, world: &mut World) -> Result<(), ReadError> {
-        let failed =
-            |failure: Failure| ReadError { what: format!("{} of {scope}", K::KIND), reason: failure.to_string() };
+        let failed = |failure: Failure| ReadError {
+            what: format!("{} of {scope}", K::KIND),
+            reason: failure.to_string(),
+            uninstalling: false,
+        };
         let mut decoder = Decoder::new(self.rules.clone());
         let mut apply = |step: watcher::Event<K>| {
             if let Some(change) = decoder.decode(step) {
@@ -106,12 +132,13 @@ impl Kubernetes for ApiServer {
         async move {
             match write {
                 Write::AddFinalizer(seen) => {
-                    let wanted = seen.finalizers.iter().map(|f| &**f).filter(|f| *f != FINALIZER).chain([FINALIZER]);
-                    self.set_finalizers(&seen, wanted.collect()).await
+                    let others = seen.finalizers.iter().filter(|f| **f != seen.ours);
+                    let wanted = others.chain([&seen.ours]).map(|f| &**f).collect();
+                    self.set_finalizers(&seen, wanted).await
                 }
                 Write::RemoveFinalizer(seen) => {
-                    let wanted = seen.finalizers.iter().map(|f| &**f).filter(|f| *f != FINALIZER);
-                    self.set_finalizers(&seen, wanted.collect()).await
+                    let others = seen.finalizers.iter().filter(|f| **f != seen.ours);
+                    self.set_finalizers(&seen, others.map(|f| &**f).collect()).await
                 }
                 Write::Status { key, uid, status, since } => {
                     let status = status::to_api(&status, &since, Timestamp::now());
@@ -132,8 +159,13 @@ impl Kubernetes for ApiServer {
         .boxed()
     }
 
+    fn list_anew(&self) {
+        self.anew.ask();
+    }
+
     fn read_again(&self) -> BoxFuture<'_, Result<World, ReadError>> {
         async move {
+            self.refuse_while_uninstalling().await?;
             let mut world = World::new(self.scopes.iter().cloned(), self.nodes);
             for scope in &self.scopes {
                 self.read(namespaced::<ResourceObject>(&self.client, scope), scope, &mut world).await?;

@@ -32,6 +32,10 @@ pub trait Kubernetes: Send + Sync {
     /// Makes one write. It ends within seconds, with an answer or with [`WriteError::Unavailable`].
     fn write(&self, write: Write) -> BoxFuture<'_, Result<(), WriteError>>;
 
+    /// Has everything that is watched listed anew: what the watches say is in doubt. The default is for what
+    /// watches nothing.
+    fn list_anew(&self) {}
+
     /// Reads everything that is watched again, by consistent lists, into a World that is whole.
     fn read_again(&self) -> BoxFuture<'_, Result<World, ReadError>>;
 }
@@ -82,6 +86,8 @@ pub struct Finalizers {
     pub resource_version: Str,
     /// All of its finalizers, in order.
     pub finalizers: Vec<Str>,
+    /// Ours.
+    pub ours: Str,
 }
 
 /// Why a write was not made.
@@ -109,4 +115,7 @@ pub struct ReadError {
     pub what: String,
     /// Kubernetes' own words.
     pub reason: String,
+    /// Whether that is because our `CustomResourceDefinition` is being deleted, and all resources with it:
+    /// then nobody asks for their registrations to go.
+    pub uninstalling: bool,
 }

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::api::{ConsulServiceStatus, InstanceCounts, Problem as ApiProblem};
 use crate::model::diff::Counts;
-use crate::model::status::{Condition, ConditionKind, Problem, Status, Truth};
+use crate::model::status::{Condition, ConditionKind, Problem, ProblemReason, Status, Truth};
 
 /// Since when each condition has had its truth, as last read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -59,7 +59,7 @@ pub fn read(status: ConsulServiceStatus) -> (Status, Transitions) {
         problems: status
             .problems
             .into_iter()
-            .map(|p| Problem { instance: p.instance, reason: p.reason, message: p.message })
+            .map(|p| Problem { instance: p.instance, reason: ProblemReason::parse(&p.reason), message: p.message })
             .collect(),
         conditions,
     };
@@ -98,7 +98,11 @@ pub fn to_api(status: &Status, since: &Transitions, now: Timestamp) -> ConsulSer
 }
 
 fn problem(problem: &Problem) -> ApiProblem {
-    ApiProblem { instance: problem.instance.clone(), reason: problem.reason.clone(), message: problem.message.clone() }
+    ApiProblem {
+        instance: problem.instance.clone(),
+        reason: problem.reason.as_str().to_owned(),
+        message: problem.message.clone(),
+    }
 }
 
 /// The JSON patch that replaces the status of the resource with this uid, and of no other. A merge patch
@@ -134,7 +138,7 @@ mod tests {
             instances: Counts { desired: 3, registered: 2, passing: 1, warning: 0, critical: 1 },
             problems: vec![Problem {
                 instance: "i".to_owned(),
-                reason: "Refused".to_owned(),
+                reason: ProblemReason::Refused,
                 message: "no".to_owned(),
             }],
             conditions: vec![

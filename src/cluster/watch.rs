@@ -67,6 +67,23 @@ impl WatchHealth {
     }
 }
 
+/// Has the watches list anew. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Anew(tokio::sync::watch::Sender<()>);
+
+impl Default for Anew {
+    fn default() -> Self {
+        Self(tokio::sync::watch::Sender::new(()))
+    }
+}
+
+impl Anew {
+    /// Asks all watches for a list.
+    pub(super) fn ask(&self) {
+        self.0.send_replace(());
+    }
+}
+
 /// Watches everything in these scopes, with `nodes` the Nodes too, and sends what happens to `sink`. Ends
 /// when nobody receives it any more.
 pub async fn watch(
@@ -76,19 +93,20 @@ pub async fn watch(
     rules: Arc<Rules>,
     sink: Sender<Event>,
     health: WatchHealth,
+    anew: Anew,
 ) {
     let mut watches = JoinSet::new();
     for scope in &scopes {
         let resources = namespaced::<ResourceObject>(&client, scope);
-        watches.spawn(Watch::new(resources, scope, &rules, &health, &sink).follow());
+        watches.spawn(Watch::new(resources, scope, &rules, &health, &sink, &anew).follow());
         let slices = namespaced::<SliceObject>(&client, scope);
-        watches.spawn(Watch::new(slices, scope, &rules, &health, &sink).follow());
+        watches.spawn(Watch::new(slices, scope, &rules, &health, &sink, &anew).follow());
         let services = namespaced::<ServiceObject>(&client, scope);
-        watches.spawn(Watch::new(services, scope, &rules, &health, &sink).follow());
+        watches.spawn(Watch::new(services, scope, &rules, &health, &sink, &anew).follow());
     }
     if nodes {
         let nodes = Api::<NodeObject>::all(client);
-        watches.spawn(Watch::new(nodes, &Scope::All, &rules, &health, &sink).follow());
+        watches.spawn(Watch::new(nodes, &Scope::All, &rules, &health, &sink, &anew).follow());
     }
     sink.closed().await;
     watches.shutdown().await;
@@ -115,6 +133,8 @@ struct Watch<K> {
     /// The version up to which everything was told; none where only a list can tell.
     version: Option<String>,
     pauses: Pauses,
+    /// Changes when a list is asked for.
+    anew: tokio::sync::watch::Receiver<()>,
 }
 
 /// Why a watch or its list ended.
@@ -129,7 +149,14 @@ enum End {
 }
 
 impl<K: Watched> Watch<K> {
-    fn new(api: Api<K>, scope: &Scope, rules: &Arc<Rules>, health: &WatchHealth, sink: &Sender<Event>) -> Self {
+    fn new(
+        api: Api<K>,
+        scope: &Scope,
+        rules: &Arc<Rules>,
+        health: &WatchHealth,
+        sink: &Sender<Event>,
+        anew: &Anew,
+    ) -> Self {
         Self {
             api,
             scope: scope.clone(),
@@ -138,6 +165,7 @@ impl<K: Watched> Watch<K> {
             sink: sink.clone(),
             version: None,
             pauses: Pauses::default(),
+            anew: anew.0.subscribe(),
         }
     }
 
@@ -186,7 +214,15 @@ impl<K: Watched> Watch<K> {
         let steps = timeout(START_TIMEOUT, self.api.watch(&params, &version)).await.map_err(|_| Failure::NoAnswer)?;
         let mut steps = steps.map_err(|error| self.not_begun(error))?.boxed();
         self.health.works(K::KIND, &self.scope);
-        while let Ok(Some(step)) = timeout(SILENCE, steps.next()).await {
+        loop {
+            let step = tokio::select! {
+                Ok(()) = self.anew.changed() => {
+                    self.version = None;
+                    return Ok(());
+                }
+                step = timeout(SILENCE, steps.next()) => step,
+            };
+            let Ok(Some(step)) = step else { break };
             match step.map_err(|error| self.broken(error))? {
                 WatchEvent::Added(object) | WatchEvent::Modified(object) => {
                     self.version = object.resource_version();

@@ -33,8 +33,6 @@ pub struct Entry {
     pub resource: Resource,
     /// The last spec that could be acted on, of this very resource.
     pub last_good: Option<Arc<Spec>>,
-    /// The last generation whose source was found.
-    pub resolved_generation: Option<i64>,
     /// Since when its conditions have held.
     pub since: Transitions,
 }
@@ -47,24 +45,13 @@ impl Entry {
             Ok(spec) => Some(spec.clone()),
             Err(_) => previous.and_then(|previous| previous.last_good.clone()),
         };
-        let resolved_generation = if resource.status.has_resolved(resource.generation) {
-            Some(resource.generation)
-        } else {
-            previous.and_then(|previous| previous.resolved_generation)
-        };
-        Self { resource, last_good, resolved_generation, since }
+        Self { resource, last_good, since }
     }
 
     /// The spec to go by: the one that was asked for or, while that cannot be acted on, the last that could.
     #[must_use]
     pub fn effective_spec(&self) -> Option<&Arc<Spec>> {
         self.last_good.as_ref()
-    }
-
-    /// Whether the source of this very generation was found, once.
-    #[must_use]
-    pub fn has_resolved(&self) -> bool {
-        self.resolved_generation == Some(self.resource.generation)
     }
 
     /// The Service that its instances come from.
@@ -180,10 +167,20 @@ impl World {
         first_list_done
     }
 
-    /// Notes that the source of this generation was found.
-    pub fn mark_resolved(&mut self, key: &ResourceKey, generation: i64) {
-        if let Some(entry) = self.resources.get_mut(key) {
-            entry.resolved_generation = Some(generation);
+    /// Takes over what `other`, which has watched for longer, remembers of the same resources: the last specs
+    /// that could be acted on, where the present ones cannot.
+    pub fn remember(&mut self, other: &Self) {
+        let keys: Vec<ResourceKey> = self.keys().cloned().collect();
+        for key in keys {
+            let Some(known) = other.resource(&key) else { continue };
+            if let Some(entry) = self.resources.get_mut(&key)
+                && entry.last_good.is_none()
+                && entry.resource.uid == known.resource.uid
+            {
+                entry.last_good.clone_from(&known.last_good);
+                let service = entry.service();
+                relink(&mut self.users_of, &key, None, service);
+            }
         }
     }
 
@@ -196,6 +193,11 @@ impl World {
     /// All resources.
     pub fn keys(&self) -> impl Iterator<Item = &ResourceKey> {
         self.resources.keys()
+    }
+
+    /// All resources, with what is remembered of them.
+    pub fn entries(&self) -> impl Iterator<Item = &Entry> {
+        self.resources.iter().map(|(_, entry)| entry)
     }
 
     /// A Service.

@@ -23,7 +23,7 @@ use super::wire::{
 use super::{Bundle, Outcome, Registry, Rows, Trouble};
 use crate::model::desired::Placement;
 use crate::model::diff::Op;
-use crate::model::names::{Identity, Str, id_prefix, meta, readiness_check_id};
+use crate::model::names::{Identity, READINESS, Str, check_id, id_prefix, meta};
 use crate::model::registration::{Ownership, Registration, Row, RowKey};
 
 /// How many operations an agent gets before the engine hears of them.
@@ -31,6 +31,10 @@ const BUNDLE: usize = 64;
 
 /// How long the catalog may take to show what the agent has accepted, before we go on without.
 const CONFIRMATION: Duration = Duration::from_secs(5);
+
+/// What to say where the agent has deregistered an instance, and the catalog has it still.
+const STILL_SHOWN: &str = "the agent has deregistered the instance, but Consul's catalog still shows it: the agent's \
+                           own token may not write it, or the agent has lost its servers";
 
 /// How often an agent is asked who it is when we get to know it.
 const INTRODUCTIONS: usize = 3;
@@ -90,7 +94,7 @@ impl Agent {
     }
 
     async fn introduce(&self) -> Result<Placement, Trouble> {
-        self.winding_down.store(false, Ordering::SeqCst);
+        self.client.may_conclude().await?;
         let times = if self.known().earlier.is_empty() { INTRODUCTIONS } else { SUSPICIOUS_INTRODUCTIONS };
         let mut agreed: Option<AgentConfig> = None;
         for _ in 0..times {
@@ -175,12 +179,24 @@ impl Agent {
             };
             (RowKey { node: Arc::clone(&node), id }, row)
         });
-        Ok(rows.collect())
+        let mut rows: Rows = rows.collect();
+        // The agent has forgotten these and the servers have not: neither registered nor gone.
+        rows.extend(catalog.into_iter().map(|(id, registration)| {
+            let row = Row {
+                ownership: Ownership::of(&self.identity, &id, &registration.meta),
+                health: shown_checks.worst(&id),
+                registration: Arc::new(registration),
+                shown: false,
+            };
+            (RowKey { node: Arc::clone(&node), id }, row)
+        }));
+        Ok(rows)
     }
 
     async fn carry_out(&self, bundle: &Bundle) -> Vec<Outcome> {
         let mut outcomes = Vec::with_capacity(bundle.ops.len());
-        let mut to_confirm: BTreeMap<&str, &Registration> = BTreeMap::new();
+        // What the catalog has to show before it is there, and to show no more before it is gone.
+        let mut to_confirm: BTreeMap<&str, Option<&Registration>> = BTreeMap::new();
         for op in &bundle.ops {
             if self.winding_down.load(Ordering::SeqCst) {
                 outcomes.push(Outcome::NotTried(Trouble::passing(super::WINDING_DOWN)));
@@ -188,8 +204,8 @@ impl Agent {
             }
             let outcome = match self.step(op).await {
                 Step::Done { confirm } => {
-                    if let Some(registration) = op.registration().filter(|_| confirm) {
-                        to_confirm.insert(&op.key().id, registration);
+                    if confirm || op.removes() {
+                        to_confirm.insert(&op.key().id, op.registration().map(|registration| &**registration));
                     }
                     Outcome::Written { shown: true }
                 }
@@ -209,10 +225,14 @@ impl Agent {
         if let Some(Outcome::NotTried(trouble) | Outcome::Unknown(trouble)) = outcomes.last().cloned() {
             outcomes.resize(bundle.ops.len(), Outcome::NotTried(trouble));
         }
-        let missing = self.missing_in_catalog(&bundle.node, to_confirm).await;
+        let unconfirmed = self.unconfirmed(&bundle.node, to_confirm).await;
         for (op, outcome) in bundle.ops.iter().zip(&mut outcomes) {
-            if *outcome == (Outcome::Written { shown: true }) && missing.contains(&*op.key().id) {
-                *outcome = Outcome::Written { shown: false };
+            if *outcome == (Outcome::Written { shown: true }) && unconfirmed.contains(&*op.key().id) {
+                *outcome = if op.removes() {
+                    Outcome::Refused(STILL_SHOWN.to_owned())
+                } else {
+                    Outcome::Written { shown: false }
+                };
             }
         }
         outcomes
@@ -221,9 +241,9 @@ impl Agent {
     async fn step(&self, op: &Op) -> Step {
         let id = &*op.key().id;
         match op {
-            Op::Put { registration, drop_readiness, .. } => self.register(id, registration, *drop_readiness).await,
+            Op::Put { registration, drop_checks, .. } => self.register(id, registration, drop_checks).await,
             Op::Readiness { registration, .. } => match self.update_readiness(id, registration).await {
-                Err(Failed::Refused { status: 404, .. }) => self.register(id, registration, false).await,
+                Err(Failed::Refused { status: 404, .. }) => self.register(id, registration, &[]).await,
                 answer => step(answer),
             },
             Op::Release { registration, .. } => {
@@ -243,27 +263,33 @@ impl Agent {
 
     /// Registers an instance, and then sets its check: an agent keeps the old status of a check that it
     /// knows, and forgets over a restart a status that only ever came with a registration.
-    async fn register(&self, id: &str, registration: &Registration, drop_readiness: bool) -> Step {
+    async fn register(&self, id: &str, registration: &Registration, drop_checks: &[Str]) -> Step {
         if let Err(failed) = self.put_service(&agent_service(id, registration, true)).await {
             return step(Err(failed));
         }
-        let second = if drop_readiness {
-            let check = readiness_check_id(id);
-            match self.put(&["agent", "check", "deregister", &check], None).await {
-                Err(Failed::Refused { status: 404, .. }) => Ok(()),
-                answer => answer,
-            }
-        } else {
-            self.update_readiness(id, registration).await
-        };
-        match second {
+        match self.after_registering(id, registration, drop_checks).await {
             Ok(()) => Step::Done { confirm: true },
             Err(Failed::NotTried(trouble) | Failed::NoAnswer(trouble)) => Step::Lost(trouble),
             Err(Failed::Stumbled(trouble)) => Step::Doubtful(trouble),
             Err(Failed::Refused { words, .. }) => Step::Doubtful(Trouble::passing(format!(
-                "Consul has the instance, but refused its readiness check: {words}"
+                "Consul has the instance, but refused a change to its checks: {words}"
             ))),
         }
+    }
+
+    async fn after_registering(
+        &self,
+        id: &str,
+        registration: &Registration,
+        drop_checks: &[Str],
+    ) -> Result<(), Failed> {
+        for name in drop_checks {
+            match self.put(&["agent", "check", "deregister", &check_id(id, name)], None).await {
+                Ok(()) | Err(Failed::Refused { status: 404, .. }) => {}
+                Err(failed) => return Err(failed),
+            }
+        }
+        self.update_readiness(id, registration).await
     }
 
     async fn put_service(&self, body: &str) -> Result<(), Failed> {
@@ -272,7 +298,7 @@ impl Agent {
 
     async fn update_readiness(&self, id: &str, registration: &Registration) -> Result<(), Failed> {
         let Some(readiness) = registration.readiness else { return Ok(()) };
-        let check = readiness_check_id(id);
+        let check = check_id(id, READINESS);
         self.put(&["agent", "check", "update", &check], Some(&agent_readiness(readiness))).await
     }
 
@@ -281,11 +307,12 @@ impl Agent {
         self.client.put(path(segments, &[]), body).await.map(drop)
     }
 
-    /// Waits until the catalog shows these registrations, and answers which of them it does not in time.
-    async fn missing_in_catalog<'a>(
+    /// Waits until the catalog shows these registrations, or where there is none shows the ID no more, and
+    /// answers with which of them it is not so in time.
+    async fn unconfirmed<'a>(
         &self,
         node: &str,
-        mut wanted: BTreeMap<&'a str, &'a Registration>,
+        mut wanted: BTreeMap<&'a str, Option<&'a Registration>>,
     ) -> BTreeSet<&'a str> {
         let deadline = Instant::now() + CONFIRMATION;
         let mut index = 0;
@@ -305,7 +332,11 @@ impl Agent {
             let Ok(Ok(answer)) = tokio::time::timeout(left, looked).await else { break };
             let checks = Healths::default();
             let found = read_all(answer.value.services.unwrap_or_default(), &checks, &mut Pool::default());
-            wanted.retain(|id, registration| !found.get(*id).is_some_and(|there| registration.same_service(there)));
+            wanted.retain(|id, registration| match (registration, found.get(*id)) {
+                (Some(registration), Some(there)) => !registration.same_service(there),
+                (Some(_), None) | (None, Some(_)) => true,
+                (None, None) => false,
+            });
             if answer.index <= index {
                 // Nothing new: an answer that comes at once all the same must not make us spin.
                 tokio::time::sleep(Duration::from_millis(50)).await;
@@ -360,14 +391,14 @@ fn read_all(
     let mut all = BTreeMap::new();
     for service in services {
         let Some(id) = service.id.as_deref().filter(|id| !id.is_empty()) else { continue };
-        all.insert(Str::from(id), service.registration(By::Agent, checks.readiness(id), pool));
+        all.insert(Str::from(id), service.registration(By::Agent, checks, pool));
     }
     all
 }
 
 /// Whether the catalog shows just what the agent holds, the readiness included.
 fn same(held: &Registration, shown: &Registration) -> bool {
-    held.same_service(shown) && held.readiness == shown.readiness
+    held.same_service(shown) && held.readiness == shown.readiness && held.checks == shown.checks
 }
 
 fn step(answer: Result<(), Failed>) -> Step {

@@ -441,7 +441,7 @@ impl Catalog {
             if !id.starts_with(&prefix) && !service.has_meta(meta::CLUSTER, self.identity.cluster.as_str()) {
                 continue;
             }
-            let registration = service.registration(By::Catalog, healths.readiness(id), pool);
+            let registration = service.registration(By::Catalog, &healths, pool);
             let row = Row {
                 ownership: Ownership::of(&self.identity, id, &registration.meta),
                 health: healths.worst(id),
@@ -590,7 +590,7 @@ fn bewildered(errors: &[TxnError]) -> String {
 impl Registry for Catalog {
     fn connect(&self) -> BoxFuture<'_, Result<Placement, Trouble>> {
         Box::pin(async move {
-            self.winding_down.store(false, Ordering::SeqCst);
+            self.client.may_conclude().await?;
             self.take_footing().await?;
             Ok(self.placement())
         })

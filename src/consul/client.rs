@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 
 use super::Trouble;
 use super::transport::{Method, Request, Response, Transport, TransportError};
+use super::wire::AgentSelf;
 
 /// How long an answer may take.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -102,14 +103,46 @@ impl Client {
     }
 
     async fn read<T: DeserializeOwned>(&self, request: Request) -> Result<Answer<T>, Trouble> {
+        let mut pause = FIRST_PAUSE;
+        for _ in 0..LIMITED_TRIES {
+            let response = self.send(request.clone()).await.map_err(|error| Trouble::passing(error.to_string()))?;
+            if response.status != 429 {
+                return decode(&response);
+            }
+            // One of many reads that Consul holds back must not have all of them begin again.
+            tokio::time::sleep(response.retry_after.unwrap_or(pause)).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
         let response = self.send(request).await.map_err(|error| Trouble::passing(error.to_string()))?;
         decode(&response)
+    }
+
+    /// Makes sure that what lists do not show is not there. Consul says when ACLs have cut an answer short, but
+    /// not to whom comes without a token.
+    pub async fn may_conclude(&self) -> Result<(), Trouble> {
+        if self.transport.has_token() {
+            return Ok(());
+        }
+        let acl = self.get::<AgentSelf>(path(&["agent", "self"], &[])).await?.value.debug_config;
+        if acl.enabled && acl.resolver.default_policy == "deny" {
+            return Err(Trouble::passing(
+                "Consul has ACLs that deny by default, and no token is given: what it shows may not be all there is; \
+                 set CONSUL_HTTP_TOKEN or --consul-token-file",
+            ));
+        }
+        Ok(())
     }
 
     async fn send(&self, request: Request) -> Result<Response, TransportError> {
         self.transport.send(request).await
     }
 }
+
+/// How often a read that Consul limits (429) is tried again before it fails.
+const LIMITED_TRIES: u32 = 6;
+/// How long to wait before that, where Consul does not say: first, and at most.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(3);
 
 fn get(path: String, timeout: Duration) -> Request {
     Request { method: Method::Get, path, body: None, timeout, last_of_connection: false }

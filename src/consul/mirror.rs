@@ -7,13 +7,14 @@ use std::sync::Arc;
 use super::Rows;
 use crate::model::diff::Op;
 use crate::model::names::{Identity, ResourceKey, Str};
-use crate::model::registration::{Health, Ownership, Row, RowKey};
+use crate::model::registration::{Health, Ownership, Registration, Row, RowKey};
 
 /// The rows, and whose they are.
 #[derive(Debug, Default)]
 pub struct Mirror {
     rows: Rows,
     by_owner: BTreeMap<ResourceKey, BTreeSet<RowKey>>,
+    owned: usize,
     /// When each row was last written by us, in a count of our own writes: a sweep that began before knows
     /// less than we do.
     written: BTreeMap<RowKey, u64>,
@@ -40,7 +41,7 @@ impl Mirror {
     /// How many rows are ours.
     #[must_use]
     pub fn owned_rows(&self) -> usize {
-        self.by_owner.values().map(BTreeSet::len).sum()
+        self.owned
     }
 
     /// All rows.
@@ -70,10 +71,7 @@ impl Mirror {
             Row {
                 registration: registration.clone(),
                 ownership: Ownership::of(identity, &key.id, &registration.meta),
-                health: match registration.readiness {
-                    Some(readiness) => readiness,
-                    None => known.map_or(Health::Passing, |row| row.health),
-                },
+                health: health_after(registration, known),
                 shown,
             }
         });
@@ -81,14 +79,16 @@ impl Mirror {
     }
 
     /// Takes over what a sweep that began at `since` found, and answers whose rows turned out to be other than
-    /// we knew. `nodes` limits the sweep to these Consul nodes.
+    /// we knew. `node` limits the sweep to that Consul node.
     pub fn take_over(&mut self, found: Rows, since: u64, node: Option<&Str>) -> BTreeSet<ResourceKey> {
         let mut moved = BTreeSet::new();
         let newer = |key: &RowKey, written: &BTreeMap<RowKey, u64>| written.get(key).is_some_and(|&at| at > since);
+        let first = RowKey { node: node.cloned().unwrap_or_else(|| "".into()), id: "".into() };
         let lost: Vec<RowKey> = self
             .rows
-            .keys()
-            .filter(|key| node.is_none_or(|node| key.node == *node))
+            .range(first..)
+            .map(|(key, _)| key)
+            .take_while(|key| node.is_none_or(|node| key.node == *node))
             .filter(|key| !found.contains_key(key) && !newer(key, &self.written))
             .cloned()
             .collect();
@@ -135,7 +135,7 @@ impl Mirror {
         if let Some(owner) = &before
             && let Some(keys) = self.by_owner.get_mut(owner)
         {
-            keys.remove(key);
+            self.owned -= usize::from(keys.remove(key));
             if keys.is_empty() {
                 self.by_owner.remove(owner);
             }
@@ -143,7 +143,8 @@ impl Mirror {
         match row {
             Some(row) => {
                 if let Ownership::Ours(owner) = &row.ownership {
-                    self.by_owner.entry(owner.clone()).or_default().insert(key.clone());
+                    let keys = self.by_owner.entry(owner.clone()).or_default();
+                    self.owned += usize::from(keys.insert(key.clone()));
                 }
                 self.rows.insert(key.clone(), row);
             }
@@ -153,4 +154,16 @@ impl Mirror {
         }
         before
     }
+}
+
+/// What an instance's health will be, as far as a write of ours tells: the checks that Consul runs are as they
+/// were when we last looked.
+fn health_after(registration: &Registration, known: Option<&Row>) -> Health {
+    match registration.readiness {
+        Some(Health::Passing) | None => {}
+        Some(worse) => return worse,
+    }
+    let Some(known) = known.filter(|_| !registration.checks.names().is_empty()) else { return Health::Passing };
+    let was_ready = known.registration.readiness.is_none_or(|readiness| readiness == Health::Passing);
+    if was_ready { known.health } else { Health::Passing }
 }

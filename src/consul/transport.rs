@@ -73,6 +73,11 @@ pub enum TransportError {
 pub trait Transport: Send + Sync {
     /// Sends a request and waits for its answer.
     fn send(&self, request: Request) -> BoxFuture<'_, Result<Response, TransportError>>;
+
+    /// Whether requests carry a token. To those without one Consul does not say what it leaves out.
+    fn has_token(&self) -> bool {
+        true
+    }
 }
 
 /// Where Consul is and how to be let in.
@@ -166,6 +171,9 @@ const CONNECTIONS: usize = 64;
 
 /// How long a connection may take to be made, TLS included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The longest that we wait because we were told to: a proxy may say anything.
+const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(300);
 
 /// How often the token's file is looked at.
 const TOKEN_CHECK: Duration = Duration::from_secs(1);
@@ -270,7 +278,7 @@ impl Http {
             filtered: text(&headers, "X-Consul-Results-Filtered-By-ACLs") == Some("true"),
             retry_after: text(&headers, RETRY_AFTER.as_str())
                 .and_then(|seconds| seconds.parse().ok())
-                .map(Duration::from_secs),
+                .map(|seconds| Duration::from_secs(seconds).min(LONGEST_RETRY_AFTER)),
             body,
         })
     }
@@ -279,6 +287,10 @@ impl Http {
 impl Transport for Http {
     fn send(&self, request: Request) -> BoxFuture<'_, Result<Response, TransportError>> {
         Box::pin(self.deliver(request))
+    }
+
+    fn has_token(&self) -> bool {
+        self.token.is_some()
     }
 }
 

@@ -4,13 +4,14 @@
 //! that register what we want.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use crate::model::names::{Str, readiness_check_id};
+use crate::model::check::{Checks, PlacedCheck, Probe};
+use crate::model::names::{READINESS, Str, check_id, check_name};
 use crate::model::registration::{Health, Registration, TaggedAddress, Weights};
 
 /// A service instance, as `/v1/agent/services` and `/v1/catalog/node-services` show it.
@@ -110,6 +111,29 @@ pub struct NodeServices {
 pub struct AgentSelf {
     /// The agent's configuration.
     pub config: AgentConfig,
+    /// More of it.
+    pub debug_config: DebugConfig,
+}
+
+/// What an agent says about its ACLs.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct DebugConfig {
+    /// Whether it has any.
+    #[serde(rename = "ACLsEnabled")]
+    pub enabled: bool,
+    /// How they are resolved.
+    #[serde(rename = "ACLResolverSettings")]
+    pub resolver: AclResolver,
+}
+
+/// How an agent resolves ACLs.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct AclResolver {
+    /// `allow` or `deny`.
+    #[serde(rename = "ACLDefaultPolicy")]
+    pub default_policy: String,
 }
 
 /// Which agent it is.
@@ -204,9 +228,10 @@ pub enum By {
 const AGENTS_OWN: [&str; 4] = ["lan_ipv4", "lan_ipv6", "wan_ipv4", "wan_ipv6"];
 
 impl Service {
-    /// What it says, with the state of its readiness check.
+    /// What it says, with what its checks say.
     #[must_use]
-    pub fn registration(&self, by: By, readiness: Option<Health>, pool: &mut Pool) -> Registration {
+    pub fn registration(&self, by: By, healths: &Healths, pool: &mut Pool) -> Registration {
+        let found = self.id.as_deref().and_then(|id| healths.0.get(id));
         let address = self.address.as_deref().unwrap_or_default();
         let port = number(self.port);
         let mut tagged = BTreeMap::new();
@@ -234,7 +259,8 @@ impl Service {
             weights,
             enable_tag_override: self.enable_tag_override.unwrap_or_default(),
             tagged_addresses: pool.tagged_addresses(tagged),
-            readiness,
+            readiness: found.and_then(|health| health.readiness),
+            checks: found.map_or_else(Checks::default, |health| Checks::read(health.checks.clone())),
         }
     }
 
@@ -254,10 +280,12 @@ fn number(value: Option<i64>) -> u16 {
 #[derive(Debug, Default)]
 pub struct Healths(BTreeMap<String, InstanceHealth>);
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct InstanceHealth {
     worst: Health,
     readiness: Option<Health>,
+    /// The names of our other checks.
+    checks: BTreeSet<Str>,
 }
 
 impl Healths {
@@ -268,11 +296,16 @@ impl Healths {
         for check in checks {
             let Some(service) = check.service_id.filter(|id| !id.is_empty()) else { continue };
             let status = Health::parse(check.status.as_deref().unwrap_or_default());
-            let is_readiness = check.id.is_some_and(|id| id == readiness_check_id(&service));
-            let health = healths.entry(service).or_insert(InstanceHealth { worst: Health::Passing, readiness: None });
+            let name = check.id.as_deref().and_then(|id| check_name(&service, id)).map(Str::from);
+            let none = InstanceHealth { worst: Health::Passing, readiness: None, checks: BTreeSet::new() };
+            let health = healths.entry(service).or_insert(none);
             health.worst = health.worst.max(status);
-            if is_readiness {
-                health.readiness = Some(status);
+            match name {
+                Some(name) if *name == *READINESS => health.readiness = Some(status),
+                Some(name) => {
+                    health.checks.insert(name);
+                }
+                None => {}
             }
         }
         Self(healths)
@@ -282,12 +315,6 @@ impl Healths {
     #[must_use]
     pub fn worst(&self, id: &str) -> Health {
         self.0.get(id).map_or(Health::Passing, |health| health.worst)
-    }
-
-    /// Its readiness check, where it has one.
-    #[must_use]
-    pub fn readiness(&self, id: &str) -> Option<Health> {
-        self.0.get(id)?.readiness
     }
 }
 
@@ -338,14 +365,14 @@ fn service_fields(id: &str, registration: &Registration) -> Map<String, Value> {
     .collect()
 }
 
-/// The body of `/v1/agent/service/register`, with the readiness check where `with_check` says so.
+/// The body of `/v1/agent/service/register`, with the checks where `with_checks` says so.
 #[must_use]
-pub fn agent_service(id: &str, registration: &Registration, with_check: bool) -> String {
+pub fn agent_service(id: &str, registration: &Registration, with_checks: bool) -> String {
     let mut fields = service_fields(id, registration);
     fields.insert("Name".to_owned(), json!(&*registration.service));
-    if let Some(readiness) = registration.readiness.filter(|_| with_check) {
+    if let Some(readiness) = registration.readiness.filter(|_| with_checks) {
         let check = json!({
-            "CheckID": readiness_check_id(id),
+            "CheckID": check_id(id, READINESS),
             "Name": READINESS_NAME,
             "Notes": READINESS_NOTES,
             "TTL": READINESS_TTL,
@@ -353,7 +380,76 @@ pub fn agent_service(id: &str, registration: &Registration, with_check: bool) ->
         });
         fields.insert("Check".to_owned(), check);
     }
+    if with_checks && !registration.checks.placed().is_empty() {
+        let initial = registration.checks.initial();
+        let checks = registration.checks.placed().iter();
+        let checks = checks.map(|placed| agent_check(id, &registration.address, placed, initial)).collect();
+        fields.insert("Checks".to_owned(), Value::Array(checks));
+    }
     Value::Object(fields).to_string()
+}
+
+/// A check that an agent runs, always against the instance's own address.
+fn agent_check(id: &str, address: &str, placed: &PlacedCheck, initial: Health) -> Value {
+    let PlacedCheck { check, port } = placed;
+    let target = match address.parse::<IpAddr>() {
+        Ok(ip) => SocketAddr::new(ip, *port).to_string(),
+        Err(_) => format!("{address}:{port}"),
+    };
+    let mut fields = Map::new();
+    let mut put = |key: &str, value: Value| fields.insert(key.to_owned(), value);
+    put("CheckID", json!(check_id(id, &check.name)));
+    put("Name", json!(&*check.name));
+    put("Notes", json!(&*check.notes));
+    put("Status", json!(initial.as_str()));
+    put("Interval", json!(&*check.interval));
+    put("Timeout", json!(&*check.timeout));
+    put("SuccessBeforePassing", json!(check.success_before_passing));
+    put("FailuresBeforeCritical", json!(check.failures_before_critical));
+    if let Some(failures) = check.failures_before_warning {
+        put("FailuresBeforeWarning", json!(failures));
+    }
+    let tls = match &check.probe {
+        Probe::Http { path, method, headers, body, tls } => {
+            let scheme = if tls.is_some() { "https" } else { "http" };
+            let mut by_name: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+            for (name, value) in headers {
+                by_name.entry(name).or_default().push(value);
+            }
+            put("HTTP", json!(format!("{scheme}://{target}{path}")));
+            put("Method", json!(&**method));
+            put("Header", json!(by_name));
+            put("Body", json!(&**body));
+            // A redirect would lead Consul to a host of somebody's choice.
+            put("DisableRedirects", json!(true));
+            tls
+        }
+        Probe::Tcp { tls } => {
+            put("TCP", json!(target));
+            put("TCPUseTLS", json!(tls.is_some()));
+            tls
+        }
+        Probe::Grpc { service, tls } => {
+            let service = if service.is_empty() { String::new() } else { format!("/{service}") };
+            put("GRPC", json!(format!("{target}{service}")));
+            put("GRPCUseTLS", json!(tls.is_some()));
+            tls
+        }
+        Probe::Udp => {
+            put("UDP", json!(target));
+            &None
+        }
+        Probe::H2Ping { tls } => {
+            put("H2PING", json!(target));
+            put("H2PingUseTLS", json!(tls.is_some()));
+            tls
+        }
+    };
+    if let Some(tls) = tls {
+        put("TLSSkipVerify", json!(tls.skip_verify));
+        put("TLSServerName", json!(tls.server_name.as_deref().unwrap_or_default()));
+    }
+    Value::Object(fields)
 }
 
 /// The body of `/v1/agent/check/update` for a readiness check.
@@ -387,7 +483,7 @@ pub fn txn_service_delete(node: &str, id: &str, service: &str) -> String {
 pub fn txn_check_set(node: &str, id: &str, service: &str, readiness: Health) -> String {
     json!({ "Check": { "Verb": "set", "Check": {
         "Node": node,
-        "CheckID": readiness_check_id(id),
+        "CheckID": check_id(id, READINESS),
         "Name": READINESS_NAME,
         "Notes": READINESS_NOTES,
         "Type": READINESS_TYPE,
@@ -399,12 +495,12 @@ pub fn txn_check_set(node: &str, id: &str, service: &str, readiness: Health) -> 
     .to_string()
 }
 
-/// The operation that deletes a readiness check; of one that is not there it does nothing.
+/// The operation that deletes a check of ours; of one that is not there it does nothing.
 #[must_use]
-pub fn txn_check_delete(node: &str, id: &str, service: &str) -> String {
+pub fn txn_check_delete(node: &str, id: &str, service: &str, name: &str) -> String {
     json!({ "Check": { "Verb": "delete", "Check": {
         "Node": node,
-        "CheckID": readiness_check_id(id),
+        "CheckID": check_id(id, name),
         "ServiceID": id,
         "ServiceName": service,
     } } })
@@ -461,8 +557,18 @@ mod tests {
                     enable_tag_override: enable,
                     tagged_addresses: Arc::new(tagged),
                     readiness,
+                    checks: Checks::default(),
                 },
             )
+    }
+
+    /// The checks of the instance `id`.
+    fn healths(readiness: Option<Health>) -> Healths {
+        Healths::new(readiness.map(|readiness| Check {
+            id: Some(check_id("id", READINESS)),
+            status: Some(readiness.as_str().to_owned()),
+            service_id: Some("id".to_owned()),
+        }))
     }
 
     proptest! {
@@ -470,7 +576,7 @@ mod tests {
         fn what_is_written_to_the_catalog_is_read_back_equal(wanted in registration()) {
             let written: Value = serde_json::from_str(&txn_service_set("n", "id", &wanted)).unwrap();
             let service: Service = serde_json::from_value(written["Service"]["Service"].clone()).unwrap();
-            prop_assert_eq!(service.registration(By::Catalog, wanted.readiness, &mut Pool::default()), wanted);
+            prop_assert_eq!(service.registration(By::Catalog, &healths(wanted.readiness), &mut Pool::default()), wanted);
         }
 
         #[test]
@@ -481,7 +587,7 @@ mod tests {
                 written["TaggedAddresses"][own] = json!({ "Address": &*wanted.address, "Port": wanted.port });
             }
             let service: Service = serde_json::from_value(written).unwrap();
-            prop_assert_eq!(service.registration(By::Agent, wanted.readiness, &mut Pool::default()), wanted);
+            prop_assert_eq!(service.registration(By::Agent, &healths(wanted.readiness), &mut Pool::default()), wanted);
         }
     }
 
@@ -491,7 +597,7 @@ mod tests {
             r#"{"ID":null,"Tags":null,"Meta":null,"Weights":null,"TaggedAddresses":null,"Port":-1,"New":{}}"#,
         )
         .unwrap();
-        let read = service.registration(By::Agent, None, &mut Pool::default());
+        let read = service.registration(By::Agent, &Healths::default(), &mut Pool::default());
         assert_eq!((read.port, read.weights), (0, Weights::default()));
         assert!(serde_json::from_str::<NodeServices>(r#"{"Node":null,"Services":null}"#).unwrap().node.is_none());
         assert!(serde_json::from_str::<TxnAnswer>("{}").unwrap().errors.is_none());
@@ -504,7 +610,7 @@ mod tests {
             "wan":{"Address":"10.0.0.1","Port":80}}}"#;
         let service: Service = serde_json::from_str(text).unwrap();
         let names = |by| {
-            let read = service.registration(by, None, &mut Pool::default());
+            let read = service.registration(by, &Healths::default(), &mut Pool::default());
             read.tagged_addresses.keys().map(ToString::to_string).collect::<Vec<_>>()
         };
         assert_eq!(names(By::Agent), ["wan", "wan_ipv4"]);
@@ -524,8 +630,9 @@ mod tests {
             check("a:http", "a", "warning"),
             check("b:http", "b", "maintenance"),
         ]);
-        assert_eq!((healths.worst("a"), healths.readiness("a")), (Health::Warning, Some(Health::Passing)));
-        assert_eq!((healths.worst("b"), healths.readiness("b")), (Health::Critical, None));
-        assert_eq!((healths.worst("c"), healths.readiness("c")), (Health::Passing, None));
+        let readiness = |id| healths.0.get(id).and_then(|health| health.readiness);
+        assert_eq!((healths.worst("a"), readiness("a")), (Health::Warning, Some(Health::Passing)));
+        assert_eq!((healths.worst("b"), readiness("b")), (Health::Critical, None));
+        assert_eq!((healths.worst("c"), readiness("c")), (Health::Passing, None));
     }
 }

@@ -35,9 +35,13 @@ impl Engine {
             return;
         }
         let (era, registry) = (self.era, Arc::clone(&self.registry));
-        if matches!(self.footing, Footing::None) {
-            self.footing = Footing::Connecting;
-            self.fly(async move { Landing::Connected { era, answer: registry.connect().await } });
+        match self.footing {
+            Footing::None => {
+                self.footing = Footing::Connecting;
+                self.fly(async move { Landing::Connected { era, answer: registry.connect().await } });
+            }
+            Footing::Reading(_) if !self.reading => self.read(),
+            Footing::Connecting | Footing::Reading(_) | Footing::Standing(_) => {}
         }
     }
 
@@ -78,12 +82,8 @@ impl Engine {
         let rows = match answer {
             Ok(rows) => rows,
             Err(trouble) => {
-                match std::mem::replace(&mut self.footing, Footing::None) {
-                    Footing::Standing(placement) => {
-                        self.footing = Footing::Standing(placement);
-                        self.set_sweep();
-                    }
-                    Footing::None | Footing::Connecting | Footing::Reading(_) => {}
+                if matches!(self.footing, Footing::Standing(_)) {
+                    self.set_sweep();
                 }
                 self.suffer(trouble);
                 return;
@@ -99,6 +99,7 @@ impl Engine {
                 tracing::info!(rows = self.mirror.owned_rows(), "read what Consul holds of ours");
                 self.dispel_doubts(|_| false);
                 self.footing = Footing::Standing(placement);
+                self.register_again();
                 for key in self.all_keys() {
                     self.mark(key, Cause::Inferred, now);
                 }
@@ -106,11 +107,19 @@ impl Engine {
             footing => {
                 self.footing = footing;
                 self.register_again();
+                self.wake_conflicts();
                 for key in moved {
                     self.mark(key, Cause::Inferred, now);
                 }
                 self.tidy();
             }
+        }
+    }
+
+    /// Whoever held an ID of ours may have let go of it: the mirror does not know whom that concerns.
+    fn wake_conflicts(&mut self) {
+        for key in self.conflicts.keys().cloned().collect::<Vec<_>>() {
+            self.mark(key, Cause::Inferred, Instant::now());
         }
     }
 
@@ -155,6 +164,8 @@ impl Engine {
     pub(super) fn launch_bundles(&mut self) {
         let Footing::Standing(placement) = &self.footing else { return };
         let placement = placement.clone();
+        // A look counts for the writes that waited for it.
+        self.looked.retain(|node| self.plan.has_node(node));
         while !self.at_a_standstill() && self.busy.len() < self.config.concurrency {
             let unread = self.uncertain.iter().find(|node| !self.busy.contains(*node)).cloned();
             if let Some(node) = unread {
@@ -191,10 +202,10 @@ impl Engine {
         self.looked.remove(&node);
         self.busy.insert(node.clone());
         let (era, registry) = (self.era, Arc::clone(&self.registry));
-        self.fly(async move {
+        self.bundles.push(Box::pin(async move {
             let outcomes = registry.apply(&bundle).await;
             Landing::Applied { era, node, planned, outcomes }
-        });
+        }));
     }
 
     fn read_node(&mut self, node: Str) {
@@ -217,6 +228,7 @@ impl Engine {
                 self.recover();
                 self.looked.insert(node.clone());
                 self.dispel_doubts(|on| on != node);
+                self.wake_conflicts();
                 let now = Instant::now();
                 for key in self.mirror.take_over(rows, since, Some(node)) {
                     self.mark(key, Cause::Inferred, now);
@@ -232,6 +244,8 @@ impl Engine {
     pub(super) fn land_applied(&mut self, era: u64, node: Str, planned: Vec<Planned>, outcomes: Vec<Outcome>) {
         self.busy.remove(&node);
         let current = era == self.era;
+        // Where Consul has dealt with the rest of the bundle, what it failed at is to blame, and not Consul.
+        let dealt = outcomes.iter().any(|outcome| matches!(outcome, Outcome::Written { .. } | Outcome::Refused(_)));
         let mut worst: Option<Trouble> = None;
         let (mut certain, mut answered) = (true, false);
         let mut owners: BTreeMap<ResourceKey, bool> = BTreeMap::new();
@@ -259,6 +273,12 @@ impl Engine {
                     *again = true;
                     worst = Some(trouble);
                 }
+                Outcome::Unknown(trouble) if current && dealt && !trouble.lost_footing => {
+                    *again = true;
+                    certain = false;
+                    self.in_doubt.entry(owner.clone()).or_default().insert(node.clone());
+                    self.refuse(&owner, op, trouble.message);
+                }
                 Outcome::Unknown(trouble) => {
                     *again = true;
                     certain = false;
@@ -280,11 +300,17 @@ impl Engine {
             // A rename's removals wait for what has just been written, a finalizer for what has just gone.
             if again || self.wants_another_look(&owner) {
                 self.mark_again(owner);
+            } else {
+                self.settle_resource(&owner);
+                self.reports.tend(owner);
             }
         }
         match worst {
-            Some(trouble) if current => self.suffer(trouble),
-            None if answered => self.recover(),
+            Some(trouble) if current => self.suffer_from(trouble, true),
+            None if answered => {
+                self.failures = 0;
+                self.recover();
+            }
             Some(_) | None => {}
         }
     }
@@ -303,8 +329,11 @@ impl Engine {
 
     /// Whether a resource whose writes went well may have more to do.
     fn wants_another_look(&self, owner: &ResourceKey) -> bool {
-        let last = !self.plan.has(owner) && self.unsettled.get(owner).is_none_or(|unsettled| unsettled.in_flight == 0);
-        last && !self.held.contains(owner)
+        let unsettled = self.unsettled.get(owner);
+        let last = !self.plan.has(owner) && unsettled.is_none_or(|unsettled| unsettled.in_flight == 0);
+        let more = unsettled.is_some_and(|unsettled| unsettled.more)
+            || self.world.resource(owner).is_none_or(|entry| entry.resource.deleting || !entry.resource.ours);
+        last && more && !self.held.contains(owner)
     }
 
     fn forget_refusal(&mut self, owner: &ResourceKey, op: &Op) {
@@ -318,16 +347,21 @@ impl Engine {
 
     /// Consul is in trouble: nothing more is asked of it for a while.
     pub(super) fn suffer(&mut self, trouble: Trouble) {
+        self.suffer_from(trouble, false);
+    }
+
+    fn suffer_from(&mut self, trouble: Trouble, of_a_write: bool) {
         // Several answers of one outage count once.
-        let before = self.trouble.as_ref().map_or(0, |known| known.failures);
-        let failures = if self.at_a_standstill() { before.max(1) } else { before + 1 };
+        if !self.at_a_standstill() {
+            self.failures += 1;
+        }
         let news = self.trouble.as_ref().is_none_or(|known| known.message != trouble.message);
         if news {
             tracing::warn!(trouble = %trouble.message, "Consul is in trouble");
         }
-        let wait = Backoff::CONSUL.wait(failures, &mut self.random).max(trouble.retry_after.unwrap_or_default());
+        let wait = Backoff::CONSUL.wait(self.failures, &mut self.random).max(trouble.retry_after.unwrap_or_default());
         let until = Instant::now() + wait;
-        self.trouble = Some(Standstill { message: trouble.message, failures, until: Some(until) });
+        self.trouble = Some(Standstill { message: trouble.message, of_a_write, until: Some(until) });
         self.alarms.set(until, Alarm::Resume);
         if trouble.lost_footing {
             self.lose_footing();
@@ -351,6 +385,7 @@ impl Engine {
         tracing::warn!("starting over with Consul");
         self.era += 1;
         self.reading = false;
+        self.looked.clear();
         self.footing = Footing::None;
         self.mirror.clear();
         self.plan.clear();

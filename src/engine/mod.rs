@@ -42,7 +42,7 @@ mod report;
 
 use alarms::{Alarm, Alarms};
 use metrics::{Metrics, Snapshot};
-use reconcile::{Dirty, Refused};
+use reconcile::{Dirty, LetPass, Refused};
 use report::Reports;
 
 /// What the engine is told once.
@@ -80,6 +80,8 @@ pub struct Engine {
     /// Rises whenever the footing is lost: answers to what was asked before are not believed.
     era: u64,
     trouble: Option<Standstill>,
+    /// How often in a row Consul failed us. That it can be read does not show that it can be written.
+    failures: u32,
     last_sweep: Option<Instant>,
     next_sweep: Option<Instant>,
     reading: bool,
@@ -89,6 +91,8 @@ pub struct Engine {
     parked: BTreeMap<ResourceKey, Dirty>,
     /// Resources with removals by inference, which wait for a second look at Kubernetes.
     held: BTreeSet<ResourceKey>,
+    /// Removals by inference that were let pass without a second look, since when, and of how many rows.
+    let_pass: LetPass,
     /// Those that the second look under way is about.
     second_look: Option<BTreeSet<ResourceKey>>,
     refused: BTreeMap<ResourceKey, BTreeMap<RowKey, Refused>>,
@@ -111,6 +115,9 @@ pub struct Engine {
     cursor: Option<Str>,
 
     reports: Reports,
+    /// Bundles under way: what an order to stop waits for.
+    bundles: FuturesUnordered<BoxFuture<'static, Landing>>,
+    /// Everything else under way.
     flights: FuturesUnordered<BoxFuture<'static, Landing>>,
     alarms: Alarms,
 }
@@ -132,7 +139,8 @@ enum Footing {
 #[derive(Debug)]
 struct Standstill {
     message: String,
-    failures: u32,
+    /// Whether it was a write that failed, of which a look at its node tells all.
+    of_a_write: bool,
     /// Nothing is asked of Consul before; none once the time has come.
     until: Option<Instant>,
 }
@@ -143,6 +151,8 @@ struct Unsettled {
     since: Instant,
     cause: Cause,
     in_flight: usize,
+    /// Whether something is left to write when all that is under way has landed.
+    more: bool,
 }
 
 /// An answer.
@@ -181,12 +191,14 @@ impl Engine {
             footing: Footing::None,
             era: 0,
             trouble: None,
+            failures: 0,
             last_sweep: None,
             next_sweep: None,
             reading: false,
             dirty: BTreeMap::new(),
             parked: BTreeMap::new(),
             held: BTreeSet::new(),
+            let_pass: LetPass::default(),
             second_look: None,
             refused: BTreeMap::new(),
             again: BTreeSet::new(),
@@ -199,6 +211,7 @@ impl Engine {
             unsettled: BTreeMap::new(),
             cursor: None,
             reports: Reports::default(),
+            bundles: FuturesUnordered::new(),
             flights: FuturesUnordered::new(),
             alarms: Alarms::default(),
         }
@@ -226,6 +239,7 @@ impl Engine {
                 biased;
                 () = &mut stop => break,
                 Some(question) = questions.recv() => self.answer(question),
+                Some(landing) = self.bundles.next() => self.land(landing),
                 Some(landing) = self.flights.next() => self.land(landing),
                 event = events.recv() => match event {
                     Some(event) => self.hear(event),
@@ -239,6 +253,9 @@ impl Engine {
                     Ok(event) => self.hear(event),
                     Err(_) => break,
                 }
+            }
+            while let Some(Some(landing)) = self.bundles.next().now_or_never() {
+                self.land(landing);
             }
             while let Some(Some(landing)) = self.flights.next().now_or_never() {
                 self.land(landing);
@@ -337,7 +354,9 @@ impl Engine {
                 {
                     trouble.until = None;
                     // Whether all is well again, and what was lost meanwhile, only a look can tell.
-                    self.sweep();
+                    if !trouble.of_a_write {
+                        self.sweep();
+                    }
                 }
             }
             Alarm::Reconcile(key) => self.mark_again(key),
@@ -354,7 +373,7 @@ impl Engine {
     fn snapshot(&self) -> Snapshot {
         let mut snapshot = Snapshot {
             not_ready: self.not_ready(),
-            resources: self.world.keys().count(),
+            resources: self.world.entries().filter(|entry| entry.resource.ours).count(),
             dirty: self.dirty.len() + self.parked.len(),
             outstanding: self.plan.len() + self.in_flight.len(),
             refused: self.refused.values().map(BTreeMap::len).sum(),
@@ -390,11 +409,8 @@ impl Engine {
         self.registry.wind_down();
         let (under_way, grace) = (self.in_flight.len(), self.config.grace);
         let all = async {
-            while !self.in_flight.is_empty() {
-                match self.flights.next().await {
-                    Some(landing) => self.land(landing),
-                    None => break,
-                }
+            while let Some(landing) = self.bundles.next().await {
+                self.land(landing);
             }
         };
         if timeout(grace, all).await.is_err() {

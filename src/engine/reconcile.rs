@@ -8,7 +8,7 @@ use tokio::time::{Duration, Instant};
 use super::alarms::{Alarm, Backoff};
 use super::{Engine, Footing, Landing, Unsettled};
 use crate::cluster::ReadError;
-use crate::cluster::world::{Entry, World};
+use crate::cluster::world::World;
 use crate::model::desired::{Desired, Placement, desired};
 use crate::model::diff::{Op, diff, release};
 use crate::model::guard::{Cause, wants_confirmation};
@@ -33,6 +33,30 @@ pub(super) struct Refused {
     until: Instant,
 }
 
+/// The removals by inference that went without a second look, within a while: many small ones are a large one.
+#[derive(Debug, Default)]
+pub(super) struct LetPass {
+    since: Option<Instant>,
+    removals: usize,
+    owned: usize,
+}
+
+impl LetPass {
+    const WHILE: Duration = Duration::from_secs(60);
+
+    /// Whether so many more may go, of the rows that are owned now; counts them if they may.
+    fn may(&mut self, removals: usize, owned: usize) -> bool {
+        if self.since.is_none_or(|since| since.elapsed() > Self::WHILE) {
+            *self = Self { since: Some(Instant::now()), removals: 0, owned };
+        }
+        if wants_confirmation(self.removals + removals, self.owned.max(owned)) {
+            return false;
+        }
+        self.removals += removals;
+        true
+    }
+}
+
 /// What a World wants for a resource.
 pub(super) enum Outlook {
     /// These registrations, and of what else is there, what `hold` says.
@@ -45,9 +69,9 @@ pub(super) enum Outlook {
 
 impl Outlook {
     /// Whether a row that this outlook does not name would go.
-    fn removes(&self, key: &RowKey, address: &str) -> bool {
+    fn removes(&self, key: &RowKey, there: &Registration) -> bool {
         match self {
-            Self::Wants { desired, hold } => !desired.contains_key(key) && !hold.holds(address),
+            Self::Wants { desired, hold } => !desired.contains_key(key) && !hold.holds(there),
             Self::Frozen | Self::Release => false,
         }
     }
@@ -60,14 +84,18 @@ pub(super) fn outlook(world: &World, identity: &Identity, placement: &Placement,
         return Outlook::Frozen;
     }
     let Some(entry) = world.resource(key) else { return nothing() };
-    let spec = entry.effective_spec();
+    if !entry.resource.ours {
+        // With our finalizer on it, it was ours until its class was changed.
+        return if entry.resource.has_finalizer() { nothing() } else { Outlook::Frozen };
+    }
     if entry.resource.deleting {
-        return match spec.map(|spec| spec.deletion) {
-            Some(DeletionPolicy::Retain) => Outlook::Release,
-            Some(DeletionPolicy::Deregister) | None => nothing(),
+        return match entry.resource.deletion {
+            Some(DeletionPolicy::Deregister) => nothing(),
+            // Of a word that we do not know, the milder reading.
+            Some(DeletionPolicy::Retain) | None => Outlook::Release,
         };
     }
-    let Some(spec) = spec else { return Outlook::Frozen };
+    let Some(spec) = entry.effective_spec() else { return Outlook::Frozen };
     let resolution = resolve(world, key, spec);
     let desired = desired(identity, key, &entry.resource.uid, spec, &resolution.instances, placement);
     Outlook::Wants { desired, hold: resolution.hold }
@@ -76,9 +104,8 @@ pub(super) fn outlook(world: &World, identity: &Identity, placement: &Placement,
 /// What the source of a spec comes to.
 pub(super) fn resolve(world: &World, key: &ResourceKey, spec: &Spec) -> Resolution {
     let Source::Service { name } = &spec.source;
-    let before = world.resource(key).is_some_and(Entry::has_resolved);
     let (service, slices) = (world.service(&key.namespace, name), world.slices(&key.namespace, name));
-    resolve_service(name, spec.port.as_ref(), service, slices, before)
+    resolve_service(name, spec.port.as_ref(), &spec.checks, service, slices)
 }
 
 impl Engine {
@@ -96,7 +123,11 @@ impl Engine {
                 continue;
             }
             let ops = self.operations(&key, &placement, dirty);
-            if (dirty.cause == Cause::Inferred || self.held.contains(&key)) && ops.iter().any(Op::removes) {
+            // A resource is deleted by a user, and all of them are when their definition is: that is for the
+            // guard to tell apart.
+            let ends = self.world.resource(&key).is_none_or(|entry| entry.resource.deleting);
+            let doubtful = dirty.cause == Cause::Inferred || ends || self.held.contains(&key);
+            if doubtful && ops.iter().any(Op::removes) {
                 inferred.insert(key, (ops, dirty.since));
             } else {
                 self.held.remove(&key);
@@ -108,7 +139,7 @@ impl Engine {
 
     /// The writes that a resource wants now.
     fn operations(&mut self, key: &ResourceKey, placement: &Placement, dirty: Dirty) -> Vec<Op> {
-        self.note_resolved(key);
+        let mut waits = false;
         let mut ops = match outlook(&self.world, &self.config.identity, placement, key) {
             Outlook::Frozen => Vec::new(),
             Outlook::Release => release(self.mirror.owned(key)),
@@ -116,6 +147,7 @@ impl Engine {
                 let mut diff = diff(&desired, |k| self.mirror.row(k), self.mirror.owned(key), &hold);
                 let same: Vec<Op> = desired.iter().filter_map(|(row, wanted)| self.once_more(row, wanted)).collect();
                 diff.ops.extend(same);
+                waits = !diff.waiting.is_empty();
                 if diff.conflicts.is_empty() {
                     self.conflicts.remove(key);
                 } else {
@@ -126,9 +158,12 @@ impl Engine {
         };
         let all = ops.len();
         ops.retain(|op| !self.in_flight.contains_key(op.key()));
-        if ops.len() < all {
-            // They are looked at again when their answer comes.
+        if ops.len() < all || waits {
+            // They are looked at again when the answers to what is under way come.
             self.unsettle(key, dirty);
+        }
+        if let Some(unsettled) = self.unsettled.get_mut(key) {
+            unsettled.more = ops.len() < all || waits;
         }
         self.without_refused(key, &mut ops);
         ops
@@ -137,22 +172,12 @@ impl Engine {
     /// The write that registers an instance again as it is, where that was found to be needed.
     fn once_more(&self, key: &RowKey, registration: &Arc<Registration>) -> Option<Op> {
         let there = &self.mirror.row(key).filter(|_| self.again.contains(key))?.registration;
-        let unchanged = registration.same_service(there) && there.readiness == registration.readiness;
-        unchanged.then(|| Op::Put { key: key.clone(), registration: there.clone(), drop_readiness: false })
-    }
-
-    /// A spec whose source was found is remembered as such: if the source goes, that is a deletion.
-    fn note_resolved(&mut self, key: &ResourceKey) {
-        let Some(entry) = self.world.resource(key) else { return };
-        if entry.has_resolved() {
-            return;
+        if !registration.same_service(there) || there.readiness != registration.readiness {
+            return None;
         }
-        let generation = entry.resource.generation;
-        // A last good spec does not speak for the generation that was refused.
-        let Ok(spec) = &entry.resource.spec else { return };
-        if resolve(&self.world, key, &spec.clone()).unresolved.is_none() {
-            self.world.mark_resolved(key, generation);
-        }
+        // The tags may be those of Consul's users.
+        let registration = Arc::new(Registration { tags: there.tags.clone(), ..(**registration).clone() });
+        Some(Op::Put { key: key.clone(), registration, drop_checks: Vec::new() })
     }
 
     /// Takes out the writes that Consul has just refused, and forgets the refusals that nobody asks for any more.
@@ -175,7 +200,7 @@ impl Engine {
         let known = self.refused.entry(owner.clone()).or_default();
         let failures = known.get(&row).filter(|refusal| refusal.op == op).map_or(0, |refusal| refusal.failures) + 1;
         let until = Instant::now() + Backoff::REFUSED.wait(failures, &mut self.random);
-        tracing::warn!(%owner, instance = %row, %message, "Consul refused a write");
+        tracing::warn!(%owner, instance = %row, words = %message, "Consul refused a write");
         known.insert(row, Refused { op, message, failures, until });
         self.alarms.set(until, Alarm::Reconcile(owner.clone()));
     }
@@ -205,7 +230,7 @@ impl Engine {
 
     fn unsettle(&mut self, key: &ResourceKey, dirty: Dirty) {
         let Dirty { cause, since } = dirty;
-        let known = self.unsettled.entry(key.clone()).or_insert(Unsettled { since, cause, in_flight: 0 });
+        let known = self.unsettled.entry(key.clone()).or_insert(Unsettled { since, cause, in_flight: 0, more: false });
         known.cause = known.cause.max(cause);
     }
 
@@ -226,7 +251,7 @@ impl Engine {
             return;
         }
         let removals = inferred.values().flat_map(|(ops, _)| ops).filter(|op| op.removes()).count();
-        let hold = !self.held.is_empty() || wants_confirmation(removals, self.mirror.owned_rows());
+        let hold = !self.held.is_empty() || !self.let_pass.may(removals, self.mirror.owned_rows());
         for (key, (mut ops, since)) in inferred {
             let dirty = Dirty { cause: Cause::Inferred, since };
             if hold {
@@ -260,8 +285,14 @@ impl Engine {
         let placement = placement.clone();
         let later = Instant::now() + Duration::from_secs(3);
         let fresh = match answer {
-            Ok(fresh) => fresh,
+            Ok(mut fresh) => {
+                fresh.remember(&self.world);
+                fresh
+            }
             Err(error) => {
+                if error.uninstalling {
+                    self.let_go(&looked_at);
+                }
                 tracing::warn!(%error, "Kubernetes did not answer; removals by inference wait");
                 for key in self.held.clone() {
                     self.alarms.set(later, Alarm::Reconcile(key));
@@ -269,26 +300,43 @@ impl Engine {
                 return;
             }
         };
-        for key in looked_at {
-            if !self.held.remove(&key) {
+        let mut contradicted = false;
+        for key in &looked_at {
+            if !self.held.remove(key) {
                 continue;
             }
+            let key = key.clone();
             let again = outlook(&fresh, &self.config.identity, &placement, &key);
             let dirty = Dirty { cause: Cause::Inferred, since: Instant::now() };
             let mut ops = self.operations(&key, &placement, dirty);
             let before = ops.len();
             ops.retain(|op| {
-                let address = self.mirror.row(op.key()).map(|row| row.registration.address.clone());
-                !op.removes() || again.removes(op.key(), address.as_deref().unwrap_or_default())
+                !op.removes() || self.mirror.row(op.key()).is_none_or(|row| again.removes(op.key(), &row.registration))
             });
             if ops.len() < before {
                 tracing::warn!(resource = %key, kept = before - ops.len(), "Kubernetes has what a list did not have");
+                // Until our World agrees, its removals are asked about again, whatever marks it dirty.
+                self.held.insert(key.clone());
+                self.unsettle(&key, dirty);
                 self.alarms.set(later, Alarm::Reconcile(key.clone()));
+                contradicted = true;
             }
             self.schedule(key, ops, dirty);
         }
-        for key in self.held.clone() {
+        if contradicted {
+            self.kubernetes.list_anew();
+        }
+        let since: Vec<ResourceKey> = self.held.difference(&looked_at).cloned().collect();
+        for key in since {
             self.mark_again(key);
+        }
+    }
+
+    /// Our definition is being deleted: the resources may go, and what is registered for them stays.
+    fn let_go(&mut self, keys: &BTreeSet<ResourceKey>) {
+        tracing::warn!("the CustomResourceDefinition is being deleted: resources are let go, registrations stay");
+        for key in keys {
+            self.reports.let_go(key.clone());
         }
     }
 

@@ -14,8 +14,9 @@ use crate::cluster::{Finalizers, Write, WriteError};
 use crate::model::desired::Placement;
 use crate::model::diff::{Counts, count};
 use crate::model::names::{ResourceKey, Str};
-use crate::model::resource::Resource;
-use crate::model::status::{ConditionKind, Findings, PENDING, Problem, Resolved, Status, Truth, status};
+use crate::model::resolve::Resolution;
+use crate::model::resource::{Resource, Spec};
+use crate::model::status::{ConditionKind, Findings, PENDING, Problem, ProblemReason, Status, Truth, status};
 
 /// The most writes to Kubernetes at once.
 const AT_ONCE: usize = 16;
@@ -23,8 +24,11 @@ const AT_ONCE: usize = 16;
 /// The least time between two writes of one resource's status.
 const BETWEEN: Duration = Duration::from_secs(1);
 
-/// How long after a failed write to try again.
+/// How long after a write that failed to try again.
 const RETRY: Duration = Duration::from_secs(2);
+
+/// How long after one that Kubernetes refused: somebody has to change something first.
+const RETRY_REFUSED: Duration = Duration::from_secs(60);
 
 /// What is to be told, and what has been.
 #[derive(Debug, Default)]
@@ -37,6 +41,8 @@ pub(super) struct Reports {
     /// The version at which a finalizer was last written: it is not written twice on one sight.
     finalized: BTreeMap<ResourceKey, Str>,
     flying: usize,
+    /// Resources whose finalizer comes off although they have registrations, which stay.
+    let_go: BTreeSet<ResourceKey>,
 }
 
 /// What one resource has been told, and when it is to be looked at again.
@@ -60,6 +66,12 @@ impl Reports {
     /// Has a resource told that Consul cannot be reached, should that be so.
     pub(super) fn unreachable(&mut self, key: ResourceKey) {
         self.unreachable.insert(key);
+    }
+
+    /// Has a resource's finalizer taken off although it has registrations.
+    pub(super) fn let_go(&mut self, key: ResourceKey) {
+        self.let_go.insert(key.clone());
+        self.tend.insert(key);
     }
 
     pub(super) fn landed(&mut self) {
@@ -108,8 +120,11 @@ impl Engine {
             uid: resource.uid.clone(),
             resource_version: resource.resource_version.clone(),
             finalizers: resource.finalizers.clone(),
+            ours: resource.finalizer.clone(),
         };
-        let write = match (resource.deleting, resource.has_finalizer()) {
+        let leaves = resource.deleting || !resource.ours;
+        let write = match (leaves, resource.has_finalizer()) {
+            (true, true) if self.reports.let_go.remove(key) => Write::RemoveFinalizer(finalizers()),
             (true, true) if !busy && !self.in_doubt.contains_key(key) && !self.dirty.contains_key(key) => {
                 Write::RemoveFinalizer(finalizers())
             }
@@ -129,7 +144,7 @@ impl Engine {
             Err(error) => {
                 tracing::warn!(resource = %key, %error, "a finalizer was not written");
                 self.reports.finalized.remove(key);
-                self.alarms.set(Instant::now() + RETRY, Alarm::Report(key.clone()));
+                self.alarms.set(Instant::now() + retry_after(&error), Alarm::Report(key.clone()));
             }
         }
     }
@@ -137,9 +152,15 @@ impl Engine {
     /// Writes a resource's status, if it differs from what the resource has, was not just written, and is not
     /// about to be overtaken.
     fn tend_status(&mut self, key: ResourceKey, placement: Option<&Placement>) {
-        let Some(entry) = self.world.resource(&key) else { return };
-        let status = Arc::new(self.status_of(&key, entry, placement));
+        let Some(entry) = self.world.resource(&key).filter(|entry| entry.resource.ours) else { return };
         let now = Instant::now();
+        let next =
+            self.reports.tellings.get(&key).and_then(|telling| telling.sent.as_ref()).map(|(at, _)| *at + BETWEEN);
+        if let Some(next) = next.filter(|next| *next > now) {
+            self.wake_to_report(key, next);
+            return;
+        }
+        let status = Arc::new(self.status_of(&key, entry, placement));
         let telling = self.reports.tellings.entry(key.clone()).or_default();
         if telling.told.is_none() {
             telling.told = tellable(&entry.resource.status);
@@ -154,14 +175,11 @@ impl Engine {
         if is_pending(&status) {
             at = at.max(*telling.pending.get_or_insert(now) + BETWEEN);
         }
-        if let Some((sent_at, sent)) = &telling.sent {
-            at = at.max(*sent_at + if *sent == status { 5 * BETWEEN } else { BETWEEN });
+        if let Some((sent_at, _)) = telling.sent.as_ref().filter(|(_, sent)| *sent == status) {
+            at = at.max(*sent_at + 5 * BETWEEN);
         }
         if at > now {
-            if telling.wakes.is_none_or(|wakes| wakes <= now || wakes > at) {
-                telling.wakes = Some(at);
-                self.alarms.set(at, Alarm::Report(key));
-            }
+            self.wake_to_report(key, at);
             return;
         }
         telling.sent = Some((now, Arc::clone(&status)));
@@ -177,6 +195,15 @@ impl Engine {
         self.write(write, move |answer| Landing::StatusWritten { key, answer });
     }
 
+    /// Has a resource's status looked at then, unless it will be before.
+    fn wake_to_report(&mut self, key: ResourceKey, at: Instant) {
+        let telling = self.reports.tellings.entry(key.clone()).or_default();
+        if telling.wakes.is_none_or(|wakes| wakes <= Instant::now() || wakes > at) {
+            telling.wakes = Some(at);
+            self.alarms.set(at, Alarm::Report(key));
+        }
+    }
+
     /// Starts a write to Kubernetes.
     fn write(&mut self, write: Write, landing: impl FnOnce(Result<(), WriteError>) -> Landing + Send + 'static) {
         self.reports.flying += 1;
@@ -190,7 +217,7 @@ impl Engine {
             Ok(()) | Err(WriteError::Gone | WriteError::Conflict) => {}
             Err(error) => {
                 tracing::warn!(resource = %key, %error, "a status was not written");
-                self.alarms.set(Instant::now() + 5 * BETWEEN, Alarm::Report(key));
+                self.alarms.set(Instant::now() + retry_after(&error), Alarm::Report(key));
             }
         }
     }
@@ -198,9 +225,9 @@ impl Engine {
     /// The status of a resource as things stand. Without a footing in Consul the counts stay as last told.
     fn status_of(&self, key: &ResourceKey, entry: &Entry, placement: Option<&Placement>) -> Status {
         let resource = &entry.resource;
-        let before = entry.has_resolved();
         let spec = entry.effective_spec();
         let resolution = spec.map(|spec| resolve(&self.world, key, spec));
+        let missing = spec.iter().zip(&resolution).flat_map(|(spec, resolution)| missing_check_ports(spec, resolution));
         let row = |key: &_| self.mirror.row(key);
         let (counts, standing) = match placement {
             None => (resource.status.instances, false),
@@ -215,11 +242,11 @@ impl Engine {
             generation: resource.generation,
             service: spec.map(|spec| &spec.service),
             refusal: resource.spec.as_ref().err(),
-            resolved: resolution.as_ref().map(|r| Resolved { unresolved: r.unresolved.as_ref(), before }),
+            resolved: resolution.as_ref().map(|r| r.unresolved.as_ref().map_or(Ok(()), Err)),
             counts,
             unsettled: self.unsettled.contains_key(key) || self.lacks_finalizer(key, resource),
             standing,
-            problems: self.problems(key),
+            problems: self.problems(key).chain(missing).collect(),
             trouble: self.trouble.as_ref().map(|trouble| trouble.message.as_str()),
         })
     }
@@ -229,19 +256,35 @@ impl Engine {
         !resource.deleting && !resource.has_finalizer() && self.mirror.owned(key).next().is_some()
     }
 
-    fn problems(&self, key: &ResourceKey) -> Vec<Problem> {
+    fn problems(&self, key: &ResourceKey) -> impl Iterator<Item = Problem> {
         let refused = self.refused.get(key).into_iter().flatten().map(|(row, refusal)| Problem {
             instance: row.id.to_string(),
-            reason: "Refused".to_owned(),
+            reason: ProblemReason::Refused,
             message: refusal.message.clone(),
         });
         let conflicts = self.conflicts.get(key).into_iter().flatten().map(|(row, who)| Problem {
             instance: row.id.to_string(),
-            reason: "IdTaken".to_owned(),
+            reason: ProblemReason::IdTaken,
             message: format!("this ID on Consul node {} belongs to {who}", row.node),
         });
-        refused.chain(conflicts).collect()
+        refused.chain(conflicts)
     }
+}
+
+/// The checks that some instances go without.
+fn missing_check_ports(spec: &Spec, resolution: &Resolution) -> impl Iterator<Item = Problem> {
+    resolution.instances.iter().flat_map(|instance| {
+        let missing = spec.checks.iter().zip(&instance.check_ports).filter(|(_, port)| port.is_none());
+        missing.map(|(check, _)| Problem {
+            instance: instance.target().to_string(),
+            reason: ProblemReason::CheckPortNotFound,
+            message: format!("it has not the port of check {:?}, and is registered without it", check.check.name),
+        })
+    })
+}
+
+fn retry_after(error: &WriteError) -> Duration {
+    if matches!(error, WriteError::Refused(_)) { RETRY_REFUSED } else { RETRY }
 }
 
 /// Whether all that there is to say is that writes are under way.

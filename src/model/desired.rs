@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::check::{Checks, PlacedCheck};
 use super::names::{ClusterName, Identity, ResourceKey, Str, instance_id, meta};
 use super::registration::{Health, Registration, RowKey};
 use super::resolve::Instance;
@@ -74,12 +75,13 @@ pub fn desired(
         .map(|instance| {
             let id = instance_id(&identity.cluster, owner, &spec.service, &instance.target(), instance.port);
             let key = RowKey { node: placement.node(instance), id };
+            let checks = placed_checks(spec, instance);
             let registration = Registration {
                 service: spec.service.clone(),
                 address: instance.address.to_string().into(),
                 port: instance.port,
                 tags: spec.tags.clone(),
-                meta: all_meta(identity, owner, owner_uid, spec, instance),
+                meta: all_meta(identity, owner, owner_uid, spec, instance, &checks),
                 weights: spec.weights,
                 enable_tag_override: spec.enable_tag_override,
                 tagged_addresses: spec.tagged_addresses.clone(),
@@ -88,10 +90,18 @@ pub fn desired(
                     Readiness::Mirror => Some(Health::Critical),
                     Readiness::Deregister | Readiness::Ignore => None,
                 },
+                checks,
             };
             (key, Arc::new(registration))
         })
         .collect()
+}
+
+/// The checks of one instance: those whose port it has.
+fn placed_checks(spec: &Spec, instance: &Instance) -> Checks {
+    let ports = spec.checks.iter().zip(&instance.check_ports);
+    let placed = ports.filter_map(|(check, port)| Some(PlacedCheck { check: check.check.clone(), port: (*port)? }));
+    Checks::new(placed.collect(), if instance.ready { Health::Passing } else { Health::Critical })
 }
 
 /// The author's pairs and ours.
@@ -101,6 +111,7 @@ fn all_meta(
     owner_uid: &Str,
     spec: &Spec,
     instance: &Instance,
+    checks: &Checks,
 ) -> BTreeMap<Str, Str> {
     let mut all = spec.meta.clone();
     let mut put = |key: &str, value: Str| all.insert(key.into(), value);
@@ -109,8 +120,12 @@ fn all_meta(
     put(meta::CLUSTER_UID, identity.uid.clone());
     put(meta::OWNER, owner.to_string().into());
     put(meta::OWNER_UID, owner_uid.clone());
+    put(meta::SOURCE, spec.source.to_string().into());
     put(meta::NAMESPACE, owner.namespace.clone());
     put(meta::EXTERNAL_SOURCE, meta::KUBERNETES.into());
+    if let Some(digest) = checks.digest() {
+        put(meta::CHECKS, digest);
+    }
     if let Some(pod) = &instance.pod {
         put(meta::POD, pod.name.clone());
     }

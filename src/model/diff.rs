@@ -17,8 +17,8 @@ pub enum Op {
         key: RowKey,
         /// What; its tags are those that Consul holds, where tags belong to Consul's users.
         registration: Arc<Registration>,
-        /// Whether a readiness check is there that should go.
-        drop_readiness: bool,
+        /// The names of checks of ours that are there and should go.
+        drop_checks: Vec<Str>,
     },
     /// Moves the readiness check, and nothing else.
     Readiness {
@@ -111,7 +111,7 @@ pub fn diff<'a>(
         }
     }
     for (key, row) in owned {
-        if desired.contains_key(key) || hold.holds(&row.registration.address) {
+        if desired.contains_key(key) || hold.holds(&row.registration) {
             continue;
         }
         if coming.contains(&*row.registration.address) {
@@ -127,24 +127,24 @@ pub fn diff<'a>(
 
 /// What to write for one desired instance; an error says who else holds its ID.
 fn change(key: &RowKey, wanted: &Arc<Registration>, there: Option<&Row>) -> Result<Option<Op>, String> {
-    let put = |registration: Arc<Registration>, drop_readiness| {
-        Ok(Some(Op::Put { key: key.clone(), registration, drop_readiness }))
+    let put = |registration: Arc<Registration>, drop_checks| {
+        Ok(Some(Op::Put { key: key.clone(), registration, drop_checks }))
     };
     let Some(row) = there else {
-        return put(wanted.clone(), false);
+        return put(wanted.clone(), Vec::new());
     };
     if let Ownership::Other(who) = &row.ownership {
         return Err(who.clone());
     }
     let there = &*row.registration;
     let wanted = with_tags_of_consul(wanted, there);
-    let drop_readiness = there.readiness.is_some() && wanted.readiness.is_none();
-    if row.ownership == Ownership::Unowned || !wanted.same_service(there) || drop_readiness {
-        return put(wanted, drop_readiness);
+    let (has, wants) = (there.check_names(), wanted.check_names());
+    if row.ownership == Ownership::Unowned || !wanted.same_service(there) || has != wants {
+        let drop_checks = has.difference(&wants).map(|name| Str::from(*name)).collect();
+        return put(wanted, drop_checks);
     }
     match (wanted.readiness, there.readiness) {
         (Some(new), Some(old)) if new != old => Ok(Some(Op::Readiness { key: key.clone(), registration: wanted })),
-        (Some(_), None) => put(wanted, false),
         _ => Ok(None),
     }
 }

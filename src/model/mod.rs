@@ -7,6 +7,7 @@
 //!
 //! The whole product can be understood from this folder. A test holds it to depending on nothing else.
 
+pub mod check;
 pub mod desired;
 pub mod diff;
 pub mod facts;

@@ -92,6 +92,11 @@ pub mod meta {
     pub const OWNER: &str = "lictor-owner";
     /// The uid of the `ConsulService`.
     pub const OWNER_UID: &str = "lictor-owner-uid";
+    /// Where the resource had the instance from, such as `service/web`: tells what a spec registered itself
+    /// from what an earlier spec did, also after a crash.
+    pub const SOURCE: &str = "lictor-source";
+    /// A digest of what the checks do that Consul runs against the instance, where it has any.
+    pub const CHECKS: &str = "lictor-checks";
     /// The Kubernetes namespace of the instance.
     pub const NAMESPACE: &str = "k8s-namespace";
     /// The pod behind the instance, where there is one.
@@ -103,7 +108,7 @@ pub mod meta {
     /// The value of [`EXTERNAL_SOURCE`].
     pub const KUBERNETES: &str = "kubernetes";
     /// What Retain takes off: with these gone, no sweep of ours removes the entry.
-    pub const OWNERSHIP: [&str; 5] = [MANAGED_BY, CLUSTER, CLUSTER_UID, OWNER, OWNER_UID];
+    pub const OWNERSHIP: [&str; 7] = [MANAGED_BY, CLUSTER, CLUSTER_UID, OWNER, OWNER_UID, SOURCE, CHECKS];
 }
 
 /// What every ID of a cluster begins with.
@@ -131,10 +136,19 @@ pub fn owner_of_id(cluster: &ClusterName, id: &str) -> Option<ResourceKey> {
     parts.next().map(|_| key)
 }
 
-/// The ID of the readiness check of an instance.
+/// The name of the check that holds an instance's readiness; no other check has it.
+pub const READINESS: &str = "readiness";
+
+/// The ID of a check of an instance.
 #[must_use]
-pub fn readiness_check_id(instance: &str) -> String {
-    format!("{instance}:readiness")
+pub fn check_id(instance: &str, name: &str) -> String {
+    format!("{instance}:{name}")
+}
+
+/// The name of a check of an instance; none where its ID is not of our making.
+#[must_use]
+pub fn check_name<'a>(instance: &str, check_id: &'a str) -> Option<&'a str> {
+    check_id.strip_prefix(instance)?.strip_prefix(':')
 }
 
 #[cfg(test)]

@@ -101,6 +101,12 @@ impl Plan {
         self.lanes.range::<Str, _>((after, Bound::Unbounded)).map(|(node, _)| node)
     }
 
+    /// Whether writes for a node wait.
+    #[must_use]
+    pub fn has_node(&self, node: &str) -> bool {
+        self.lanes.contains_key(node)
+    }
+
     /// Whether writes of a resource wait.
     #[must_use]
     pub fn has(&self, owner: &ResourceKey) -> bool {

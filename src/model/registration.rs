@@ -1,10 +1,11 @@
 //! A registration as Consul holds it, and what we know of one that is there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
-use super::names::{Identity, ResourceKey, Str, meta, owner_of_id};
+use super::check::Checks;
+use super::names::{Identity, READINESS, ResourceKey, Str, meta, owner_of_id};
 
 /// Where a registration stands in Consul: IDs are unique per Consul node.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -42,10 +43,12 @@ pub struct Registration {
     pub tagged_addresses: Arc<BTreeMap<Str, TaggedAddress>>,
     /// The state of the readiness check; none where there is no such check.
     pub readiness: Option<Health>,
+    /// The checks that Consul runs.
+    pub checks: Checks,
 }
 
 impl Registration {
-    /// Whether everything but the readiness check is the same. Where tags belong to Consul's users they are
+    /// Whether everything but the checks is the same. Where tags belong to Consul's users they are
     /// not compared.
     #[must_use]
     pub fn same_service(&self, other: &Self) -> bool {
@@ -57,6 +60,13 @@ impl Registration {
             && self.weights == other.weights
             && self.enable_tag_override == other.enable_tag_override
             && self.tagged_addresses == other.tagged_addresses
+    }
+
+    /// The names of all checks of ours.
+    #[must_use]
+    pub fn check_names(&self) -> BTreeSet<&str> {
+        let readiness = self.readiness.map(|_| READINESS);
+        self.checks.names().iter().map(|name| &**name).chain(readiness).collect()
     }
 
     /// The same without our mark, as Retain leaves it behind.

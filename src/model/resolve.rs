@@ -3,9 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use super::check::CheckSpec;
 use super::facts::{Endpoint, Family, PodRef, Service, Slice};
-use super::names::Str;
-use super::resource::PortRef;
+use super::names::{Str, meta};
+use super::registration::Registration;
+use super::resource::{PortRef, Source};
 
 /// One endpoint of a resource, resolved to a number.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,6 +22,8 @@ pub struct Instance {
     pub node: Option<Str>,
     /// The pod behind it.
     pub pod: Option<PodRef>,
+    /// The port that each check of the spec goes to, in their order; none where this endpoint has no such port.
+    pub check_ports: Vec<Option<u16>>,
 }
 
 impl Instance {
@@ -55,40 +59,41 @@ pub struct Unresolved {
 pub enum Hold {
     /// None: the instances are the whole truth.
     Nothing,
-    /// All of the resource's: nothing is known of its source yet.
-    Everything,
+    /// Those that came from another source than this one: an earlier spec registered them, and nothing is
+    /// known of this spec's source. Those of this very source went with it.
+    OtherSources(Str),
     /// Those at these addresses: the endpoint lives, only how to register it is not known.
     Addresses(BTreeSet<Str>),
 }
 
 impl Hold {
-    /// Whether a registration at `address` stays.
+    /// Whether a registration stays.
     #[must_use]
-    pub fn holds(&self, address: &str) -> bool {
+    pub fn holds(&self, registration: &Registration) -> bool {
         match self {
             Self::Nothing => false,
-            Self::Everything => true,
-            Self::Addresses(addresses) => addresses.contains(address),
+            Self::OtherSources(source) => registration.meta.get(meta::SOURCE) != Some(source),
+            Self::Addresses(addresses) => addresses.contains(&registration.address),
         }
     }
 }
 
 /// Resolves the Service `name`.
 ///
-/// `service` is none where it does not exist; `resolved_before` says that this very spec found it once: then
-/// it was deleted, and its endpoints with it. A spec that never found its Service may simply be mistyped:
-/// whatever an earlier spec registered stays.
+/// `service` is none where it does not exist. What was registered from that very Service goes then, since its
+/// endpoints are gone with it; what an earlier spec registered from another one stays, since this one may
+/// simply be mistyped.
 pub fn resolve_service<'a>(
     name: &str,
     port: Option<&PortRef>,
+    checks: &[CheckSpec],
     service: Option<&Service>,
     slices: impl Iterator<Item = &'a Slice> + Clone,
-    resolved_before: bool,
 ) -> Resolution {
     let gone = |reason, message| Resolution {
         instances: Vec::new(),
         unresolved: Some(Unresolved { reason, message }),
-        hold: if resolved_before { Hold::Nothing } else { Hold::Everything },
+        hold: Hold::OtherSources(Source::Service { name: name.into() }.to_string().into()),
     };
     let Some(service) = service else {
         return gone("ServiceNotFound", format!("Service {name:?} does not exist in this namespace"));
@@ -107,15 +112,28 @@ pub fn resolve_service<'a>(
         Ok(port_name) => port_name,
         Err(error) => return unresolved(error),
     };
+    let check_ports = match check_ports(name, checks, service) {
+        Ok(check_ports) => check_ports,
+        Err(error) => return unresolved(error),
+    };
     let (mut instances, mut without_port) = (BTreeMap::new(), 0_usize);
     for slice in slices.clone().filter(|s| s.family != Family::Fqdn) {
-        let number = slice.ports.iter().find(|p| p.name == port_name).map(|p| p.number);
+        let number_of = |name: &Str| slice.ports.iter().find(|p| p.name == *name).map(|p| p.number);
+        let number = number_of(&port_name);
+        let targets: Vec<Option<u16>> = check_ports
+            .iter()
+            .map(|port| match port {
+                CheckPort::Own => number,
+                CheckPort::Named(name) => number_of(name),
+                CheckPort::Number(number) => Some(*number),
+            })
+            .collect();
         for endpoint in slice.endpoints.iter().filter(|e| !e.terminating) {
             let Some(port) = number else {
                 without_port += 1;
                 continue;
             };
-            unite(&mut instances, endpoint, port);
+            unite(&mut instances, endpoint, port, &targets);
         }
     }
     if instances.is_empty() && without_port > 0 {
@@ -163,6 +181,31 @@ fn port_name(service_name: &str, port: Option<&PortRef>, service: &Service) -> R
     })
 }
 
+/// Where a check goes.
+enum CheckPort {
+    /// To the instance's own port.
+    Own,
+    /// To the port behind a name of the Service's.
+    Named(Str),
+    /// To this port of the instance.
+    Number(u16),
+}
+
+fn check_ports(service_name: &str, checks: &[CheckSpec], service: &Service) -> Result<Vec<CheckPort>, Unresolved> {
+    let of = |check: &CheckSpec| match &check.port {
+        None => Ok(CheckPort::Own),
+        Some(PortRef::Number(number)) => Ok(CheckPort::Number(*number)),
+        Some(by_name @ PortRef::Name(_)) => {
+            let found = port_name(service_name, Some(by_name), service);
+            found.map(CheckPort::Named).map_err(|error| Unresolved {
+                message: format!("check {:?}: {}", check.check.name, error.message),
+                ..error
+            })
+        }
+    };
+    checks.iter().map(of).collect()
+}
+
 /// All endpoints that stay.
 fn living<'a>(slices: impl Iterator<Item = &'a Slice>) -> impl Iterator<Item = &'a Endpoint> {
     slices.flat_map(|s| &s.endpoints).filter(|e| !e.terminating)
@@ -170,13 +213,14 @@ fn living<'a>(slices: impl Iterator<Item = &'a Slice>) -> impl Iterator<Item = &
 
 /// Adds an endpoint, or joins it with its copy of another slice: while endpoints move between slices they
 /// stand in both, and the newer one says ready first.
-fn unite(instances: &mut BTreeMap<(Str, u16), Instance>, endpoint: &Endpoint, port: u16) {
+fn unite(instances: &mut BTreeMap<(Str, u16), Instance>, endpoint: &Endpoint, port: u16, check_ports: &[Option<u16>]) {
     let instance = Instance {
         address: endpoint.address,
         port,
         ready: endpoint.ready,
         node: endpoint.node.clone(),
         pod: endpoint.pod.clone(),
+        check_ports: check_ports.to_vec(),
     };
     instances.entry((instance.target(), port)).and_modify(|known| known.ready |= instance.ready).or_insert(instance);
 }
@@ -210,8 +254,8 @@ mod tests {
         Service { family: Some(Family::V4), external_name: false, ports }
     }
 
-    fn resolve(port: Option<PortRef>, service: Option<&Service>, slices: &[Slice], before: bool) -> Resolution {
-        resolve_service("web", port.as_ref(), service, slices.iter(), before)
+    fn resolve(port: Option<PortRef>, service: Option<&Service>, slices: &[Slice]) -> Resolution {
+        resolve_service("web", port.as_ref(), &[], service, slices.iter())
     }
 
     fn found(resolution: &Resolution) -> Vec<(String, u16, bool)> {
@@ -227,7 +271,7 @@ mod tests {
             slice(("http", 9090), vec![endpoint(3)]),
             slice(("http", 8080), vec![endpoint(2)]),
         ];
-        let resolution = resolve(None, Some(&web), &slices, false);
+        let resolution = resolve(None, Some(&web), &slices);
         assert_eq!(resolution.unresolved, None);
         let expected = [("u1", 8080, true), ("u2", 8080, true), ("u3", 9090, true)];
         assert_eq!(found(&resolution), expected.map(|(t, p, r)| (t.to_owned(), p, r)));
@@ -237,7 +281,7 @@ mod tests {
     fn a_terminating_endpoint_leaves_whatever_ready_says() {
         let web = service(&[("", 80)]);
         let leaving = Endpoint { terminating: true, ..endpoint(1) };
-        let resolution = resolve(None, Some(&web), &[slice(("", 8080), vec![leaving])], false);
+        let resolution = resolve(None, Some(&web), &[slice(("", 8080), vec![leaving])]);
         assert_eq!((found(&resolution), resolution.unresolved, resolution.hold), (vec![], None, Hold::Nothing));
     }
 
@@ -246,27 +290,44 @@ mod tests {
         let two = service(&[("http", 80), ("grpc", 90)]);
         let slices = [slice(("grpc", 9000), vec![endpoint(1)])];
         for port in [PortRef::Name("grpc".into()), PortRef::Number(90)] {
-            assert_eq!(found(&resolve(Some(port), Some(&two), &slices, false)), [("u1".to_owned(), 9000, true)]);
+            assert_eq!(found(&resolve(Some(port), Some(&two), &slices)), [("u1".to_owned(), 9000, true)]);
         }
         for port in [None, Some(PortRef::Number(9000)), Some(PortRef::Name("web".into()))] {
-            let resolution = resolve(port, Some(&two), &slices, true);
+            let resolution = resolve(port, Some(&two), &slices);
             assert_eq!(resolution.unresolved.unwrap().reason, "PortNotFound");
-            assert!(resolution.hold.holds("10.0.0.1"), "a living endpoint stays as it was");
-            assert!(!resolution.hold.holds("10.0.0.2"), "a dead one does not");
+            assert!(resolution.hold.holds(&row("10.0.0.1", "service/web")), "a living endpoint stays as it was");
+            assert!(!resolution.hold.holds(&row("10.0.0.2", "service/web")), "a dead one does not");
+        }
+    }
+
+    /// A registration as far as a hold looks at it.
+    fn row(address: &str, source: &str) -> Registration {
+        Registration {
+            service: "s".into(),
+            address: address.into(),
+            port: 80,
+            tags: [].into(),
+            meta: [(meta::SOURCE.into(), source.into())].into(),
+            weights: crate::model::registration::Weights::default(),
+            enable_tag_override: false,
+            tagged_addresses: std::sync::Arc::default(),
+            readiness: None,
+            checks: crate::model::check::Checks::default(),
         }
     }
 
     #[test]
-    fn a_service_that_was_never_found_holds_and_one_that_was_deleted_does_not() {
-        assert_eq!(resolve(None, None, &[], false).hold, Hold::Everything);
-        let deleted = resolve(None, None, &[], true);
-        assert_eq!((deleted.hold, deleted.unresolved.unwrap().reason), (Hold::Nothing, "ServiceNotFound"));
+    fn without_its_service_a_spec_keeps_what_another_one_registered() {
+        let resolution = resolve(None, None, &[]);
+        assert_eq!(resolution.unresolved.unwrap().reason, "ServiceNotFound");
+        assert!(!resolution.hold.holds(&row("10.0.0.1", "service/web")), "went with its Service");
+        assert!(resolution.hold.holds(&row("10.0.0.1", "service/other")), "the new name may be mistyped");
     }
 
     #[test]
     fn only_the_primary_family_counts() {
         let web = service(&[("http", 80)]);
         let six = Slice { family: Family::V6, ..slice(("http", 80), vec![endpoint(1)]) };
-        assert!(found(&resolve(None, Some(&web), &[six], false)).is_empty());
+        assert!(found(&resolve(None, Some(&web), &[six])).is_empty());
     }
 }

@@ -1,8 +1,10 @@
 //! A `ConsulService` as decisions see it: its spec in the model's own types, or why it was refused.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 
+use super::check::CheckSpec;
 use super::names::{ResourceKey, Str};
 use super::registration::{TaggedAddress, Weights};
 use super::status::Status;
@@ -22,20 +24,35 @@ pub struct Resource {
     pub finalizers: Vec<Str>,
     /// Whether `metadata.deletionTimestamp` is set.
     pub deleting: bool,
+    /// Whether it is of this operator's class. One that is not is only watched, so that what is registered
+    /// for it is not taken for an orphan.
+    pub ours: bool,
+    /// The finalizer of this operator's class.
+    pub finalizer: Str,
+    /// What happens to the registrations when it is deleted; none where that cannot be read. It counts even
+    /// where the rest of the spec is refused.
+    pub deletion: Option<DeletionPolicy>,
     /// What it asks for, or why that cannot be.
     pub spec: Result<Arc<Spec>, Refusal>,
     /// The status as last read, also where it is someone else's.
     pub status: Arc<Status>,
 }
 
-/// The finalizer that makes "deleted" mean "gone from Consul".
+/// The finalizer that makes "deleted" mean "gone from Consul", of the operator without a class.
 pub const FINALIZER: &str = "lictor.dev/deregister";
+
+/// The finalizer of the operator of a class; of the one without a class where it is empty. Each class has its
+/// own, so that a resource that changes hands is let go by the one that had it.
+#[must_use]
+pub fn finalizer(class: &str) -> Str {
+    if class.is_empty() { FINALIZER.into() } else { format!("{FINALIZER}-{class}").into() }
+}
 
 impl Resource {
     /// Whether our finalizer is on it.
     #[must_use]
     pub fn has_finalizer(&self) -> bool {
-        self.finalizers.iter().any(|f| &**f == FINALIZER)
+        self.finalizers.contains(&self.finalizer)
     }
 
     /// Whether a decision about registrations could differ between the two: everything but the status and
@@ -45,6 +62,8 @@ impl Resource {
         self.uid != other.uid
             || self.generation != other.generation
             || self.deleting != other.deleting
+            || self.ours != other.ours
+            || self.deletion != other.deletion
             || self.spec != other.spec
     }
 }
@@ -79,8 +98,8 @@ pub struct Spec {
     pub enable_tag_override: bool,
     /// What Kubernetes' readiness does in Consul.
     pub readiness: Readiness,
-    /// What happens to the registrations when the resource is deleted.
-    pub deletion: DeletionPolicy,
+    /// The checks that Consul runs.
+    pub checks: Vec<CheckSpec>,
 }
 
 /// Where instances come from.
@@ -91,6 +110,15 @@ pub enum Source {
         /// The Service's name.
         name: Str,
     },
+}
+
+impl fmt::Display for Source {
+    /// As in meta `lictor-source`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Service { name } => write!(f, "service/{name}"),
+        }
+    }
 }
 
 /// A port of the source.

@@ -33,10 +33,40 @@ pub struct Status {
 pub struct Problem {
     /// Its ID in Consul.
     pub instance: String,
-    /// `Refused` or `IdTaken`.
-    pub reason: String,
+    /// In a word.
+    pub reason: ProblemReason,
     /// Consul's own words, or who holds the ID.
     pub message: String,
+}
+
+/// What may be wrong with an instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProblemReason {
+    /// Consul refuses it.
+    Refused,
+    /// Somebody else holds its ID.
+    IdTaken,
+    /// It has not the port that a check goes to: it is registered without that check.
+    CheckPortNotFound,
+}
+
+impl ProblemReason {
+    /// As it stands in the status, and as the reason of `Registered=False`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Refused => "Refused",
+            Self::IdTaken => "IdTaken",
+            Self::CheckPortNotFound => "CheckPortNotFound",
+        }
+    }
+
+    /// Reads it; what a later version wrote is a refusal to this one, until it writes the status anew.
+    #[must_use]
+    pub fn parse(text: &str) -> Self {
+        let all = [Self::Refused, Self::IdTaken, Self::CheckPortNotFound];
+        all.into_iter().find(|reason| reason.as_str() == text).unwrap_or(Self::Refused)
+    }
 }
 
 /// A condition, as `metav1.Condition` has it.
@@ -125,19 +155,7 @@ impl Status {
     pub fn condition(&self, kind: ConditionKind) -> Option<&Condition> {
         self.conditions.iter().find(|c| c.kind == kind)
     }
-
-    /// Whether this status says that the spec of `generation` found its source, once: it survives a restart,
-    /// and tells a Service that was deleted from one that never was.
-    #[must_use]
-    pub fn has_resolved(&self, generation: i64) -> bool {
-        self.condition(ConditionKind::Resolved).is_some_and(|c| {
-            c.observed_generation == generation && (c.truth == Truth::True || c.reason == SERVICE_DELETED)
-        })
-    }
 }
-
-/// The reason of `Resolved=False` where the Service was there and is no more.
-pub const SERVICE_DELETED: &str = "ServiceDeleted";
 
 /// The reason of `Registered=False` while writes are under way.
 pub const PENDING: &str = "Pending";
@@ -152,7 +170,7 @@ pub struct Findings<'a> {
     /// Why the spec was refused.
     pub refusal: Option<&'a Refusal>,
     /// What the source came to; none where there is no spec to resolve.
-    pub resolved: Option<Resolved<'a>>,
+    pub resolved: Option<Result<(), &'a Unresolved>>,
     /// How many are wanted and there.
     pub counts: Counts,
     /// Whether writes of this resource wait or are under way.
@@ -163,15 +181,6 @@ pub struct Findings<'a> {
     pub problems: Vec<Problem>,
     /// Why Consul cannot be written to at all just now.
     pub trouble: Option<&'a str>,
-}
-
-/// What a source came to.
-#[derive(Clone, Copy, Debug)]
-pub struct Resolved<'a> {
-    /// Why it could not be resolved.
-    pub unresolved: Option<&'a Unresolved>,
-    /// Whether this very spec had been resolved before.
-    pub before: bool,
 }
 
 /// The status that says so.
@@ -193,14 +202,8 @@ pub fn status(findings: Findings<'_>) -> Status {
         None => {
             condition(ConditionKind::Resolved, Truth::Unknown, "NotAccepted", "the spec is not accepted".to_owned())
         }
-        Some(Resolved { unresolved: None, .. }) => {
-            condition(ConditionKind::Resolved, Truth::True, "Resolved", "the source was found".to_owned())
-        }
-        Some(Resolved { unresolved: Some(why), before }) => {
-            let deleted = before && why.reason == "ServiceNotFound";
-            let reason = if deleted { SERVICE_DELETED } else { why.reason };
-            condition(ConditionKind::Resolved, Truth::False, reason, why.message.clone())
-        }
+        Some(Ok(())) => condition(ConditionKind::Resolved, Truth::True, "Resolved", "the source was found".to_owned()),
+        Some(Err(why)) => condition(ConditionKind::Resolved, Truth::False, why.reason, why.message.clone()),
     };
     let (truth, reason, message) = registered(&findings);
     let registered = condition(ConditionKind::Registered, truth, reason, message);
@@ -232,12 +235,12 @@ fn registered(findings: &Findings<'_>) -> (Truth, &'static str, String) {
         let why = findings.trouble.unwrap_or("not read yet");
         return (Truth::Unknown, "ConsulUnavailable", format!("Consul cannot be reached: {why}"));
     }
-    if findings.resolved.is_some_and(|r| r.unresolved.is_some()) && !findings.unsettled {
+    if findings.resolved.is_some_and(|resolved| resolved.is_err()) && !findings.unsettled {
         return (Truth::Unknown, "NotResolved", "the source was not found".to_owned());
     }
     if let Some(first) = findings.problems.first() {
         let message = format!("{}; {}: {}", held(), first.instance, first.message);
-        return (Truth::False, if first.reason == "IdTaken" { "IdTaken" } else { "Refused" }, message);
+        return (Truth::False, first.reason.as_str(), message);
     }
     if desired == registered && !findings.unsettled {
         return (Truth::True, "Registered", "Consul holds every desired instance".to_owned());

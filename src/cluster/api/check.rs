@@ -48,7 +48,8 @@ pub struct Check {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub h2ping: Option<H2PingCheck>,
 
-    /// The port to check: a name, or a number from 1 to 65535. By default the instance's own port.
+    /// The port to check: the name of another port of the Service, or a number, which is the instance's own (not
+    /// the Service's). By default the port that is registered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<PortRef>,
 

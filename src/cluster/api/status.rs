@@ -69,7 +69,7 @@ pub struct InstanceCounts {
 /// What is wrong with one instance.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// The instance: a pod's name, or an address.
+    /// The instance's ID in Consul.
     pub instance: String,
 
     /// What kind of problem, in one word.

@@ -1,8 +1,9 @@
 use serde_json::json;
 
 use super::*;
+use crate::model::check::{Probe, Tls};
 
-fn read_with(rules: &Rules, spec: &Value) -> Option<SeenResource> {
+fn read_with(rules: &Rules, spec: &Value) -> SeenResource {
     let object = json!({
         "metadata": { "name": "user", "namespace": "shop", "uid": "u", "generation": 3, "resourceVersion": "7" },
         "spec": spec,
@@ -11,9 +12,9 @@ fn read_with(rules: &Rules, spec: &Value) -> Option<SeenResource> {
 }
 
 fn read(spec: &Value) -> Result<Arc<Spec>, Refusal> {
-    let rules =
-        Rules { class: None, allow_static: vec!["198.51.100.0/24".parse().unwrap(), "fe80::/10".parse().unwrap()] };
-    read_with(&rules, spec).unwrap().resource.spec
+    let allow_static = vec!["198.51.100.0/24".parse().unwrap(), "fe80::/10".parse().unwrap()];
+    let rules = Rules { class: None, allow_static, runs_checks: true };
+    read_with(&rules, spec).resource.spec
 }
 
 /// A spec from a Service with some more fields.
@@ -37,7 +38,7 @@ fn the_smallest_spec_is_read_with_careful_defaults() {
         tagged_addresses: Arc::default(),
         enable_tag_override: false,
         readiness: Readiness::Mirror,
-        deletion: DeletionPolicy::Deregister,
+        checks: Vec::new(),
     };
     assert_eq!(*spec, expected);
 }
@@ -67,7 +68,7 @@ fn every_field_is_read() {
         tagged_addresses: Arc::new(BTreeMap::from([("wan".into(), wan)])),
         enable_tag_override: true,
         readiness: Readiness::Deregister,
-        deletion: DeletionPolicy::Retain,
+        checks: Vec::new(),
     };
     assert_eq!(*spec.unwrap(), expected);
     assert_eq!(with(json!({ "port": 80 })).unwrap().port, Some(PortRef::Number(80)));
@@ -78,7 +79,10 @@ fn what_cannot_be_acted_on_is_refused_with_its_reason() {
     let tagged = |address: &str| json!({ "taggedAddresses": { "wan": { "address": address, "port": 443 } } });
     let many: BTreeMap<String, &str> = (0..56).map(|i| (format!("k{i}"), "")).collect();
     let table = [
-        (with(json!({ "checks": [{ "name": "a", "tcp": {} }] })), "NotSupported", "spec.checks"),
+        (with(json!({ "checks": [{ "name": "a", "tcp": {}, "interval": "1ms" }] })), "Invalid", "1s or more"),
+        (with(json!({ "checks": [{ "name": "a", "tcp": {}, "timeout": "1m" }] })), "Invalid", "at most the interval"),
+        (with(json!({ "checks": [{ "name": "readiness", "tcp": {} }] })), "Invalid", "choose another"),
+        (with(json!({ "checks": [{ "name": "a", "tcp": {}, "udp": {} }] })), "Invalid", "exactly one"),
         (with(json!({ "tags": ["a", "v-${pod.name}"] })), "NotSupported", "v-${pod.name}"),
         (with(json!({ "meta": { "v": "${pod.name}" } })), "NotSupported", "spec.meta"),
         (read(&json!({ "source": { "pods": { "matchLabels": { "a": "b" } } } })), "NotSupported", "spec.source.pods"),
@@ -98,7 +102,7 @@ fn what_cannot_be_acted_on_is_refused_with_its_reason() {
         (with(json!({ "port": 0 })), "Invalid", "spec.port"),
         (with(json!({ "weights": { "passing": 0 } })), "Invalid", "spec.weights.passing"),
         (with(json!({ "meta": { "v": "ä".repeat(257) } })), "Invalid", "514 bytes"),
-        (with(json!({ "meta": many })), "Invalid", "room for 55"),
+        (with(json!({ "meta": many })), "Invalid", "room for 53"),
         (with(json!({ "meta": { "consul-x": "" } })), "Invalid", "consul-x"),
         (with(json!({ "meta": { "lictor-x": "" } })), "Invalid", "lictor-x"),
         (with(json!({ "meta": { "k8s-pod": "" } })), "Invalid", "k8s-pod"),
@@ -122,8 +126,8 @@ fn what_cannot_be_acted_on_is_refused_with_its_reason() {
 }
 
 #[test]
-fn a_resource_of_another_class_is_none_of_our_business() {
-    let rules = |class: Option<&str>| Rules { class: class.map(ToOwned::to_owned), allow_static: Vec::new() };
+fn a_resource_of_another_class_is_not_judged() {
+    let rules = |class: Option<&str>| Rules { class: class.map(ToOwned::to_owned), ..Rules::default() };
     let table = [
         (None, json!({}), true),
         (Some(""), json!({}), true),
@@ -135,8 +139,45 @@ fn a_resource_of_another_class_is_none_of_our_business() {
         (None, json!({ "class": "b", "source": "cannot be read" }), false),
     ];
     for (class, spec, ours) in table {
-        assert_eq!(read_with(&rules(class), &spec).is_some(), ours, "{class:?} {spec}");
+        let resource = read_with(&rules(class), &spec).resource;
+        assert_eq!(resource.ours, ours, "{class:?} {spec}");
+        assert_eq!(
+            &*resource.finalizer,
+            if class == Some("b") { "lictor.dev/deregister-b" } else { "lictor.dev/deregister" }
+        );
+        assert!(ours || resource.spec.is_err(), "nothing is done by a spec that is not ours");
     }
+}
+
+#[test]
+fn the_deletion_policy_is_read_whatever_else_is_wrong() {
+    let table = [
+        (json!({}), Some(DeletionPolicy::Deregister)),
+        (json!({ "deletionPolicy": "Deregister" }), Some(DeletionPolicy::Deregister)),
+        (json!({ "deletionPolicy": "Retain", "source": 7 }), Some(DeletionPolicy::Retain)),
+        (json!({ "deletionPolicy": "Later" }), None),
+    ];
+    for (spec, expected) in table {
+        assert_eq!(read_with(&Rules::default(), &spec).resource.deletion, expected, "{spec}");
+    }
+}
+
+#[test]
+fn checks_are_read_and_refused_where_nothing_runs_them() {
+    let checks = json!({ "source": { "service": { "name": "user" } }, "checks": [
+        { "name": "http", "http": { "path": "/health", "scheme": "https", "tlsServerName": "user.shop" }, "port": "admin",
+          "interval": "15s", "failuresBeforeCritical": 2 },
+        { "name": "grpc", "grpc": { "service": "shop.User", "useTLS": false }, "interval": "1m30s", "timeout": "500ms" },
+    ] });
+    let spec = read(&checks).unwrap();
+    let [http, grpc] = &spec.checks[..] else { panic!("two checks") };
+    assert_eq!((&http.port, &*http.check.timeout), (&Some(PortRef::Name("admin".into())), "10000ms"));
+    let tls = Some(Tls { skip_verify: false, server_name: Some("user.shop".into()) });
+    assert!(matches!(&http.check.probe, Probe::Http { path, tls: t, .. } if &**path == "/health" && *t == tls));
+    assert_eq!(grpc.check.probe, Probe::Grpc { service: "shop.User".into(), tls: None });
+    assert_eq!((&*grpc.check.interval, &*grpc.check.timeout), ("1m30s", "500ms"));
+    let nowhere = read_with(&Rules::default(), &checks).resource.spec.unwrap_err();
+    assert_eq!(nowhere.reason, "NotSupported");
 }
 
 #[test]
@@ -151,9 +192,8 @@ fn metadata_is_read_and_a_status_that_cannot_be_read_is_as_none() {
         },
         "status": "nonsense",
     });
-    let seen =
-        resource(ObjectKey::new("shop", "user"), serde_json::from_value(object).unwrap(), &Rules::default()).unwrap();
-    let Resource { key, uid, generation, resource_version, finalizers, deleting, spec, status } = seen.resource;
+    let seen = resource(ObjectKey::new("shop", "user"), serde_json::from_value(object).unwrap(), &Rules::default());
+    let Resource { key, uid, generation, resource_version, finalizers, deleting, spec, status, .. } = seen.resource;
     assert_eq!((key.to_string().as_str(), &*uid, generation, &*resource_version), ("shop/user", "u", 3, "7"));
     assert_eq!((finalizers, deleting), (vec!["b".into(), "a".into()], true));
     assert_eq!(spec.unwrap_err().reason, "Undecodable");

@@ -99,13 +99,10 @@ fn a_node_is_its_first_internal_address() {
 
 #[test]
 fn one_that_is_no_longer_of_interest_is_as_good_as_deleted() {
-    let object: ResourceObject = serde_json::from_value(json!({
-        "metadata": { "name": "user", "namespace": "shop" },
-        "spec": { "class": "other" },
-    }))
-    .unwrap();
+    let without_label = json!({ "metadata": { "name": "user", "namespace": "shop" }, "addressType": "IPv4" });
+    let object: SliceObject = serde_json::from_value(without_label).unwrap();
     let mut decoder = Decoder::new(Arc::default());
-    let gone = Change::Resource(Step::Delete(ObjectKey::new("shop", "user")));
+    let gone = Change::Slice(Step::Delete(ObjectKey::new("shop", "user")));
     assert_eq!(decoder.decode(watcher::Event::Apply(object.clone())), Some(gone));
     assert_eq!(decoder.decode(watcher::Event::InitApply(object)), None, "a list that lacks it will sweep it");
 }

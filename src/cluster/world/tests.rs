@@ -9,7 +9,7 @@ use proptest::test_runner::{Config, TestRunner};
 use super::*;
 use crate::model::facts::{Endpoint, Family, ServicePort, SlicePort};
 use crate::model::registration::Weights;
-use crate::model::resource::{DeletionPolicy, Readiness, Refusal};
+use crate::model::resource::{DeletionPolicy, FINALIZER, Readiness, Refusal};
 use crate::model::status::Status;
 
 const NAMESPACES: [&str; 2] = ["a", "b"];
@@ -29,7 +29,7 @@ fn spec(service: &str) -> Arc<Spec> {
         tagged_addresses: Arc::default(),
         enable_tag_override: false,
         readiness: Readiness::Mirror,
-        deletion: DeletionPolicy::Deregister,
+        checks: Vec::new(),
     })
 }
 
@@ -41,6 +41,9 @@ fn seen(key: &ObjectKey, uid: &str, generation: i64, spec: Result<Arc<Spec>, Ref
         resource_version: "1".into(),
         finalizers: Vec::new(),
         deleting: false,
+        ours: true,
+        finalizer: FINALIZER.into(),
+        deletion: Some(DeletionPolicy::Deregister),
         spec,
         status: Arc::default(),
     };
@@ -173,17 +176,6 @@ fn the_last_good_spec_stays_in_force_for_the_very_same_resource() {
     let (_, effective) = apply(seen(&r, "another", 1, undecodable()));
     assert_eq!(effective, None);
     assert_eq!(world.apply(event(&scope, Change::Service(Step::Apply(key("a", "s"), service(81))))), []);
-}
-
-#[test]
-fn that_a_source_was_found_is_remembered_for_the_very_same_resource() {
-    let (mut world, scope, r) = listed();
-    world.mark_resolved(&r, 1);
-    let resolved = |world: &World| world.resource(&r).unwrap().resolved_generation;
-    world.apply(event(&scope, Change::Resource(Step::Apply(r.clone(), seen(&r, "u", 2, Ok(spec("t")))))));
-    assert_eq!(resolved(&world), Some(1));
-    world.apply(event(&scope, Change::Resource(Step::Apply(r.clone(), seen(&r, "v", 2, Ok(spec("t")))))));
-    assert_eq!(resolved(&world), None);
 }
 
 // Random histories of a cluster, told by watches that lag, repeat themselves, break off and list anew.

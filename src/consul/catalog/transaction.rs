@@ -94,12 +94,13 @@ fn parts(index: usize, op: &Op, unregistered: bool) -> Vec<(Part, String)> {
     let (node, id) = (&*op.key().node, &*op.key().id);
     let mut parts = Vec::with_capacity(2);
     match op {
-        Op::Put { registration, drop_readiness, .. } => {
+        Op::Put { registration, drop_checks, .. } => {
             parts.push((Part::Service(index), txn_service_set(node, id, registration)));
             if let Some(readiness) = registration.readiness {
                 parts.push((Part::Check(index), txn_check_set(node, id, &registration.service, readiness)));
-            } else if *drop_readiness {
-                parts.push((Part::Check(index), txn_check_delete(node, id, &registration.service)));
+            }
+            for name in drop_checks {
+                parts.push((Part::Check(index), txn_check_delete(node, id, &registration.service, name)));
             }
         }
         Op::Readiness { registration, .. } => {

@@ -1,0 +1,113 @@
+//! The checks that Consul is to run.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use super::{Rules, invalid, not_supported, port};
+use crate::cluster::api::{self, TlsOptions};
+use crate::model::check::{Check, CheckSpec, Probe, Tls};
+use crate::model::names::{READINESS, Str};
+use crate::model::resource::Refusal;
+
+/// Consul runs a check at most once a second.
+const LEAST_INTERVAL: u64 = 1_000;
+/// The time-out of a check whose interval is longer, in milliseconds: as Consul's own for HTTP.
+const DEFAULT_TIMEOUT: u64 = 10_000;
+
+/// The checks of a spec, in its order.
+pub(super) fn checks(checks: Vec<api::Check>, rules: &Rules) -> Result<Vec<CheckSpec>, Refusal> {
+    if !checks.is_empty() && !rules.runs_checks {
+        return not_supported(
+            "spec.checks with --registration=catalog, where nothing runs them (readiness works; remove the checks)",
+        );
+    }
+    let mut names = BTreeSet::new();
+    checks
+        .into_iter()
+        .map(|given| {
+            if given.name == READINESS || !names.insert(given.name.clone()) {
+                return invalid(format!("spec.checks: the name {:?} is taken: choose another", given.name));
+            }
+            check(given)
+        })
+        .collect()
+}
+
+fn check(given: api::Check) -> Result<CheckSpec, Refusal> {
+    let name = given.name;
+    let Some(interval) = milliseconds(&given.interval).filter(|interval| *interval >= LEAST_INTERVAL) else {
+        return invalid(format!(
+            "spec.checks {name:?}: interval {:?}: write 1s or more, like 10s or 1m30s",
+            given.interval
+        ));
+    };
+    let timeout = match given.timeout.as_deref() {
+        None => format!("{}ms", interval.min(DEFAULT_TIMEOUT)),
+        Some(text) if milliseconds(text).is_some_and(|timeout| (1..=interval).contains(&timeout)) => text.to_owned(),
+        Some(text) => {
+            return invalid(format!(
+                "spec.checks {name:?}: timeout {text:?}: write more than 0s and at most the interval"
+            ));
+        }
+    };
+    let probe = match (given.http, given.tcp, given.grpc, given.udp, given.h2ping) {
+        (Some(http), None, None, None, None) => Probe::Http {
+            path: http.path.into(),
+            method: http.method.into(),
+            headers: http.headers.into_iter().map(|header| (header.name.into(), header.value.into())).collect(),
+            body: http.body.unwrap_or_default().into(),
+            tls: tls(http.scheme == api::Scheme::Https, http.tls),
+        },
+        (None, Some(tcp), None, None, None) => Probe::Tcp { tls: tls(tcp.use_tls, tcp.tls) },
+        (None, None, Some(grpc), None, None) => {
+            Probe::Grpc { service: grpc.service.unwrap_or_default().into(), tls: tls(grpc.use_tls, grpc.tls) }
+        }
+        (None, None, None, Some(api::UdpCheck {}), None) => Probe::Udp,
+        (None, None, None, None, Some(h2ping)) => Probe::H2Ping { tls: tls(h2ping.use_tls, h2ping.tls) },
+        _ => return invalid(format!("spec.checks {name:?}: set exactly one of http, tcp, grpc, udp, h2ping")),
+    };
+    let check = Check {
+        name: name.into(),
+        probe,
+        interval: given.interval.into(),
+        timeout: timeout.into(),
+        success_before_passing: given.success_before_passing.unwrap_or_default(),
+        failures_before_warning: given.failures_before_warning,
+        failures_before_critical: given.failures_before_critical.unwrap_or_default(),
+        notes: given.notes.map(Str::from).unwrap_or_default(),
+    };
+    Ok(CheckSpec { port: given.port.map(port).transpose()?, check: Arc::new(check) })
+}
+
+fn tls(on: bool, options: TlsOptions) -> Option<Tls> {
+    let TlsOptions { tls_skip_verify, tls_server_name } = options;
+    on.then(|| Tls { skip_verify: tls_skip_verify, server_name: tls_server_name.map(Str::from) })
+}
+
+/// Reads Go's notation as far as the schema lets it through: `1h`, `1m30s`, `500ms`.
+fn milliseconds(text: &str) -> Option<u64> {
+    let (mut rest, mut sum) = (text, 0_u64);
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).filter(|&digits| digits > 0)?;
+        let number: u64 = rest[..digits].parse().ok()?;
+        let unit = &rest[digits..];
+        let units = [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000)];
+        let (name, factor) = units.into_iter().find(|(name, _)| unit.starts_with(name))?;
+        sum = sum.checked_add(number.checked_mul(factor)?)?;
+        rest = &unit[name.len()..];
+    }
+    (!text.is_empty()).then_some(sum)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_gos() {
+        let table = [("10s", Some(10_000)), ("1m30s", Some(90_000)), ("500ms", Some(500)), ("1h", Some(3_600_000))];
+        for (text, expected) in table.into_iter().chain([("", None), ("10", None), ("s", None), ("1d", None)]) {
+            assert_eq!(milliseconds(text), expected, "{text}");
+        }
+    }
+}

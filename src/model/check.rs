@@ -1,0 +1,193 @@
+//! The checks that Consul runs against an instance.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use super::names::Str;
+use super::registration::Health;
+use super::resource::PortRef;
+
+/// A check as a resource asks for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CheckSpec {
+    /// Which port of the instance it goes to; none for the instance's own.
+    pub port: Option<PortRef>,
+    /// What it does.
+    pub check: Arc<Check>,
+}
+
+/// What a check does, the same for all instances.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Check {
+    /// Unique in the resource.
+    pub name: Str,
+    /// How it finds out.
+    pub probe: Probe,
+    /// In Go's notation, such as `10s`; at least a second.
+    pub interval: Str,
+    /// In Go's notation; at most the interval.
+    pub timeout: Str,
+    /// Runs in a row that must succeed before it passes.
+    pub success_before_passing: u8,
+    /// Runs in a row that may fail before it warns; none for as many as before it is critical.
+    pub failures_before_warning: Option<u8>,
+    /// Runs in a row that may fail before it is critical.
+    pub failures_before_critical: u8,
+    /// For people.
+    pub notes: Str,
+}
+
+/// How a check finds out. The target is always the instance's own address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Probe {
+    /// A request over HTTP.
+    Http {
+        /// Path and query.
+        path: Str,
+        /// In upper case.
+        method: Str,
+        /// In order; a name may come more than once.
+        headers: Vec<(Str, Str)>,
+        /// The request's body.
+        body: Str,
+        /// Over TLS, where it is `https`.
+        tls: Option<Tls>,
+    },
+    /// A connection.
+    Tcp {
+        /// With a TLS handshake.
+        tls: Option<Tls>,
+    },
+    /// The standard gRPC health service.
+    Grpc {
+        /// The service to ask about; empty for the server as a whole.
+        service: Str,
+        /// Over TLS.
+        tls: Option<Tls>,
+    },
+    /// A datagram.
+    Udp,
+    /// An HTTP/2 ping.
+    H2Ping {
+        /// Over TLS.
+        tls: Option<Tls>,
+    },
+}
+
+/// How a check over TLS trusts the other side.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tls {
+    /// Any certificate will do.
+    pub skip_verify: bool,
+    /// The name that the certificate must be for; none for the address.
+    pub server_name: Option<Str>,
+}
+
+/// A check of one instance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlacedCheck {
+    /// What it does.
+    pub check: Arc<Check>,
+    /// The port that it goes to.
+    pub port: u16,
+}
+
+/// All checks that Consul runs against an instance.
+///
+/// Consul shows that a check is there, but not all of what it does. So two of these are equal if their names
+/// are; what the checks do is in the digest that an instance's meta carries.
+#[derive(Clone, Debug, Default)]
+pub struct Checks {
+    names: Arc<BTreeSet<Str>>,
+    placed: Arc<[PlacedCheck]>,
+    initial: Option<Health>,
+}
+
+impl PartialEq for Checks {
+    fn eq(&self, other: &Self) -> bool {
+        self.names == other.names
+    }
+}
+
+impl Eq for Checks {}
+
+impl Checks {
+    /// The checks to write, and their state until Consul has run them: what Kubernetes knows already.
+    #[must_use]
+    pub fn new(placed: Vec<PlacedCheck>, initial: Health) -> Self {
+        let names = placed.iter().map(|placed| placed.check.name.clone()).collect();
+        Self { names: Arc::new(names), placed: placed.into(), initial: Some(initial) }
+    }
+
+    /// The checks that were read: only their names are known.
+    #[must_use]
+    pub fn read(names: BTreeSet<Str>) -> Self {
+        Self { names: Arc::new(names), ..Self::default() }
+    }
+
+    /// Their names.
+    #[must_use]
+    pub fn names(&self) -> &BTreeSet<Str> {
+        &self.names
+    }
+
+    /// What to write; empty for what was read.
+    #[must_use]
+    pub fn placed(&self) -> &[PlacedCheck] {
+        &self.placed
+    }
+
+    /// Their state until Consul has run them.
+    #[must_use]
+    pub fn initial(&self) -> Health {
+        self.initial.unwrap_or(Health::Critical)
+    }
+
+    /// Stands for what the checks do; none where there are none. The same in every run of this version.
+    #[must_use]
+    pub fn digest(&self) -> Option<Str> {
+        if self.placed.is_empty() {
+            return None;
+        }
+        // What `Debug` prints has all of it; a change of form between versions costs one write.
+        let hash = format!("{:?}", self.placed)
+            .bytes()
+            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+        let mut text = String::with_capacity(16);
+        // Writing to a string cannot fail.
+        let _ = write!(text, "{hash:016x}");
+        Some(text.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn placed(name: &str, port: u16, interval: &str) -> PlacedCheck {
+        let check = Check {
+            name: name.into(),
+            probe: Probe::Tcp { tls: None },
+            interval: interval.into(),
+            timeout: "1s".into(),
+            success_before_passing: 0,
+            failures_before_warning: None,
+            failures_before_critical: 0,
+            notes: "".into(),
+        };
+        PlacedCheck { check: Arc::new(check), port }
+    }
+
+    #[test]
+    fn equal_by_name_and_told_apart_by_digest() {
+        let one = Checks::new(vec![placed("tcp", 80, "10s")], Health::Passing);
+        let slower = Checks::new(vec![placed("tcp", 80, "20s")], Health::Critical);
+        let elsewhere = Checks::new(vec![placed("tcp", 81, "10s")], Health::Passing);
+        assert_eq!(one, slower);
+        assert_eq!(one, Checks::read(["tcp".into()].into()));
+        let digests: BTreeSet<_> = [&one, &slower, &elsewhere].map(Checks::digest).into();
+        assert_eq!(digests.len(), 3);
+        assert_eq!(Checks::default().digest(), None);
+    }
+}
