@@ -14,7 +14,7 @@ use lictor::consul::agent::Agent;
 use lictor::consul::catalog::Catalog;
 use lictor::consul::transport::{ConsulSettings, Http, Request, Response, Transport, TransportError};
 use lictor::consul::{Bundle, Outcome, Registry, Rows, Trouble};
-use lictor::model::check::Checks;
+use lictor::model::check::{Check, Checks, PlacedCheck, Probe};
 use lictor::model::desired::Placement;
 use lictor::model::diff::Op;
 use lictor::model::names::{ClusterName, Identity, ResourceKey, Str, meta};
@@ -27,6 +27,7 @@ use proptest::prelude::{Just, Strategy, any, prop_oneof};
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const WRITTEN: Outcome = Outcome::Written { shown: true };
 const SOON: Duration = Duration::from_secs(15);
@@ -752,6 +753,109 @@ async fn pass(time: Duration) {
     tokio::time::pause();
     tokio::time::advance(time).await;
     tokio::time::resume();
+}
+
+/// A server whose answers one sets, and that remembers the heads of all requests.
+struct Listener {
+    port: u16,
+    fails: Arc<AtomicBool>,
+    heads: Arc<std::sync::Mutex<Vec<String>>>,
+}
+
+impl Listener {
+    async fn start() -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (fails, heads) = (Arc::new(AtomicBool::new(false)), Arc::new(std::sync::Mutex::new(Vec::new())));
+        let (failing, record) = (Arc::clone(&fails), Arc::clone(&heads));
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let (failing, record) = (Arc::clone(&failing), Arc::clone(&record));
+                tokio::spawn(async move {
+                    let mut head = vec![0; 4096];
+                    let length = stream.read(&mut head).await.unwrap_or_default();
+                    record.lock().unwrap().push(String::from_utf8_lossy(&head[..length]).into_owned());
+                    let status = if failing.load(Ordering::SeqCst) { "500 No" } else { "200 OK" };
+                    let answer = format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+                    // A check of the connection alone does not wait for an answer.
+                    let _ = stream.write_all(answer.as_bytes()).await;
+                });
+            }
+        });
+        Self { port, fails, heads }
+    }
+}
+
+fn check(name: &str, probe: Probe, port: u16) -> PlacedCheck {
+    let check = Check {
+        name: name.into(),
+        probe,
+        interval: "1s".into(),
+        timeout: "1s".into(),
+        success_before_passing: 0,
+        failures_before_warning: None,
+        failures_before_critical: 0,
+        notes: "from the test".into(),
+    };
+    PlacedCheck { check: Arc::new(check), port }
+}
+
+#[tokio::test]
+async fn an_agent_runs_the_checks_of_an_instance() {
+    let consul = consul(ConsulOptions::default()).await;
+    let registry = agent(&consul.http_addr(), None);
+    let node = connect(&registry).await;
+    let listener = Listener::start().await;
+    // Silence passes, a refusal does not.
+    let silent = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let http = Probe::Http {
+        path: "/health?deep=1".into(),
+        method: "POST".into(),
+        headers: vec![("X-Probe".into(), "one".into()), ("X-Probe".into(), "two".into())],
+        body: "are you well".into(),
+        tls: None,
+    };
+    let placed = vec![
+        check("http", http, listener.port),
+        check("tcp", Probe::Tcp { tls: None }, listener.port),
+        check("udp", Probe::Udp, silent.local_addr().unwrap().port()),
+    ];
+    let checks = Checks::new(placed, Health::Passing);
+    let key = key(&node, "a");
+    let instance = Registration { checks, ..full("127.0.0.1", Some(Health::Passing)) };
+    write(&registry, &node, vec![put(&key, &instance)]).await;
+
+    // Somebody else's check of the same instance.
+    let theirs = json!({ "ID": "theirs", "Name": "theirs", "ServiceID": &*key.id, "TTL": "1h", "Status": "passing" });
+    consul.api().put("/v1/agent/check/register", &theirs).await.unwrap();
+
+    let health = |wanted: Health| {
+        let (registry, key) = (&registry, &key);
+        async move {
+            let look = || async { Ok((registry.read().await?[key].health == wanted).then_some(())) };
+            wait::until(&format!("{wanted:?}"), SOON, look).await.unwrap();
+        }
+    };
+    health(Health::Passing).await;
+    let asked =
+        || async { Ok(listener.heads.lock().unwrap().iter().any(|head| head.contains("are you well")).then_some(())) };
+    wait::until("the agent to ask", SOON, asked).await.unwrap();
+    let head = listener.heads.lock().unwrap().iter().find(|head| head.contains("are you well")).cloned().unwrap();
+    assert!(head.starts_with("POST /health?deep=1 HTTP/1.1"), "{head}");
+    assert!(head.contains("X-Probe: one") && head.contains("X-Probe: two"), "{head}");
+    listener.fails.store(true, Ordering::SeqCst);
+    health(Health::Critical).await;
+    listener.fails.store(false, Ordering::SeqCst);
+    health(Health::Passing).await;
+    let read = settled(&registry).await;
+    assert_eq!(read[&key].registration.check_names(), ["http", "readiness", "tcp", "udp"].into());
+
+    // A check that goes takes nobody else's along.
+    let fewer = Registration { checks: Checks::default(), ..instance };
+    let drop_checks = ["http", "tcp", "udp"].map(Str::from).into();
+    write(&registry, &node, vec![Op::Put { key: key.clone(), registration: Arc::new(fewer), drop_checks }]).await;
+    assert_eq!(settled(&registry).await[&key].registration.check_names(), ["readiness"].into());
+    assert!(consul.api().get("/v1/agent/checks").await.unwrap()["theirs"].is_object());
 }
 
 #[tokio::test]

@@ -282,6 +282,8 @@ impl Engine {
         for dirtied in self.world.apply(event) {
             match dirtied.cause {
                 Some(cause) => self.mark(dirtied.key, cause, now),
+                // The finalizer may be on it that a registration waits for.
+                None if self.unsettled.contains_key(&dirtied.key) => self.mark_again(dirtied.key),
                 None => self.reports.tend(dirtied.key),
             }
         }

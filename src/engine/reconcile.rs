@@ -8,7 +8,7 @@ use tokio::time::{Duration, Instant};
 use super::alarms::{Alarm, Backoff};
 use super::{Engine, Footing, Landing, Unsettled};
 use crate::cluster::ReadError;
-use crate::cluster::world::World;
+use crate::cluster::world::{Entry, World};
 use crate::model::desired::{Desired, Placement, desired};
 use crate::model::diff::{Op, diff, release};
 use crate::model::guard::{Cause, wants_confirmation};
@@ -163,10 +163,24 @@ impl Engine {
             self.unsettle(key, dirty);
         }
         if let Some(unsettled) = self.unsettled.get_mut(key) {
-            unsettled.more = ops.len() < all || waits;
+            // What is under way is not in the mirror yet: what it leads to may be wanted no more.
+            unsettled.more = ops.len() < all || waits || unsettled.in_flight > 0;
         }
         self.without_refused(key, &mut ops);
+        if !ops.is_empty() && self.waits_for_finalizer(key) {
+            self.unsettle(key, dirty);
+            return Vec::new();
+        }
         ops
+    }
+
+    /// Whether nothing may be written of a resource before its finalizer is on it. What is to stay when the
+    /// resource goes must not look like the orphan of a crash: were it deleted before, that is all it would be.
+    pub(super) fn waits_for_finalizer(&self, key: &ResourceKey) -> bool {
+        self.world.resource(key).is_some_and(|Entry { resource, .. }| {
+            let stays = resource.deletion != Some(DeletionPolicy::Deregister);
+            resource.ours && !resource.deleting && stays && !resource.has_finalizer()
+        })
     }
 
     /// The write that registers an instance again as it is, where that was found to be needed.
@@ -239,6 +253,7 @@ impl Engine {
         let settled = self.unsettled.get(key).is_some_and(|unsettled| unsettled.in_flight == 0)
             && !self.plan.has(key)
             && !self.held.contains(key)
+            && !self.waits_for_finalizer(key)
             && !self.refused.contains_key(key);
         if settled && let Some(unsettled) = self.unsettled.remove(key) {
             self.metrics.arrived(unsettled.since.elapsed());

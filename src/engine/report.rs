@@ -128,7 +128,9 @@ impl Engine {
             (true, true) if !busy && !self.in_doubt.contains_key(key) && !self.dirty.contains_key(key) => {
                 Write::RemoveFinalizer(finalizers())
             }
-            (false, false) if busy => Write::AddFinalizer(finalizers()),
+            (false, false) if busy || (self.waits_for_finalizer(key) && self.unsettled.contains_key(key)) => {
+                Write::AddFinalizer(finalizers())
+            }
             _ => return,
         };
         self.reports.finalized.insert(key.clone(), resource.resource_version.clone());

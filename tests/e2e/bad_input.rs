@@ -1,0 +1,49 @@
+//! The command line.
+
+use std::process::Command;
+
+use crate::bed::LICTOR;
+
+pub(crate) fn one_line_and_an_exit_code_above_one() {
+    let missing = "/nonexistent/file";
+    let wrong: [(&[&str], &str); 15] = [
+        (&[], "subcommand"),
+        (&["walk"], "walk"),
+        (&["run", "--no-such-flag"], "--no-such-flag"),
+        (&["run", "--registration", "nowhere"], "nowhere"),
+        (&["run", "--cluster-name", "Not_A_Label"], "Not_A_Label"),
+        (&["run", "--namespace", "Not_A_Label"], "Not_A_Label"),
+        (&["run", "--sweep-interval", "soon"], "soon"),
+        (&["run", "--sweep-interval", "10ms"], "--sweep-interval"),
+        (&["run", "--concurrency", "0"], "--concurrency"),
+        (&["run", "--allow-static", "300.0.0.0/8"], "300.0.0.0/8"),
+        (&["run", "--consul-address", "ftp://consul:21"], "ftp://consul:21"),
+        (&["run", "--kubeconfig", missing], missing),
+        (&["run", "--consul-ca-cert", missing], missing),
+        (&["run", "--consul-token-file", missing], missing),
+        (&["run", "--admin-address", "203.0.113.1:1"], "203.0.113.1:1"),
+    ];
+    for (args, words) in wrong {
+        let mut command = Command::new(LICTOR);
+        command.args(args).env_clear();
+        if args.first() == Some(&"run") && !args.contains(&"--admin-address") {
+            command.args(["--admin-address", "127.0.0.1:0"]);
+        }
+        let (code, stderr) = end(&command);
+        assert!(code.is_some_and(|code| code > 1), "{args:?} ends with {code:?}: {stderr}");
+        assert!(stderr.lines().count() == 1, "{args:?} is not one line:\n{stderr}");
+        assert!(stderr.contains(words), "{args:?} does not say {words:?}: {stderr}");
+    }
+}
+
+/// Exit code and stderr. What does not end by itself is ended after a while, and has no code then.
+fn end(command: &Command) -> (Option<i32>, String) {
+    let mut limited = Command::new("timeout");
+    limited.args(["--signal=KILL", "10"]).arg(command.get_program()).args(command.get_args());
+    match limited.env_clear().output() {
+        Ok(output) => {
+            (output.status.code().filter(|code| *code < 128), String::from_utf8_lossy(&output.stderr).into_owned())
+        }
+        Err(error) => panic!("timeout: {error}"),
+    }
+}

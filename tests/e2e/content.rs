@@ -1,0 +1,158 @@
+//! What an instance says in Consul.
+
+use anyhow::{Context, Result, ensure};
+use lictor_testbed::{Instance, NewEndpoint};
+use serde_json::json;
+
+use crate::bed::{Bed, SOON};
+use crate::rows::Row;
+
+const ALLOWED: &str = "198.51.100.0/24,2001:db8::/32";
+
+/// The tagged addresses that an agent adds are Consul's own.
+fn tagged(instance: &Instance) -> Vec<(&str, &str, u16)> {
+    let tagged =
+        instance.tagged_addresses.iter().map(|(name, (address, port))| (name.as_str(), address.as_str(), *port));
+    tagged.filter(|(name, ..)| !matches!(*name, "lan_ipv4" | "wan_ipv4")).collect()
+}
+
+pub(crate) async fn all_of_it_is_read_back(bed: &Bed) -> Result<()> {
+    let pods = bed.web(2).await?;
+    bed.operator().flag("--allow-static", ALLOWED).ready().await?;
+    bed.apply_web(json!({
+        "tags": ["z-last-first", "grpc", "Ünïcode ✓"],
+        "meta": { "version": "1.2.3", "team_name": "user & shop" },
+        "weights": { "passing": 10, "warning": 0 },
+        "enableTagOverride": false,
+        "taggedAddresses": {
+            "wan": { "address": "198.51.100.1", "port": 443 },
+            "v6": { "address": "2001:db8::7", "port": 8443 },
+        },
+    }))
+    .await?;
+    let found = bed.wait_for_pods(&[&pods[0], &pods[1]]).await?;
+    for instance in &found {
+        ensure!(instance.tags == ["z-last-first", "grpc", "Ünïcode ✓"], "{instance:?}");
+        ensure!(instance.meta["version"] == "1.2.3" && instance.meta["team_name"] == "user & shop", "{instance:?}");
+        ensure!(instance.weights == (10, 0) && !instance.enable_tag_override, "{instance:?}");
+        let wanted = [("v6", "2001:db8::7", 8443), ("wan", "198.51.100.1", 443)];
+        ensure!(tagged(instance) == wanted, "{instance:?}");
+    }
+    bed.wait_ready("web").await
+}
+
+pub(crate) async fn an_edit_is_followed(bed: &Bed) -> Result<()> {
+    let pods = bed.web(1).await?;
+    bed.operator().flag("--allow-static", ALLOWED).ready().await?;
+    bed.apply_web(json!({
+        "tags": ["one", "two"],
+        "meta": { "version": "1", "gone": "soon" },
+        "weights": { "passing": 10, "warning": 2 },
+        "taggedAddresses": { "wan": { "address": "198.51.100.1", "port": 443 } },
+    }))
+    .await?;
+    let before = bed.wait_for_pods(&[&pods[0]]).await?.remove(0);
+    ensure!(before.weights == (10, 2) && tagged(&before).len() == 1, "{before:?}");
+
+    bed.apply_web(json!({ "tags": ["two", "one"], "meta": { "version": "2" } })).await?;
+    let after = bed
+        .wait_for("as edited", |found| {
+            matches!(found, [one] if one.tags == ["two", "one"]
+                && one.meta.get("version").is_some_and(|version| version == "2")
+                && !one.meta.contains_key("gone")
+                && one.weights == (1, 1)
+                && tagged(one).is_empty())
+        })
+        .await?;
+    ensure!(after[0].id == before.id && after[0].status == "passing", "another instance: {after:?}");
+    bed.wait_ready("web").await
+}
+
+pub(crate) async fn a_rename_is_never_a_gap(bed: &Bed) -> Result<()> {
+    let pods = bed.web(3).await?;
+    bed.operate().await?;
+    bed.apply_web(json!({})).await?;
+    bed.wait_for_pods(&[&pods[0], &pods[1], &pods[2]]).await?;
+    bed.wait_ready("web").await?;
+
+    let renamed = bed.service_named("renamed");
+    let addresses: Vec<String> = pods.iter().map(|pod| pod.ip.to_string()).collect();
+    let there =
+        |found: &[Instance], address: &String| found.iter().any(|i| i.address == *address && i.status == "passing");
+    let spec = bed.spec(json!({ "name": renamed }));
+    let rename = bed.apply("web", &spec);
+    let watch = async {
+        let begun = std::time::Instant::now();
+        loop {
+            // In this order: what leaves the one name must have been under the other one before.
+            let (old, new) = (bed.instances().await?, bed.consul().instances(&renamed).await?);
+            for address in &addresses {
+                ensure!(there(&old, address) || there(&new, address), "{address} is under neither name");
+            }
+            if old.is_empty() && new.len() == 3 {
+                return Ok(());
+            }
+            ensure!(begun.elapsed() < SOON, "not renamed in time: {old:?} {new:?}");
+        }
+    };
+    let (renaming, watched) = tokio::join!(rename, watch);
+    renaming?;
+    watched?;
+    bed.wait_ready("web").await?;
+    bed.wait_for_counts("web", [3, 3, 3, 0]).await
+}
+
+pub(crate) async fn tags_of_consuls_users_are_kept(bed: &Bed) -> Result<()> {
+    let pods = bed.web(1).await?;
+    let operator = bed.operate().await?;
+    bed.apply_web(json!({ "tags": ["ours"], "enableTagOverride": true })).await?;
+    let ours = bed.wait_for_pods(&[&pods[0]]).await?.remove(0);
+    ensure!(ours.enable_tag_override && ours.tags == ["ours"], "{ours:?}");
+    bed.wait_ready("web").await?;
+
+    // A user of Consul edits the tags in the catalog, as `enableTagOverride` has it.
+    let mut row = Row::of(bed, &ours);
+    row.tags = vec!["theirs".to_owned()];
+    row.put_in_catalog_overriding(bed).await?;
+    bed.wait_for("their tags", |found| matches!(found, [one] if one.tags == ["theirs"])).await?;
+    bed.wait_for_a_look(&operator).await?;
+    // A change of something else is written, and keeps them.
+    bed.apply_web(json!({ "tags": ["ours"], "enableTagOverride": true, "meta": { "version": "2" } })).await?;
+    let after = bed.wait_for("the new version", |found| {
+        found.iter().any(|one| one.meta.get("version").is_some_and(|version| version == "2"))
+    });
+    let after = after.await?.into_iter().next().context("it was just there")?;
+    ensure!(after.tags == ["theirs"], "{after:?}");
+    Ok(())
+}
+
+pub(crate) async fn checks_that_consul_runs(bed: &Bed) -> Result<()> {
+    // Somebody has to answer, and not at a loopback address: no slice may hold one.
+    let own = std::net::UdpSocket::bind("0.0.0.0:0")?;
+    own.connect("192.0.2.1:9")?;
+    let ip = own.local_addr()?.ip();
+    let listener = tokio::net::TcpListener::bind((ip, 0)).await?;
+    let port = listener.local_addr()?.port();
+    bed.namespace.apply_service("web", &[], &[("http", 80, "8080")]).await?;
+    bed.namespace.apply_slice("web-1", "web", &[("http", port)], &[NewEndpoint::new(ip)]).await?;
+    bed.operate().await?;
+    bed.apply_web(json!({ "checks": [{ "name": "open", "tcp": {}, "interval": "1s", "timeout": "1s" }] })).await?;
+    let passing = bed.wait_for("passing", |found| matches!(found, [one] if one.status == "passing")).await?.remove(0);
+    let kinds: Vec<&str> =
+        passing.checks.iter().filter(|check| check.service_id == passing.id).map(|check| check.kind.as_str()).collect();
+    ensure!(kinds.len() == 2 && kinds.contains(&"tcp"), "not readiness and the one: {passing:?}");
+    bed.wait_for_counts("web", [1, 1, 1, 0]).await?;
+
+    drop(listener);
+    bed.wait_for("critical", |found| matches!(found, [one] if one.status == "critical")).await?;
+    bed.wait_for_counts("web", [1, 1, 0, 1]).await?;
+    bed.wait_ready("web").await?;
+
+    bed.apply_web(json!({})).await?;
+    bed.wait_for("readiness alone again", |found| {
+        matches!(found, [one] if one.status == "passing"
+            && one.checks.iter().filter(|check| check.service_id == one.id).count() == 1)
+    })
+    .await?;
+    bed.wait_ready("web").await
+}

@@ -1,0 +1,101 @@
+//! Starting the operator.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Result;
+use lictor_testbed::Operator;
+
+use crate::bed::{Bed, LICTOR, SOON, arg};
+
+/// An operator that is to be started.
+pub(crate) struct Launch<'a> {
+    bed: &'a Bed,
+    consul: String,
+    namespace: String,
+    kubeconfig: PathBuf,
+    sweep: &'a str,
+    args: Vec<String>,
+    envs: Vec<(&'a str, String)>,
+}
+
+impl<'a> Launch<'a> {
+    /// One for the bed's namespace, cluster and Consul, that looks at Consul every second.
+    pub(crate) fn new(bed: &'a Bed) -> Self {
+        Self {
+            bed,
+            consul: bed.consul_address(),
+            namespace: bed.namespace.name().to_owned(),
+            kubeconfig: bed.kubeconfig.clone(),
+            sweep: "1s",
+            args: Vec::new(),
+            envs: Vec::new(),
+        }
+    }
+
+    /// Another address for Consul.
+    pub(crate) fn consul(mut self, address: &str) -> Self {
+        address.clone_into(&mut self.consul);
+        self
+    }
+
+    /// Another cluster.
+    pub(crate) fn kubeconfig(mut self, kubeconfig: &Path) -> Self {
+        kubeconfig.clone_into(&mut self.kubeconfig);
+        self
+    }
+
+    /// Another namespace in place of the bed's.
+    pub(crate) fn namespace(mut self, name: &str) -> Self {
+        name.clone_into(&mut self.namespace);
+        self
+    }
+
+    /// No looks at Consul that nothing asks for.
+    pub(crate) fn without_sweeps(mut self) -> Self {
+        self.sweep = "1h";
+        self
+    }
+
+    /// A token for Consul.
+    pub(crate) fn token(mut self, token: &str) -> Self {
+        self.envs.push(("CONSUL_HTTP_TOKEN", token.to_owned()));
+        self
+    }
+
+    /// Another flag.
+    pub(crate) fn flag(mut self, name: &str, value: &str) -> Self {
+        self.args.extend([name.to_owned(), value.to_owned()]);
+        self
+    }
+
+    /// Starts it.
+    pub(crate) fn start(self) -> Result<Arc<Operator>> {
+        let mut args = vec![
+            "--registration",
+            self.bed.mode.as_str(),
+            "--cluster-name",
+            &self.bed.cluster,
+            "--namespace",
+            &self.namespace,
+            "--consul-address",
+            &self.consul,
+            "--kubeconfig",
+            arg(&self.kubeconfig)?,
+            "--sweep-interval",
+            self.sweep,
+            "--log-level",
+            "info,lictor=debug",
+        ];
+        args.extend(self.args.iter().map(String::as_str));
+        let envs: Vec<(&str, &str)> = self.envs.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        Ok(self.bed.keep(Operator::start(Path::new(LICTOR), &args, &envs)?))
+    }
+
+    /// Starts it and waits until it is ready.
+    pub(crate) async fn ready(self) -> Result<Arc<Operator>> {
+        let operator = self.start()?;
+        operator.wait_ready(SOON).await?;
+        Ok(operator)
+    }
+}

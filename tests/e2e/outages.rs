@@ -1,0 +1,445 @@
+//! Somebody is not there: the operator, Consul, Kubernetes.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use k8s_openapi::api::core::v1::Namespace;
+use kube::Api;
+use kube::config::Kubeconfig;
+use lictor_testbed::{
+    ConsulOptions, ControlPlane, Fault, NewEndpoint, Operator, Proxy, TestNamespace, WorkDir, ports, wait,
+};
+use serde_json::{Value, json};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+
+use crate::bed::{Bed, Mode, SOON, apply, install_crd, merged, resources};
+use crate::rows::{fingerprint, remove};
+
+/// How often the operator is killed.
+const KILLS: usize = 8;
+
+pub(crate) async fn killed_in_a_loop_under_change(bed: &Bed) -> Result<()> {
+    let mut pods = bed.web(4).await?;
+    let proxy = Proxy::start(&bed.consul_address()).await?;
+    let operator = bed.operator().consul(&proxy.addr()).ready().await?;
+    bed.apply_web(json!({})).await?;
+    bed.wait_for_pods(&[&pods[0], &pods[1], &pods[2], &pods[3]]).await?;
+    operator.kill()?;
+
+    let stable = pods[0].ip.to_string();
+    let names: Vec<String> = (0..KILLS).map(|round| bed.service_named(&format!("extra-{round}"))).collect();
+    let churn = async {
+        for (round, name) in names.iter().enumerate() {
+            proxy.clear();
+            let operator = bed.operator().consul(&proxy.addr()).start()?;
+            bed.namespace.set_ready("web-1", round % 2 == 0).await?;
+            bed.namespace.force_delete("web-2").await?;
+            pods[2] = bed.web_pod("web-2", if round % 2 == 0 { "b" } else { "a" }).await?;
+            bed.apply_web(json!({ "tags": [format!("round-{round}")] })).await?;
+            bed.apply(&format!("extra-{round}"), &bed.spec(json!({ "name": name }))).await?;
+            if round > 0 {
+                bed.delete(&format!("extra-{}", round - 1)).await?;
+            }
+            // Each time at another point: looks at Consul make sure that it comes.
+            let requests = 3 + 3 * round;
+            wait::until(format!("{requests} requests"), SOON, || async {
+                Ok((proxy.records().len() >= requests).then_some(()))
+            })
+            .await?;
+            operator.kill()?;
+        }
+        Ok::<(), anyhow::Error>(())
+    };
+    tokio::select! {
+        done = churn => done?,
+        gone = missing(bed, &stable) => bail!("{stable}, ready all the time, was {}", gone?),
+    }
+
+    bed.operate().await?;
+    bed.namespace.set_ready("web-1", true).await?;
+    let last = format!("round-{}", KILLS - 1);
+    let found = bed.wait_for_pods(&[&pods[0], &pods[1], &pods[2], &pods[3]]).await?;
+    ensure!(found.iter().all(|i| i.tags == [last.clone()]), "not all as specified last: {found:?}");
+    bed.wait_ready("web").await?;
+    bed.wait_ready(&format!("extra-{}", KILLS - 1)).await?;
+    for (round, name) in names.iter().enumerate() {
+        let wanted = if round + 1 == KILLS { 4 } else { 0 };
+        bed.consul().wait_for(name, &format!("{wanted} instances"), |found| found.len() == wanted, SOON).await?;
+        if wanted == 0 {
+            bed.wait_gone(&format!("extra-{round}")).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Looks all the time, and ends when no passing instance at this address is there.
+async fn missing(bed: &Bed, address: &str) -> Result<String> {
+    loop {
+        let found = bed.instances().await?;
+        match found.iter().find(|instance| instance.address == address) {
+            Some(instance) if instance.status == "passing" => {}
+            Some(instance) => return Ok(format!("{}: {instance:?}", instance.status)),
+            None => return Ok(format!("missing from {found:?}")),
+        }
+    }
+}
+
+pub(crate) async fn consul_absent_at_start(bed: &Bed) -> Result<()> {
+    let pods = bed.web(2).await?;
+    let port = ports::free()?;
+    let operator = bed.operator().consul(&format!("http://127.0.0.1:{port}")).start()?;
+    bed.apply_web(json!({})).await?;
+    let message = bed.wait_for_condition("web", "Ready", "False", "ConsulUnavailable").await?;
+    ensure!(message.contains(&port.to_string()), "it does not say which: {message}");
+    bed.wait_for_event("web", "ConsulUnavailable").await?;
+    wait_not_ready(&operator, "Consul").await?;
+    operator.get("/healthz").await?;
+
+    bed.own_consul(ConsulOptions { http_port: Some(port), ..ConsulOptions::default() }).await?;
+    bed.wait_for_pods(&[&pods[0], &pods[1]]).await?;
+    operator.wait_ready(SOON).await?;
+    bed.wait_ready("web").await
+}
+
+pub(crate) async fn sigterm_and_not_one_request_more(bed: &Bed) -> Result<()> {
+    /// More than one bundle holds.
+    const MANY: u8 = 150;
+    let node = bed.namespace.create_node("a", "192.0.2.10".parse()?, "zone-1").await?;
+    bed.namespace.apply_service("web", &[], &[("http", 80, "8080")]).await?;
+    let endpoint =
+        |octet| NewEndpoint { node: Some(node.clone()), ..NewEndpoint::new(Ipv4Addr::new(10, 1, 1, octet).into()) };
+    let endpoints: Vec<NewEndpoint> = (1..=MANY).map(endpoint).collect();
+    bed.namespace.apply_slice("web-1", "web", &[("http", 8080)], &endpoints).await?;
+    let proxy = Proxy::start(&bed.consul_address()).await?;
+    let operator = bed.operator().consul(&proxy.addr()).without_sweeps().ready().await?;
+    let slow = Fault::Delay(Duration::from_secs(1));
+    proxy.set_fault(Fault::Rule(Arc::new(move |record| record.is_write().then(|| slow.clone()))));
+    proxy.clear();
+    bed.apply_web(json!({})).await?;
+    wait::until("a write under way", SOON, || async { Ok((!proxy.writes().is_empty()).then_some(())) }).await?;
+
+    // For a second yet nothing else begins: that write waits for its answer.
+    let before = proxy.records().len();
+    operator.process().signal("TERM")?;
+    let end = wait::until("its end", SOON, || async { operator.process().exited() }).await?;
+    ensure!(end.success(), "it ended with {end}");
+    let records = proxy.records();
+    let more = &records[before..];
+    // An agent is told of an instance and then of its check: that much completes what was under way.
+    let allowed = match bed.mode {
+        Mode::Agent => 1,
+        Mode::Catalog => 0,
+    };
+    ensure!(more.len() <= allowed, "{} requests more: {more:?}", more.len());
+    ensure!(records.iter().all(|record| record.status == Some(200)), "a write was given up: {records:?}");
+    let left = bed.wait_for("what was written stays, and is passing", |found| {
+        !found.is_empty() && found.iter().all(|i| i.status == "passing")
+    });
+    ensure!(left.await?.len() < usize::from(MANY), "there was nothing left to do: this shows nothing");
+
+    bed.operate().await?;
+    bed.wait_for("all of them", |found| found.len() == usize::from(MANY)).await?;
+    bed.wait_ready("web").await
+}
+
+pub(crate) async fn kubernetes_absent_at_start(bed: &Bed) -> Result<()> {
+    let pods = bed.web(1).await?;
+    bed.apply_web(json!({})).await?;
+    let gate = Gate::to(&bed.kubeconfig).await?;
+    let operator = bed.operator().kubeconfig(&gate.kubeconfig).start()?;
+    wait_not_ready(&operator, "waiting for Kubernetes").await?;
+    ensure!(operator.log().contains("waiting for Kubernetes"), "not in its log");
+    operator.get("/healthz").await?;
+    let _open = gate.open().await?;
+    operator.wait_ready(SOON).await?;
+    bed.wait_for_pods(&[&pods[0]]).await?;
+    bed.wait_ready("web").await
+}
+
+pub(crate) async fn kubernetes_goes_away(bed: &Bed) -> Result<()> {
+    let pods = bed.web(3).await?;
+    let gate = Gate::to(&bed.kubeconfig).await?;
+    let open = gate.open().await?;
+    let operator = bed.operator().kubeconfig(&gate.kubeconfig).ready().await?;
+    bed.apply_web(json!({})).await?;
+    let other = bed.service_named("other");
+    bed.apply("other", &bed.spec(json!({ "name": other }))).await?;
+    let found = bed.wait_for_pods(&[&pods[0], &pods[1], &pods[2]]).await?;
+    bed.wait_ready("web").await?;
+    bed.wait_ready("other").await?;
+
+    drop(open);
+    bed.delete("other").await?;
+    bed.namespace.force_delete("web-0").await?;
+    bed.namespace.set_ready("web-1", false).await?;
+    // What was true last is kept up meanwhile, and nothing is taken away.
+    remove(bed, &found[2]).await?;
+    bed.wait_for("the last true state", |now| {
+        now.len() == 3
+            && now.iter().any(|i| i.id == found[2].id && i.service_modify_index > found[2].service_modify_index)
+    })
+    .await?;
+    wait_not_ready(&operator, "").await?;
+    bed.wait_for_a_look(&operator).await?;
+    bed.wait_for_pods(&[&pods[0], &pods[1], &pods[2]]).await?;
+    ensure!(bed.consul().instances(&other).await?.len() == 3, "a resource's instances went without Kubernetes");
+
+    let _open = gate.open().await?;
+    bed.wait_gone("other").await?;
+    bed.wait_for_counts("web", [2, 2, 1, 1]).await?;
+    ensure!(bed.consul().instances(&other).await?.is_empty(), "the deletion was missed");
+    let address = pods[1].ip.to_string();
+    bed.wait_for("web-1 critical, web-2 passing", |now| {
+        now.len() == 2 && now.iter().all(|i| (i.status == "critical") == (i.address == address))
+    })
+    .await?;
+    operator.wait_ready(SOON).await
+}
+
+pub(crate) async fn a_permission_is_taken_away(bed: &Bed) -> Result<()> {
+    let pods = bed.web(2).await?;
+    let kubeconfig = limited(bed).await?;
+    let gate = Gate::to(&kubeconfig.join("kubeconfig")).await?;
+    let open = gate.open().await?;
+    let operator = bed.operator().kubeconfig(&gate.kubeconfig).ready().await?;
+    bed.apply_web(json!({})).await?;
+    bed.wait_for_pods(&[&pods[0], &pods[1]]).await?;
+    bed.wait_ready("web").await?;
+
+    // A watch is not ended for it: the connection is.
+    bed.namespace.kubectl(&["delete", "rolebinding", "lictor"]).await?;
+    drop(open);
+    let _open = gate.open().await?;
+    wait_not_ready(&operator, "forbidden").await?;
+    bed.namespace.force_delete("web-0").await?;
+    bed.wait_for_a_look(&operator).await?;
+    bed.wait_for_pods(&[&pods[0], &pods[1]]).await?;
+
+    bind(bed).await?;
+    bed.wait_for_pods(&[&pods[1]]).await?;
+    operator.wait_ready(SOON).await
+}
+
+/// A kubeconfig, `kubeconfig` in this folder, of a user who may do in this namespace what the operator does, and no
+/// more. What is outside of the namespace goes with it.
+async fn limited(bed: &Bed) -> Result<WorkDir> {
+    let namespace = bed.namespace.name();
+    let namespaces: Api<Namespace> = Api::all(bed.namespace.client().clone());
+    let uid = namespaces.get(namespace).await?.metadata.uid;
+    let owner = json!([{ "apiVersion": "v1", "kind": "Namespace", "name": namespace, "uid": uid }]);
+    let rule = |groups: &[&str], resources: &[&str], verbs: &[&str]| json!({ "apiGroups": groups, "resources": resources, "verbs": verbs });
+    let rbac = |kind: &str| json!({ "apiVersion": "rbac.authorization.k8s.io/v1", "kind": kind });
+    let outside =
+        |kind: &str| merged(rbac(kind), json!({ "metadata": { "name": namespace, "ownerReferences": owner } }));
+    let of = |kind: &str, name: &str| json!({ "apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": name });
+    let items = [
+        json!({ "apiVersion": "v1", "kind": "ServiceAccount", "metadata": { "name": "lictor" } }),
+        merged(
+            rbac("Role"),
+            json!({ "metadata": { "name": "lictor" }, "rules": [
+            rule(&["lictor.dev"], &["consulservices"], &["get", "list", "watch", "patch"]),
+            rule(&["lictor.dev"], &["consulservices/status"], &["patch"]),
+            rule(&["discovery.k8s.io"], &["endpointslices"], &["get", "list", "watch"]),
+            rule(&[""], &["services"], &["get", "list", "watch"]),
+            rule(&["events.k8s.io"], &["events"], &["create", "patch"]),
+        ] }),
+        ),
+        merged(
+            outside("ClusterRole"),
+            json!({ "rules": [
+            rule(&[""], &["namespaces"], &["get"]),
+            rule(&[""], &["nodes"], &["get", "list", "watch"]),
+        ] }),
+        ),
+        merged(
+            outside("ClusterRoleBinding"),
+            json!({
+                "roleRef": of("ClusterRole", namespace),
+                "subjects": [{ "kind": "ServiceAccount", "name": "lictor", "namespace": namespace }],
+            }),
+        ),
+    ];
+    bed.namespace.apply_yaml(&json!({ "apiVersion": "v1", "kind": "List", "items": items }).to_string()).await?;
+    bind(bed).await?;
+    let token = bed.namespace.kubectl(&["create", "token", "lictor"]).await?;
+    let mut kubeconfig = Kubeconfig::read_from(&bed.kubeconfig)?;
+    for user in kubeconfig.auth_infos.iter_mut().filter_map(|named| named.auth_info.as_mut()) {
+        *user = serde_json::from_value(json!({ "token": token.trim() }))?;
+    }
+    let work_dir = WorkDir::create("limited")?;
+    work_dir.write("kubeconfig", serde_json::to_string(&kubeconfig)?)?;
+    Ok(work_dir)
+}
+
+/// Lets that user do it.
+async fn bind(bed: &Bed) -> Result<()> {
+    let account = format!("--serviceaccount={}:lictor", bed.namespace.name());
+    bed.namespace.kubectl(&["create", "rolebinding", "lictor", "--role=lictor", &account]).await.map(drop)
+}
+
+/// A cluster's address behind a port of our own, at which somebody answers only while it is [open](Self::open).
+struct Gate {
+    kubeconfig: PathBuf,
+    port: u16,
+    upstream: SocketAddr,
+    _work_dir: WorkDir,
+}
+
+impl Gate {
+    /// A closed gate to the cluster of a kubeconfig.
+    async fn to(kubeconfig: &Path) -> Result<Self> {
+        let port = ports::free()?;
+        let mut kubeconfig = Kubeconfig::read_from(kubeconfig)?;
+        let cluster = kubeconfig.clusters.first_mut().and_then(|named| named.cluster.as_mut()).context("no cluster")?;
+        let server: http::Uri = cluster.server.take().context("no server")?.parse()?;
+        let (host, upstream) = (server.host().context("no host")?, server.port_u16().unwrap_or(443));
+        cluster.server = Some(format!("https://127.0.0.1:{port}"));
+        cluster.tls_server_name = Some(host.to_owned());
+        let upstream = tokio::net::lookup_host((host, upstream)).await?.next().context("no address")?;
+        let work_dir = WorkDir::create("gate")?;
+        let kubeconfig = work_dir.write("kubeconfig", serde_json::to_string(&kubeconfig)?)?;
+        Ok(Self { kubeconfig, port, upstream, _work_dir: work_dir })
+    }
+
+    /// Carries connections until what it returns is dropped; then they all end.
+    async fn open(&self) -> Result<JoinSet<()>> {
+        let upstream = self.upstream;
+        let listener = wait::until("the gate's port", SOON, || async {
+            Ok(Some(TcpListener::bind((Ipv4Addr::LOCALHOST, self.port)).await?))
+        })
+        .await?;
+        let mut accepting = JoinSet::new();
+        accepting.spawn(async move {
+            let mut connections = JoinSet::new();
+            while let Ok((mut near, _)) = listener.accept().await {
+                connections.spawn(async move {
+                    if let Ok(mut far) = TcpStream::connect(upstream).await {
+                        // Its errors are those of a connection that ends.
+                        let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+                    }
+                });
+            }
+        });
+        Ok(accepting)
+    }
+}
+
+pub(crate) async fn consul_hangs(bed: &Bed) -> Result<()> {
+    let pods = bed.web(2).await?;
+    let consul = bed.own_consul(ConsulOptions::default()).await?;
+    let operator = bed.operate().await?;
+    bed.apply_web(json!({})).await?;
+    bed.wait_for_pods(&[&pods[0], &pods[1]]).await?;
+    bed.wait_ready("web").await?;
+    consul.signal("STOP")?;
+    bed.namespace.force_delete("web-0").await?;
+    let new = bed.web_pod("web-2", "a").await?;
+    wait_not_ready(&operator, "Consul").await?;
+    consul.signal("CONT")?;
+    bed.wait_for_pods(&[&pods[1], &new]).await?;
+    bed.wait_ready("web").await?;
+    operator.wait_ready(SOON).await
+}
+
+pub(crate) async fn answers_are_lost(bed: &Bed) -> Result<()> {
+    let mut pods = bed.web(3).await?;
+    let proxy = Proxy::start(&bed.consul_address()).await?;
+    let operator = bed.operator().consul(&proxy.addr()).ready().await?;
+    // Of the next writes every other one is carried out without an answer, or answered without being carried out.
+    let seen = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&seen);
+    proxy.set_fault(Fault::Rule(Arc::new(move |record| {
+        let number = if record.is_write() { counter.fetch_add(1, Ordering::SeqCst) } else { 0 };
+        match number {
+            1 | 5 | 9 => Some(Fault::DropAnswer),
+            3 | 7 => Some(Fault::Status(500, "no leader just now".to_owned(), Vec::new())),
+            11 => Some(Fault::Refuse),
+            _ => None,
+        }
+    })));
+    bed.apply_web(json!({})).await?;
+    for round in 0..3 {
+        bed.apply_web(json!({ "tags": [format!("round-{round}")] })).await?;
+        bed.namespace.set_ready("web-1", round % 2 == 0).await?;
+        bed.namespace.force_delete("web-2").await?;
+        pods[2] = bed.web_pod("web-2", "b").await?;
+        bed.wait_for("this round's truth", |found| {
+            found.len() == 3
+                && found.iter().all(|i| {
+                    let critical = round % 2 == 1 && i.address == pods[1].ip.to_string();
+                    i.tags == [format!("round-{round}")]
+                        && pods.iter().any(|pod| pod.ip.to_string() == i.address)
+                        && i.status == if critical { "critical" } else { "passing" }
+                })
+        })
+        .await?;
+    }
+    ensure!(seen.load(Ordering::SeqCst) > 7, "too few writes for this to show something: {seen:?}");
+    bed.wait_ready("web").await?;
+    operator.wait_ready(SOON).await
+}
+
+pub(crate) async fn the_crd_comes_later(bed: &Bed) -> Result<()> {
+    let plane = ControlPlane::start(bed.programs).await?;
+    let shop = TestNamespace::create(&plane, "shop").await?;
+    let operator = bed.operator().kubeconfig(plane.kubeconfig()).namespace(shop.name()).start()?;
+    wait_not_ready(&operator, "lictor crd | kubectl apply").await?;
+    ensure!(operator.log().contains("lictor crd | kubectl apply"), "how to install it is not in its log");
+
+    install_crd(&plane).await?;
+    operator.wait_ready(SOON).await?;
+    shop.apply_service("web", &[], &[("http", 80, "8080")]).await?;
+    shop.apply_slice("web-1", "web", &[("http", 8080)], &[NewEndpoint::new("10.1.0.1".parse()?)]).await?;
+    apply(&resources(&shop), "web", &bed.spec(json!({ "tags": ["good"] }))).await?;
+    bed.wait_for("registered", |found| found.len() == 1).await?;
+    shop.wait_for_condition("csvc/web", "Ready", "True", SOON).await?;
+    let before = fingerprint(bed, &bed.service).await?;
+
+    // A CRD that lets anything through, and a spec that this version cannot read.
+    let crd = plane.kubectl(&["get", "crd", "consulservices.lictor.dev", "-o", "json"]).await?;
+    let mut crd: Value = serde_json::from_str(&crd)?;
+    crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"] =
+        json!({ "type": "object", "x-kubernetes-preserve-unknown-fields": true });
+    plane.kubectl_program().run_with_input(&["replace", "-f", "-"], &crd.to_string()).await?;
+    wait::until("the spec that nobody can read", SOON, || async {
+        apply(&resources(&shop), "web", &bed.spec(json!({ "tags": "bad" }))).await.map(Some)
+    })
+    .await?;
+    shop.wait_for_condition("csvc/web", "Accepted", "False", SOON).await?;
+    let resource = resources(&shop).get("web").await?;
+    let reason =
+        crate::bed::conditions(&resource).find(|found| found["type"] == "Accepted").map(|found| &found["reason"]);
+    ensure!(reason == Some(&json!("Undecodable")), "{resource:?}");
+    let after = fingerprint(bed, &bed.service).await?;
+    ensure!(after == before, "what was registered did not stay:\n{before:?}\n{after:?}");
+    apply(&resources(&shop), "web", &bed.spec(json!({ "tags": ["better"] }))).await?;
+    bed.wait_for("read again", |found| matches!(found, [one] if one.tags == ["better"])).await?;
+
+    // Whoever uninstalls takes the CRD away, and with it every resource: that is nobody's wish to deregister.
+    plane.kubectl(&["delete", "crd", "consulservices.lictor.dev", "--timeout=60s"]).await?;
+    wait_not_ready(&operator, "lictor crd | kubectl apply").await?;
+    bed.wait_for_a_look(&operator).await?;
+    ensure!(bed.instances().await?.len() == 1, "an instance went with the CRD");
+    Ok(())
+}
+
+/// Waits until `/readyz` is not ready for a reason that holds `words`, and gives it.
+pub(crate) async fn wait_not_ready(operator: &Operator, words: &str) -> Result<String> {
+    wait::until(format!("/readyz says {words:?}"), SOON, || async {
+        let (status, text) = readyz(operator).await?;
+        ensure!(status == 503 && text.contains(words), "it is {status}: {text}");
+        Ok(Some(text))
+    })
+    .await
+}
+
+/// Status and text of `/readyz`.
+async fn readyz(operator: &Operator) -> Result<(u16, String)> {
+    let answer = reqwest::get(format!("http://{}/readyz", operator.admin_address())).await?;
+    Ok((answer.status().as_u16(), answer.text().await?))
+}

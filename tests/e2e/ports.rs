@@ -1,0 +1,90 @@
+//! Which port of the Service an instance is registered with.
+
+use anyhow::{Result, ensure};
+use lictor_testbed::{Instance, NewEndpoint};
+use serde_json::json;
+
+use crate::bed::{Bed, SOON};
+use crate::rows::fingerprint;
+
+/// Address and port of each instance.
+fn ends(found: &[Instance]) -> Vec<(String, u16)> {
+    let mut ends: Vec<_> = found.iter().map(|i| (i.address.clone(), i.port)).collect();
+    ends.sort();
+    ends
+}
+
+fn end(address: &str, port: u16) -> (String, u16) {
+    (address.to_owned(), port)
+}
+
+pub(crate) async fn a_port_is_picked(bed: &Bed) -> Result<()> {
+    bed.namespace.apply_service("web", &[], &[("http", 80, "8080"), ("grpc", 90, "9000")]).await?;
+    let endpoint = [NewEndpoint::new("10.1.0.1".parse()?)];
+    bed.namespace.apply_slice("web-1", "web", &[("http", 8080), ("grpc", 9000)], &endpoint).await?;
+    bed.namespace.apply_service("single", &[], &[("only", 70, "7000")]).await?;
+    bed.namespace.apply_slice("single-1", "single", &[("only", 7000)], &endpoint).await?;
+    bed.operate().await?;
+    for (name, spec, port) in [
+        ("by-name", json!({ "port": "grpc" }), 9000),
+        ("by-number", json!({ "port": 80 }), 8080),
+        ("alone", json!({ "source": { "service": { "name": "single" } } }), 7000),
+    ] {
+        let service = bed.service_named(name);
+        bed.apply(name, &crate::bed::merged(bed.spec(json!({ "name": service })), spec)).await?;
+        let wanted = [end("10.1.0.1", port)];
+        bed.consul().wait_for(&service, &format!("port {port}"), |found| ends(found) == wanted, SOON).await?;
+        bed.wait_ready(name).await?;
+    }
+    // An edit of the port alone: the new number, and the old one gone.
+    let service = bed.service_named("by-name");
+    bed.apply("by-name", &bed.spec(json!({ "name": service, "port": "http" }))).await?;
+    bed.consul().wait_for(&service, "port 8080 alone", |found| ends(found) == [end("10.1.0.1", 8080)], SOON).await?;
+    bed.wait_ready("by-name").await
+}
+
+pub(crate) async fn numbers_differ_behind_one_name(bed: &Bed) -> Result<()> {
+    bed.namespace.apply_service("web", &[], &[("http", 80, "http")]).await?;
+    for (slice, address, port) in [("web-1", "10.1.0.1", 8080), ("web-2", "10.1.0.2", 8081)] {
+        bed.namespace.apply_slice(slice, "web", &[("http", port)], &[NewEndpoint::new(address.parse()?)]).await?;
+    }
+    bed.operate().await?;
+    bed.apply_web(json!({ "port": "http" })).await?;
+    let both = [end("10.1.0.1", 8080), end("10.1.0.2", 8081)];
+    bed.wait_for("each with its own number", |found| ends(found) == both).await?;
+
+    // A number that changes under a living endpoint.
+    bed.namespace.apply_slice("web-2", "web", &[("http", 8082)], &[NewEndpoint::new("10.1.0.2".parse()?)]).await?;
+    let both = [end("10.1.0.1", 8080), end("10.1.0.2", 8082)];
+    bed.wait_for("the new number alone", |found| ends(found) == both).await?;
+    bed.wait_ready("web").await
+}
+
+pub(crate) async fn a_port_that_does_not_match(bed: &Bed) -> Result<()> {
+    let pods = bed.web(2).await?;
+    bed.operate().await?;
+    let other = bed.service_named("other");
+    bed.apply_web(json!({ "port": "http" })).await?;
+    bed.wait_for_pods(&[&pods[0], &pods[1]]).await?;
+    bed.wait_ready("web").await?;
+    let before = fingerprint(bed, &bed.service).await?;
+
+    bed.apply_web(json!({ "port": "grpc" })).await?;
+    let message = bed.wait_for_condition("web", "Resolved", "False", "PortNotFound").await?;
+    ensure!(message.contains("grpc") && message.contains("80 (http)"), "{message}");
+    bed.wait_for_condition("web", "Ready", "False", "PortNotFound").await?;
+    let told = bed.wait_for_event("web", "PortNotFound").await?;
+    ensure!(told == message, "{told}");
+    // Others are served meanwhile, so it has been looked at.
+    bed.apply("other", &bed.spec(json!({ "name": other }))).await?;
+    bed.wait_ready("other").await?;
+    let after = fingerprint(bed, &bed.service).await?;
+    ensure!(after == before, "what was registered did not stay:\n{before:?}\n{after:?}");
+
+    // A pod that dies meanwhile does leave.
+    bed.namespace.force_delete("web-0").await?;
+    bed.wait_for_pods(&[&pods[1]]).await?;
+    bed.apply_web(json!({ "port": 80 })).await?;
+    bed.wait_for_pods(&[&pods[1]]).await?;
+    bed.wait_ready("web").await
+}

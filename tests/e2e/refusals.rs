@@ -1,0 +1,128 @@
+//! What cannot be done is said, in the status and by an Event, and affects nothing else.
+
+use anyhow::{Result, ensure};
+use lictor_testbed::ConsulOptions;
+use serde_json::{Value, json};
+
+use crate::bed::{Bed, Mode, SOON};
+use crate::rows::fingerprint;
+
+pub(crate) async fn a_service_that_does_not_exist(bed: &Bed) -> Result<()> {
+    bed.operate().await?;
+    bed.apply_web(json!({})).await?;
+    let message = bed.wait_for_condition("web", "Resolved", "False", "ServiceNotFound").await?;
+    ensure!(message.contains("\"web\""), "it does not say which: {message}");
+    bed.wait_for_condition("web", "Ready", "False", "ServiceNotFound").await?;
+    let told = bed.wait_for_event("web", "ServiceNotFound").await?;
+    ensure!(told == message, "{told}");
+    let pods = bed.web(1).await?;
+    bed.wait_for_pods(&[&pods[0]]).await?;
+    bed.wait_ready("web").await?;
+
+    // A new name that may be mistyped: what the old one registered stays.
+    let before = fingerprint(bed, &bed.service).await?;
+    bed.apply_web(json!({ "source": { "service": { "name": "wbe" } } })).await?;
+    bed.wait_for_condition("web", "Resolved", "False", "ServiceNotFound").await?;
+    let after = fingerprint(bed, &bed.service).await?;
+    ensure!(after == before, "what was registered did not stay:\n{before:?}\n{after:?}");
+    bed.apply_web(json!({})).await?;
+    bed.wait_ready("web").await?;
+
+    // One that was there and is deleted takes its endpoints with it.
+    bed.namespace.kubectl(&["delete", "service", "web"]).await?;
+    bed.wait_for_condition("web", "Resolved", "False", "ServiceNotFound").await?;
+    bed.wait_for_pods(&[]).await.map(drop)
+}
+
+pub(crate) async fn consul_refuses_one(bed: &Bed) -> Result<()> {
+    let pods = bed.web(2).await?;
+    bed.own_consul(ConsulOptions { acl: true, ..ConsulOptions::default() }).await?;
+    let denied = bed.service_named("denied");
+    let token = token(bed, &format!("service {:?} {{ policy = \"write\" }}", bed.service)).await?;
+    bed.operator().token(&token).ready().await?;
+    bed.apply("denied", &bed.spec(json!({ "name": denied }))).await?;
+    bed.apply_web(json!({})).await?;
+    bed.wait_for_pods(&[&pods[0], &pods[1]]).await?;
+    bed.wait_ready("web").await?;
+
+    let message = bed.wait_for_condition("denied", "Registered", "False", "Refused").await?;
+    ensure!(message.contains("Permission denied"), "not Consul's own words: {message}");
+    bed.wait_for_condition("denied", "Ready", "False", "Refused").await?;
+    let told = bed.wait_for_event("denied", "Refused").await?;
+    ensure!(told.contains("Permission denied"), "{told}");
+    let status = &bed.resources().get("denied").await?.data["status"];
+    ensure!(status["problems"].as_array().is_some_and(|problems| !problems.is_empty()), "no problems: {status}");
+    ensure!(bed.consul().instances(&denied).await?.is_empty(), "it is registered all the same");
+    // Deleting what could never be registered waits for nothing.
+    bed.delete("denied").await?;
+    bed.wait_gone("denied").await
+}
+
+/// Makes a token for an operator, with this rule besides what it needs to work at all.
+async fn token(bed: &Bed, rule: &str) -> Result<String> {
+    let rules = format!(
+        "agent_prefix \"\" {{ policy = \"read\" }}\n\
+         node_prefix \"\" {{ policy = \"write\" }}\n\
+         service_prefix \"\" {{ policy = \"read\" }}\n{rule}"
+    );
+    let consul = bed.consul();
+    consul.put("/v1/acl/policy", &json!({ "Name": "lictor", "Rules": rules })).await?;
+    let token = consul.put("/v1/acl/token", &json!({ "Policies": [{ "Name": "lictor" }] })).await?;
+    ensure!(token["SecretID"].is_string(), "{token}");
+    Ok(token["SecretID"].as_str().unwrap_or_default().to_owned())
+}
+
+pub(crate) async fn what_is_not_supported(bed: &Bed) -> Result<()> {
+    let pods = bed.web(1).await?;
+    bed.operate().await?;
+    bed.apply_web(json!({})).await?;
+    bed.wait_for_pods(&[&pods[0]]).await?;
+    bed.wait_ready("web").await?;
+    let before = fingerprint(bed, &bed.service).await?;
+
+    let mut not_supported: Vec<(&str, Value, &str)> = vec![
+        ("pods", json!({ "source": { "pods": { "matchLabels": { "app": "web" } } } }), "spec.source.pods"),
+        ("static", json!({ "source": { "static": [{ "address": "203.0.113.7", "port": 80 }] } }), "spec.source.static"),
+        ("tag", json!({ "tags": ["${pod.labels['app']}"] }), "${pod.labels['app']}"),
+        ("meta", json!({ "meta": { "zone": "${node.labels['zone']}" } }), "zone"),
+    ];
+    if bed.mode == Mode::Catalog {
+        not_supported.push(("checks", json!({ "checks": [{ "name": "http", "http": {} }] }), "spec.checks"));
+    }
+    for (name, more, words) in &not_supported {
+        let service = bed.service_named(name);
+        bed.apply(name, &crate::bed::merged(bed.spec(json!({ "name": service })), more.clone())).await?;
+        let message = bed.wait_for_condition(name, "Accepted", "False", "NotSupported").await?;
+        ensure!(message.contains(words) && message.contains("not supported"), "{name}: {message}");
+        bed.wait_for_condition(name, "Ready", "False", "NotSupported").await?;
+        bed.wait_for_event(name, "NotSupported").await?;
+        ensure!(bed.consul().instances(&service).await?.is_empty(), "{name} is registered all the same");
+    }
+
+    // An edit to something that is not supported: what was registered stays.
+    bed.apply_web(json!({ "tags": ["${pod.name}"] })).await?;
+    bed.wait_for_condition("web", "Accepted", "False", "NotSupported").await?;
+    let after = fingerprint(bed, &bed.service).await?;
+    ensure!(after == before, "what was registered did not stay:\n{before:?}\n{after:?}");
+    bed.apply_web(json!({ "tags": ["fine"] })).await?;
+    bed.wait_for("as specified again", |found| matches!(found, [one] if one.tags == ["fine"])).await?;
+    bed.wait_ready("web").await
+}
+
+pub(crate) async fn an_address_that_is_not_allowed(bed: &Bed) -> Result<()> {
+    let pods = bed.web(1).await?;
+    bed.operator().flag("--allow-static", "198.51.100.0/24").ready().await?;
+    let wan = |address: &str| json!({ "taggedAddresses": { "wan": { "address": address, "port": 443 } } });
+    bed.apply_web(wan("198.51.100.1")).await?;
+    bed.wait_for_pods(&[&pods[0]]).await?;
+    bed.wait_ready("web").await?;
+    let before = fingerprint(bed, &bed.service).await?;
+    bed.apply_web(wan("203.0.113.1")).await?;
+    let message = bed.wait_for_condition("web", "Accepted", "False", "NotAllowed").await?;
+    ensure!(message.contains("203.0.113.1") && message.contains("--allow-static"), "{message}");
+    ensure!(fingerprint(bed, &bed.service).await? == before, "what was registered did not stay");
+    // What is registered still follows the pods.
+    bed.namespace.set_ready("web-0", false).await?;
+    let critical = |found: &[lictor_testbed::Instance]| matches!(found, [one] if one.status == "critical");
+    bed.consul().wait_for(&bed.service, "critical", critical, SOON).await.map(drop)
+}

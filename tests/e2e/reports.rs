@@ -1,0 +1,62 @@
+//! What users and administrators see.
+
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
+
+use crate::bed::{Bed, SOON, metric};
+
+pub(crate) async fn kubectl_shows_it(bed: &Bed) -> Result<()> {
+    bed.web(2).await?;
+    bed.namespace.set_ready("web-1", false).await?;
+    bed.operate().await?;
+    bed.apply_web(json!({})).await?;
+    bed.namespace.kubectl(&["wait", "csvc/web", "--for=condition=Ready", "--timeout=30s"]).await?;
+    bed.wait_for_counts("web", [2, 2, 1, 1]).await?;
+    bed.apply("lost", &bed.spec(json!({ "source": { "service": { "name": "no-such" } } }))).await?;
+    bed.wait_for_condition("lost", "Ready", "False", "ServiceNotFound").await?;
+
+    let table = bed.namespace.kubectl(&["get", "csvc", "-o", "wide"]).await?;
+    let lines: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
+    let columns = ["NAME", "SERVICE", "DESIRED", "REGISTERED", "PASSING", "READY", "REASON", "AGE"];
+    ensure!(lines.len() == 3 && lines[0] == columns, "{table}");
+    let row = |name: &str| lines.iter().find(|line| line[0] == name).with_context(|| table.clone());
+    ensure!(row("web")?[1..7] == [&bed.service, "2", "2", "1", "True", "Ready"], "{table}");
+    ensure!(row("lost")?[1..7] == [&bed.service, "0", "0", "0", "False", "ServiceNotFound"], "{table}");
+    let narrow = bed.namespace.kubectl(&["get", "csvc"]).await?;
+    ensure!(!narrow.contains("REASON") && narrow.contains("READY"), "{narrow}");
+    Ok(())
+}
+
+pub(crate) async fn metrics_are_there(bed: &Bed) -> Result<()> {
+    bed.web(2).await?;
+    bed.namespace.set_ready("web-1", false).await?;
+    let operator = bed.operate().await?;
+    bed.apply_web(json!({})).await?;
+    bed.wait_for_counts("web", [2, 2, 1, 1]).await?;
+    bed.apply("lost", &bed.spec(json!({ "source": { "service": { "name": "no-such" } } }))).await?;
+    bed.wait_for_condition("lost", "Ready", "False", "ServiceNotFound").await?;
+
+    let metrics = operator.metrics().await?;
+    let value = |name: &str| metric(&metrics, name);
+    for (name, expected) in [
+        ("lictor_ready", 1.0),
+        ("lictor_resources", 2.0),
+        ("lictor_dirty_resources", 0.0),
+        ("lictor_outstanding_writes", 0.0),
+        ("lictor_refused_instances", 0.0),
+        ("lictor_held_resources", 0.0),
+        ("lictor_instances{state=\"passing\"}", 1.0),
+        ("lictor_instances{state=\"warning\"}", 0.0),
+        ("lictor_instances{state=\"critical\"}", 1.0),
+    ] {
+        let found = value(name)?;
+        ensure!((found - expected).abs() < f64::EPSILON, "{name} is {found}, not {expected}");
+    }
+    ensure!(value("lictor_consul_writes_total{kind=\"put\",outcome=\"written\"}")? >= 2.0, "{metrics}");
+    ensure!(value("lictor_endpoint_change_to_consul_seconds_count")? >= 1.0, "{metrics}");
+    ensure!(value("lictor_sweep_age_seconds")? < SOON.as_secs_f64(), "{metrics}");
+    ensure!(metrics.trim_end().ends_with("# EOF"), "not OpenMetrics: {metrics}");
+    // No name of anything that users make.
+    ensure!(!metrics.contains(&bed.cluster) && !metrics.contains("web"), "a label holds a name: {metrics}");
+    Ok(())
+}

@@ -1,0 +1,181 @@
+//! The one list of scenarios: the tests of both modes and the table are made from it.
+
+use crate::table::{Cell, Cells, Line, check};
+
+/// Makes the tests and the table's lines from one list. Where a mode has a reason in place of `yes`, its test is
+/// ignored with that reason.
+macro_rules! scenarios {
+    (
+        in both modes: $($(#[doc = $says:literal])+ $room:ident::$name:ident(agent: $agent:tt, catalog: $catalog:tt);)+
+        once: $($(#[doc = $once_says:literal])+ $once_room:ident::$once_name:ident;)+
+    ) => {
+        mod agent { $(case!(Agent $agent $room $name);)+ }
+        mod catalog { $(case!(Catalog $catalog $room $name);)+ }
+        mod once {
+            $(#[test] fn $once_name() { crate::$once_room::$once_name(); })+
+        }
+
+        const LINES: &[Line] = &[
+            $(Line {
+                name: stringify!($name),
+                room: stringify!($room),
+                says: &[$($says),+],
+                cells: Cells::ByMode { agent: cell!($agent), catalog: cell!($catalog) },
+            },)+
+            $(Line {
+                name: stringify!($once_name),
+                room: stringify!($once_room),
+                says: &[$($once_says),+],
+                cells: Cells::Once,
+            },)+
+        ];
+    };
+}
+
+macro_rules! case {
+    ($mode:ident yes $room:ident $name:ident) => {
+        #[test]
+        fn $name() {
+            fn scenario(bed: &crate::bed::Bed) -> futures::future::LocalBoxFuture<'_, anyhow::Result<()>> {
+                Box::pin(crate::$room::$name(bed))
+            }
+            crate::bed::run(stringify!($name), crate::bed::Mode::$mode, scenario);
+        }
+    };
+    ($mode:ident $reason:literal $room:ident $name:ident) => {
+        #[test]
+        #[ignore = $reason]
+        fn $name() {
+            panic!("not a scenario of this mode: {}", $reason);
+        }
+    };
+}
+
+macro_rules! cell {
+    (yes) => {
+        Cell::Runs
+    };
+    ($reason:literal) => {
+        Cell::Blank($reason)
+    };
+}
+
+scenarios! {
+    in both modes:
+    /// Ready pods behind a Service appear, with address, port, node and every mark of ours; the status says so.
+    appearing::pods_appear(agent: yes, catalog: yes);
+    /// A pod that is not ready is critical, and passing again once it is ready; the counts follow.
+    appearing::readiness_goes_both_ways(agent: yes, catalog: yes);
+    /// `readiness: Deregister` takes what is not ready out; `readiness: Ignore` makes no check at all.
+    appearing::readiness_by_policy(agent: yes, catalog: yes);
+    /// Three slices of one Service are one set of instances; removing one of them removes just its endpoints.
+    appearing::slices_are_united(agent: yes, catalog: yes);
+    /// A Service without endpoints is a truth, not an error; what comes back appears again.
+    appearing::zero_and_back(agent: yes, catalog: yes);
+    /// A pod that has begun to terminate leaves at once, long before it is gone.
+    appearing::a_terminating_pod_leaves_at_once(agent: yes, catalog: yes);
+    /// A pod that comes back under its name, on another node with another address, is a new instance in the old one's place.
+    appearing::same_pod_name_new_address(agent: yes, catalog: yes);
+
+    /// A port is picked by name, by the Service's own number, or by being alone.
+    ports::a_port_is_picked(agent: yes, catalog: yes);
+    /// A named port with another number in each slice is registered with each one's own.
+    ports::numbers_differ_behind_one_name(agent: yes, catalog: yes);
+    /// A port that does not match: condition and Event, what was registered stays, others are not affected.
+    ports::a_port_that_does_not_match(agent: yes, catalog: yes);
+
+    /// Tags, meta, weights and tagged addresses are read back from Consul as they were written.
+    content::all_of_it_is_read_back(agent: yes, catalog: yes);
+    /// An edit of the spec becomes an edit in Consul, and what is taken out of the spec goes.
+    content::an_edit_is_followed(agent: yes, catalog: yes);
+    /// After a rename the instances are under the new name, and never under none.
+    content::a_rename_is_never_a_gap(agent: yes, catalog: yes);
+    /// With `enableTagOverride` the tags that Consul's users set are kept.
+    content::tags_of_consuls_users_are_kept(agent: yes, catalog: yes);
+
+    /// A check that Consul runs beside readiness passes while somebody answers, and goes when it leaves the spec.
+    content::checks_that_consul_runs(agent: yes, catalog: "nothing runs checks there, and a resource that has some is refused: `refusals::what_is_not_supported`");
+
+    /// A deleted resource is gone from Consul before it is gone from Kubernetes.
+    ending::a_deletion(agent: yes, catalog: yes);
+    /// What is deleted while the operator is down is gone when it is back.
+    ending::a_deletion_while_down(agent: yes, catalog: yes);
+    /// `deletionPolicy: Retain` leaves the instances, without our mark; a new resource of the name takes them up again.
+    ending::retain_and_creation_after_it(agent: yes, catalog: yes);
+    /// A hundred resources go with their namespace, which is not stuck.
+    ending::a_hundred_resources_with_their_namespace(agent: yes, catalog: yes);
+
+    /// A row with our full ownership whose resource does not exist goes, planted while we ran or while we were down.
+    drift::an_orphan_goes(agent: yes, catalog: yes);
+    /// What a crash left behind, its resource removed by force, goes at the next start.
+    drift::the_orphan_of_a_crash_goes(agent: yes, catalog: yes);
+    /// An instance that somebody deleted is put back.
+    drift::what_was_deleted_by_hand_is_put_back(agent: yes, catalog: yes);
+    /// An instance or its check that somebody edited is put right.
+    drift::what_was_edited_by_hand_is_put_right(agent: yes, catalog: yes);
+    /// A Consul that restarts empty is filled again.
+    drift::consul_restarted_empty(agent: yes, catalog: yes);
+
+    /// Instances of our service's name that are not ours stay as they are, to the index, from beginning to end.
+    foreign::instances_of_others_are_untouched(agent: yes, catalog: yes);
+    /// A row under one of our IDs with another cluster's mark is untouched, and the resource says who holds it.
+    foreign::a_cluster_of_our_name_on_the_same_node(agent: yes, catalog: yes);
+    /// Where another cluster's marker stands under our name, nothing is written at all.
+    foreign::a_cluster_of_our_name_in_the_catalog(agent: "an agent has no marker node: two clusters of one name on one agent are told apart row by row", catalog: yes);
+    /// `--namespace`: resources elsewhere are not acted on, and rows whose owners are elsewhere are never orphans.
+    foreign::other_namespaces_are_untouched(agent: yes, catalog: yes);
+    /// `--class`: resources of another class, or of none, are not acted on; one that is given to another class is let go.
+    foreign::other_classes_are_untouched(agent: yes, catalog: yes);
+
+    /// Killed again and again while everything changes, then left alone: true; and what was ready all the time was never missing.
+    outages::killed_in_a_loop_under_change(agent: yes, catalog: yes);
+    /// Consul is not there at the start: said, waited for, and then true.
+    outages::consul_absent_at_start(agent: yes, catalog: yes);
+    /// Consul hangs while pods come and go: not ready, and true once it goes on.
+    outages::consul_hangs(agent: yes, catalog: yes);
+    /// Writes that are carried out without an answer, or answered without being carried out: true all the same.
+    outages::answers_are_lost(agent: yes, catalog: yes);
+    /// After SIGTERM no request begins but what completes a write under way; what is registered stays.
+    outages::sigterm_and_not_one_request_more(agent: yes, catalog: yes);
+    /// Kubernetes is not there at the start: said, not ready, tried again, and then true.
+    outages::kubernetes_absent_at_start(agent: yes, catalog: yes);
+    /// Kubernetes goes away: the last true state is kept up, nothing is taken away, and what was missed is made good.
+    outages::kubernetes_goes_away(agent: yes, catalog: yes);
+    /// A permission is taken away: said, and nothing is removed; given back, what was missed is made good.
+    outages::a_permission_is_taken_away(agent: yes, catalog: yes);
+    /// The CRD is not there: how to install it is said, and it works when it comes; an object that does not decode
+    /// keeps its last good state; when the CRD is deleted, what is registered stays.
+    outages::the_crd_comes_later(agent: yes, catalog: "Consul is not concerned: a second control plane of its own would show nothing new");
+
+    /// Nothing changes for half a minute: Consul sees no request but reads, and no index of ours moves.
+    quiet::no_change_no_write(agent: yes, catalog: yes);
+    /// A status written by hand is put right, and that wakes no write to Consul.
+    quiet::a_status_write_wakes_no_write(agent: yes, catalog: yes);
+    /// A restart is no change: nothing is written but, in the catalog, the marker's term.
+    quiet::a_restart_writes_nothing(agent: yes, catalog: yes);
+    /// One pod's change is one small write, and no other instance moves.
+    quiet::one_change_is_one_write(agent: yes, catalog: yes);
+
+    /// A Service that does not exist: condition and Event; it works when it comes. A mistyped new name removes nothing.
+    refusals::a_service_that_does_not_exist(agent: yes, catalog: yes);
+    /// Consul refuses one registration: its own words are in the condition, the other resource is registered.
+    refusals::consul_refuses_one(agent: yes, catalog: yes);
+    /// What this version does not do is not accepted, and said to be so: pods, static addresses, templates; in the catalog also checks.
+    refusals::what_is_not_supported(agent: yes, catalog: yes);
+    /// A tagged address that the administrator does not allow is not accepted, and what was registered stays.
+    refusals::an_address_that_is_not_allowed(agent: yes, catalog: yes);
+
+    /// `kubectl wait --for=condition=Ready` returns, and `kubectl get csvc` shows what it should.
+    reports::kubectl_shows_it(agent: yes, catalog: yes);
+    /// The metrics are there by name, and the gauges are right.
+    reports::metrics_are_there(agent: yes, catalog: yes);
+
+    once:
+    /// A wrong flag, value or file is one line on stderr and an exit code above 1.
+    bad_input::one_line_and_an_exit_code_above_one;
+}
+
+#[test]
+fn the_table_is_current() {
+    check(LINES);
+}

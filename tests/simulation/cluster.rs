@@ -1,0 +1,247 @@
+//! A model of Kubernetes: the objects that Lictor watches, their versions, finalizers and deletion, and a log of
+//! all changes for the watches to read.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use lictor::cluster::api::ConsulServiceStatus;
+use lictor::cluster::event::{Change, Kind, ObjectKey, Scope, SeenResource, Step};
+use lictor::cluster::{Finalizers, Write, WriteError, status};
+use lictor::model::facts::{Node, Service, Slice};
+use lictor::model::names::{ResourceKey, Str};
+use lictor::model::resource::{DeletionPolicy, FINALIZER, Refusal, Resource, Spec};
+
+/// A `ConsulService`.
+#[derive(Clone, Debug)]
+pub struct Object {
+    pub key: ResourceKey,
+    pub uid: Str,
+    pub generation: i64,
+    pub version: u64,
+    pub finalizers: Vec<Str>,
+    pub deleting: bool,
+    pub deletion: DeletionPolicy,
+    pub spec: Result<Arc<Spec>, Refusal>,
+    pub status: ConsulServiceStatus,
+}
+
+impl Object {
+    pub fn has_finalizer(&self) -> bool {
+        self.finalizers.iter().any(|finalizer| &**finalizer == FINALIZER)
+    }
+
+    fn seen(&self) -> SeenResource {
+        let (status, since) = status::read(self.status.clone());
+        let resource = Resource {
+            key: self.key.clone(),
+            uid: self.uid.clone(),
+            generation: self.generation,
+            resource_version: self.version.to_string().into(),
+            finalizers: self.finalizers.clone(),
+            deleting: self.deleting,
+            ours: true,
+            finalizer: FINALIZER.into(),
+            deletion: Some(self.deletion),
+            spec: self.spec.clone(),
+            status: Arc::new(status),
+        };
+        SeenResource { resource, since }
+    }
+}
+
+/// A change, as a watch tells of it.
+#[derive(Clone, Debug)]
+pub struct Logged {
+    pub kind: Kind,
+    pub namespace: Str,
+    pub change: Change,
+}
+
+/// The cluster.
+#[derive(Default)]
+pub struct Cluster {
+    pub resources: BTreeMap<ResourceKey, Object>,
+    pub services: BTreeMap<ObjectKey, Service>,
+    pub slices: BTreeMap<ObjectKey, Slice>,
+    pub nodes: BTreeMap<ObjectKey, Node>,
+    /// All changes, in order. A position in it is the number of changes before it.
+    log: Vec<Logged>,
+    uids: u64,
+}
+
+impl Cluster {
+    /// How many changes there have been.
+    pub fn position(&self) -> u64 {
+        self.log.len() as u64
+    }
+
+    pub fn new_uid(&mut self) -> Str {
+        self.uids += 1;
+        format!("u{}", self.uids).into()
+    }
+
+    /// The first change at or after a position that a watch sees, and the position after it.
+    pub fn next_change(&self, from: u64, kind: Kind, scope: &Scope) -> Option<(u64, &Change)> {
+        let start = usize::try_from(from).expect("positions are small");
+        let later = self.log[start..].iter().zip(from + 1..);
+        later
+            .filter(|(logged, _)| logged.kind == kind && scope.covers(&logged.namespace))
+            .map(|(logged, position)| (position, &logged.change))
+            .next()
+    }
+
+    /// What a list of a kind has, in no particular order of a change.
+    pub fn list(&self, kind: Kind, scope: &Scope) -> Vec<Change> {
+        fn all<T: Clone>(
+            objects: &BTreeMap<ObjectKey, T>,
+            scope: &Scope,
+            change: impl Fn(ObjectKey, T) -> Change,
+        ) -> Vec<Change> {
+            let covered = objects.iter().filter(|(key, _)| scope.covers(&key.namespace));
+            covered.map(|(key, object)| change(key.clone(), object.clone())).collect()
+        }
+        match kind {
+            Kind::Resource => {
+                all(&self.resources, scope, |key, object| Change::Resource(Step::InitApply(key, object.seen())))
+            }
+            Kind::Service => all(&self.services, scope, |key, service| Change::Service(Step::InitApply(key, service))),
+            Kind::Slice => all(&self.slices, scope, |key, slice| Change::Slice(Step::InitApply(key, slice))),
+            Kind::Node => all(&self.nodes, scope, |key, node| Change::Node(Step::InitApply(key, node))),
+        }
+    }
+
+    fn log(&mut self, kind: Kind, namespace: &Str, change: Change) {
+        self.log.push(Logged { kind, namespace: namespace.clone(), change });
+    }
+
+    pub fn put_service(&mut self, key: &ObjectKey, service: Service) {
+        self.services.insert(key.clone(), service.clone());
+        self.log(Kind::Service, &key.namespace, Change::Service(Step::Apply(key.clone(), service)));
+    }
+
+    pub fn delete_service(&mut self, key: &ObjectKey) {
+        if self.services.remove(key).is_some() {
+            self.log(Kind::Service, &key.namespace, Change::Service(Step::Delete(key.clone())));
+        }
+    }
+
+    pub fn put_slice(&mut self, key: &ObjectKey, slice: Slice) {
+        self.slices.insert(key.clone(), slice.clone());
+        self.log(Kind::Slice, &key.namespace, Change::Slice(Step::Apply(key.clone(), slice)));
+    }
+
+    pub fn delete_slice(&mut self, key: &ObjectKey) {
+        if self.slices.remove(key).is_some() {
+            self.log(Kind::Slice, &key.namespace, Change::Slice(Step::Delete(key.clone())));
+        }
+    }
+
+    pub fn put_node(&mut self, name: &str, node: Node) {
+        let key = ObjectKey { namespace: "".into(), name: name.into() };
+        self.nodes.insert(key.clone(), node.clone());
+        self.log(Kind::Node, &key.namespace, Change::Node(Step::Apply(key.clone(), node)));
+    }
+
+    pub fn delete_node(&mut self, name: &str) {
+        let key = ObjectKey { namespace: "".into(), name: name.into() };
+        if self.nodes.remove(&key).is_some() {
+            self.log(Kind::Node, &key.namespace, Change::Node(Step::Delete(key.clone())));
+        }
+    }
+
+    pub fn create(&mut self, key: &ResourceKey, spec: Arc<Spec>, deletion: DeletionPolicy) {
+        let object = Object {
+            key: key.clone(),
+            uid: self.new_uid(),
+            generation: 1,
+            version: 0,
+            finalizers: Vec::new(),
+            deleting: false,
+            deletion,
+            spec: Ok(spec),
+            status: ConsulServiceStatus::default(),
+        };
+        self.put_resource(object);
+    }
+
+    pub fn edit(&mut self, key: &ResourceKey, spec: Result<Arc<Spec>, Refusal>) {
+        let mut object = self.resources[key].clone();
+        object.spec = spec;
+        object.generation += 1;
+        self.put_resource(object);
+    }
+
+    /// Asks for a deletion: it is done once no finalizer is left.
+    pub fn delete(&mut self, key: &ResourceKey) {
+        let Some(object) = self.resources.get(key).filter(|object| !object.deleting) else { return };
+        let mut object = object.clone();
+        object.deleting = true;
+        // The apiserver counts the deletion as a new generation.
+        object.generation += 1;
+        self.put_resource(object);
+    }
+
+    pub fn set_finalizers(&mut self, key: &ResourceKey, finalizers: Vec<Str>) {
+        let mut object = self.resources[key].clone();
+        object.finalizers = finalizers;
+        self.put_resource(object);
+    }
+
+    fn put_resource(&mut self, mut object: Object) {
+        let key = object.key.clone();
+        object.version = self.position() + 1;
+        if object.deleting && object.finalizers.is_empty() {
+            self.resources.remove(&key);
+            self.log(Kind::Resource, &key.namespace, Change::Resource(Step::Delete(key.clone())));
+            return;
+        }
+        let seen = object.seen();
+        self.resources.insert(key.clone(), object);
+        self.log(Kind::Resource, &key.namespace, Change::Resource(Step::Apply(key.clone(), seen)));
+    }
+
+    /// Makes a write of Lictor's.
+    pub fn write(&mut self, write: &Write, now: Timestamp) -> Result<(), WriteError> {
+        match write {
+            Write::AddFinalizer(seen) => {
+                let all = seen.finalizers.iter().cloned().chain([FINALIZER.into()]).collect();
+                self.write_finalizers(seen, all)
+            }
+            Write::RemoveFinalizer(seen) => {
+                let others = seen.finalizers.iter().filter(|finalizer| &***finalizer != FINALIZER);
+                self.write_finalizers(seen, others.cloned().collect())
+            }
+            Write::Status { key, uid, status, since } => {
+                let there = self.resources.get(key).ok_or(WriteError::Gone)?;
+                if there.uid != *uid {
+                    // The patch's test of the uid fails.
+                    return Err(WriteError::Refused(
+                        "the server rejected our request due to an error in our request".to_owned(),
+                    ));
+                }
+                let status = status::to_api(status, since, now);
+                if there.status != status {
+                    let object = Object { status, ..there.clone() };
+                    self.put_resource(object);
+                }
+                Ok(())
+            }
+            Write::Event { .. } => Ok(()),
+        }
+    }
+
+    fn write_finalizers(&mut self, seen: &Finalizers, finalizers: Vec<Str>) -> Result<(), WriteError> {
+        let there = self.resources.get(&seen.key).ok_or(WriteError::Gone)?;
+        if there.uid != seen.uid || there.version.to_string() != *seen.resource_version {
+            return Err(WriteError::Conflict);
+        }
+        if there.deleting && finalizers.iter().any(|finalizer| !there.finalizers.contains(finalizer)) {
+            return Err(WriteError::Refused(
+                "no new finalizers can be added if the object is being deleted".to_owned(),
+            ));
+        }
+        self.set_finalizers(&seen.key.clone(), finalizers);
+        Ok(())
+    }
+}

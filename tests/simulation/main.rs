@@ -1,0 +1,160 @@
+//! The whole of Lictor under a seed: the real engine and the real registries over small models of Kubernetes and
+//! of Consul, in simulated time. A seed decides everything; the same seed always goes the same way.
+//!
+//! - `setup`: what a seed decides once; `schedule` and `hands`: what happens to Kubernetes and to Consul.
+//! - `cluster`, `consul`: the models; `watches`, `network`: the ways to them, with delays, losses and faults.
+//! - `run`: Lictor lives, dies, and lives again; then everything settles.
+//! - `truth`: what Consul should hold, worked out afresh; `oracle`: what must hold at every moment; `verdict`: what
+//!   must hold in the end.
+//! - `conformance`: the model of Consul against a real one.
+//! - `plants`: faults planted at the seams, each of which has to be caught.
+//!
+//! ```text
+//! cargo test --test simulation                                         # 2000 seeds
+//! LICTOR_SEEDS=20000 cargo test --test simulation seeds -- --nocapture # more of them, with statistics
+//! LICTOR_SEED=123 cargo test --test simulation replay -- --nocapture   # one, with a trace
+//! ```
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
+
+mod cluster;
+mod conformance;
+mod consul;
+mod hands;
+mod network;
+mod oracle;
+mod plants;
+mod regressions;
+mod run;
+mod schedule;
+mod setup;
+mod sim;
+mod truth;
+mod verdict;
+mod watches;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use plants::Plant;
+use run::Outcome;
+use setup::Setup;
+use sim::Stats;
+
+/// How many seeds `seeds` runs by default.
+const SEEDS: u64 = 2000;
+
+/// Runs a seed; a panic is a violation too.
+fn run(setup: Setup, traced: bool) -> Outcome {
+    catch_unwind(AssertUnwindSafe(|| run::run(setup, traced))).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default();
+        Outcome { violations: vec![format!("a panic: {text}")], trace: Vec::new(), stats: Stats::default() }
+    })
+}
+
+/// A failure as it is shown: the seed, how to see it again, what was broken, and what led to it.
+fn failure(seed: u64) -> String {
+    let Outcome { violations, trace, .. } = run(Setup::draw(seed), true);
+    let shown = trace.len().saturating_sub(60);
+    format!(
+        "seed {seed}: {}\n\nreplay: LICTOR_SEED={seed} cargo test --test simulation replay -- --nocapture\nthe last events:\n{}",
+        violations.join("\n"),
+        trace[shown..].join("\n")
+    )
+}
+
+/// Runs seeds on all cores; answers those that failed, with their first violation, and the statistics.
+fn run_all(seeds: std::ops::Range<u64>, setup: impl Fn(u64) -> Setup + Sync) -> (Vec<(u64, String)>, Stats) {
+    let next = AtomicU64::new(seeds.start);
+    let work = || {
+        let (mut failed, mut stats) = (Vec::new(), Stats::default());
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= seeds.end {
+                return (failed, stats);
+            }
+            let outcome = run(setup(seed), false);
+            stats.add(&outcome.stats);
+            failed.extend(outcome.violations.first().map(|first| (seed, first.clone())));
+        }
+    };
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let (mut failed, mut stats) = (Vec::new(), Stats::default());
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..cores).map(|_| scope.spawn(work)).collect();
+        for worker in workers {
+            let (theirs, counted) = worker.join().expect("a seed's panic is caught");
+            failed.extend(theirs);
+            stats.add(&counted);
+        }
+    });
+    failed.sort();
+    (failed, stats)
+}
+
+fn number(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok().map(|text| text.parse().expect("a number"))
+}
+
+#[test]
+fn seeds() {
+    let begun = Instant::now();
+    let first = number("LICTOR_FIRST_SEED").unwrap_or_default();
+    let many = number("LICTOR_SEEDS").unwrap_or(SEEDS);
+    let (failed, stats) = run_all(first..first + many, Setup::draw);
+    let each = begun.elapsed().as_secs_f64() * 1000.0 / f64::from(u32::try_from(many).unwrap_or(u32::MAX));
+    println!("{many} seeds, {each:.1} ms each, {} failed", failed.len());
+    for (what, times) in &stats.0 {
+        println!("{times:>9} {what}");
+    }
+    for (seed, what) in failed.iter().take(40) {
+        println!("seed {seed}: {what}");
+    }
+    if let Some((seed, _)) = failed.first() {
+        panic!("{} of {many} seeds failed; the first:\n{}", failed.len(), failure(*seed));
+    }
+}
+
+/// Shows a seed: `LICTOR_SEED=123`. Without one, that the same seed goes the same way twice.
+#[test]
+fn replay() {
+    if let Some(seed) = number("LICTOR_SEED") {
+        let Outcome { violations, trace, stats } = run(Setup::draw(seed), true);
+        println!("{}\n{stats:?}\n{:?}", trace.join("\n"), Setup::draw(seed));
+        assert!(violations.is_empty(), "seed {seed}:\n{}", violations.join("\n"));
+        return;
+    }
+    for seed in 0..10 {
+        let [one, other] = [(), ()].map(|()| run(Setup::draw(seed), true).trace);
+        assert_eq!(one, other, "seed {seed} went two ways");
+    }
+}
+
+#[test]
+fn seeds_that_failed_once() {
+    for (seed, found) in regressions::SEEDS {
+        let outcome = run(Setup::draw(*seed), false);
+        assert!(outcome.violations.is_empty(), "this found once: {found}\n{}", failure(*seed));
+    }
+}
+
+#[test]
+fn planted_faults_are_caught() {
+    for (plant, promises) in [
+        (Plant::NoOwnershipCheck, &["nothing foreign"][..]),
+        (Plant::EarlySweep, &["nothing lost"]),
+        // The next sweep mends it: it shows for a while only, in what is removed or told.
+        (Plant::SwappedLanes, &["true", "nothing lost", "nothing stale", "nothing hidden"]),
+        (Plant::FalseAnswers, &["true", "nothing hidden"]),
+    ] {
+        let planted = |seed| Setup { plant: Some(plant), ..Setup::draw(seed) };
+        let caught = (0..300).find_map(|seed| {
+            let violations = run(planted(seed), false).violations;
+            let breaks = |found: &String| promises.iter().any(|promise| found.starts_with(promise));
+            violations.into_iter().find(breaks).map(|found| (seed, found))
+        });
+        let (seed, found) = caught.unwrap_or_else(|| panic!("nobody noticed {plant:?}"));
+        println!("{plant:?} is caught by seed {seed}: {found}");
+    }
+}

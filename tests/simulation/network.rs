@@ -1,0 +1,241 @@
+//! The way to Consul: requests and answers that take their time, get lost, come late, or are refused.
+//!
+//! A request that was sent is on its own: it arrives whether or not whoever sent it still waits or lives.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use lictor::consul::transport::{Method, Request, Response, Transport, TransportError};
+use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::consul::{Reply, Url};
+use crate::oracle::{Origin, Sent};
+use crate::sim::{Sim, State};
+
+/// How Lictor of one life reaches Consul.
+pub struct Network {
+    sim: Sim,
+    life: u32,
+}
+
+impl Network {
+    pub fn new(sim: Sim, life: u32) -> Self {
+        Self { sim, life }
+    }
+}
+
+/// What becomes of a request.
+enum Fate {
+    /// It arrives, and so does the answer.
+    Answered,
+    /// The connection is refused.
+    NotSent,
+    /// It is lost on its way there.
+    RequestLost,
+    /// It arrives, perhaps long after nobody waits any more, and the answer is lost.
+    AnswerLost { late: Duration },
+    /// Something before Consul's state answers in its place.
+    Instead(Reply),
+    /// Consul does it, and answers that something went wrong.
+    Stumbles,
+}
+
+/// Says, when it is dropped, that nobody waits for the answer any more.
+struct Waiting(Arc<AtomicBool>);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Transport for Network {
+    fn send(&self, request: Request) -> BoxFuture<'_, Result<Response, TransportError>> {
+        Box::pin(self.deliver(request))
+    }
+}
+
+impl Network {
+    async fn deliver(&self, request: Request) -> Result<Response, TransportError> {
+        let abandoned = Arc::new(AtomicBool::new(false));
+        let _waiting = Waiting(abandoned.clone());
+        let (fate, there, back, sent) = {
+            let mut state = self.sim.state();
+            let fate = draw_fate(&mut state, request.method == Method::Put);
+            let (there, back) = (way(&mut state), way(&mut state));
+            let decided = state.oracle.decisions();
+            let (marker, epoch) = (state.marker_index(), state.consul_epoch);
+            (fate, there, back, Sent { life: self.life, decided, abandoned: false, marker, epoch })
+        };
+        if self.sim.state().is_traced() {
+            self.trace(&request, &fate);
+        }
+        let gone = |why: &str| TransportError::NoAnswer(format!("Consul: {why}"));
+        let late = match fate {
+            Fate::NotSent => {
+                sleep(there).await;
+                return Err(TransportError::NotSent("Consul: connection refused".to_owned()));
+            }
+            Fate::RequestLost => {
+                sleep(there).await;
+                return Err(gone("connection reset"));
+            }
+            Fate::Instead(reply) => {
+                sleep(there + back).await;
+                return Ok(response(reply));
+            }
+            Fate::AnswerLost { late } => Some(late),
+            Fate::Answered | Fate::Stumbles => None,
+        };
+        let (answered, answer) = oneshot::channel();
+        let journey = Journey { sim: self.sim.clone(), sent, abandoned, request: request.clone() };
+        tokio::spawn(async move {
+            sleep(there + late.unwrap_or_default()).await;
+            let reply = journey.arrive().await;
+            sleep(back).await;
+            // Whoever asked may have gone.
+            let _ = answered.send(reply);
+        });
+        if late.is_some() {
+            sleep(there + back).await;
+            return Err(gone("connection reset while waiting for the answer"));
+        }
+        match timeout(request.timeout, answer).await {
+            Ok(Ok(None)) => Err(gone("connection reset")),
+            Ok(Ok(Some(_))) if matches!(fate, Fate::Stumbles) => {
+                Ok(response(Reply::text(500, "leadership lost while committing log")))
+            }
+            Ok(Ok(Some(reply))) => Ok(response(reply)),
+            Ok(Err(_)) => panic!("the model of Consul panicked at {} {}", request.path, body_text(&request)),
+            Err(_) => Err(gone("operation timed out")),
+        }
+    }
+
+    fn trace(&self, request: &Request, fate: &Fate) {
+        let what = match fate {
+            Fate::Answered => String::new(),
+            Fate::NotSent => " (refused)".to_owned(),
+            Fate::RequestLost => " (request lost)".to_owned(),
+            Fate::AnswerLost { late } => format!(" (answer lost, {} ms late)", late.as_millis()),
+            Fate::Instead(reply) => format!(" (answered {})", reply.status),
+            Fate::Stumbles => " (done, answered 500)".to_owned(),
+        };
+        if request.method == Method::Put || !what.is_empty() {
+            let life = self.life;
+            self.sim.state().trace(|| {
+                format!("life {life} sends {:?} {}{what} {}", request.method, request.path, body_text(request))
+            });
+        }
+    }
+}
+
+/// A request on its way.
+struct Journey {
+    sim: Sim,
+    sent: Sent,
+    abandoned: Arc<AtomicBool>,
+    request: Request,
+}
+
+impl Journey {
+    /// The answer; none where there is no server any more that the request was for.
+    async fn arrive(mut self) -> Option<Reply> {
+        let url = Url::parse(&self.request.path);
+        if let Some((node, index)) = url.waits_for() {
+            let until = Instant::now() + Duration::from_secs(url.wait());
+            loop {
+                let mut moved = std::pin::pin!(self.sim.consul_moved().notified());
+                moved.as_mut().enable();
+                if self.sim.state().consul.store.index_of(node) != index {
+                    break;
+                }
+                if tokio::time::timeout_at(until, moved).await.is_err() {
+                    break;
+                }
+            }
+        }
+        let writes = self.request.method == Method::Put;
+        let body = self.request.body.as_deref().unwrap_or_default();
+        self.sent.abandoned = self.abandoned.load(Ordering::Relaxed);
+        let mut state = self.sim.state();
+        if self.sent.epoch != state.consul_epoch {
+            return None;
+        }
+        if self.sent.abandoned && writes {
+            state.stats.count("requests that landed late");
+        }
+        let marker = state.marker_index();
+        let reply = state.consul.answer(writes, &url, body);
+        if writes {
+            // What Consul refuses is tried again now and then.
+            state.consul_writes += u64::from(reply.status == 200);
+            state.trace(|| {
+                let text = String::from_utf8_lossy(&reply.body).chars().take(300).collect::<String>();
+                format!("Consul answers life {} {} {text}", self.sent.life, reply.status)
+            });
+            if state.consul.agent.is_none() && reply.status == 200 && marker != self.sent.marker {
+                let life = self.sent.life;
+                state.violate("fence", format!("a write of life {life} landed although the marker had moved"));
+            }
+            state.observe(&Origin::Lictor(self.sent));
+            drop(state);
+            self.sim.consul_has_moved();
+        }
+        Some(reply)
+    }
+}
+
+fn draw_fate(state: &mut State, writes: bool) -> Fate {
+    let weather = state.weather;
+    if state.strikes(weather.refused) {
+        state.stats.count("connections refused");
+        return Fate::NotSent;
+    }
+    if state.strikes(weather.lost) {
+        if !writes || state.random.network.u8(..3) == 0 {
+            state.stats.count("requests lost");
+            return Fate::RequestLost;
+        }
+        state.stats.count("answers lost");
+        let late = if state.random.network.bool() { state.random.network.u64(1..20_000) } else { 0 };
+        return Fate::AnswerLost { late: Duration::from_millis(late) };
+    }
+    if state.strikes(weather.trouble) {
+        state.stats.count("answers of trouble");
+        return match state.random.network.u8(..6) {
+            0 => Fate::Instead(Reply::text(429, "rate limit exceeded, try again later")),
+            1 => Fate::Instead(Reply::text(503, "rate limit exceeded, try again later or against a different server")),
+            2 => Fate::Instead(Reply::text(500, "No cluster leader")),
+            3 => Fate::Instead(Reply::text(403, "rpc error making call: ACL not found")),
+            4 => Fate::Instead(Reply::text(502, "Bad Gateway")),
+            _ => Fate::Stumbles,
+        };
+    }
+    Fate::Answered
+}
+
+/// How long one way takes: mostly little, sometimes the longest.
+fn way(state: &mut State) -> Duration {
+    let slow = if state.calm { 3 } else { state.weather.slow };
+    let slow = if state.random.network.u8(..4) == 0 { slow } else { slow.min(20) };
+    Duration::from_millis(state.random.network.u64(1..=slow.max(1)))
+}
+
+fn response(reply: Reply) -> Response {
+    let Reply { status, index, filtered, body } = reply;
+    let retry_after = (status == 429).then_some(Duration::from_secs(1));
+    Response { status, index, filtered, retry_after, body: body.into() }
+}
+
+fn body_text(request: &Request) -> String {
+    let text = String::from_utf8_lossy(request.body.as_deref().unwrap_or_default());
+    let short: BTreeMap<&str, &str> = BTreeMap::from([
+        ("\"Meta\":{\"lictor-cluster\":\"c1\",\"lictor-cluster-uid\":\"uid-1\",\"managed-by\":\"lictor\"}", "OURS"),
+        ("\"Notes\":\"Whether Kubernetes considers the pod ready. Kept by Lictor.\",", ""),
+    ]);
+    short.into_iter().fold(text.into_owned(), |text, (long, short)| text.replace(long, short))
+}

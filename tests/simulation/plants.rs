@@ -1,0 +1,117 @@
+//! Faults that the product does not have, planted at its seams: the simulation has to catch each of them.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex};
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use lictor::consul::{Bundle, Outcome, Registry, Rows, Trouble};
+use lictor::model::desired::Placement;
+use lictor::model::diff::Op;
+use lictor::model::names::Str;
+use lictor::model::registration::Ownership;
+
+use crate::sim::Sim;
+use crate::truth::owner;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Plant {
+    /// Whatever has an ID like ours counts as ours, whoever's mark it carries.
+    NoOwnershipCheck,
+    /// A list counts as whole before it is, and so does the second look.
+    EarlySweep,
+    /// Writes to one node overtake each other.
+    SwappedLanes,
+    /// Now and then an answer says that something was written that was not.
+    FalseAnswers,
+}
+
+/// A registry, watched for when Lictor decides, with a fault planted in it or none.
+pub struct Watched {
+    sim: Sim,
+    inner: Arc<dyn Registry>,
+    plant: Option<Plant>,
+    /// What was held back, to be overtaken by what comes next.
+    held_back: Mutex<BTreeMap<Str, Vec<Op>>>,
+}
+
+impl Watched {
+    pub fn new(sim: Sim, inner: Arc<dyn Registry>, plant: Option<Plant>) -> Self {
+        Self { sim, inner, plant, held_back: Mutex::default() }
+    }
+
+    fn claimed(&self, mut rows: Rows) -> Rows {
+        if self.plant == Some(Plant::NoOwnershipCheck) {
+            for (key, row) in &mut rows {
+                if let Some(owner) = owner(&key.id) {
+                    row.ownership = Ownership::Ours(owner);
+                }
+            }
+        }
+        rows
+    }
+
+    /// Carries out only what was held back before, and holds this bundle back.
+    async fn overtake(&self, bundle: &Bundle) -> Vec<Outcome> {
+        let before = self.held_back.lock().expect("no panics").insert(bundle.node.clone(), bundle.ops.clone());
+        let mut outcomes = vec![Outcome::Written { shown: true }; bundle.ops.len()];
+        if let Some(before) = before {
+            self.held_back.lock().expect("no panics").remove(&bundle.node);
+            outcomes = self.inner.apply(bundle).await;
+            let late = Bundle { ops: before, ..bundle.clone() };
+            self.inner.apply(&late).await;
+        }
+        outcomes
+    }
+
+    async fn lie(&self, bundle: &Bundle) -> Vec<Outcome> {
+        let lies = self.sim.state().random.lives.u8(..4) == 0;
+        if lies { vec![Outcome::Written { shown: true }; bundle.ops.len()] } else { self.inner.apply(bundle).await }
+    }
+}
+
+impl Registry for Watched {
+    fn connect(&self) -> BoxFuture<'_, Result<Placement, Trouble>> {
+        self.inner.connect()
+    }
+
+    fn read(&self) -> BoxFuture<'_, Result<Rows, Trouble>> {
+        async move {
+            let rows = self.inner.read().await?;
+            let dropped = self.plant == Some(Plant::FalseAnswers);
+            // Whoever lies about writes must not be found out by the sweep.
+            if dropped && self.sim.state().random.lives.bool() {
+                Err(Trouble::passing("planted"))
+            } else {
+                Ok(self.claimed(rows))
+            }
+        }
+        .boxed()
+    }
+
+    fn read_node<'a>(&'a self, node: &'a Str) -> BoxFuture<'a, Result<Rows, Trouble>> {
+        async move { self.inner.read_node(node).await.map(|rows| self.claimed(rows)) }.boxed()
+    }
+
+    fn apply<'a>(&'a self, bundle: &'a Bundle) -> BoxFuture<'a, Vec<Outcome>> {
+        self.sim.state().decides(&bundle.node);
+        match self.plant {
+            Some(Plant::SwappedLanes) => self.overtake(bundle).boxed(),
+            Some(Plant::FalseAnswers) => self.lie(bundle).boxed(),
+            _ => self.inner.apply(bundle),
+        }
+    }
+
+    fn tidy<'a>(&'a self, addresses: &'a BTreeMap<Str, IpAddr>) -> BoxFuture<'a, Result<(), Trouble>> {
+        self.inner.tidy(addresses)
+    }
+
+    fn wind_down(&self) {
+        self.inner.wind_down();
+    }
+
+    fn bundle_size(&self) -> usize {
+        self.inner.bundle_size()
+    }
+}

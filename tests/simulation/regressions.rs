@@ -1,0 +1,8 @@
+//! Seeds that failed once, and what each found.
+
+/// The seed, and what it found.
+pub const SEEDS: &[(u64, &str)] = &[
+    (599, "an endpoint that left while its first write was under way stayed registered for ever"),
+    (638, "a finalizer came off while a write of the resource had not been answered"),
+    (777, "a readiness that flipped back while its write was under way was never written back"),
+];

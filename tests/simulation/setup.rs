@@ -1,0 +1,79 @@
+//! What a seed decides once, for the whole of its run.
+
+use std::time::Duration;
+
+use lictor::cluster::event::Scope;
+use lictor::model::names::{ClusterName, Identity};
+
+use crate::plants::Plant;
+
+/// The cluster that Lictor acts for.
+pub const CLUSTER: &str = "c1";
+pub const CLUSTER_UID: &str = "uid-1";
+/// What every ID of ours begins with.
+pub const PREFIX: &str = "c1:";
+/// The marker node, in `catalog` mode.
+pub const MARKER: &str = "lictor-c1";
+/// The agent's node, in `agent` mode.
+pub const AGENT_NODE: &str = "agent-1";
+
+/// Namespaces that resources are made in.
+pub const NAMESPACES: [&str; 2] = ["shop", "team"];
+/// A namespace that is not watched where Lictor watches namespaces and not the whole cluster.
+pub const UNWATCHED: &str = "apart";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    Agent,
+    Catalog,
+}
+
+/// The outline of a run.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    pub seed: u64,
+    pub mode: Mode,
+    pub scopes: Vec<Scope>,
+    /// How long things go on changing.
+    pub length: Duration,
+    /// The mean time between changes.
+    pub pace: Duration,
+    /// Whether anything goes wrong besides.
+    pub faults: bool,
+    /// Whether another cluster has our name, in `catalog` mode: then nothing of ours may be written.
+    pub name_taken: bool,
+    /// A fault of the product's that is to be caught.
+    pub plant: Option<Plant>,
+}
+
+impl Setup {
+    pub fn draw(seed: u64) -> Self {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let mode = if random.bool() { Mode::Agent } else { Mode::Catalog };
+        let scopes = if random.u8(..3) == 0 {
+            NAMESPACES.iter().map(|namespace| Scope::Namespace((*namespace).into())).collect()
+        } else {
+            vec![Scope::All]
+        };
+        Self {
+            seed,
+            mode,
+            scopes,
+            length: Duration::from_secs(random.u64(30..180)),
+            pace: Duration::from_millis(random.u64(500..5_000)),
+            faults: random.u8(..8) > 0,
+            name_taken: mode == Mode::Catalog && random.u8(..40) == 0,
+            plant: None,
+        }
+    }
+
+    pub fn identity() -> Identity {
+        let cluster = ClusterName::new(CLUSTER).expect("a DNS label");
+        Identity { cluster, uid: CLUSTER_UID.into() }
+    }
+
+    /// Whether Lictor watches this namespace.
+    pub fn watches(&self, namespace: &str) -> bool {
+        self.scopes.iter().any(|scope| scope.covers(namespace))
+    }
+}

@@ -1,0 +1,271 @@
+//! What is checked once everything has settled: Consul holds just what is wanted, and every resource says so.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use lictor::cluster::api::ConsulServiceStatus;
+use lictor::cluster::event::ObjectKey;
+use lictor::engine::metrics::Snapshot;
+use lictor::model::names::ResourceKey;
+
+use crate::cluster::Object;
+use crate::consul::store::{Service, fold};
+use crate::oracle::is_marked;
+use crate::setup::{CLUSTER, CLUSTER_UID, MARKER, Mode, UNWATCHED};
+use crate::sim::State;
+use crate::truth::{Expected, Place, Want, owner, place};
+
+/// How a place that a resource wants came out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stands {
+    /// As wanted.
+    Registered,
+    /// Somebody else has the ID.
+    Taken,
+    /// Somebody else has the node.
+    NodeTaken,
+    /// Not at all.
+    Missing,
+}
+
+/// Holds both servers against each other.
+pub fn check(state: &mut State, snapshot: Option<&Snapshot>) {
+    let mut found = Vec::new();
+    let wants = state.wants();
+    let stands = rows(state, &wants, &mut found);
+    nodes(state, &mut found);
+    finalizers(state, &mut found);
+    for (key, want) in &wants {
+        status(state, &state.cluster.resources[key], want, &stands, &mut found);
+    }
+    if let Some(snapshot) = snapshot {
+        loop_at_rest(state, snapshot, &mut found);
+    }
+    for (promise, what) in found {
+        state.violate(promise, what);
+    }
+}
+
+type Found = Vec<(&'static str, String)>;
+
+/// What is in the catalog of ours, by place.
+fn ours(state: &State) -> Vec<(Place, &str, &Service)> {
+    let marked = state.consul.store.services().filter(|(node, service)| {
+        is_marked(service)
+            && !state.oracle.is_foreign(node, &service.id)
+            && owner(&service.id).is_some_and(|owner| &*owner.namespace != UNWATCHED)
+    });
+    marked.map(|(node, service)| (place(node, &service.id), node, &**service)).collect()
+}
+
+/// True, and nothing stale.
+fn rows(state: &State, wants: &BTreeMap<ResourceKey, Want>, found: &mut Found) -> BTreeMap<Place, Stands> {
+    let expected: BTreeMap<&Place, &Expected> = wants.values().filter_map(Want::rows).flatten().collect();
+    let mut stands: BTreeMap<Place, Stands> =
+        expected.keys().map(|place| ((*place).clone(), Stands::Missing)).collect();
+    let mut unwanted = Vec::new();
+    for (place, node, service) in ours(state) {
+        if let Some(wanted) = expected.get(&place) {
+            if stands.insert(place, Stands::Registered) == Some(Stands::Registered) {
+                found.push(("true", format!("{} is registered twice", service.id)));
+            }
+            compare(state, node, service, wanted, found);
+        } else if !may_stay(state, wants, service) {
+            unwanted.push((node, service));
+        }
+    }
+    // Resources and addresses of which something cannot be registered.
+    let mut blocked = BTreeSet::new();
+    for (place, stand) in stands.iter_mut().filter(|(_, stand)| **stand == Stands::Missing) {
+        let (node, id) = place;
+        let taken = state.consul.store.services().any(|(on, service)| {
+            crate::truth::place(on, &service.id) == *place && service.meta.keys().any(|key| key.starts_with("lictor-"))
+        });
+        if taken {
+            *stand = Stands::Taken;
+        } else if state.oracle.is_foreign_node(node) {
+            *stand = Stands::NodeTaken;
+        } else if !state.setup.name_taken {
+            found.push(("true", format!("{id} is not registered on {node}")));
+        }
+        blocked.insert((owner(id), expected[place].service.address.clone()));
+    }
+    for (node, service) in unwanted {
+        // What is to be replaced stays until its replacement is there, if it ever is.
+        if !blocked.contains(&(owner(&service.id), service.address.clone())) {
+            found.push(("nothing stale", format!("{} on {node} at {}", service.id, service.address)));
+        }
+    }
+    stands
+}
+
+/// Whether what is not wanted may be there all the same: nobody can tell what it should be.
+fn may_stay(state: &State, wants: &BTreeMap<ResourceKey, Want>, service: &Service) -> bool {
+    let Some(key) = owner(&service.id) else { return false };
+    match wants.get(&key) {
+        Some(Want::NoPort { living }) => living.contains(&service.address),
+        Some(Want::Refused) => true,
+        // Where the Service was found once and then deleted, nothing stays; the status says which it is.
+        Some(Want::NoService) => {
+            let object = &state.cluster.resources[&key];
+            condition(&object.status, "Resolved").is_some_and(|(_, reason)| reason == "ServiceNotFound")
+        }
+        Some(Want::Rows(_) | Want::Deleting) | None => false,
+    }
+}
+
+fn compare(state: &State, node: &str, there: &Service, wanted: &Expected, found: &mut Found) {
+    let mut service = wanted.service.clone();
+    (service.create_index, service.modify_index) = (there.create_index, there.modify_index);
+    if service.enable_tag_override {
+        service.tags.clone_from(&there.tags);
+    }
+    if service != *there {
+        found.push(("true", format!("on {node} there is\n    {there:?} instead of\n    {service:?}")));
+    }
+    let check = state.consul.store.check(node, &format!("{}:readiness", there.id));
+    if check.map(|check| check.status.as_str()) != wanted.readiness {
+        let status = check.map(|check| &check.status);
+        found.push((
+            "true",
+            format!("the readiness of {} on {node} is {status:?} instead of {:?}", there.id, wanted.readiness),
+        ));
+    }
+    if let Some(local) = state.consul.agent.as_ref().map(|agent| agent.service(&there.id))
+        && local.is_none_or(|local| local.address != there.address)
+    {
+        found.push(("true", format!("the agent does not know {}", there.id)));
+    }
+}
+
+/// Consul's nodes of our making: none is empty, and each has its machine's address.
+fn nodes(state: &State, found: &mut Found) {
+    for node in state.consul.store.nodes() {
+        let is = |key: &str, value: &str| node.meta.get(key).is_some_and(|there| there == value);
+        if !is("lictor-cluster", CLUSTER) || !is("lictor-cluster-uid", CLUSTER_UID) || node.node == MARKER {
+            continue;
+        }
+        if state.consul.store.services_on(&node.node).next().is_none() {
+            found.push(("nothing stale", format!("the node {} is empty", node.node)));
+        }
+        let kubernetes_node = node.node.strip_prefix("c1-").unwrap_or_default();
+        let there = state.cluster.nodes.get(&ObjectKey::new("", kubernetes_node)).and_then(|node| node.address);
+        if let Some(address) = there
+            && address.to_string() != node.address
+        {
+            found.push((
+                "true",
+                format!("the node {} has the address {} instead of {address}", node.node, node.address),
+            ));
+        }
+    }
+    let expects_marker = state.setup.mode == Mode::Catalog;
+    if expects_marker && state.consul.store.node(MARKER).is_none() {
+        found.push(("true", "the marker is not there".to_owned()));
+    }
+}
+
+fn finalizers(state: &State, found: &mut Found) {
+    for object in state.cluster.resources.values().filter(|object| object.deleting && object.has_finalizer()) {
+        if state.setup.watches(&object.key.namespace) && !state.setup.name_taken {
+            found.push(("nothing stale", format!("{} is deleted and still has our finalizer", object.key)));
+        }
+    }
+    let with_rows: BTreeSet<ResourceKey> =
+        ours(state).iter().filter_map(|(_, _, service)| owner(&service.id)).collect();
+    for key in with_rows {
+        let without =
+            state.cluster.resources.get(&key).is_some_and(|object| !object.deleting && !object.has_finalizer());
+        if without {
+            found.push(("nothing stale", format!("{key} is registered and has no finalizer")));
+        }
+    }
+}
+
+/// A condition's status and reason.
+fn condition<'a>(status: &'a ConsulServiceStatus, kind: &str) -> Option<(&'a str, &'a str)> {
+    let found = status.conditions.iter().find(|condition| condition.type_ == kind);
+    found.map(|condition| (condition.status.as_str(), condition.reason.as_str()))
+}
+
+/// Nothing hidden: a resource says how things stand with it.
+fn status(state: &State, object: &Object, want: &Want, stands: &BTreeMap<Place, Stands>, found: &mut Found) {
+    if object.deleting {
+        return;
+    }
+    let status = &object.status;
+    let key = &object.key;
+    let mut wrong = |what: String| found.push(("nothing hidden", format!("the status of {key} {what}")));
+    if status.observed_generation != Some(object.generation) {
+        wrong(format!("is about generation {:?} instead of {}", status.observed_generation, object.generation));
+    }
+    if let Ok(spec) = &object.spec
+        && status.service_name.as_deref() != Some(&*spec.service)
+    {
+        wrong(format!("is about {:?} instead of {}", status.service_name, spec.service));
+    }
+    let mut says = |kind: &str, truth: &str, reasons: &[&str]| {
+        let said = condition(status, kind);
+        if said.is_none_or(|(said, reason)| said != truth || !reasons.contains(&reason)) {
+            wrong(format!("says {kind} {said:?} instead of {truth} {reasons:?}"));
+        }
+    };
+    if state.setup.name_taken {
+        says(
+            "Ready",
+            "False",
+            &["ConsulUnavailable", "ServiceNotFound", "ServiceDeleted", "PortNotFound", "NotSupported"],
+        );
+        return;
+    }
+    match want {
+        Want::Refused => says("Accepted", "False", &["NotSupported"]),
+        Want::NoService => says("Resolved", "False", &["ServiceNotFound", "ServiceDeleted"]),
+        Want::NoPort { .. } => says("Resolved", "False", &["PortNotFound"]),
+        Want::Deleting => {}
+        Want::Rows(rows) => {
+            let of = |stand: Stands| rows.keys().filter(|place| stands[*place] == stand).count();
+            let (taken, node_taken) = (of(Stands::Taken), of(Stands::NodeTaken));
+            match (taken, node_taken) {
+                (0, 0) => says("Ready", "True", &["Ready"]),
+                (0, _) => says("Registered", "False", &["Refused"]),
+                (_, 0) => says("Registered", "False", &["IdTaken"]),
+                _ => says("Registered", "False", &["Refused", "IdTaken"]),
+            }
+            let mut counts = BTreeMap::from([("passing", 0), ("warning", 0), ("critical", 0)]);
+            for place in rows.keys().filter(|place| stands[*place] == Stands::Registered) {
+                *counts.entry(health(state, place)).or_default() += 1;
+            }
+            let said = status.instances.unwrap_or_default();
+            let said = [said.desired, said.registered, said.passing, said.warning, said.critical];
+            let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+            let truth = [rows.len(), of(Stands::Registered), counts["passing"], counts["warning"], counts["critical"]];
+            if said != truth.map(number) {
+                wrong(format!(
+                    "counts {said:?} instead of {truth:?} (desired, registered, passing, warning, critical)"
+                ));
+            }
+        }
+    }
+}
+
+/// The worst of an instance's checks.
+fn health(state: &State, wanted: &Place) -> &'static str {
+    let on = state.consul.store.services().find(|(node, service)| place(node, &service.id) == *wanted);
+    let Some((node, service)) = on else { return "critical" };
+    let checks = state.consul.store.checks_on(node).filter(|check| fold(&check.service_id) == fold(&service.id));
+    let order = ["passing", "warning", "critical"];
+    let worst = checks.filter_map(|check| order.iter().position(|status| *status == check.status)).max();
+    order[worst.unwrap_or_default()]
+}
+
+fn loop_at_rest(state: &State, snapshot: &Snapshot, found: &mut Found) {
+    if state.setup.name_taken {
+        return;
+    }
+    if let Some(why) = &snapshot.not_ready {
+        found.push(("nothing hidden", format!("Lictor is not ready: {why}")));
+    }
+    if snapshot.dirty + snapshot.outstanding + snapshot.held > 0 {
+        found.push(("nothing wasted", format!("Lictor is not at rest: {snapshot:?}")));
+    }
+}
