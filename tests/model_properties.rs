@@ -2,6 +2,8 @@
 //! diff is empty, nothing foreign is touched, and an instance never loses its last registration before its
 //! replacement is there.
 
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test says so by failing")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;

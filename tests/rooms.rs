@@ -1,6 +1,8 @@
 //! The rooms know only the rooms to their right: `cli → engine → {cluster, consul} → model`. Held here by
 //! reading the sources, so that a forbidden `use` fails the build before anyone gets used to it.
 
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test says so by failing")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

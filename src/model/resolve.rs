@@ -254,8 +254,8 @@ mod tests {
         Service { family: Some(Family::V4), external_name: false, ports }
     }
 
-    fn resolve(port: Option<PortRef>, service: Option<&Service>, slices: &[Slice]) -> Resolution {
-        resolve_service("web", port.as_ref(), &[], service, slices.iter())
+    fn resolve(port: Option<&PortRef>, service: Option<&Service>, slices: &[Slice]) -> Resolution {
+        resolve_service("web", port, &[], service, slices.iter())
     }
 
     fn found(resolution: &Resolution) -> Vec<(String, u16, bool)> {
@@ -290,10 +290,10 @@ mod tests {
         let two = service(&[("http", 80), ("grpc", 90)]);
         let slices = [slice(("grpc", 9000), vec![endpoint(1)])];
         for port in [PortRef::Name("grpc".into()), PortRef::Number(90)] {
-            assert_eq!(found(&resolve(Some(port), Some(&two), &slices)), [("u1".to_owned(), 9000, true)]);
+            assert_eq!(found(&resolve(Some(&port), Some(&two), &slices)), [("u1".to_owned(), 9000, true)]);
         }
         for port in [None, Some(PortRef::Number(9000)), Some(PortRef::Name("web".into()))] {
-            let resolution = resolve(port, Some(&two), &slices);
+            let resolution = resolve(port.as_ref(), Some(&two), &slices);
             assert_eq!(resolution.unresolved.unwrap().reason, "PortNotFound");
             assert!(resolution.hold.holds(&row("10.0.0.1", "service/web")), "a living endpoint stays as it was");
             assert!(!resolution.hold.holds(&row("10.0.0.2", "service/web")), "a dead one does not");

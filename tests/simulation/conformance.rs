@@ -44,19 +44,16 @@ impl Pair {
             last_of_connection: false,
         };
         let real = self.real.send(request).await.unwrap();
-        let body = bodies.as_ref().map(|[_, model]| text(model)).unwrap_or_default();
-        let model = self.model.answer(writes, &Url::parse(path), &body);
+        let model_body = bodies.as_ref().map(|[_, model]| text(model)).unwrap_or_default();
+        let model = self.model.answer(writes, &Url::parse(path), &model_body);
         let what = format!("{method:?} {path} {}", bodies.map_or(Value::Null, |[real, _]| real));
         assert_eq!(model.status, real.status, "{what}: the real one says {:?}", real.body);
-        let read = |body: &[u8]| serde_json::from_slice::<Value>(body);
-        match (read(&model.body), read(&real.body)) {
-            (Ok(model), Ok(real)) => {
-                self.compare(&what, "", &model, &real);
-            }
-            _ => {
-                let text = |body: &[u8]| String::from_utf8_lossy(body).trim().to_owned();
-                assert_eq!(text(&model.body), text(&real.body), "{what}");
-            }
+        let decoded = |body: &[u8]| serde_json::from_slice::<Value>(body);
+        if let (Ok(model), Ok(real)) = (decoded(&model.body), decoded(&real.body)) {
+            self.compare(&what, "", &model, &real);
+        } else {
+            let text = |body: &[u8]| String::from_utf8_lossy(body).trim().to_owned();
+            assert_eq!(text(&model.body), text(&real.body), "{what}");
         }
         if writes && path.starts_with("/v1/agent/") {
             self.carry_on(&what).await;
@@ -172,7 +169,7 @@ fn operation(pair: &Pair, random: &mut fastrand::Rng) -> [Value; 2] {
                 _ => there,
             };
             let verb = if random.u8(..6) == 0 { "delete-cas" } else { "cas" };
-            let real = pair.indexes.get(&index).copied().unwrap_or(if index == 0 { 0 } else { 1 });
+            let real = pair.indexes.get(&index).copied().unwrap_or(u64::from(index > 0));
             let meta = json!({ "lictor-cluster": "c1", "lictor-term": pick(random, &["1", "1", "2"]) });
             [real, index].map(|index| {
                 json!({ "Node": { "Verb": verb, "Node": { "Node": node, "Address": "192.0.2.1", "Meta": meta, "ModifyIndex": index } } })
@@ -279,10 +276,10 @@ async fn the_model_answers_as_consul_does() {
     for round in 0..ROUNDS {
         let server = RealConsul::start(&programs, ConsulOptions::default()).await.unwrap();
         let real = Http::new(&ConsulSettings::new(server.http_addr())).unwrap();
-        let node = server.node_name().to_owned();
+        let name = server.node_name().to_owned();
         let id = server.api().get("/v1/agent/self").await.unwrap()["Config"]["NodeID"].as_str().unwrap().to_owned();
-        let model = Consul { agent: Some(Agent::new(&node, id)), ..Consul::default() };
-        let mut pair = Pair { real, api: server.api(), model, node: node.clone(), indexes: BTreeMap::new() };
+        let model = Consul { agent: Some(Agent::new(&name, id)), ..Consul::default() };
+        let mut pair = Pair { real, api: server.api(), model, node: name.clone(), indexes: BTreeMap::new() };
         let mut random = fastrand::Rng::with_seed(round);
         pair.ask(Method::Get, "/v1/agent/self", None).await;
         for _ in 0..REQUESTS {
@@ -290,10 +287,10 @@ async fn the_model_answers_as_consul_does() {
         }
         read_all(&mut pair).await;
         for filter in ["Meta%5B%22lictor-cluster%22%5D%20%3D%3D%20%22c1%22", "ID%20matches%20%22%5Ec1%3A%22"] {
-            pair.ask(Method::Get, &format!("/v1/catalog/node-services/{node}?filter={filter}"), None).await;
+            pair.ask(Method::Get, &format!("/v1/catalog/node-services/{name}?filter={filter}"), None).await;
         }
         let checks = "ServiceID%20matches%20%22%5Ec1%3A%22";
-        pair.ask(Method::Get, &format!("/v1/health/node/{node}?filter={checks}"), None).await;
+        pair.ask(Method::Get, &format!("/v1/health/node/{name}?filter={checks}"), None).await;
         drop(server);
     }
 }

@@ -193,14 +193,11 @@ impl State {
         let mut check = (**check).clone();
         let flipped = if check.status == "passing" { "critical" } else { "passing" };
         flipped.clone_into(&mut check.status);
-        match &mut self.consul.agent {
-            Some(agent) => {
-                agent.update(&id, flipped, "by hand");
-            }
-            None => {
-                self.consul.store.index += 1;
-                self.consul.store.set_check(check).expect("its service is there");
-            }
+        if let Some(agent) = &mut self.consul.agent {
+            agent.update(&id, flipped, "by hand");
+        } else {
+            self.consul.store.index += 1;
+            self.consul.store.set_check(check).expect("its service is there");
         }
     }
 

@@ -199,15 +199,22 @@ impl State {
         self.oracle.held = held;
     }
 
-    /// Lictor has taken its finalizer off: it says that it is done with a resource.
+    /// Lictor has taken its finalizer off: it says that nothing of a resource is left.
     pub fn finalizer_was_removed(&mut self, key: &ResourceKey) {
         self.stats.count("resources let go");
+        // An agent has yet to tell the catalog, and what it was sent may still land.
+        if self.setup.mode == Mode::Agent || self.oracle.was_restored {
+            return;
+        }
         let left = self.consul.store.services().filter(|(node, service)| {
-            is_marked(service) && owner(&service.id).as_ref() == Some(key) && !self.oracle.is_foreign(node, &service.id)
+            let row = (fold(node), fold(&service.id));
+            let others = [&self.oracle.foreign, &self.oracle.touched, &self.oracle.disputed];
+            is_marked(service)
+                && owner(&service.id).as_ref() == Some(key)
+                && others.iter().all(|set| !set.contains(&row))
         });
         let left: Vec<String> = left.map(|(_, service)| service.id.clone()).collect();
-        // An agent has yet to tell the catalog; faults may have brought back what had gone.
-        if !left.is_empty() && self.setup.mode == Mode::Catalog && !self.setup.faults {
+        if !left.is_empty() {
             self.violate("nothing stale", format!("{key} was let go while Consul has {left:?}"));
         }
     }

@@ -325,12 +325,14 @@ async fn live(sim: &Sim, life: u32, end: End, questions: &Arc<tokio::sync::Mutex
             }
         }
     };
-    let (stop, kill): (Pin<Box<dyn Future<Output = ()> + Send>>, Pin<Box<dyn Future<Output = ()> + Send>>) = match end {
-        End::Never | End::Steps(_) => (Box::pin(std::future::pending()), Box::pin(std::future::pending())),
-        End::Killed(after) => (Box::pin(std::future::pending()), Box::pin(at(after))),
-        End::Stopped(after) => (Box::pin(at(after)), Box::pin(std::future::pending())),
+    let never = Duration::from_secs(100_000);
+    let (stop, kill, steps) = match end {
+        End::Never => (never, never, u64::MAX),
+        End::Killed(after) => (never, after, u64::MAX),
+        End::Steps(steps) => (never, never, steps),
+        End::Stopped(after) => (after, never, u64::MAX),
     };
-    let steps = if let End::Steps(steps) = end { steps } else { u64::MAX };
+    let (stop, kill) = (at(stop), at(kill));
     let running = engine.run(events, own_questions, stop);
     let running = Stepped { sim: sim.clone(), inner: Box::pin(running), left: steps };
     tokio::select! {

@@ -388,9 +388,9 @@ impl State {
                 if spec.service != drawn.service {
                     self.stats.count("renames");
                 }
-                spec.service = drawn.service.clone();
+                spec.service.clone_from(&drawn.service);
             }
-            2 => spec.port = drawn.port.clone(),
+            2 => spec.port.clone_from(&drawn.port),
             3 => spec.tags = drawn.tags.clone(),
             4 => spec.meta = drawn.meta.clone(),
             5 => spec.readiness = drawn.readiness,

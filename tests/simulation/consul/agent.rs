@@ -220,18 +220,18 @@ impl Agent {
     /// Carries on to the catalog what is out of sync.
     pub fn sync(&mut self, store: &mut Store) {
         store.index += 1;
-        let ours =
+        let own =
             Node { id: self.id.clone(), node: self.node.clone(), address: "127.0.0.1".to_owned(), ..Node::default() };
         if store.node(&self.node).is_none_or(|node| node.id != self.id) {
-            store.set_node(ours);
-            let serf = Check {
+            store.set_node(own);
+            let alive = Check {
                 node: self.node.clone(),
                 check_id: "serfHealth".to_owned(),
                 name: "Serf Health Status".to_owned(),
                 status: "passing".to_owned(),
                 ..Check::default()
             };
-            store.set_check(serf).expect("its node is there");
+            store.set_check(alive).expect("its node is there");
         }
         for id in std::mem::take(&mut self.gone_checks).into_keys() {
             store.delete_check(&self.node, &id);

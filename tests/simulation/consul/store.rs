@@ -406,9 +406,13 @@ impl Store {
     pub fn delete_node(&mut self, name: &str) {
         let Some(node) = self.node(name).cloned() else { return };
         let services: Vec<String> = self.services_on(name).map(|service| service.id.clone()).collect();
-        services.iter().for_each(|id| self.delete_service(name, id));
+        for id in services {
+            self.delete_service(name, &id);
+        }
         let checks: Vec<String> = self.checks_on(name).map(|check| check.check_id.clone()).collect();
-        checks.iter().for_each(|id| self.delete_check(name, id));
+        for id in checks {
+            self.delete_check(name, &id);
+        }
         self.write(Some(Entity::Node(node)), None);
         self.moved.remove(&fold(name));
         self.extinction = self.index;
@@ -422,7 +426,9 @@ impl Store {
             .filter(|check| fold(&check.service_id) == fold(id))
             .map(|check| check.check_id.clone())
             .collect();
-        checks.iter().for_each(|check| self.delete_check(node, check));
+        for check in checks {
+            self.delete_check(node, &check);
+        }
         let node = self.node(node).map_or_else(|| node.to_owned(), |on| on.node.clone());
         self.write(Some(Entity::Service { node, service }), None);
     }
