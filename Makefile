@@ -4,6 +4,7 @@ CARGO ?= cargo
 # Tests of the testbed wait more than they compute.
 export RUST_TEST_THREADS ?= 8
 CACHE := $(or $(LICTOR_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/lictor)
+TARGET := $(or $(CARGO_TARGET_DIR),target)
 DENY_VERSION := 0.20.2
 DENY := $(CACHE)/tools/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
 
@@ -15,12 +16,12 @@ help: ## Show this list
 
 demo: ## Watch it work: a real Kubernetes, a real Consul, the operator (DEMO_ONCE=1 ends by itself)
 	@$(CARGO) build --locked --release --package lictor --package lictor-testbed
-	@target/release/demo target/release/lictor
+	@$(TARGET)/release/demo $(TARGET)/release/lictor
 
 test: ## All that a change must pass
 	@tests/run
 
-test-long: ## What takes longer: many seeds of the simulation
+test-long: ## What takes longer: 50,000 seeds of the simulation (LICTOR_SEEDS=N for others)
 	@LICTOR_SEEDS=$${LICTOR_SEEDS:-50000} tests/run --test simulation
 
 lint: ## Formatting, lints, documentation, licences and sources
