@@ -81,34 +81,23 @@ impl ApiServer {
         }
     }
 
-    /// Deleting the `CustomResourceDefinition` deletes every resource, which nobody means to say of the
-    /// services behind them.
-    async fn refuse_while_uninstalling(&self) -> Result<(), ReadError> {
+    async fn look_at_definition(&self) -> Result<bool, ReadError> {
         let definitions = Api::<PartialObjectMeta<CustomResourceDefinition>>::all(self.client.clone());
         let name = ConsulService::crd_name();
-        let failed = |reason: String, uninstalling| ReadError {
-            what: format!("the CustomResourceDefinition {name}"),
-            reason,
-            uninstalling,
-        };
+        let failed = |reason: String| ReadError { what: format!("the CustomResourceDefinition {name}"), reason };
         match tokio::time::timeout(REQUEST_TIMEOUT, definitions.get(name)).await {
-            Ok(Ok(found)) if found.metadata.deletion_timestamp.is_some() => {
-                Err(failed("it is being deleted".to_owned(), true))
-            }
-            Ok(Ok(_)) => Ok(()),
-            // An operator of single namespaces may not look: the lists tell it whether the kind is there.
-            Ok(Err(kube::Error::Api(status))) if status.code == 403 => Ok(()),
-            Ok(Err(error)) => Err(failed(in_words(&error), false)),
-            Err(_) => Err(failed("no answer in time".to_owned(), false)),
+            Ok(Ok(found)) => Ok(found.metadata.deletion_timestamp.is_some()),
+            Ok(Err(kube::Error::Api(status))) if status.code == 404 => Ok(true),
+            // An operator of single namespaces may not look.
+            Ok(Err(kube::Error::Api(status))) if status.code == 403 => Ok(false),
+            Ok(Err(error)) => Err(failed(in_words(&error))),
+            Err(_) => Err(failed("no answer in time".to_owned())),
         }
     }
 
     async fn read<K: Watched>(&self, api: Api<K>, scope: &Scope, world: &mut World) -> Result<(), ReadError> {
-        let failed = |failure: Failure| ReadError {
-            what: format!("{} of {scope}", K::KIND),
-            reason: failure.to_string(),
-            uninstalling: false,
-        };
+        let failed =
+            |failure: Failure| ReadError { what: format!("{} of {scope}", K::KIND), reason: failure.to_string() };
         let mut decoder = Decoder::new(self.rules.clone());
         let mut apply = |step: watcher::Event<K>| {
             if let Some(change) = decoder.decode(step) {
@@ -159,13 +148,16 @@ impl Kubernetes for ApiServer {
         .boxed()
     }
 
+    fn definition_goes(&self) -> BoxFuture<'_, Result<bool, ReadError>> {
+        self.look_at_definition().boxed()
+    }
+
     fn list_anew(&self) {
         self.anew.ask();
     }
 
     fn read_again(&self) -> BoxFuture<'_, Result<World, ReadError>> {
         async move {
-            self.refuse_while_uninstalling().await?;
             let mut world = World::new(self.scopes.iter().cloned(), self.nodes);
             for scope in &self.scopes {
                 self.read(namespaced::<ResourceObject>(&self.client, scope), scope, &mut world).await?;

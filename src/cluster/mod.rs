@@ -32,6 +32,12 @@ pub trait Kubernetes: Send + Sync {
     /// Makes one write. It ends within seconds, with an answer or with [`WriteError::Unavailable`].
     fn write(&self, write: Write) -> BoxFuture<'_, Result<(), WriteError>>;
 
+    /// Whether our `CustomResourceDefinition` is going or gone, and all resources with it: then a resource that
+    /// ends does not say that its instances should. The default is for what has no such thing.
+    fn definition_goes(&self) -> BoxFuture<'_, Result<bool, ReadError>> {
+        Box::pin(std::future::ready(Ok(false)))
+    }
+
     /// Has everything that is watched listed anew: what the watches say is in doubt. The default is for what
     /// watches nothing.
     fn list_anew(&self) {}
@@ -115,7 +121,4 @@ pub struct ReadError {
     pub what: String,
     /// Kubernetes' own words.
     pub reason: String,
-    /// Whether that is because our `CustomResourceDefinition` is being deleted, and all resources with it:
-    /// then nobody asks for their registrations to go.
-    pub uninstalling: bool,
 }

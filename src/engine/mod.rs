@@ -95,6 +95,12 @@ pub struct Engine {
     let_pass: LetPass,
     /// Those that the second look under way is about.
     second_look: Option<BTreeSet<ResourceKey>>,
+    /// Resources that ended, and whose instances wait for the word that their definition did not.
+    ended: BTreeMap<ResourceKey, Dirty>,
+    asks_for_definition: bool,
+    /// When the definition was last seen to stay.
+    definition_stays: Option<Instant>,
+    definition_went: bool,
     refused: BTreeMap<ResourceKey, BTreeMap<RowKey, Refused>>,
     /// Instances to be registered again although nothing about them has changed.
     again: BTreeSet<RowKey>,
@@ -163,6 +169,7 @@ enum Landing {
     Applied { era: u64, node: Str, planned: Vec<Planned>, outcomes: Vec<Outcome> },
     Tidied { era: u64, answer: Result<(), Trouble> },
     SecondLook(Result<World, ReadError>),
+    Definition(Result<bool, ReadError>),
     StatusWritten { key: ResourceKey, answer: Result<(), WriteError> },
     FinalizerWritten { key: ResourceKey, answer: Result<(), WriteError> },
     EventWritten(Result<(), WriteError>),
@@ -200,6 +207,10 @@ impl Engine {
             held: BTreeSet::new(),
             let_pass: LetPass::default(),
             second_look: None,
+            ended: BTreeMap::new(),
+            asks_for_definition: false,
+            definition_stays: None,
+            definition_went: false,
             refused: BTreeMap::new(),
             again: BTreeSet::new(),
             conflicts: BTreeMap::new(),
@@ -331,6 +342,7 @@ impl Engine {
                 }
             }
             Landing::SecondLook(answer) => self.land_second_look(answer),
+            Landing::Definition(answer) => self.land_definition(answer),
             Landing::StatusWritten { key, answer } => self.land_status(key, answer),
             Landing::FinalizerWritten { key, answer } => self.land_finalizer(&key, answer),
             Landing::EventWritten(answer) => {

@@ -123,11 +123,14 @@ impl Engine {
                 continue;
             }
             let ops = self.operations(&key, &placement, dirty);
-            // A resource is deleted by a user, and all of them are when their definition is: that is for the
-            // guard to tell apart.
+            let removes = ops.iter().any(Op::removes);
             let ends = self.world.resource(&key).is_none_or(|entry| entry.resource.deleting);
-            let doubtful = dirty.cause == Cause::Inferred || ends || self.held.contains(&key);
-            if doubtful && ops.iter().any(Op::removes) {
+            if removes && ends && !self.definition_stays() {
+                self.unsettle(&key, dirty);
+                self.ended.insert(key.clone(), dirty);
+                self.ask_for_definition();
+                self.schedule(key, Vec::new(), dirty);
+            } else if removes && (dirty.cause == Cause::Inferred || self.held.contains(&key)) {
                 inferred.insert(key, (ops, dirty.since));
             } else {
                 self.held.remove(&key);
@@ -253,6 +256,7 @@ impl Engine {
         let settled = self.unsettled.get(key).is_some_and(|unsettled| unsettled.in_flight == 0)
             && !self.plan.has(key)
             && !self.held.contains(key)
+            && !self.ended.contains_key(key)
             && !self.waits_for_finalizer(key)
             && !self.refused.contains_key(key);
         if settled && let Some(unsettled) = self.unsettled.remove(key) {
@@ -305,9 +309,6 @@ impl Engine {
                 fresh
             }
             Err(error) => {
-                if error.uninstalling {
-                    self.let_go(&looked_at);
-                }
                 tracing::warn!(%error, "Kubernetes did not answer; removals by inference wait");
                 for key in self.held.clone() {
                     self.alarms.set(later, Alarm::Reconcile(key));
@@ -347,11 +348,44 @@ impl Engine {
         }
     }
 
-    /// Our definition is being deleted: the resources may go, and what is registered for them stays.
-    fn let_go(&mut self, keys: &BTreeSet<ResourceKey>) {
-        tracing::warn!("the CustomResourceDefinition is being deleted: resources are let go, registrations stay");
-        for key in keys {
-            self.reports.let_go(key.clone());
+    /// Whether the definition of our kind was there a moment ago. When a user deletes a resource, its instances
+    /// go; when the definition is deleted, all resources are, and nobody means to say that of the services.
+    fn definition_stays(&self) -> bool {
+        self.definition_stays.is_some_and(|at| at.elapsed() < Duration::from_secs(1))
+    }
+
+    fn ask_for_definition(&mut self) {
+        if !self.asks_for_definition {
+            self.asks_for_definition = true;
+            let kubernetes = Arc::clone(&self.kubernetes);
+            self.fly(async move { Landing::Definition(kubernetes.definition_goes().await) });
+        }
+    }
+
+    /// Lets the instances of ended resources go, or the resources without them.
+    pub(super) fn land_definition(&mut self, answer: Result<bool, ReadError>) {
+        self.asks_for_definition = false;
+        let ended = std::mem::take(&mut self.ended);
+        let later = Instant::now() + Duration::from_secs(3);
+        match answer {
+            Ok(false) => {
+                self.definition_stays = Some(Instant::now());
+                self.definition_went = false;
+                for (key, dirty) in ended {
+                    self.mark(key, dirty.cause, dirty.since);
+                }
+                return;
+            }
+            Ok(true) => {
+                if !std::mem::replace(&mut self.definition_went, true) {
+                    tracing::warn!("the CustomResourceDefinition goes: resources are let go, registrations stay");
+                }
+                ended.keys().cloned().for_each(|key| self.reports.let_go(key));
+            }
+            Err(error) => tracing::warn!(%error, "the instances of ended resources stay until Kubernetes answers"),
+        }
+        for key in ended.into_keys() {
+            self.alarms.set(later, Alarm::Reconcile(key));
         }
     }
 

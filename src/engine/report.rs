@@ -99,6 +99,7 @@ impl Engine {
             if self.world.resource(&key).is_none() {
                 self.reports.tellings.remove(&key);
                 self.reports.finalized.remove(&key);
+                self.reports.let_go.remove(&key);
             } else if self.world.is_whole(&key.namespace) && (placement.is_some() || self.trouble.is_some()) {
                 self.tend_finalizer(&key, placement.is_some());
                 self.tend_status(key, placement.as_ref());

@@ -266,11 +266,7 @@ impl ApiServer {
             };
             sleep(wait).await;
             if fails {
-                return Err(ReadError {
-                    what: format!("{kind} of {scope}"),
-                    reason: "unavailable".to_owned(),
-                    uninstalling: false,
-                });
+                return Err(ReadError { what: format!("{kind} of {scope}"), reason: "unavailable".to_owned() });
             }
             let mut objects = self.sim.state().cluster.list(kind, &scope);
             if setup.plant == Some(Plant::EarlySweep) {
