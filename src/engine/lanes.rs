@@ -97,7 +97,6 @@ impl Engine {
         match std::mem::replace(&mut self.footing, Footing::None) {
             Footing::Reading(placement) => {
                 tracing::info!(rows = self.mirror.owned_rows(), "read what Consul holds of ours");
-                self.dispel_doubts(|_| false);
                 self.footing = Footing::Standing(placement);
                 self.register_again();
                 for key in self.all_keys() {
@@ -227,7 +226,7 @@ impl Engine {
             Ok(rows) => {
                 self.recover();
                 self.looked.insert(node.clone());
-                self.dispel_doubts(|on| on != node);
+                self.dispel_doubts(node);
                 self.wake_conflicts();
                 let now = Instant::now();
                 for key in self.mirror.take_over(rows, since, Some(node)) {
@@ -315,11 +314,11 @@ impl Engine {
         }
     }
 
-    /// Forgets the doubts about all nodes but those that `keep` says.
-    fn dispel_doubts(&mut self, keep: impl Fn(&Str) -> bool) {
+    /// Forgets the doubts about a node: it was read, and nothing was written to it meanwhile.
+    fn dispel_doubts(&mut self, node: &Str) {
         let reports = &mut self.reports;
         self.in_doubt.retain(|key, nodes| {
-            nodes.retain(&keep);
+            nodes.remove(node);
             if nodes.is_empty() {
                 reports.tend(key.clone());
             }

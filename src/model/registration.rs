@@ -174,9 +174,8 @@ impl Ownership {
     #[must_use]
     pub fn of(identity: &Identity, id: &str, meta_pairs: &BTreeMap<Str, Str>) -> Self {
         let get = |key: &str| meta_pairs.get(key).map(|v| &**v);
-        let marked = get(meta::MANAGED_BY) == Some(meta::LICTOR)
-            && get(meta::CLUSTER) == Some(identity.cluster.as_str())
-            && get(meta::CLUSTER_UID) == Some(&identity.uid);
+        let marked =
+            get(meta::CLUSTER) == Some(identity.cluster.as_str()) && get(meta::CLUSTER_UID) == Some(&identity.uid);
         if let (true, Some(owner)) = (marked, owner_of_id(&identity.cluster, id)) {
             return Self::Ours(owner);
         }

@@ -5,4 +5,6 @@ pub const SEEDS: &[(u64, &str)] = &[
     (599, "an endpoint that left while its first write was under way stayed registered for ever"),
     (638, "a finalizer came off while a write of the resource had not been answered"),
     (777, "a readiness that flipped back while its write was under way was never written back"),
+    (11211, "a finalizer came off although a bundle from before Consul was lost had landed while everything was read"),
+    (11837, "likewise"),
 ];
