@@ -220,6 +220,8 @@ impl Engine {
     pub(super) fn land_node_read(&mut self, era: u64, node: &Str, since: u64, answer: Result<Rows, Trouble>) {
         self.busy.remove(node);
         if era != self.era {
+            // Whatever was to be found out is still to be.
+            self.uncertain.insert(node.clone());
             return;
         }
         match answer {
