@@ -56,8 +56,8 @@ struct Wanted {
 #[derive(Clone, Default)]
 pub struct Oracle {
     wanted: BTreeMap<Place, Wanted>,
-    /// Addresses of endpoints that live, of resources whose port is not to be found.
-    held: BTreeMap<(ResourceKey, String), Wanted>,
+    /// Addresses of endpoints that live, of resources whose port is not to be found among these ports.
+    held: BTreeMap<(ResourceKey, String), (Wanted, String)>,
     /// Resources that are being deleted and leave everything behind, since when.
     retained: BTreeMap<ResourceKey, u64>,
     /// How far each watch has told of the log; none before its first list is whole.
@@ -179,11 +179,12 @@ impl State {
                         wanted.insert(place, now);
                     }
                 }
-                Want::NoPort { living } => {
+                Want::NoPort { living, ports } => {
                     for address in living {
                         let key = (key.clone(), address);
-                        let now = keep(self.oracle.held.get(&key), false);
-                        held.insert(key, now);
+                        let known = self.oracle.held.get(&key).filter(|(_, known)| *known == ports);
+                        let now = keep(known.map(|(held, _)| held), false);
+                        held.insert(key, (now, ports.clone()));
                     }
                 }
                 Want::NoService | Want::Refused | Want::Deleting => {}
@@ -338,7 +339,7 @@ impl State {
         }
         let Some(key) = owner(id) else { return };
         let held = self.oracle.held.get(&(key.clone(), before.address.clone()));
-        if held.is_some_and(|held| held.since <= decided) {
+        if held.is_some_and(|(held, _)| held.since <= decided) {
             self.violate("nothing lost", format!("{id} on {node} was taken by life {life} while its port is unknown"));
         }
         let retained = self.oracle.retained.get(&key).is_some_and(|since| *since <= decided);

@@ -37,7 +37,12 @@ pub enum Want {
     /// Nothing: its Service is not there. What an earlier spec registered may stay where this one never found it.
     NoService,
     /// What is there of these addresses stays: the port is not to be found.
-    NoPort { living: BTreeSet<String> },
+    NoPort {
+        living: BTreeSet<String>,
+        /// The ports of the Service and of its slices. While these change nobody who sees the two out of step can
+        /// tell which endpoint has the port.
+        ports: String,
+    },
     /// All that is there stays: the spec is refused.
     Refused,
     /// Nothing, since it is being deleted.
@@ -70,7 +75,11 @@ impl Want {
             .filter(|slice| service.family.is_none_or(|family| family == slice.family))
             .collect();
         let living = slices.iter().flat_map(|slice| &slice.endpoints).filter(|endpoint| !endpoint.terminating);
-        let living = Self::NoPort { living: living.map(|endpoint| endpoint.address.to_string()).collect() };
+        let slice_ports: Vec<_> = slices.iter().map(|slice| &slice.ports).collect();
+        let living = Self::NoPort {
+            living: living.map(|endpoint| endpoint.address.to_string()).collect(),
+            ports: format!("{:?} {slice_ports:?}", service.ports),
+        };
         let Some(port) = port(spec, service) else { return living };
         let mut found: BTreeMap<String, (&Endpoint, u16, bool)> = BTreeMap::new();
         let mut without = false;

@@ -102,7 +102,7 @@ fn rows(state: &State, wants: &BTreeMap<ResourceKey, Want>, found: &mut Found) -
 fn may_stay(state: &State, wants: &BTreeMap<ResourceKey, Want>, service: &Service) -> bool {
     let Some(key) = owner(&service.id) else { return false };
     match wants.get(&key) {
-        Some(Want::NoPort { living }) => living.contains(&service.address),
+        Some(Want::NoPort { living, .. }) => living.contains(&service.address),
         Some(Want::Refused) => true,
         // Where the Service was found once and then deleted, nothing stays; the status says which it is.
         Some(Want::NoService) => {
