@@ -210,16 +210,12 @@ fn status(state: &State, object: &Object, want: &Want, stands: &BTreeMap<Place, 
         }
     };
     if state.setup.name_taken {
-        says(
-            "Ready",
-            "False",
-            &["ConsulUnavailable", "ServiceNotFound", "ServiceDeleted", "PortNotFound", "NotSupported"],
-        );
+        says("Ready", "False", &["ConsulUnavailable", "ServiceNotFound", "PortNotFound", "NotSupported"]);
         return;
     }
     match want {
         Want::Refused => says("Accepted", "False", &["NotSupported"]),
-        Want::NoService => says("Resolved", "False", &["ServiceNotFound", "ServiceDeleted"]),
+        Want::NoService => says("Resolved", "False", &["ServiceNotFound"]),
         Want::NoPort { .. } => says("Resolved", "False", &["PortNotFound"]),
         Want::Deleting => {}
         Want::Rows(rows) => {

@@ -150,7 +150,8 @@ pub struct ConsulServiceSpec {
     pub readiness: Readiness,
 
     /// Checks that Consul runs besides readiness; none by default. Each goes to the instance's own address.
-    /// In `catalog` mode `consul-esm` runs them, and only some kinds.
+    /// Only with `--registration=agent`: in the catalog alone nothing runs them, and a resource with checks is not
+    /// accepted there.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub checks: Vec<Check>,
