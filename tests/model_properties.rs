@@ -18,7 +18,8 @@ use lictor::model::names::{ClusterName, Identity, ResourceKey, Str};
 use lictor::model::plan::Plan;
 use lictor::model::registration::{Ownership, Registration, Row, RowKey, TaggedAddress, Weights};
 use lictor::model::resolve::{Hold, Instance};
-use lictor::model::resource::{Readiness, Source, Spec};
+use lictor::model::resource::{Limits, Readiness, Source, Spec};
+use lictor::model::template::{Template, Values};
 use proptest::prelude::*;
 
 fn identity() -> Identity {
@@ -44,8 +45,8 @@ fn spec() -> impl Strategy<Value = Spec> {
             service: service.into(),
             source: Source::Service { name: "web".into() },
             port: None,
-            tags: tags.into_iter().map(Str::from).collect(),
-            meta: meta.into_iter().map(|(k, v)| (k.into(), v.into())).collect(),
+            tags: tags.into_iter().map(|tag| Template::Plain(tag.into())).collect(),
+            meta: meta.into_iter().map(|(k, v)| (k.into(), Template::Plain(v.into()))).collect(),
             weights: Weights { passing, warning },
             tagged_addresses: Arc::new(
                 tagged
@@ -54,8 +55,10 @@ fn spec() -> impl Strategy<Value = Spec> {
                     .collect(),
             ),
             enable_tag_override,
+            dual_stack: false,
             readiness,
             checks: Vec::new(),
+            limits: Limits::default(),
         })
 }
 
@@ -67,10 +70,13 @@ fn instances() -> impl Strategy<Value = Vec<Instance>> {
             .map(|(pod, generation, port, ready, node)| Instance {
                 address: IpAddr::from([10, 0, generation, pod]),
                 port,
+                other_address: None,
                 ready,
                 node: node.map(|n| format!("n{n}").into()),
                 pod: Some(PodRef { name: format!("p{pod}").into(), uid: format!("u{pod}-{generation}").into() }),
                 check_ports: Vec::new(),
+                values: Values::new(),
+                own: None,
             })
             .filter(|instance| targets.insert((instance.target(), instance.port)))
             .collect()
@@ -127,7 +133,7 @@ fn foreign(desired: &Desired, take: bool) -> Rows {
 fn converge(mirror: &mut Mirror, desired: &Desired, on_op: &mut dyn FnMut(&Mirror, &Op)) -> usize {
     for round in 0.. {
         assert!(round < 4, "does not converge");
-        let diff = diff(desired, |key| mirror.row(key), mirror.owned(&owner()), &Hold::Nothing);
+        let diff = diff(desired, |key| mirror.row(key), mirror.owned(&owner()), &Hold::Nothing, |_| false, |_| false);
         if diff.ops.is_empty() {
             assert!(diff.waiting.is_empty() || !diff.conflicts.is_empty(), "waits for what never comes");
             return round;

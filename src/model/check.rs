@@ -1,7 +1,7 @@
 //! The checks that Consul runs against an instance.
 
 use std::collections::BTreeSet;
-use std::fmt::Write as _;
+use std::fmt;
 use std::sync::Arc;
 
 use super::names::Str;
@@ -36,6 +36,16 @@ pub struct Check {
     pub failures_before_critical: u8,
     /// For people.
     pub notes: Str,
+}
+
+impl Check {
+    /// What it is called in its ID: its name and its kind. Of another kind it is another check, since an agent that
+    /// is given another kind under an ID that it knows runs both, which contradict each other, until the check is
+    /// deregistered (Consul's `Agent.addCheck`).
+    #[must_use]
+    pub fn id_name(&self) -> Str {
+        format!("{}:{}", self.name, self.probe.kind()).into()
+    }
 }
 
 /// How a check finds out. The target is always the instance's own address.
@@ -73,6 +83,20 @@ pub enum Probe {
         /// Over TLS.
         tls: Option<Tls>,
     },
+}
+
+impl Probe {
+    /// Consul's word for it.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Http { .. } => "http",
+            Self::Tcp { .. } => "tcp",
+            Self::Grpc { .. } => "grpc",
+            Self::Udp => "udp",
+            Self::H2Ping { .. } => "h2ping",
+        }
+    }
 }
 
 /// How a check over TLS trusts the other side.
@@ -116,17 +140,17 @@ impl Checks {
     /// The checks to write, and their state until Consul has run them: what Kubernetes knows already.
     #[must_use]
     pub fn new(placed: Vec<PlacedCheck>, initial: Health) -> Self {
-        let names = placed.iter().map(|placed| placed.check.name.clone()).collect();
+        let names = placed.iter().map(|placed| placed.check.id_name()).collect();
         Self { names: Arc::new(names), placed: placed.into(), initial: Some(initial) }
     }
 
-    /// The checks that were read: only their names are known.
+    /// The checks that were read: only the names in their IDs are known.
     #[must_use]
     pub fn read(names: BTreeSet<Str>) -> Self {
         Self { names: Arc::new(names), ..Self::default() }
     }
 
-    /// Their names.
+    /// Their names, as they are in their IDs.
     #[must_use]
     pub fn names(&self) -> &BTreeSet<Str> {
         &self.names
@@ -150,15 +174,17 @@ impl Checks {
         if self.placed.is_empty() {
             return None;
         }
-        // What `Debug` prints has all of it; a change of form between versions costs one write.
-        let hash = format!("{:?}", self.placed)
-            .bytes()
-            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
-        let mut text = String::with_capacity(16);
-        // Writing to a string cannot fail.
-        let _ = write!(text, "{hash:016x}");
-        Some(text.into())
+        Some(format!("{:016x}", fingerprint(&self.placed)).into())
     }
+}
+
+/// A number that stands for a value, the same in every run of this version; a change of form between versions costs
+/// one write. `Debug` prints all of what a check does.
+#[must_use]
+pub fn fingerprint(value: &impl fmt::Debug) -> u64 {
+    format!("{value:?}")
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 #[cfg(test)]
@@ -185,7 +211,7 @@ mod tests {
         let slower = Checks::new(vec![placed("tcp", 80, "20s")], Health::Critical);
         let elsewhere = Checks::new(vec![placed("tcp", 81, "10s")], Health::Passing);
         assert_eq!(one, slower);
-        assert_eq!(one, Checks::read(["tcp".into()].into()));
+        assert_eq!(one, Checks::read(["tcp:tcp".into()].into()));
         let digests: BTreeSet<_> = [&one, &slower, &elsewhere].map(Checks::digest).into();
         assert_eq!(digests.len(), 3);
         assert_eq!(Checks::default().digest(), None);

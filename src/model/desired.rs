@@ -5,9 +5,11 @@ use std::sync::Arc;
 
 use super::check::{Checks, PlacedCheck};
 use super::names::{ClusterName, Identity, ResourceKey, Str, instance_id, meta};
-use super::registration::{Health, Registration, RowKey};
+use super::registration::{Health, Registration, RowKey, TaggedAddress};
+use super::render;
 use super::resolve::Instance;
-use super::resource::{Readiness, Spec};
+use super::resource::{Readiness, Source, Spec};
+use super::template::Template;
 
 /// Which Consul node an instance goes to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,6 +71,10 @@ pub fn desired(
     instances: &[Instance],
     placement: &Placement,
 ) -> Desired {
+    // What is the same for all instances is one for all of them.
+    let same =
+        spec.tags.iter().all(|tag| matches!(tag, Template::Plain(_))) && !matches!(spec.source, Source::Static { .. });
+    let mut tags: Option<Arc<[Str]>> = None;
     instances
         .iter()
         .filter(|instance| instance.ready || spec.readiness != Readiness::Deregister)
@@ -76,16 +82,22 @@ pub fn desired(
             let id = instance_id(&identity.cluster, owner, &spec.service, &instance.target(), instance.port);
             let key = RowKey { node: placement.node(instance), id };
             let checks = placed_checks(spec, instance);
+            let tags = match &tags {
+                Some(tags) if same => tags.clone(),
+                _ => tags.insert(render::tags(spec, instance, drop).into()).clone(),
+            };
             let registration = Registration {
                 service: spec.service.clone(),
                 address: instance.address.to_string().into(),
                 port: instance.port,
-                tags: spec.tags.clone(),
+                tags,
                 meta: all_meta(identity, owner, owner_uid, spec, instance, &checks),
                 weights: spec.weights,
                 enable_tag_override: spec.enable_tag_override,
-                tagged_addresses: spec.tagged_addresses.clone(),
+                tagged_addresses: tagged_addresses(spec, instance, placement),
                 readiness: match spec.readiness {
+                    // Of what runs elsewhere Kubernetes has nothing to say.
+                    _ if matches!(spec.source, Source::Static { .. }) => None,
                     Readiness::Mirror if instance.ready => Some(Health::Passing),
                     Readiness::Mirror => Some(Health::Critical),
                     Readiness::Deregister | Readiness::Ignore => None,
@@ -95,6 +107,25 @@ pub fn desired(
             (key, Arc::new(registration))
         })
         .collect()
+}
+
+/// The author's, and the address of the other family under Consul's own name for it. The one of the primary family
+/// an agent adds itself, named or not, and without an agent the instance's own address stands for it.
+fn tagged_addresses(spec: &Spec, instance: &Instance, placement: &Placement) -> Arc<BTreeMap<Str, TaggedAddress>> {
+    let by_agent = matches!(placement, Placement::Agent { .. });
+    let address = instance.address.to_string();
+    let is_own = |name: &Str, there: &TaggedAddress| by_agent && there.is_agents_own(name, &address, instance.port);
+    if instance.other_address.is_none() && !spec.tagged_addresses.iter().any(|(name, there)| is_own(name, there)) {
+        return spec.tagged_addresses.clone();
+    }
+    let mut all = (*spec.tagged_addresses).clone();
+    all.retain(|name, there| !is_own(name, there));
+    if let Some(other) = instance.other_address {
+        let name = if other.is_ipv4() { "lan_ipv4" } else { "lan_ipv6" };
+        let of_pod = TaggedAddress { address: other.to_string().into(), port: instance.port };
+        all.entry(name.into()).or_insert(of_pod);
+    }
+    Arc::new(all)
 }
 
 /// The checks of one instance: those whose port it has.
@@ -113,7 +144,7 @@ fn all_meta(
     instance: &Instance,
     checks: &Checks,
 ) -> BTreeMap<Str, Str> {
-    let mut all = spec.meta.clone();
+    let mut all = render::pairs(spec, instance, drop);
     let mut put = |key: &str, value: Str| all.insert(key.into(), value);
     put(meta::MANAGED_BY, meta::LICTOR.into());
     put(meta::CLUSTER, identity.cluster.as_str().into());

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use super::desired::Desired;
 use super::names::Str;
-use super::registration::{Health, Ownership, Registration, Row, RowKey};
+use super::reasons::Counts;
+use super::registration::{Ownership, Registration, Row, RowKey};
 use super::resolve::Hold;
 
 /// One change to one instance in Consul.
@@ -86,38 +87,53 @@ pub struct Diff {
 
 /// Compares what is desired of a resource with what Consul holds.
 ///
-/// `row` answers what Consul holds under a key, whoever's it is; `owned` lists the rows of this resource.
+/// `row` answers what Consul holds under a key, whoever's it is; `owned` lists the rows of this resource; `lives` says
+/// of a registration that is not desired any more whether what it stands for lives on all the same, and `refused` of a
+/// key whether Consul has refused just now what is desired under it.
+///
 /// A removal waits while an instance at the same address is desired under another key and not there yet: the
-/// new one is there before the old one goes, also across Consul nodes, also after a crash between the two.
+/// new one is there before the old one goes, also across Consul nodes, also after a crash between the two. What goes
+/// by an edit, and not because its endpoint went, waits until all that is to come in its place is there: whoever asks
+/// finds all of the old truth or all of the new.
 pub fn diff<'a>(
     desired: &Desired,
     row: impl Fn(&RowKey) -> Option<&'a Row>,
     owned: impl Iterator<Item = (&'a RowKey, &'a Row)>,
     hold: &Hold,
+    lives: impl Fn(&Registration) -> bool,
+    refused: impl Fn(&RowKey) -> bool,
 ) -> Diff {
     let mut diff = Diff::default();
     let (mut readiness, mut removals) = (Vec::new(), Vec::new());
-    let mut coming: BTreeSet<&str> = BTreeSet::new();
+    let (mut coming, mut awaited): (BTreeSet<&str>, bool) = (BTreeSet::new(), false);
     for (key, wanted) in desired {
         let there = row(key);
-        if !there.is_some_and(|row| row.shown && matches!(row.ownership, Ownership::Ours(_))) {
+        let comes = !there.is_some_and(|row| row.shown && matches!(row.ownership, Ownership::Ours(_)));
+        if comes {
             coming.insert(&wanted.address);
         }
-        match change(key, wanted, there) {
+        let change = change(key, wanted, there);
+        // What Consul refuses, or somebody else holds the ID of, never comes by itself.
+        awaited |= comes && change.is_ok() && !refused(key);
+        match change {
             Ok(Some(op @ Op::Readiness { .. })) => readiness.push(op),
             Ok(Some(op)) => diff.ops.push(op),
             Ok(None) => {}
             Err(other) => diff.conflicts.push((key.clone(), other)),
         }
     }
+    let addresses: BTreeSet<&str> =
+        if awaited { desired.values().map(|wanted| &*wanted.address).collect() } else { BTreeSet::new() };
     for (key, row) in owned {
-        if desired.contains_key(key) || hold.holds(&row.registration) {
+        let there = &*row.registration;
+        if desired.contains_key(key) || hold.holds(there) {
             continue;
         }
-        if coming.contains(&*row.registration.address) {
+        let edited = || addresses.contains(&*there.address) || lives(there);
+        if coming.contains(&*there.address) || (awaited && edited()) {
             diff.waiting.push(key.clone());
         } else {
-            removals.push(Op::Remove { key: key.clone(), service: row.registration.service.clone() });
+            removals.push(Op::Remove { key: key.clone(), service: there.service.clone() });
         }
     }
     diff.ops.append(&mut readiness);
@@ -163,33 +179,6 @@ pub fn release<'a>(owned: impl Iterator<Item = (&'a RowKey, &'a Row)>) -> Vec<Op
     owned
         .map(|(key, row)| Op::Release { key: key.clone(), registration: Arc::new(row.registration.released()) })
         .collect()
-}
-
-/// Counts of instances by state, for the status.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
-    /// What should be there.
-    pub desired: usize,
-    /// What Consul's catalog shows of it.
-    pub registered: usize,
-    /// Of those, by the worst of an instance's checks.
-    pub passing: usize,
-    /// Likewise.
-    pub warning: usize,
-    /// Likewise.
-    pub critical: usize,
-}
-
-impl Counts {
-    /// Adds an instance that is registered.
-    pub fn add(&mut self, health: Health) {
-        self.registered += 1;
-        match health {
-            Health::Passing => self.passing += 1,
-            Health::Warning => self.warning += 1,
-            Health::Critical => self.critical += 1,
-        }
-    }
 }
 
 /// Counts what the catalog shows of what is desired.

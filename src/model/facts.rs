@@ -1,9 +1,11 @@
 //! The facts about endpoints that decisions need, and nothing more: what the `cluster` room keeps of an
-//! `EndpointSlice`, a `Service` and a `Node`.
+//! `EndpointSlice`, a `Service`, a `Pod` and a `Node`.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use super::names::Str;
+use super::selector::Labels;
 
 /// The address family of a slice or the primary one of a Service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -88,4 +90,57 @@ pub struct ServicePort {
 pub struct Node {
     /// Its first `InternalIP`.
     pub address: Option<IpAddr>,
+    /// Its label `topology.kubernetes.io/zone`.
+    pub zone: Option<Str>,
+    /// Its label `topology.kubernetes.io/region`.
+    pub region: Option<Str>,
+}
+
+/// What we need of a `Pod`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pod {
+    /// Tells it from an earlier pod of the same name.
+    pub uid: Str,
+    /// Its addresses, the primary one first; one of each family at most. Empty until it has one.
+    pub addresses: Vec<IpAddr>,
+    /// Whether its condition `Ready` is true.
+    pub ready: bool,
+    /// Whether it is being deleted, or has ended (`Succeeded` and `Failed` pods keep their address).
+    pub leaving: bool,
+    /// The Kubernetes node that it runs on.
+    pub node: Option<Str>,
+    /// The ports of its containers.
+    pub ports: Vec<ContainerPort>,
+    /// Its labels.
+    pub labels: Labels,
+    /// Of its annotations those that some template names; none where the pod has no such annotation. One that
+    /// is not in here was not looked for yet.
+    pub annotations: BTreeMap<Str, Option<Str>>,
+}
+
+/// A port of a container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ContainerPort {
+    /// Its name; empty where it has none.
+    pub name: Str,
+    /// 1 to 65535.
+    pub number: u16,
+}
+
+/// What is known of one resource's namespace, and of the nodes.
+pub trait Facts {
+    /// The resource's namespace.
+    fn namespace(&self) -> &Str;
+    /// A Service.
+    fn service(&self, name: &str) -> Option<&Service>;
+    /// The slices of a Service, in a fixed order.
+    fn slices(&self, service: &str) -> impl Iterator<Item = &Slice> + Clone;
+    /// The pods that the resource's selector picks, by their names.
+    fn picked(&self) -> impl Iterator<Item = (&Str, &Pod)> + Clone;
+    /// A pod.
+    fn pod(&self, name: &str) -> Option<&Pod>;
+    /// Whether a pod has this address.
+    fn has_pod_at(&self, address: IpAddr) -> bool;
+    /// A node.
+    fn node(&self, name: &str) -> Option<&Node>;
 }

@@ -1,6 +1,6 @@
 //! Who we are, whose a registration is, and how an instance is called in Consul.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::sync::Arc;
 
 /// A string shared by many values: cheap to clone, compared by content.
@@ -122,10 +122,28 @@ pub fn id_prefix(cluster: &ClusterName) -> String {
 /// The target is the pod's UID, so that a recreated `StatefulSet` pod does not inherit its predecessor's
 /// health (an agent keeps the status of a check whose service is registered again). The Consul name is in
 /// it because a rename under one ID does not wake blocking queries on the old name; it is in lower case
-/// because Consul compares IDs without case, and two IDs that differ by case would be one.
+/// because Consul compares IDs without case, and two IDs that differ by case would be one. What others choose in it
+/// is written in printable ASCII: IDs stand in paths, and Consul answers no path with a character in it that it
+/// calls unprintable.
 #[must_use]
 pub fn instance_id(cluster: &ClusterName, owner: &ResourceKey, service: &str, target: &str, port: u16) -> Str {
-    format!("{cluster}:{}:{}:{}:{target}:{port}", owner.namespace, owner.name, service.to_lowercase()).into()
+    let (service, target) = (printable(&service.to_lowercase()), printable(target));
+    format!("{cluster}:{}:{}:{service}:{target}:{port}", owner.namespace, owner.name).into()
+}
+
+/// A text as itself, but for `%` and all that is not printable ASCII: those as their bytes, such as `%c3%a9`.
+fn printable(text: &str) -> String {
+    let mut printable = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_ascii_graphic() && c != '%' {
+            printable.push(c);
+        } else {
+            let mut bytes = [0; 4];
+            // Writing to a string cannot fail.
+            c.encode_utf8(&mut bytes).bytes().for_each(|byte| _ = write!(printable, "%{byte:02x}"));
+        }
+    }
+    printable
 }
 
 /// Whose an instance of this ID is; none where the ID is not of our making.
@@ -163,6 +181,16 @@ mod tests {
         for bad in ["", "-a", "a-", "A", "a.b", "a:b", "ä", &"x".repeat(64)] {
             assert!(ClusterName::new(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn an_id_is_printable_ascii_and_of_one_instance() {
+        let cluster = ClusterName::new("c").unwrap();
+        let id = |service, target| instance_id(&cluster, &ResourceKey::new("shop", "user"), service, target, 80);
+        assert_eq!(&*id("User_Service", "2001:db8::1"), "c:shop:user:user_service:2001:db8::1:80");
+        assert_eq!(&*id("ÜN 1%", "u\u{200b}"), "c:shop:user:%c3%bcn%201%25:u%e2%80%8b:80");
+        assert_ne!(id("a b", "u"), id("a%20b", "u"));
+        assert_eq!(owner_of_id(&cluster, &id("ü:b", "u")), Some(ResourceKey::new("shop", "user")));
     }
 
     #[test]

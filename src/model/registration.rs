@@ -102,6 +102,16 @@ pub struct TaggedAddress {
     pub port: u16,
 }
 
+impl TaggedAddress {
+    /// Whether an agent adds it by itself to an instance at this address and port: it gives the instance's own another
+    /// name or two, after its family. So there is no telling whether the author has named it.
+    #[must_use]
+    pub fn is_agents_own(&self, name: &str, address: &str, port: u16) -> bool {
+        const NAMES: [&str; 4] = ["lan_ipv4", "lan_ipv6", "wan_ipv4", "wan_ipv6"];
+        *self.address == *address && self.port == port && NAMES.contains(&name)
+    }
+}
+
 /// The state of a check or, the worst of its checks, of an instance. In order of gravity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Health {

@@ -1,13 +1,17 @@
 //! A `ConsulService` as decisions see it: its spec in the model's own types, or why it was refused.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::check::CheckSpec;
 use super::names::{ResourceKey, Str};
+use super::reasons::Refusal;
 use super::registration::{TaggedAddress, Weights};
+use super::selector::Selector;
 use super::status::Status;
+use super::template::{Template, Variable};
 
 /// A `ConsulService`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,6 +20,8 @@ pub struct Resource {
     pub key: ResourceKey,
     /// `metadata.uid`: tells a resource from an earlier one of the same name.
     pub uid: Str,
+    /// `metadata.creationTimestamp`, in seconds since 1970: of two resources that want one name, the older has it.
+    pub created: i64,
     /// `metadata.generation`: rises with each edit of the spec.
     pub generation: i64,
     /// `metadata.resourceVersion`, for writes that must not overwrite what we have not seen.
@@ -29,6 +35,8 @@ pub struct Resource {
     pub ours: bool,
     /// The finalizer of this operator's class.
     pub finalizer: Str,
+    /// Whether the annotation [`PAUSED`] freezes it: nothing of it is written to Consul, or taken out of it.
+    pub paused: bool,
     /// What happens to the registrations when it is deleted; none where that cannot be read. It counts even
     /// where the rest of the spec is refused.
     pub deletion: Option<DeletionPolicy>,
@@ -40,6 +48,9 @@ pub struct Resource {
 
 /// The finalizer that makes "deleted" mean "gone from Consul", of the operator without a class.
 pub const FINALIZER: &str = "lictor.dev/deregister";
+
+/// The annotation that freezes a resource, whatever its value is but `false`.
+pub const PAUSED: &str = "lictor.dev/paused";
 
 /// The finalizer of the operator of a class; of the one without a class where it is empty. Each class has its
 /// own, so that a resource that changes hands is let go by the one that had it.
@@ -63,18 +74,10 @@ impl Resource {
             || self.generation != other.generation
             || self.deleting != other.deleting
             || self.ours != other.ours
+            || self.paused != other.paused
             || self.deletion != other.deletion
             || self.spec != other.spec
     }
-}
-
-/// Why a spec cannot be acted on: `Accepted=False`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
-    /// The condition's reason, in CamelCase: `NotSupported`, `Invalid`, `NotAllowed`.
-    pub reason: &'static str,
-    /// What is wrong and what to write instead.
-    pub message: String,
 }
 
 /// What a resource asks for.
@@ -87,19 +90,89 @@ pub struct Spec {
     /// Which port of the source; none where it has just one.
     pub port: Option<PortRef>,
     /// Consul tags, in the order given.
-    pub tags: Arc<[Str]>,
+    pub tags: Vec<Template>,
     /// The author's meta pairs.
-    pub meta: BTreeMap<Str, Str>,
+    pub meta: BTreeMap<Str, Template>,
     /// DNS and load-balancing weights.
     pub weights: Weights,
     /// Other addresses of the service, by tag.
     pub tagged_addresses: Arc<BTreeMap<Str, TaggedAddress>>,
     /// Whether tags belong to whoever edits them in Consul.
     pub enable_tag_override: bool,
+    /// Whether a pod's address of the other family is published beside its primary one.
+    pub dual_stack: bool,
     /// What Kubernetes' readiness does in Consul.
     pub readiness: Readiness,
     /// The checks that Consul runs.
     pub checks: Vec<CheckSpec>,
+    /// What the administrator allows.
+    pub limits: Limits,
+}
+
+/// What the administrator allows a resource.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// The most instances that it may have.
+    pub instances: usize,
+    /// Whether its name may also be that of another namespace's resource.
+    pub shares_name: bool,
+    /// Whether an endpoint counts only with a pod behind it.
+    pub verify_endpoints: bool,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { instances: 5_000, shares_name: false, verify_endpoints: false }
+    }
+}
+
+impl Spec {
+    /// The values that its texts hold.
+    #[must_use]
+    pub fn variables(&self) -> BTreeSet<&Variable> {
+        let own: &[StaticAddress] = match &self.source {
+            Source::Static { addresses } => addresses,
+            Source::Service { .. } | Source::Pods { .. } => &[],
+        };
+        let own = own.iter().flat_map(|address| address.own.tags.iter().chain(address.own.meta.values()));
+        self.tags.iter().chain(self.meta.values()).chain(own).flat_map(Template::variables).collect()
+    }
+
+    /// Which kinds of objects it cannot be understood without.
+    #[must_use]
+    pub fn needs(&self) -> Needs {
+        let variables = self.variables();
+        let services = matches!(self.source, Source::Service { .. });
+        let of_pod = variables.iter().any(|variable| variable.is_of_pod());
+        let annotations = variables.iter().filter_map(|variable| match variable {
+            Variable::Annotation(key) => Some(key.clone()),
+            _ => None,
+        });
+        Needs {
+            services,
+            pods: match self.source {
+                Source::Service { .. } => of_pod || self.limits.verify_endpoints,
+                Source::Pods { .. } => true,
+                Source::Static { .. } => false,
+            },
+            nodes: variables.iter().any(|variable| variable.is_of_node())
+                && !matches!(self.source, Source::Static { .. }),
+            annotations: annotations.collect(),
+        }
+    }
+}
+
+/// What must be watched for a resource.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Needs {
+    /// Services and their slices.
+    pub services: bool,
+    /// Pods.
+    pub pods: bool,
+    /// Nodes.
+    pub nodes: bool,
+    /// These annotations of pods.
+    pub annotations: BTreeSet<Str>,
 }
 
 /// Where instances come from.
@@ -110,23 +183,56 @@ pub enum Source {
         /// The Service's name.
         name: Str,
     },
+    /// Pods of the resource's own namespace.
+    Pods {
+        /// Which ones.
+        selector: Selector,
+    },
+    /// What runs elsewhere.
+    Static {
+        /// Where; each address and port once.
+        addresses: Vec<StaticAddress>,
+    },
 }
 
 impl fmt::Display for Source {
-    /// As in meta `lictor-source`.
+    /// As in meta `lictor-source`. Which pods are picked is not in it: an edit of the selector changes nothing
+    /// about a pod that both pick.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Service { name } => write!(f, "service/{name}"),
+            Self::Pods { .. } => f.write_str("pods"),
+            Self::Static { .. } => f.write_str("static"),
         }
     }
+}
+
+/// An instance that runs elsewhere.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StaticAddress {
+    /// Where it answers.
+    pub address: IpAddr,
+    /// 1 to 65535.
+    pub port: u16,
+    /// What it has besides what all instances have.
+    pub own: Arc<Own>,
+}
+
+/// What one instance has besides what all instances of its resource have.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Own {
+    /// More tags.
+    pub tags: Vec<Template>,
+    /// More meta pairs; they count where the resource has the same key.
+    pub meta: BTreeMap<Str, Template>,
 }
 
 /// A port of the source.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PortRef {
-    /// By the name of the Service's port.
+    /// By the name of the Service's port, or of the container's.
     Name(Str),
-    /// By the Service's own port number, as an Ingress does.
+    /// By the Service's own port number, as an Ingress does; of a pod, the pod's own.
     Number(u16),
 }
 

@@ -2,10 +2,8 @@
 //!
 //! Pure and without time: when a condition last changed is added where the status is written.
 
-use super::diff::Counts;
 use super::names::Str;
-use super::resolve::Unresolved;
-use super::resource::Refusal;
+use super::reasons::{Counts, Problem, Refusal, Unresolved};
 
 /// The most problems that a status lists.
 pub const MAX_PROBLEMS: usize = 10;
@@ -26,47 +24,6 @@ pub struct Status {
     pub problems: Vec<Problem>,
     /// `Ready`, `Accepted`, `Resolved`, `Registered`, in this order.
     pub conditions: Vec<Condition>,
-}
-
-/// What is wrong with one instance.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
-    /// Its ID in Consul.
-    pub instance: String,
-    /// In a word.
-    pub reason: ProblemReason,
-    /// Consul's own words, or who holds the ID.
-    pub message: String,
-}
-
-/// What may be wrong with an instance.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ProblemReason {
-    /// Consul refuses it.
-    Refused,
-    /// Somebody else holds its ID.
-    IdTaken,
-    /// It has not the port that a check goes to: it is registered without that check.
-    CheckPortNotFound,
-}
-
-impl ProblemReason {
-    /// As it stands in the status, and as the reason of `Registered=False`.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Refused => "Refused",
-            Self::IdTaken => "IdTaken",
-            Self::CheckPortNotFound => "CheckPortNotFound",
-        }
-    }
-
-    /// Reads it; what a later version wrote is a refusal to this one, until it writes the status anew.
-    #[must_use]
-    pub fn parse(text: &str) -> Self {
-        let all = [Self::Refused, Self::IdTaken, Self::CheckPortNotFound];
-        all.into_iter().find(|reason| reason.as_str() == text).unwrap_or(Self::Refused)
-    }
 }
 
 /// A condition, as `metav1.Condition` has it.
@@ -160,17 +117,24 @@ impl Status {
 /// The reason of `Registered=False` while writes are under way.
 pub const PENDING: &str = "Pending";
 
+/// The reason of `Resolved=Unknown` until everything that the source is made of was listed.
+pub const NOT_LISTED: &str = "NotListed";
+
 /// What a status is made of.
 #[derive(Clone, Debug)]
 pub struct Findings<'a> {
     /// The spec's generation.
     pub generation: i64,
-    /// The service's name in Consul; none where the spec has none that could be read.
-    pub service: Option<&'a Str>,
+    /// The service's name in Consul; none where nothing was acted on yet.
+    pub service: Option<Str>,
     /// Why the spec was refused.
     pub refusal: Option<&'a Refusal>,
     /// What the source came to; none where there is no spec to resolve.
     pub resolved: Option<Result<(), &'a Unresolved>>,
+    /// What the texts of some instances lack; none where nothing is missing.
+    pub blanks: Option<String>,
+    /// Whether the resource is frozen.
+    pub paused: bool,
     /// How many are wanted and there.
     pub counts: Counts,
     /// Whether writes of this resource wait or are under way.
@@ -202,7 +166,13 @@ pub fn status(findings: Findings<'_>) -> Status {
         None => {
             condition(ConditionKind::Resolved, Truth::Unknown, "NotAccepted", "the spec is not accepted".to_owned())
         }
-        Some(Ok(())) => condition(ConditionKind::Resolved, Truth::True, "Resolved", "the source was found".to_owned()),
+        Some(Ok(())) => match &findings.blanks {
+            None => condition(ConditionKind::Resolved, Truth::True, "Resolved", "the source was found".to_owned()),
+            Some(blanks) => condition(ConditionKind::Resolved, Truth::True, "ValuesMissing", blanks.clone()),
+        },
+        Some(Err(why)) if why.reason == NOT_LISTED => {
+            condition(ConditionKind::Resolved, Truth::Unknown, NOT_LISTED, why.message.clone())
+        }
         Some(Err(why)) => condition(ConditionKind::Resolved, Truth::False, why.reason, why.message.clone()),
     };
     let (truth, reason, message) = registered(&findings);
@@ -218,7 +188,7 @@ pub fn status(findings: Findings<'_>) -> Status {
     }
     Status {
         observed_generation: generation,
-        service_name: findings.service.map(ToString::to_string).unwrap_or_default(),
+        service_name: findings.service.map(|name| name.to_string()).unwrap_or_default(),
         instances: findings.counts,
         problems,
         conditions: vec![ready, accepted, resolved, registered],
@@ -228,6 +198,10 @@ pub fn status(findings: Findings<'_>) -> Status {
 fn registered(findings: &Findings<'_>) -> (Truth, &'static str, String) {
     let Counts { desired, registered, .. } = findings.counts;
     let held = || format!("{registered} of {desired} instances are registered");
+    if findings.paused {
+        let message = "the annotation lictor.dev/paused freezes what is in Consul: take it off to go on".to_owned();
+        return (Truth::Unknown, "Paused", message);
+    }
     if findings.resolved.is_none() {
         return (Truth::Unknown, "NotAccepted", "the spec is not accepted; what was registered stays".to_owned());
     }

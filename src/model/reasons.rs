@@ -1,0 +1,105 @@
+//! What the steps of a decision have to say to the user, in types that all of them share.
+
+use super::registration::Health;
+
+/// Why a spec cannot be acted on: `Accepted=False`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// The condition's reason, in CamelCase: `NotSupported`, `Invalid`, `NotAllowed`.
+    pub reason: &'static str,
+    /// What is wrong and what to write instead.
+    pub message: String,
+}
+
+/// Why a source could not be resolved: `Resolved=False`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unresolved {
+    /// The condition's reason.
+    pub reason: &'static str,
+    /// What is missing, and what is there instead.
+    pub message: String,
+}
+
+/// What is wrong with one instance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// Its ID in Consul, or what it would have been made of: a pod's name, an address.
+    pub instance: String,
+    /// In a word.
+    pub reason: ProblemReason,
+    /// Consul's own words, or who holds the ID.
+    pub message: String,
+}
+
+/// What may be wrong with an instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProblemReason {
+    /// Consul refuses it.
+    Refused,
+    /// Somebody else holds its ID.
+    IdTaken,
+    /// It has not the port that a check goes to: it is registered without that check.
+    CheckPortNotFound,
+    /// It has not the port that is to be registered.
+    PortNotFound,
+    /// There is no pod behind the endpoint.
+    NotVerified,
+    /// The pod of the endpoint has not been seen yet, and the texts hold values of it.
+    PodNotSeen,
+}
+
+impl ProblemReason {
+    /// As it stands in the status, and as the reason of `Registered=False`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Refused => "Refused",
+            Self::IdTaken => "IdTaken",
+            Self::CheckPortNotFound => "CheckPortNotFound",
+            Self::PortNotFound => "PortNotFound",
+            Self::NotVerified => "NotVerified",
+            Self::PodNotSeen => "PodNotSeen",
+        }
+    }
+
+    /// Reads it; what a later version wrote is a refusal to this one, until it writes the status anew.
+    #[must_use]
+    pub fn parse(text: &str) -> Self {
+        let all = [
+            Self::Refused,
+            Self::IdTaken,
+            Self::CheckPortNotFound,
+            Self::PortNotFound,
+            Self::NotVerified,
+            Self::PodNotSeen,
+        ];
+        all.into_iter().find(|reason| reason.as_str() == text).unwrap_or(Self::Refused)
+    }
+}
+
+/// Counts of instances by state, for the status.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// What should be there.
+    pub desired: usize,
+    /// What Consul's catalog shows of it.
+    pub registered: usize,
+    /// Of those, by the worst of an instance's checks.
+    pub passing: usize,
+    /// Likewise.
+    pub warning: usize,
+    /// Likewise.
+    pub critical: usize,
+}
+
+impl Counts {
+    /// Adds an instance that is registered.
+    pub fn add(&mut self, health: Health) {
+        self.registered += 1;
+        match health {
+            Health::Passing => self.passing += 1,
+            Health::Warning => self.warning += 1,
+            Health::Critical => self.critical += 1,
+        }
+    }
+}

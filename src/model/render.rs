@@ -1,0 +1,95 @@
+//! The tags and meta pairs of one instance: the author's texts with the instance's values in them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::names::Str;
+use super::resolve::Instance;
+use super::resource::{Own, Spec};
+use super::template::Template;
+
+/// Consul's limit for a value of metadata, in bytes.
+pub const MAX_META_VALUE: usize = 512;
+
+/// The longest tag, in bytes. Consul has no limit; a tag is made for a DNS name.
+pub const MAX_TAG: usize = 255;
+
+/// What is left of a text where a value is missing, or not fit for Consul.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Blank {
+    /// Which text: `tag "v${pod.labels['version']}"`, `meta "version"`.
+    pub text: String,
+    /// Why.
+    pub why: String,
+}
+
+/// The tags of an instance, each once; one that comes out empty is left out.
+pub fn tags(spec: &Spec, instance: &Instance, mut blank: impl FnMut(Blank)) -> Vec<Str> {
+    let own = instance.own.iter().flat_map(|own| &own.tags);
+    let mut seen = BTreeSet::new();
+    let mut tags = Vec::with_capacity(spec.tags.len());
+    for template in spec.tags.iter().chain(own) {
+        let tag =
+            fill(template, instance, MAX_TAG, |why| blank(Blank { text: format!("tag {}", shown(template)), why }));
+        if !tag.is_empty() && seen.insert(tag.clone()) {
+            tags.push(tag);
+        }
+    }
+    tags
+}
+
+/// The author's meta pairs of an instance.
+pub fn pairs(spec: &Spec, instance: &Instance, mut blank: impl FnMut(Blank)) -> BTreeMap<Str, Str> {
+    let none = Own::default();
+    let own = instance.own.as_deref().unwrap_or(&none);
+    let of_all = spec.meta.iter().filter(|(key, _)| !own.meta.contains_key(*key));
+    of_all
+        .chain(&own.meta)
+        .map(|(key, template)| {
+            let why = |why| blank(Blank { text: format!("meta {key:?}"), why });
+            (key.clone(), fill(template, instance, MAX_META_VALUE, why))
+        })
+        .collect()
+}
+
+/// Everything about an instance's texts that is not as its author may think.
+#[must_use]
+pub fn blanks(spec: &Spec, instance: &Instance) -> BTreeSet<Blank> {
+    let mut blanks = BTreeSet::new();
+    tags(spec, instance, |blank| _ = blanks.insert(blank));
+    pairs(spec, instance, |blank| _ = blanks.insert(blank));
+    blanks
+}
+
+fn fill(template: &Template, instance: &Instance, most: usize, mut blank: impl FnMut(String)) -> Str {
+    let missing = template.variables().filter(|variable| !instance.values.contains_key(variable));
+    missing.for_each(|variable| blank(format!("{variable} is not there")));
+    let text = template.render(&instance.values);
+    // What has no values in it was judged when it was read.
+    if matches!(template, Template::Plain(_)) {
+        return text;
+    }
+    if text.len() > most {
+        blank(format!("it has {} bytes: at most {most}", text.len()));
+        return "".into();
+    }
+    if text.chars().any(char::is_control) {
+        blank("it holds a line break or another control character".to_owned());
+        return "".into();
+    }
+    text
+}
+
+/// A text as its author wrote it, near enough.
+fn shown(template: &Template) -> String {
+    use super::template::Part;
+    match template {
+        Template::Plain(text) => format!("{text:?}"),
+        Template::Parts(parts) => {
+            let parts = parts.iter().map(|part| match part {
+                Part::Text(text) => text.to_string(),
+                Part::Value(variable) => format!("${{{variable}}}"),
+            });
+            format!("\"{}\"", parts.collect::<String>())
+        }
+    }
+}

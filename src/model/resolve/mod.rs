@@ -1,0 +1,252 @@
+//! From a source's facts to instances: which endpoints count, at which port, with which values, once each.
+
+mod pods;
+mod service;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::facts::{Facts, Pod, PodRef};
+use super::names::{Str, meta};
+use super::reasons::{Problem, ProblemReason, Unresolved};
+use super::registration::Registration;
+use super::resource::{Own, PortRef, Readiness, Source, Spec, StaticAddress};
+use super::template::{Values, Variable};
+
+/// One endpoint of a resource, resolved to a number.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Instance {
+    /// Where it answers.
+    pub address: IpAddr,
+    /// 1 to 65535.
+    pub port: u16,
+    /// Its address of the other family, where it has one and that is asked for.
+    pub other_address: Option<IpAddr>,
+    /// Whether Kubernetes calls it ready; what Kubernetes does not know is.
+    pub ready: bool,
+    /// The Kubernetes node that it runs on.
+    pub node: Option<Str>,
+    /// The pod behind it.
+    pub pod: Option<PodRef>,
+    /// The port that each check of the spec goes to, in their order; none where this endpoint has no such port.
+    pub check_ports: Vec<Option<u16>>,
+    /// The values that the spec's texts hold, as far as this instance has them.
+    pub values: Values,
+    /// What it has besides what all instances have.
+    pub own: Option<Arc<Own>>,
+}
+
+impl Instance {
+    /// What stands for this instance in its ID: the pod's uid, or the address where there is no pod.
+    #[must_use]
+    pub fn target(&self) -> Str {
+        self.pod.as_ref().map_or_else(|| self.address.to_string().into(), |pod| pod.uid.clone())
+    }
+
+    /// What people call it: the pod's name, or the address where there is no pod.
+    #[must_use]
+    pub fn called(&self) -> String {
+        self.pod.as_ref().map_or_else(|| self.address.to_string(), |pod| pod.name.to_string())
+    }
+}
+
+/// What a source came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resolution {
+    /// The instances, each once, in the order of their targets.
+    pub instances: Vec<Instance>,
+    /// What of the source is not among them although it lives, and why.
+    pub left_out: Vec<Problem>,
+    /// Why the source could not be resolved; none where it could, be it to nothing.
+    pub unresolved: Option<Unresolved>,
+    /// What of the registrations made earlier stays although `instances` does not have it.
+    pub hold: Hold,
+}
+
+/// Registrations that stay until the new state is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Hold {
+    /// None: the instances are the whole truth.
+    Nothing,
+    /// Those that came from another source than this one: an earlier spec registered them, and nothing is
+    /// known of this spec's source. Those of this very source went with it.
+    OtherSources(Str),
+    /// Those at these addresses: the endpoint lives, only how to register it is not known.
+    Addresses(BTreeSet<Str>),
+}
+
+impl Hold {
+    /// Whether a registration stays.
+    #[must_use]
+    pub fn holds(&self, registration: &Registration) -> bool {
+        match self {
+            Self::Nothing => false,
+            Self::OtherSources(source) => registration.meta.get(meta::SOURCE) != Some(source),
+            Self::Addresses(addresses) => addresses.contains(&registration.address),
+        }
+    }
+
+    fn of(addresses: BTreeSet<Str>) -> Self {
+        if addresses.is_empty() { Self::Nothing } else { Self::Addresses(addresses) }
+    }
+}
+
+/// Resolves the source of a spec.
+pub fn resolve(spec: &Spec, facts: &impl Facts) -> Resolution {
+    let resolution = match &spec.source {
+        Source::Service { name } => service::resolve(name, spec, facts),
+        Source::Pods { .. } => pods::resolve(spec, facts),
+        Source::Static { addresses } => fixed(addresses, spec),
+    };
+    let (found, most) = (resolution.instances.len(), spec.limits.instances);
+    if found <= most {
+        return resolution;
+    }
+    let message = format!(
+        "the source has {found} instances, more than the {most} that are allowed: narrow it down, or ask the \
+         administrator of Lictor for more (--max-instances)"
+    );
+    let addresses = resolution.instances.iter().map(|instance| text(instance.address)).collect();
+    unresolved(Unresolved { reason: "TooManyInstances", message }, addresses)
+}
+
+/// Whether what a registration stands for, which the spec does not ask for any more, lives on all the same: then it
+/// goes because of an edit. Of what came from another source nobody knows; it may.
+pub fn lives(spec: &Spec, there: &Registration, facts: &impl Facts) -> bool {
+    if there.meta.get(meta::SOURCE).is_none_or(|source| **source != spec.source.to_string()) {
+        return true;
+    }
+    match spec.source {
+        // What its slices do not have any more is gone.
+        Source::Service { .. } => false,
+        Source::Pods { .. } => {
+            let pod = there.meta.get(meta::POD).and_then(|name| facts.pod(name));
+            pod.is_some_and(|pod| {
+                let is_at = pod.addresses.iter().any(|address| address.to_string() == *there.address);
+                is_at && !pod.leaving && (pod.ready || spec.readiness != Readiness::Deregister)
+            })
+        }
+        Source::Static { .. } => true,
+    }
+}
+
+/// What runs elsewhere is where the author says.
+fn fixed(addresses: &[StaticAddress], spec: &Spec) -> Resolution {
+    let instances = addresses.iter().map(|given| Instance {
+        address: given.address,
+        port: given.port,
+        other_address: None,
+        ready: true,
+        node: None,
+        pod: None,
+        check_ports: spec.checks.iter().map(|check| own_port(check.port.as_ref(), given.port)).collect(),
+        values: Values::new(),
+        own: Some(given.own.clone()),
+    });
+    Resolution { instances: instances.collect(), left_out: Vec::new(), unresolved: None, hold: Hold::Nothing }
+}
+
+/// The port of a check against what has no named ports.
+fn own_port(port: Option<&PortRef>, own: u16) -> Option<u16> {
+    match port {
+        None => Some(own),
+        Some(PortRef::Number(number)) => Some(*number),
+        Some(PortRef::Name(_)) => None,
+    }
+}
+
+/// A source that could not be resolved; what is registered at these addresses stays.
+fn unresolved(why: Unresolved, addresses: BTreeSet<Str>) -> Resolution {
+    Resolution { instances: Vec::new(), left_out: Vec::new(), unresolved: Some(why), hold: Hold::of(addresses) }
+}
+
+/// Instances as they are found, and what is found wrong.
+#[derive(Default)]
+struct Found {
+    instances: BTreeMap<(Str, u16), Instance>,
+    left_out: BTreeMap<String, Problem>,
+    held: BTreeSet<Str>,
+    without_port: usize,
+}
+
+impl Found {
+    /// Leaves out an endpoint that lives.
+    fn leave_out(&mut self, instance: String, reason: ProblemReason, message: String) {
+        self.left_out.insert(instance.clone(), Problem { instance, reason, message });
+    }
+
+    fn leave_out_without_port(&mut self, instance: String, port: &str) {
+        self.without_port += 1;
+        let message = format!("it has no port {port}, and is not registered");
+        self.leave_out(instance, ProblemReason::PortNotFound, message);
+    }
+
+    /// Adds an endpoint, or joins it with its copy of another slice: while endpoints move between slices they
+    /// stand in both, and the newer one says ready first.
+    fn unite(&mut self, instance: Instance) {
+        let key = (instance.target(), instance.port);
+        self.instances.entry(key).and_modify(|known| known.ready |= instance.ready).or_insert(instance);
+    }
+
+    fn resolution(self) -> Resolution {
+        Resolution {
+            instances: self.instances.into_values().collect(),
+            left_out: self.left_out.into_values().collect(),
+            unresolved: None,
+            hold: Hold::of(self.held),
+        }
+    }
+}
+
+/// The values that the texts of a spec hold.
+struct Wanted<'a> {
+    variables: BTreeSet<&'a Variable>,
+    of_pod: bool,
+}
+
+impl<'a> Wanted<'a> {
+    fn by(spec: &'a Spec) -> Self {
+        let variables = spec.variables();
+        let of_pod = variables.iter().any(|variable| variable.is_of_pod());
+        Self { variables, of_pod }
+    }
+
+    /// Whether all that is asked of a pod is known of this one.
+    fn knows(&self, pod: &Pod) -> bool {
+        self.variables.iter().all(|variable| match variable {
+            Variable::Annotation(key) => pod.annotations.contains_key(key),
+            _ => true,
+        })
+    }
+
+    /// The values of one endpoint.
+    fn values(
+        &self,
+        reference: Option<&PodRef>,
+        pod: Option<&Pod>,
+        node: Option<&Str>,
+        port: impl Fn(&Str) -> Option<u16>,
+        facts: &impl Facts,
+    ) -> Values {
+        let value = |variable: &Variable| match variable {
+            Variable::PodName => reference.map(|pod| pod.name.clone()),
+            Variable::PodNamespace => reference.map(|_| facts.namespace().clone()),
+            Variable::PodUid => reference.map(|pod| pod.uid.clone()),
+            Variable::Label(key) => pod?.labels.get(key).cloned(),
+            Variable::Annotation(key) => pod?.annotations.get(key)?.clone(),
+            Variable::NodeName => node.cloned(),
+            Variable::Zone => facts.node(node?)?.zone.clone(),
+            Variable::Region => facts.node(node?)?.region.clone(),
+            Variable::Port(name) => port(name).map(|number| number.to_string().into()),
+        };
+        self.variables.iter().filter_map(|variable| Some(((*variable).clone(), value(variable)?))).collect()
+    }
+}
+
+fn text(address: IpAddr) -> Str {
+    address.to_string().into()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,311 @@
+use super::*;
+use crate::model::facts::{ContainerPort, Endpoint, Family, Node, Service, ServicePort, Slice, SlicePort};
+use crate::model::registration::Weights;
+use crate::model::resource::{Limits, Readiness};
+use crate::model::selector::Selector;
+use crate::model::template::Template;
+
+/// A namespace, by hand.
+#[derive(Default)]
+struct Known {
+    namespace: Option<Str>,
+    services: BTreeMap<Str, Service>,
+    slices: Vec<Slice>,
+    pods: BTreeMap<Str, Pod>,
+    nodes: BTreeMap<Str, Node>,
+}
+
+impl Facts for Known {
+    fn namespace(&self) -> &Str {
+        self.namespace.as_ref().unwrap()
+    }
+
+    fn service(&self, name: &str) -> Option<&Service> {
+        self.services.get(name)
+    }
+
+    fn slices(&self, service: &str) -> impl Iterator<Item = &Slice> + Clone {
+        let service = service.to_owned();
+        self.slices.iter().filter(move |slice| *slice.service == *service)
+    }
+
+    fn picked(&self) -> impl Iterator<Item = (&Str, &Pod)> + Clone {
+        self.pods.iter()
+    }
+
+    fn pod(&self, name: &str) -> Option<&Pod> {
+        self.pods.get(name)
+    }
+
+    fn has_pod_at(&self, address: IpAddr) -> bool {
+        self.pods.values().any(|pod| pod.addresses.contains(&address))
+    }
+
+    fn node(&self, name: &str) -> Option<&Node> {
+        self.nodes.get(name)
+    }
+}
+
+fn address(last: u8) -> IpAddr {
+    IpAddr::from([10, 0, 0, last])
+}
+
+fn six(last: u8) -> IpAddr {
+    IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, u16::from(last)])
+}
+
+fn endpoint(last: u8) -> Endpoint {
+    Endpoint {
+        address: address(last),
+        ready: true,
+        terminating: false,
+        node: Some("n1".into()),
+        pod: Some(PodRef { name: format!("p{last}").into(), uid: format!("u{last}").into() }),
+    }
+}
+
+fn slice(port: (&str, u16), endpoints: Vec<Endpoint>) -> Slice {
+    Slice {
+        service: "web".into(),
+        family: Family::V4,
+        ports: vec![SlicePort { name: port.0.into(), number: port.1 }],
+        endpoints,
+    }
+}
+
+fn service(ports: &[(&str, u16)]) -> Service {
+    let ports = ports.iter().map(|(name, number)| ServicePort { name: (*name).into(), number: *number }).collect();
+    Service { family: Some(Family::V4), external_name: false, ports }
+}
+
+fn pod(last: u8, ports: &[(&str, u16)]) -> (Str, Pod) {
+    let ports = ports.iter().map(|(name, number)| ContainerPort { name: (*name).into(), number: *number }).collect();
+    let pod = Pod {
+        uid: format!("u{last}").into(),
+        addresses: vec![address(last), six(last)],
+        ready: true,
+        leaving: false,
+        node: Some("n1".into()),
+        ports,
+        labels: [("version".into(), format!("{last}.0").into())].into(),
+        annotations: BTreeMap::new(),
+    };
+    (format!("p{last}").into(), pod)
+}
+
+fn web() -> Spec {
+    from(Source::Service { name: "web".into() })
+}
+
+fn from(source: Source) -> Spec {
+    Spec {
+        service: "web".into(),
+        source,
+        port: None,
+        tags: Vec::new(),
+        meta: BTreeMap::new(),
+        weights: Weights::default(),
+        tagged_addresses: Arc::default(),
+        enable_tag_override: false,
+        dual_stack: false,
+        readiness: Readiness::Mirror,
+        checks: Vec::new(),
+        limits: Limits::default(),
+    }
+}
+
+fn known(service: Service, slices: Vec<Slice>) -> Known {
+    Known { namespace: Some("shop".into()), services: [("web".into(), service)].into(), slices, ..Known::default() }
+}
+
+fn found(resolution: &Resolution) -> Vec<(String, u16, bool)> {
+    resolution.instances.iter().map(|i| (i.target().to_string(), i.port, i.ready)).collect()
+}
+
+fn left_out(resolution: &Resolution) -> Vec<(&str, ProblemReason)> {
+    resolution.left_out.iter().map(|problem| (problem.instance.as_str(), problem.reason)).collect()
+}
+
+/// A registration as far as a hold looks at it.
+fn row(address: &str, source: &str) -> Registration {
+    Registration {
+        service: "s".into(),
+        address: address.into(),
+        port: 80,
+        tags: [].into(),
+        meta: [(meta::SOURCE.into(), source.into())].into(),
+        weights: Weights::default(),
+        enable_tag_override: false,
+        tagged_addresses: Arc::default(),
+        readiness: None,
+        checks: crate::model::check::Checks::default(),
+    }
+}
+
+#[test]
+fn slices_are_united_and_each_endpoint_counts_once() {
+    let unready = Endpoint { ready: false, ..endpoint(2) };
+    let slices = vec![
+        slice(("http", 8080), vec![endpoint(1), unready]),
+        slice(("http", 9090), vec![endpoint(3)]),
+        slice(("http", 8080), vec![endpoint(2)]),
+    ];
+    let resolution = resolve(&web(), &known(service(&[("http", 80)]), slices));
+    assert_eq!(resolution.unresolved, None);
+    let expected = [("u1", 8080, true), ("u2", 8080, true), ("u3", 9090, true)];
+    assert_eq!(found(&resolution), expected.map(|(t, p, r)| (t.to_owned(), p, r)));
+}
+
+#[test]
+fn a_terminating_endpoint_leaves_whatever_ready_says() {
+    let leaving = Endpoint { terminating: true, ..endpoint(1) };
+    let resolution = resolve(&web(), &known(service(&[("", 80)]), vec![slice(("", 8080), vec![leaving])]));
+    assert_eq!((found(&resolution), resolution.unresolved, resolution.hold), (vec![], None, Hold::Nothing));
+}
+
+#[test]
+fn a_port_is_found_by_name_by_the_services_number_or_alone() {
+    let known = known(service(&[("http", 80), ("grpc", 90)]), vec![slice(("grpc", 9000), vec![endpoint(1)])]);
+    for port in [PortRef::Name("grpc".into()), PortRef::Number(90)] {
+        let spec = Spec { port: Some(port), ..web() };
+        assert_eq!(found(&resolve(&spec, &known)), [("u1".to_owned(), 9000, true)]);
+    }
+    for port in [None, Some(PortRef::Number(9000)), Some(PortRef::Name("web".into()))] {
+        let resolution = resolve(&Spec { port, ..web() }, &known);
+        assert_eq!(resolution.unresolved.unwrap().reason, "PortNotFound");
+        assert!(resolution.hold.holds(&row("10.0.0.1", "service/web")), "a living endpoint stays as it was");
+        assert!(!resolution.hold.holds(&row("10.0.0.2", "service/web")), "a dead one does not");
+    }
+}
+
+#[test]
+fn an_endpoint_without_the_port_is_told_of() {
+    let slices = vec![slice(("http", 8080), vec![endpoint(1)]), slice(("old", 8080), vec![endpoint(2)])];
+    let resolution = resolve(&web(), &known(service(&[("http", 80)]), slices));
+    assert_eq!(found(&resolution), [("u1".to_owned(), 8080, true)]);
+    assert_eq!(left_out(&resolution), [("p2", ProblemReason::PortNotFound)]);
+}
+
+#[test]
+fn without_its_service_a_spec_keeps_what_another_one_registered() {
+    let resolution = resolve(&web(), &Known::default());
+    assert_eq!(resolution.unresolved.unwrap().reason, "ServiceNotFound");
+    assert!(!resolution.hold.holds(&row("10.0.0.1", "service/web")), "went with its Service");
+    assert!(resolution.hold.holds(&row("10.0.0.1", "service/other")), "the new name may be mistyped");
+}
+
+#[test]
+fn the_primary_family_counts_and_the_other_only_beside_it() {
+    let ours = slice(("http", 80), vec![endpoint(1), endpoint(2)]);
+    let other = Endpoint { address: six(1), ..endpoint(1) };
+    let theirs = Slice { family: Family::V6, ..slice(("http", 80), vec![other]) };
+    let known = known(service(&[("http", 80)]), vec![theirs, ours]);
+    let others = |spec: &Spec| resolve(spec, &known).instances.iter().map(|i| i.other_address).collect::<Vec<_>>();
+    assert_eq!(others(&web()), [None, None]);
+    assert_eq!(others(&Spec { dual_stack: true, ..web() }), [Some(six(1)), None]);
+}
+
+#[test]
+fn slices_of_host_names_are_told_of() {
+    let names = Slice { family: Family::Fqdn, ..slice(("http", 80), Vec::new()) };
+    let resolution = resolve(&web(), &known(service(&[("http", 80)]), vec![names]));
+    assert_eq!(resolution.unresolved.unwrap().reason, "FQDNSlices");
+}
+
+#[test]
+fn a_verified_endpoint_has_a_pod_at_its_address() {
+    let by_hand = |last| Endpoint { pod: None, ..endpoint(last) };
+    let elsewhere = Endpoint { address: address(9), ..endpoint(1) };
+    let endpoints = vec![endpoint(1), endpoint(3), by_hand(2), by_hand(4), elsewhere];
+    let pods = [pod(1, &[]), pod(2, &[])].into();
+    let known = Known { pods, ..known(service(&[("http", 80)]), vec![slice(("http", 8080), endpoints)]) };
+    let spec = Spec { limits: Limits { verify_endpoints: true, ..Limits::default() }, ..web() };
+    assert!(spec.needs().pods);
+    let resolution = resolve(&spec, &known);
+    let targets: Vec<String> = found(&resolution).into_iter().map(|(target, ..)| target).collect();
+    assert_eq!(targets, ["10.0.0.2", "u1"]);
+    let not = ProblemReason::NotVerified;
+    assert_eq!(left_out(&resolution), [("10.0.0.4", not), ("p1", not), ("p3", not)]);
+    assert_eq!(resolution.hold, Hold::Nothing, "what is not verified goes");
+}
+
+#[test]
+fn values_come_with_the_pod_or_the_endpoint_waits_for_it() {
+    let tag = Template::parse("${pod.labels['version']}-${pod.namespace}-${node.zone}-${ports['http']}").unwrap();
+    let spec = Spec { tags: vec![tag.clone()], ..web() };
+    let needs = spec.needs();
+    assert!(needs.services && needs.pods && needs.nodes);
+    let node = Node { address: None, zone: Some("z1".into()), region: None };
+    let slices = vec![slice(("http", 8080), vec![endpoint(1), endpoint(2)])];
+    let known = Known {
+        pods: [pod(1, &[])].into(),
+        nodes: [("n1".into(), node)].into(),
+        ..known(service(&[("http", 80)]), slices)
+    };
+    let resolution = resolve(&spec, &known);
+    let tags: Vec<Str> = resolution.instances.iter().map(|instance| tag.render(&instance.values)).collect();
+    assert_eq!(tags, ["1.0-shop-z1-8080".into()]);
+    assert_eq!(left_out(&resolution), [("p2", ProblemReason::PodNotSeen)]);
+    assert!(resolution.hold.holds(&row("10.0.0.2", "service/web")), "as it was until its pod is seen");
+    assert!(!resolution.hold.holds(&row("10.0.0.3", "service/web")));
+}
+
+#[test]
+fn pods_are_picked_with_no_service() {
+    let spec = from(Source::Pods { selector: Selector(Vec::new()) });
+    let (ended, mut without) = (pod(3, &[("http", 80)]), pod(4, &[("http", 80)]));
+    without.1.addresses.clear();
+    let mut unready = pod(2, &[("http", 8080), ("", 8080)]);
+    unready.1.ready = false;
+    let ended = (ended.0, Pod { leaving: true, ..ended.1 });
+    let pods = [pod(1, &[("http", 80)]), unready, ended, without, pod(5, &[])].into();
+    let known = Known { pods, ..Known::default() };
+    let resolution = resolve(&spec, &known);
+    assert_eq!(found(&resolution), [("u1".to_owned(), 80, true), ("u2".to_owned(), 8080, false)]);
+    assert_eq!(left_out(&resolution), [("p5", ProblemReason::PortNotFound)]);
+
+    let numbered = resolve(&Spec { port: Some(PortRef::Number(7)), ..spec.clone() }, &known);
+    assert_eq!(found(&numbered).len(), 3, "a number needs no declared port");
+    let dual = resolve(&Spec { dual_stack: true, ..spec.clone() }, &known);
+    assert_eq!(dual.instances[0].other_address, Some(six(1)));
+
+    let nowhere = resolve(&Spec { port: Some(PortRef::Name("grpc".into())), ..spec }, &known);
+    assert_eq!(nowhere.unresolved.unwrap().reason, "PortNotFound");
+    assert!(nowhere.hold.holds(&row("10.0.0.1", "pods")) && !nowhere.hold.holds(&row("10.0.0.3", "pods")));
+}
+
+#[test]
+fn an_annotation_that_was_not_looked_for_is_waited_for() {
+    let tag = Template::parse("${pod.annotations['team']}").unwrap();
+    let spec = Spec { tags: vec![tag.clone()], ..from(Source::Pods { selector: Selector(Vec::new()) }) };
+    assert_eq!(spec.needs().annotations, ["team".into()].into());
+    let (name, unread) = pod(1, &[("http", 80)]);
+    let resolve_with = |annotations| {
+        let pods = [(name.clone(), Pod { annotations, ..unread.clone() })].into();
+        resolve(&spec, &Known { pods, ..Known::default() })
+    };
+    let waits = resolve_with(BTreeMap::new());
+    assert_eq!((left_out(&waits), found(&waits).len()), (vec![("p1", ProblemReason::PodNotSeen)], 0));
+    assert!(waits.hold.holds(&row("10.0.0.1", "pods")));
+    assert_eq!(found(&resolve_with([("team".into(), None)].into())).len(), 1, "it has none");
+    let has = resolve_with([("team".into(), Some("a".into()))].into());
+    assert_eq!(&*tag.render(&has.instances[0].values), "a");
+}
+
+#[test]
+fn what_runs_elsewhere_is_where_the_author_says() {
+    let given = StaticAddress { address: address(7), port: 443, own: Arc::default() };
+    let resolution = resolve(&from(Source::Static { addresses: vec![given] }), &Known::default());
+    assert_eq!(found(&resolution), [("10.0.0.7".to_owned(), 443, true)]);
+}
+
+#[test]
+fn too_many_are_none_and_what_is_there_stays() {
+    let known = known(service(&[("http", 80)]), vec![slice(("http", 8080), vec![endpoint(1), endpoint(2)])]);
+    let spec = |instances| Spec { limits: Limits { instances, ..Limits::default() }, ..web() };
+    assert_eq!(found(&resolve(&spec(2), &known)).len(), 2);
+    let resolution = resolve(&spec(1), &known);
+    assert_eq!(resolution.unresolved.unwrap().reason, "TooManyInstances");
+    assert!(found(&resolve(&spec(1), &known)).is_empty());
+    assert!(resolution.hold.holds(&row("10.0.0.2", "service/web")));
+}
