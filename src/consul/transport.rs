@@ -4,10 +4,12 @@
 //! all the same. [`Http`] is the real one; the simulation has its own.
 
 use std::fmt;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -15,7 +17,7 @@ use futures::future::BoxFuture;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::header::{CONNECTION, HeaderMap, HeaderValue, RETRY_AFTER};
 use reqwest::{Certificate, Identity, Url, redirect};
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::{Mutex, Semaphore, watch};
 use tokio::time::Instant;
 
 /// What a request does.
@@ -77,6 +79,39 @@ pub trait Transport: Send + Sync {
     /// Whether requests carry a token. To those without one Consul does not say what it leaves out.
     fn has_token(&self) -> bool {
         true
+    }
+}
+
+/// Whether requests may be made: for as long as someone else grants it.
+#[derive(Clone, Debug)]
+pub struct Leave {
+    /// Until when a request may begin; none if not at all.
+    until: watch::Receiver<Option<Instant>>,
+    /// How long one may take after that at most.
+    margin: Duration,
+}
+
+impl Leave {
+    /// Requests may begin until then, and writes may take no longer than `margin`. What is under way a margin later is
+    /// given up.
+    #[must_use]
+    pub fn new(until: watch::Receiver<Option<Instant>>, margin: Duration) -> Self {
+        Self { until, margin }
+    }
+
+    fn may_begin(&self) -> bool {
+        self.until.borrow().is_some_and(|until| Instant::now() < until)
+    }
+
+    fn may_go_on(&self) -> bool {
+        self.until.borrow().is_some_and(|until| Instant::now() < until + self.margin)
+    }
+
+    fn longest(&self, request: &Request) -> Duration {
+        match request.method {
+            Method::Get => request.timeout,
+            Method::Put => request.timeout.min(self.margin),
+        }
     }
 }
 
@@ -172,6 +207,9 @@ const CONNECTIONS: usize = 64;
 /// How long a connection may take to be made, TLS included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// What is said of a request that may not be made.
+const NOT_LEADING: &str = "this replica does not lead any more";
+
 /// The longest that we wait because we were told to: a proxy may say anything.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(300);
 
@@ -184,6 +222,7 @@ pub struct Http {
     client: reqwest::Client,
     token: Option<TokenSource>,
     slots: Semaphore,
+    leave: Option<Leave>,
 }
 
 impl Http {
@@ -231,13 +270,21 @@ impl Http {
             client,
             token: TokenSource::new(settings),
             slots: Semaphore::new(CONNECTIONS),
+            leave: None,
         })
+    }
+
+    /// The same, which makes requests only with leave.
+    #[must_use]
+    pub fn with_leave(self, leave: Leave) -> Self {
+        Self { leave: Some(leave), ..self }
     }
 
     async fn deliver(&self, request: Request) -> Result<Response, TransportError> {
         let not_sent = |why: &str| TransportError::NotSent(format!("Consul at {}: {why}", self.base));
         let begun = Instant::now();
-        let waited = tokio::time::timeout(request.timeout, self.slots.acquire()).await;
+        let longest = self.leave.as_ref().map_or(request.timeout, |leave| leave.longest(&request));
+        let waited = tokio::time::timeout(longest, self.slots.acquire()).await;
         let Ok(Ok(_slot)) = waited else {
             return Err(not_sent("too many requests wait for their answers"));
         };
@@ -248,7 +295,7 @@ impl Http {
         let mut outgoing = self
             .client
             .request(method, format!("{}{}", self.base, request.path))
-            .timeout(request.timeout.saturating_sub(begun.elapsed()));
+            .timeout(longest.saturating_sub(begun.elapsed()));
         if let Some(token) = &self.token {
             let token = token.header().await.map_err(TransportError::NotSent)?;
             outgoing = outgoing.header("X-Consul-Token", token);
@@ -264,14 +311,35 @@ impl Http {
             let error = error.without_url();
             if error.is_connect() || error.is_builder() {
                 not_sent(&chain(&error))
+            } else if error.is_timeout() && longest < request.timeout {
+                TransportError::NoAnswer(format!(
+                    "Consul at {}: no answer within {} ms, a quarter of --lease-duration",
+                    self.base,
+                    longest.as_millis()
+                ))
             } else {
                 TransportError::NoAnswer(format!("Consul at {}: {}", self.base, chain(&error)))
             }
         };
-        let incoming = outgoing.send().await.map_err(failed)?;
-        let status = incoming.status().as_u16();
-        let headers = incoming.headers().clone();
-        let body = incoming.bytes().await.map_err(failed)?;
+        // The last moment before it leaves; a process may have been stopped anywhere before.
+        if self.leave.as_ref().is_some_and(|leave| !leave.may_begin()) {
+            return Err(TransportError::NotSent(NOT_LEADING.to_owned()));
+        }
+        let exchange = async {
+            let incoming = outgoing.send().await?;
+            let (status, headers) = (incoming.status().as_u16(), incoming.headers().clone());
+            Ok((status, headers, incoming.bytes().await?))
+        };
+        let mut exchange = std::pin::pin!(exchange);
+        let answered = poll_fn(|context| match &self.leave {
+            // Looked at before anything moves: a process that wakes late goes no further.
+            Some(leave) if !leave.may_go_on() => Poll::Ready(None),
+            _ => exchange.as_mut().poll(context).map(Some),
+        });
+        let Some(answered) = answered.await else {
+            return Err(TransportError::NoAnswer(NOT_LEADING.to_owned()));
+        };
+        let (status, headers, body) = answered.map_err(failed)?;
         Ok(Response {
             status,
             index: text(&headers, "X-Consul-Index").and_then(|index| index.parse().ok()),
