@@ -5,21 +5,27 @@
 //! cannot see (bytes, the administrator's rules) and what would do harm if an older CRD let it through.
 
 mod checks;
+mod source;
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
 use serde_json::Value;
 
+pub use self::checks::ChecksRunBy;
 use super::api::{self, ConsulServiceSpec, ConsulServiceStatus};
 use super::decode::ResourceObject;
 use super::event::{ObjectKey, SeenResource};
 use super::status;
 use crate::model::names::{Str, meta};
-use crate::model::registration::{TaggedAddress, Weights};
-use crate::model::resource::{DeletionPolicy, PortRef, Readiness, Refusal, Resource, Source, Spec, finalizer};
+use crate::model::reasons::Refusal;
+use crate::model::registration::Weights;
+use crate::model::render::MAX_META_VALUE;
+use crate::model::resource::{
+    DeletionPolicy, Limits, PAUSED, PortRef, Readiness, Resource, Source, Spec, StaticAddress, finalizer,
+};
+use crate::model::template::Template;
 
 /// What the administrator says about resources.
 #[derive(Clone, Debug, Default)]
@@ -28,14 +34,14 @@ pub struct Rules {
     pub class: Option<String>,
     /// Where addresses may be that a resource's author chooses.
     pub allow_static: Vec<IpNet>,
-    /// Whether something runs the checks of registrations: an agent does, the catalog alone does not.
-    pub runs_checks: bool,
+    /// Who runs the checks of registrations.
+    pub checks: ChecksRunBy,
+    /// What else resources may.
+    pub limits: Limits,
 }
 
 /// Consul's limit for a name, in bytes.
 const MAX_NAME: usize = 255;
-/// Consul's limit for a value of metadata, in bytes.
-const MAX_META_VALUE: usize = 512;
 /// Consul's limit for an instance's pairs of metadata.
 const MAX_META_PAIRS: usize = 64;
 
@@ -73,15 +79,18 @@ pub fn resource(key: ObjectKey, object: ResourceObject, rules: &Rules) -> SeenRe
     // A status that cannot be read is one that we replace.
     let status = serde_json::from_value::<Option<ConsulServiceStatus>>(status).unwrap_or_default();
     let (status, since) = status::read(status.unwrap_or_default());
+    let paused = metadata.annotations.as_ref().and_then(|annotations| annotations.get(PAUSED));
     let resource = Resource {
         key,
         uid: metadata.uid.unwrap_or_default().into(),
+        created: metadata.creation_timestamp.map(|at| at.0.as_second()).unwrap_or_default(),
         generation: metadata.generation.unwrap_or_default(),
         resource_version: metadata.resource_version.unwrap_or_default().into(),
         finalizers: metadata.finalizers.unwrap_or_default().into_iter().map(Str::from).collect(),
         deleting: metadata.deletion_timestamp.is_some(),
         ours,
         finalizer: finalizer(our_class),
+        paused: paused.is_some_and(|value| value != "false"),
         deletion,
         spec,
         status: Arc::new(status),
@@ -107,22 +116,55 @@ fn not_supported<T>(what: &str) -> Result<T, Refusal> {
 
 /// The spec of the resource `name`, in the model's own types.
 fn spec(spec: ConsulServiceSpec, name: &str, rules: &Rules) -> Result<Spec, Refusal> {
-    Ok(Spec {
+    for (field, value) in [("namespace", &spec.namespace), ("partition", &spec.partition)] {
+        if let Some(value) = value.as_ref().filter(|value| *value != "default") {
+            return refuse(
+                "NotSupported",
+                format!(
+                    "spec.{field} {value:?}: Consul has {field}s only in its Enterprise edition, and this version of \
+                     Lictor registers in the default one: take the field away"
+                ),
+            );
+        }
+    }
+    let spec = Spec {
         service: service_name(spec.name.as_deref().unwrap_or(name))?,
-        source: source(spec.source)?,
+        source: source::source(spec.source, rules)?,
         port: spec.port.map(port).transpose()?,
-        tags: tags(&spec.tags)?,
-        meta: pairs(&spec.meta)?,
+        tags: tags("spec.tags", &spec.tags)?,
+        meta: pairs("spec.meta", &spec.meta)?,
         weights: weights(spec.weights.unwrap_or_default())?,
-        tagged_addresses: tagged_addresses(&spec.tagged_addresses, rules)?,
+        tagged_addresses: Arc::new(source::tagged_addresses(&spec.tagged_addresses, rules)?),
         enable_tag_override: spec.enable_tag_override,
+        dual_stack: spec.dual_stack,
         readiness: match spec.readiness {
             api::Readiness::Mirror => Readiness::Mirror,
             api::Readiness::Deregister => Readiness::Deregister,
             api::Readiness::Ignore => Readiness::Ignore,
         },
         checks: checks::checks(spec.checks, rules)?,
-    })
+        limits: rules.limits,
+    };
+    room_for_own_pairs(&spec)?;
+    Ok(spec)
+}
+
+/// A static address has pairs of its own besides those of all.
+fn room_for_own_pairs(spec: &Spec) -> Result<(), Refusal> {
+    let Source::Static { addresses } = &spec.source else { return Ok(()) };
+    let most = MAX_META_PAIRS - OUR_META.len();
+    let pairs = |address: &StaticAddress| {
+        spec.meta.len() + address.own.meta.keys().filter(|key| !spec.meta.contains_key(*key)).count()
+    };
+    match addresses.iter().find(|address| pairs(address) > most) {
+        None => Ok(()),
+        Some(address) => invalid(format!(
+            "spec.source.static: {} has {} meta pairs together with those of spec.meta: Consul and Lictor's own leave \
+             room for {most}",
+            address.address,
+            pairs(address)
+        )),
+    }
 }
 
 fn service_name(name: &str) -> Result<Str, Refusal> {
@@ -141,17 +183,6 @@ fn service_name(name: &str) -> Result<Str, Refusal> {
     Ok(name.into())
 }
 
-fn source(source: api::Source) -> Result<Source, Refusal> {
-    match source {
-        api::Source { service: Some(service), pods: None, static_addresses: None } => {
-            Ok(Source::Service { name: service.name.into() })
-        }
-        api::Source { service: None, pods: Some(_), static_addresses: None } => not_supported("spec.source.pods"),
-        api::Source { service: None, pods: None, static_addresses: Some(_) } => not_supported("spec.source.static"),
-        _ => invalid("spec.source: set exactly one of service, pods, static"),
-    }
-}
-
 fn port(port: api::PortRef) -> Result<PortRef, Refusal> {
     match port {
         api::PortRef::Number(0) => invalid("spec.port: a port number is from 1 to 65535"),
@@ -160,43 +191,39 @@ fn port(port: api::PortRef) -> Result<PortRef, Refusal> {
     }
 }
 
-fn tags(tags: &[String]) -> Result<Arc<[Str]>, Refusal> {
-    match tags.iter().find(|tag| is_template(tag)) {
-        Some(tag) => not_supported(&format!("the template in tag {tag:?}")),
-        None => Ok(tags.iter().map(|tag| Str::from(&**tag)).collect()),
-    }
+fn tags(field: &str, tags: &[String]) -> Result<Vec<Template>, Refusal> {
+    tags.iter().map(|tag| template(field, tag)).collect()
 }
 
-fn pairs(author: &BTreeMap<String, String>) -> Result<BTreeMap<Str, Str>, Refusal> {
+fn template(field: &str, text: &str) -> Result<Template, Refusal> {
+    Template::parse(text).or_else(|why| refuse("InvalidTemplate", format!("{field}: {why}")))
+}
+
+/// The author's pairs of `field`.
+fn pairs(field: &str, author: &BTreeMap<String, String>) -> Result<BTreeMap<Str, Template>, Refusal> {
     let most = MAX_META_PAIRS - OUR_META.len();
     if author.len() > most {
-        return invalid(format!("spec.meta has {} pairs: Consul and Lictor's own leave room for {most}", author.len()));
+        return invalid(format!("{field} has {} pairs: Consul and Lictor's own leave room for {most}", author.len()));
     }
-    for (key, value) in author {
+    let pair = |(key, value): (&String, &String)| {
         if is_reserved(key) {
-            return invalid(format!(
-                "spec.meta has the key {key:?}, which Consul or Lictor itself sets: choose another"
-            ));
+            return invalid(format!("{field} has the key {key:?}, which Consul or Lictor itself sets: choose another"));
         }
-        if value.len() > MAX_META_VALUE {
-            return invalid(format!(
-                "spec.meta: the value of {key:?} has {} bytes: at most {MAX_META_VALUE}",
-                value.len()
-            ));
+        let text = template(&format!("{field}, key {key:?}"), value)?;
+        match &text {
+            Template::Plain(value) if value.len() > MAX_META_VALUE => {
+                let length = value.len();
+                invalid(format!("{field}: the value of {key:?} has {length} bytes: at most {MAX_META_VALUE}"))
+            }
+            _ => Ok((Str::from(&**key), text)),
         }
-        if is_template(value) {
-            return not_supported(&format!("the template in spec.meta, key {key:?}"));
-        }
-    }
-    Ok(author.iter().map(|(key, value)| (Str::from(&**key), Str::from(&**value))).collect())
+    };
+    author.iter().map(pair).collect()
 }
 
 fn is_reserved(key: &str) -> bool {
-    key.starts_with("consul-") || key.starts_with("lictor-") || OUR_META.contains(&key)
-}
-
-fn is_template(text: &str) -> bool {
-    text.contains("${")
+    let key = key.to_ascii_lowercase();
+    key.starts_with("consul-") || key.starts_with("lictor-") || OUR_META.contains(&&*key)
 }
 
 fn weights(weights: api::Weights) -> Result<Weights, Refusal> {
@@ -206,53 +233,6 @@ fn weights(weights: api::Weights) -> Result<Weights, Refusal> {
         }
         api::Weights { passing, warning } => Ok(Weights { passing, warning }),
     }
-}
-
-type TaggedAddresses = Arc<BTreeMap<Str, TaggedAddress>>;
-
-fn tagged_addresses(author: &BTreeMap<String, api::TaggedAddress>, rules: &Rules) -> Result<TaggedAddresses, Refusal> {
-    let mut tagged = BTreeMap::new();
-    for (tag, given) in author {
-        let field = format!("spec.taggedAddresses.{tag}");
-        if tag.to_ascii_lowercase().starts_with("consul-") {
-            return invalid(format!("{field}: names that begin with 'consul-' belong to Consul: choose another"));
-        }
-        if given.port == 0 {
-            return invalid(format!("{field}.port: a port number is from 1 to 65535"));
-        }
-        let address = allowed(&format!("{field}.address"), &given.address, rules)?;
-        tagged.insert(tag.as_str().into(), TaggedAddress { address: address.to_string().into(), port: given.port });
-    }
-    Ok(Arc::new(tagged))
-}
-
-/// An address that the author of a resource chose, if the administrator lets them.
-fn allowed(field: &str, address: &str, rules: &Rules) -> Result<IpAddr, Refusal> {
-    let Ok(address) = address.parse::<IpAddr>() else {
-        return invalid(format!("{field}: {address:?} is not an IP address"));
-    };
-    if is_nobodys(address.to_canonical()) {
-        let message = format!(
-            "{field}: {address} is a loopback, link-local, multicast or unspecified address: others cannot reach it"
-        );
-        return refuse("NotAllowed", message);
-    }
-    if !rules.allow_static.iter().any(|net| net.contains(&address)) {
-        let message = format!(
-            "{field}: {address} is not in a range that is allowed: ask the administrator of Lictor to add one with --allow-static"
-        );
-        return refuse("NotAllowed", message);
-    }
-    Ok(address)
-}
-
-/// Whether an address means another host to each who uses it, or none.
-fn is_nobodys(address: IpAddr) -> bool {
-    let link_local = match address {
-        IpAddr::V4(v4) => v4.is_link_local() || v4.is_broadcast(),
-        IpAddr::V6(v6) => v6.is_unicast_link_local(),
-    };
-    link_local || address.is_loopback() || address.is_unspecified() || address.is_multicast()
 }
 
 #[cfg(test)]

@@ -4,11 +4,12 @@
 //! decode would fail its whole page of a list, and would be lost without a word on a watch. For the same
 //! reason the spec and status of our own kind are decoded in a second step, one object at a time.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Node as ApiNode, Service as ApiService};
+use k8s_openapi::api::core::v1::{Node as ApiNode, Pod as ApiPod, Service as ApiService};
 use k8s_openapi::api::discovery::v1::EndpointSlice as ApiSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
@@ -21,7 +22,9 @@ use super::api::ConsulService;
 use super::convert::{self, Rules};
 use super::event::{Change, Kind, ObjectKey, SeenResource, Step};
 use super::interner::Interner;
-use crate::model::facts::{Endpoint, Family, Node, PodRef, Service, ServicePort, Slice, SlicePort};
+use crate::model::facts::{ContainerPort, Endpoint, Family, Node, Pod, PodRef, Service, ServicePort, Slice, SlicePort};
+use crate::model::names::Str;
+use crate::model::render::MAX_META_VALUE;
 
 /// A kind that is watched.
 pub trait Watched: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static {
@@ -43,14 +46,16 @@ pub trait Watched: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned
 #[derive(Debug)]
 pub struct Decoder {
     rules: Arc<Rules>,
+    /// The annotations of pods that are kept.
+    annotations: BTreeSet<Str>,
     strings: Interner,
 }
 
 impl Decoder {
-    /// A decoder that reads resources by these rules.
+    /// A decoder that reads resources by these rules, and keeps these annotations of pods.
     #[must_use]
-    pub fn new(rules: Arc<Rules>) -> Self {
-        Self { rules, strings: Interner::default() }
+    pub fn new(rules: Arc<Rules>, annotations: BTreeSet<Str>) -> Self {
+        Self { rules, annotations, strings: Interner::default() }
     }
 
     /// What the watch's step means; none where it means nothing to us. An object that is no longer of
@@ -253,6 +258,122 @@ impl Watched for ServiceObject {
     }
 }
 
+/// A `Pod`.
+#[derive(Resource, Deserialize, Clone, Debug)]
+#[resource(inherit = ApiPod)]
+pub struct PodObject {
+    metadata: ObjectMeta,
+    spec: Option<PodSpecObject>,
+    status: Option<PodStatusObject>,
+}
+
+#[derive(Deserialize, Clone, Debug, Default)]
+#[serde(rename_all = "camelCase")]
+struct PodSpecObject {
+    node_name: Option<String>,
+    containers: Option<Vec<ContainerObject>>,
+    init_containers: Option<Vec<ContainerObject>>,
+}
+
+#[derive(Deserialize, Clone, Debug)]
+#[serde(rename_all = "camelCase")]
+struct ContainerObject {
+    restart_policy: Option<String>,
+    ports: Option<Vec<ContainerPortObject>>,
+}
+
+#[derive(Deserialize, Clone, Debug)]
+#[serde(rename_all = "camelCase")]
+struct ContainerPortObject {
+    name: Option<String>,
+    container_port: Option<i32>,
+}
+
+#[derive(Deserialize, Clone, Debug, Default)]
+#[serde(rename_all = "camelCase")]
+struct PodStatusObject {
+    phase: Option<String>,
+    #[serde(rename = "podIP")]
+    pod_ip: Option<String>,
+    #[serde(rename = "podIPs")]
+    pod_ips: Option<Vec<PodIpObject>>,
+    conditions: Option<Vec<PodConditionObject>>,
+}
+
+#[derive(Deserialize, Clone, Debug)]
+struct PodIpObject {
+    ip: Option<String>,
+}
+
+#[derive(Deserialize, Clone, Debug)]
+struct PodConditionObject {
+    #[serde(rename = "type")]
+    type_: Option<String>,
+    status: Option<String>,
+}
+
+impl Watched for PodObject {
+    type Fact = Pod;
+    const KIND: Kind = Kind::Pod;
+
+    fn fact(self, _: &ObjectKey, decoder: &mut Decoder) -> Option<Pod> {
+        let Decoder { annotations, strings, .. } = decoder;
+        let (spec, status) = (self.spec.unwrap_or_default(), self.status.unwrap_or_default());
+        let ended = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
+        let conditions = status.conditions.unwrap_or_default();
+        let ready = |c: &PodConditionObject| c.type_.as_deref() == Some("Ready") && c.status.as_deref() == Some("True");
+        let ips = status.pod_ips.unwrap_or_default().into_iter().filter_map(|object| object.ip);
+        let mut addresses: Vec<IpAddr> = ips.filter_map(|ip| ip.parse().ok()).collect();
+        if ended {
+            // It keeps its address, which may be another's by now.
+            addresses.clear();
+        } else if addresses.is_empty() {
+            addresses.extend(status.pod_ip.and_then(|ip| ip.parse::<IpAddr>().ok()));
+        }
+        // Sidecars stand among the init containers, and stay.
+        let sidecars = spec.init_containers.unwrap_or_default().into_iter();
+        let sidecars = sidecars.filter(|container| container.restart_policy.as_deref() == Some("Always"));
+        let containers = spec.containers.unwrap_or_default().into_iter().chain(sidecars);
+        let ports = containers.flat_map(|container| container.ports.unwrap_or_default()).filter_map(|port| {
+            let number = port.container_port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port > 0)?;
+            Some(ContainerPort { name: strings.get(port.name.as_deref().unwrap_or_default()), number })
+        });
+        let ports = ports.collect();
+        let there = self.metadata.annotations.unwrap_or_default();
+        let labels = self.metadata.labels.unwrap_or_default();
+        let labels: BTreeMap<Str, Str> =
+            labels.iter().map(|(key, value)| (strings.get(key), strings.get(value))).collect();
+        Some(Pod {
+            uid: self.metadata.uid.unwrap_or_default().into(),
+            addresses,
+            ready: conditions.iter().any(ready),
+            leaving: ended || self.metadata.deletion_timestamp.is_some(),
+            node: spec.node_name.map(|node| strings.get(&node)),
+            ports,
+            labels,
+            annotations: annotations
+                .iter()
+                .map(|key| (key.clone(), there.get(&**key).map(|value| within_use(value))))
+                .collect(),
+        })
+    }
+
+    fn change(step: Step<Pod>) -> Change {
+        Change::Pod(step)
+    }
+}
+
+/// As much of an annotation as can be of use: what is longer is too long for Consul, and is only known to be so.
+fn within_use(value: &str) -> Str {
+    let most = MAX_META_VALUE + 4;
+    let end = (0..=most.min(value.len())).rev().find(|end| value.is_char_boundary(*end)).unwrap_or_default();
+    value[..end].into()
+}
+
+/// Where a node is, by Kubernetes' well-known labels.
+const ZONE: &str = "topology.kubernetes.io/zone";
+const REGION: &str = "topology.kubernetes.io/region";
+
 /// A `Node`.
 #[derive(Resource, Deserialize, Clone, Debug)]
 #[resource(inherit = ApiNode)]
@@ -277,10 +398,13 @@ impl Watched for NodeObject {
     type Fact = Node;
     const KIND: Kind = Kind::Node;
 
-    fn fact(self, _: &ObjectKey, _: &mut Decoder) -> Option<Node> {
+    fn fact(self, _: &ObjectKey, decoder: &mut Decoder) -> Option<Node> {
+        let labels = self.metadata.labels.unwrap_or_default();
+        let mut label = |key: &str| labels.get(key).map(|value| decoder.strings.get(value));
+        let (zone, region) = (label(ZONE), label(REGION));
         let addresses = self.status.and_then(|status| status.addresses).unwrap_or_default();
         let mut internal = addresses.iter().filter(|address| address.type_.as_deref() == Some("InternalIP"));
-        Some(Node { address: internal.find_map(|address| address.address.as_deref()?.parse().ok()) })
+        Some(Node { address: internal.find_map(|address| address.address.as_deref()?.parse().ok()), zone, region })
     }
 
     fn change(step: Step<Node>) -> Change {

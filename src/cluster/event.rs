@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use crate::model::facts::{Node, Service, Slice};
+use crate::model::facts::{Node, Pod, Service, Slice};
 use crate::model::names::{ResourceKey, Str};
 use crate::model::resource::Resource;
 
@@ -50,6 +50,8 @@ pub enum Kind {
     Slice,
     /// `Service`.
     Service,
+    /// `Pod`.
+    Pod,
     /// `Node`.
     Node,
 }
@@ -60,6 +62,7 @@ impl fmt::Display for Kind {
             Self::Resource => "ConsulServices",
             Self::Slice => "EndpointSlices",
             Self::Service => "Services",
+            Self::Pod => "Pods",
             Self::Node => "Nodes",
         })
     }
@@ -83,8 +86,37 @@ pub enum Change {
     Slice(Step<Slice>),
     /// Of `Service`s.
     Service(Step<Service>),
+    /// Of `Pod`s.
+    Pod(Step<Pod>),
     /// Of `Node`s.
     Node(Step<Node>),
+}
+
+impl Change {
+    /// What it is about.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Resource(_) => Kind::Resource,
+            Self::Slice(_) => Kind::Slice,
+            Self::Service(_) => Kind::Service,
+            Self::Pod(_) => Kind::Pod,
+            Self::Node(_) => Kind::Node,
+        }
+    }
+
+    /// Whether a list is done with it: what was only unknown before may now be known to be absent.
+    #[must_use]
+    pub fn completes_a_list(&self) -> bool {
+        matches!(
+            self,
+            Self::Resource(Step::InitDone)
+                | Self::Slice(Step::InitDone)
+                | Self::Service(Step::InitDone)
+                | Self::Pod(Step::InitDone)
+                | Self::Node(Step::InitDone)
+        )
+    }
 }
 
 /// A step of a list, or of the watch that follows it.

@@ -19,11 +19,11 @@ use tracing::debug;
 
 use super::api::ConsulService;
 use super::convert::Rules;
-use super::decode::{Decoder, NodeObject, ResourceObject, ServiceObject, SliceObject, Watched};
-use super::event::{self, Scope};
+use super::decode::{Decoder, NodeObject, PodObject, ResourceObject, ServiceObject, SliceObject, Watched};
+use super::event::{self, Kind, Scope};
 use super::list::{Failure, Pages, in_words};
-use super::watch::{Anew, namespaced};
-use super::world::World;
+use super::watch::{Orders, namespaced};
+use super::world::{Wanted, World};
 use super::{Finalizers, Kubernetes, ReadError, Write, WriteError, status};
 use crate::model::names::{ResourceKey, Str};
 
@@ -37,18 +37,17 @@ pub struct ApiServer {
     client: Client,
     recorder: Recorder,
     scopes: Vec<Scope>,
-    nodes: bool,
     rules: Arc<Rules>,
-    anew: Anew,
+    orders: Orders,
 }
 
 impl ApiServer {
     /// The apiserver behind `client`. The second look reads by these scopes and rules what the watches see.
     #[must_use]
-    pub fn new(client: Client, scopes: Vec<Scope>, nodes: bool, rules: Arc<Rules>, anew: Anew) -> Self {
+    pub fn new(client: Client, scopes: Vec<Scope>, rules: Arc<Rules>, orders: Orders) -> Self {
         let reporter = Reporter { controller: "lictor".to_owned(), instance: host_name() };
         let recorder = Recorder::new(client.clone(), reporter);
-        Self { client, recorder, scopes, nodes, rules, anew }
+        Self { client, recorder, scopes, rules, orders }
     }
 
     fn resources(&self, key: &ResourceKey) -> Api<ResourceObject> {
@@ -98,7 +97,7 @@ impl ApiServer {
     async fn read<K: Watched>(&self, api: Api<K>, scope: &Scope, world: &mut World) -> Result<(), ReadError> {
         let failed =
             |failure: Failure| ReadError { what: format!("{} of {scope}", K::KIND), reason: failure.to_string() };
-        let mut decoder = Decoder::new(self.rules.clone());
+        let mut decoder = Decoder::new(self.rules.clone(), world.wanted().annotations);
         let mut apply = |step: watcher::Event<K>| {
             if let Some(change) = decoder.decode(step) {
                 world.apply(event::Event { scope: scope.clone(), change });
@@ -153,19 +152,33 @@ impl Kubernetes for ApiServer {
     }
 
     fn list_anew(&self) {
-        self.anew.ask();
+        self.orders.list_anew();
+    }
+
+    fn want(&self, wanted: &Wanted) {
+        self.orders.want(wanted);
     }
 
     fn read_again(&self) -> BoxFuture<'_, Result<World, ReadError>> {
         async move {
-            let mut world = World::new(self.scopes.iter().cloned(), self.nodes);
+            let mut world = World::new(self.scopes.iter().cloned(), false).wanting(self.orders.wanted());
             for scope in &self.scopes {
                 self.read(namespaced::<ResourceObject>(&self.client, scope), scope, &mut world).await?;
-                self.read(namespaced::<SliceObject>(&self.client, scope), scope, &mut world).await?;
-                self.read(namespaced::<ServiceObject>(&self.client, scope), scope, &mut world).await?;
             }
-            if self.nodes {
-                self.read(Api::<NodeObject>::all(self.client.clone()), &Scope::All, &mut world).await?;
+            // What is wanted besides, these resources tell. A kind that may not be listed keeps only those waiting
+            // that need it.
+            for (kind, scope) in world.wanted().watches.into_keys() {
+                let client = &self.client;
+                let listed = match kind {
+                    Kind::Resource => Ok(()),
+                    Kind::Slice => self.read(namespaced::<SliceObject>(client, &scope), &scope, &mut world).await,
+                    Kind::Service => self.read(namespaced::<ServiceObject>(client, &scope), &scope, &mut world).await,
+                    Kind::Pod => self.read(namespaced::<PodObject>(client, &scope), &scope, &mut world).await,
+                    Kind::Node => self.read(Api::<NodeObject>::all(client.clone()), &scope, &mut world).await,
+                };
+                if let Err(error) = listed {
+                    tracing::warn!(%error, "what needs these waits");
+                }
             }
             Ok(world)
         }

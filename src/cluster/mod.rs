@@ -9,10 +9,13 @@ pub mod api;
 pub mod connect;
 pub mod convert;
 pub mod decode;
+pub mod definition;
 pub mod event;
 mod interner;
 pub mod kubernetes;
+pub mod lease;
 mod list;
+pub mod permissions;
 pub mod status;
 mod table;
 pub mod watch;
@@ -25,7 +28,7 @@ use futures::future::BoxFuture;
 use crate::model::names::{ResourceKey, Str};
 use crate::model::status::Status;
 use status::Transitions;
-use world::World;
+use world::{Wanted, World};
 
 /// What the engine needs of Kubernetes besides the events: writes, and a second look.
 pub trait Kubernetes: Send + Sync {
@@ -41,6 +44,9 @@ pub trait Kubernetes: Send + Sync {
     /// Has everything that is watched listed anew: what the watches say is in doubt. The default is for what
     /// watches nothing.
     fn list_anew(&self) {}
+
+    /// Has just this watched from now on. The default is for what watches everything.
+    fn want(&self, _wanted: &Wanted) {}
 
     /// Reads everything that is watched again, by consistent lists, into a World that is whole.
     fn read_again(&self) -> BoxFuture<'_, Result<World, ReadError>>;

@@ -10,8 +10,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition as ApiCondition, 
 use serde_json::{Value, json};
 
 use super::api::{ConsulServiceStatus, InstanceCounts, Problem as ApiProblem};
-use crate::model::diff::Counts;
-use crate::model::status::{Condition, ConditionKind, Problem, ProblemReason, Status, Truth};
+use crate::model::reasons::{Counts, Problem, ProblemReason};
+use crate::model::status::{Condition, ConditionKind, Status, Truth};
 
 /// Since when each condition has had its truth, as last read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

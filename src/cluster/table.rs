@@ -117,6 +117,20 @@ impl<T: PartialEq> Table<T> {
         unmarked.into_iter().map(gone).collect()
     }
 
+    /// Forgets everything of a scope: it is not watched any more.
+    pub(super) fn forget(&mut self, scope: &Scope) {
+        self.lists.remove(scope);
+        self.rows.retain(|key, _| !scope.covers(&key.namespace));
+    }
+
+    /// The objects of a namespace, in the order of their names.
+    pub(super) fn of_namespace(&self, namespace: &Str) -> impl Iterator<Item = (&ObjectKey, &T)> + use<'_, T> {
+        let first = ObjectKey { namespace: namespace.clone(), name: Str::from("") };
+        let namespace = namespace.clone();
+        let own = self.rows.range(first..).take_while(move |(key, _)| key.namespace == namespace);
+        own.map(|(key, row)| (key, &row.value))
+    }
+
     pub(super) fn get(&self, key: &ObjectKey) -> Option<&T> {
         self.rows.get(key).map(|row| &row.value)
     }

@@ -1,4 +1,5 @@
-//! The watches: one for each kind and scope, each a consistent list and then what follows it, for ever.
+//! The watches: one for each kind and scope that is wanted, each a consistent list and then what follows it, for as
+//! long as it is.
 //!
 //! Trouble with one (a permission that was taken away, a missing CRD, an apiserver that is away) leaves the
 //! others alone and leaves in force what it said before. It is logged once for as long as it stays the
@@ -7,7 +8,7 @@
 //! kube's own `watcher` is not used: it does not say when a watch is up again, a page of its lists may take
 //! for ever, and it goes on after an object that it could not decode as if that had not been.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -17,15 +18,17 @@ use kube::core::{NamespaceResourceScope, WatchEvent};
 use kube::runtime::watcher;
 use kube::{Api, Client, CustomResourceExt, Resource, ResourceExt};
 use tokio::sync::mpsc::Sender;
-use tokio::task::JoinSet;
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info, warn};
 
 use super::api::ConsulService;
 use super::convert::Rules;
-use super::decode::{Decoder, NodeObject, ResourceObject, ServiceObject, SliceObject, Watched};
+use super::decode::{Decoder, NodeObject, PodObject, ResourceObject, ServiceObject, SliceObject, Watched};
 use super::event::{Event, Kind, Scope};
 use super::list::{Failure, Pages};
+use super::world::Wanted;
+use crate::model::names::Str;
 
 /// After so many seconds the apiserver ends a watch, and it is taken up again.
 const WATCH_SECONDS: u32 = 60;
@@ -44,11 +47,11 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(8);
 pub struct WatchHealth(Arc<Mutex<BTreeMap<(Kind, Scope), String>>>);
 
 impl WatchHealth {
-    /// One line for each watch that fails; none if all is well.
+    /// One line for each watch that fails, with what it watches; none if all is well.
     #[must_use]
-    pub fn failing(&self) -> Vec<String> {
+    pub fn failing(&self) -> Vec<(Kind, String)> {
         let failing = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        failing.iter().map(|((kind, scope), why)| format!("{kind} of {scope}: {why}")).collect()
+        failing.iter().map(|((kind, scope), why)| (*kind, format!("{kind} of {scope}: {why}"))).collect()
     }
 
     fn fails(&self, kind: Kind, scope: &Scope, why: &str) {
@@ -59,6 +62,11 @@ impl WatchHealth {
         }
     }
 
+    /// Nobody asks any more.
+    fn forget(&self, kind: Kind, scope: &Scope) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&(kind, scope.clone()));
+    }
+
     fn works(&self, kind: Kind, scope: &Scope) {
         let mut failing = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if failing.remove(&(kind, scope.clone())).is_some() {
@@ -67,49 +75,124 @@ impl WatchHealth {
     }
 }
 
-/// Has the watches list anew. Cheap to clone.
+/// What the watches are told: what to watch, and when to list anew. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Anew(tokio::sync::watch::Sender<()>);
+pub struct Orders {
+    wanted: tokio::sync::watch::Sender<Wanted>,
+    anew: tokio::sync::watch::Sender<()>,
+}
 
-impl Default for Anew {
+impl Default for Orders {
     fn default() -> Self {
-        Self(tokio::sync::watch::Sender::new(()))
+        Self { wanted: tokio::sync::watch::Sender::new(Wanted::default()), anew: tokio::sync::watch::Sender::new(()) }
     }
 }
 
-impl Anew {
+impl Orders {
+    /// Has just this watched from now on.
+    pub fn want(&self, wanted: &Wanted) {
+        self.wanted.send_if_modified(|known| {
+            let differs = known != wanted;
+            known.clone_from(wanted);
+            differs
+        });
+    }
+
+    /// What is to be watched.
+    pub(super) fn wanted(&self) -> Wanted {
+        self.wanted.borrow().clone()
+    }
+
     /// Asks all watches for a list.
-    pub(super) fn ask(&self) {
-        self.0.send_replace(());
+    pub(super) fn list_anew(&self) {
+        self.anew.send_replace(());
     }
 }
 
-/// Watches everything in these scopes, with `nodes` the Nodes too, and sends what happens to `sink`. Ends
-/// when nobody receives it any more.
-pub async fn watch(
+/// Watches what is wanted and sends what happens to `sink`. Ends when nobody receives it any more.
+pub async fn watch(client: Client, rules: Arc<Rules>, sink: Sender<Event>, health: WatchHealth, orders: Orders) {
+    let watches = Watches { client, rules, sink: sink.clone(), health, orders };
+    let mut wanted = watches.orders.wanted.subscribe();
+    let mut running: BTreeMap<(Kind, Scope), Running> = BTreeMap::new();
+    loop {
+        let now = wanted.borrow_and_update().clone();
+        let ends = |(watch, running): (&(Kind, Scope), &Running)| {
+            let looks_for_all = watch.0 != Kind::Pod || running.annotations.is_superset(&now.annotations);
+            (now.watches.get(watch) != Some(&running.time) || !looks_for_all).then(|| watch.clone())
+        };
+        for watch in running.iter().filter_map(ends).collect::<Vec<_>>() {
+            if let Some(ended) = running.remove(&watch) {
+                // The next one of its kind begins only after its last word.
+                ended.end().await;
+                watches.health.forget(watch.0, &watch.1);
+            }
+        }
+        for (watch, time) in &now.watches {
+            let start = || watches.start(watch.0, &watch.1, *time, &now.annotations);
+            running.entry(watch.clone()).or_insert_with(start);
+        }
+        tokio::select! {
+            () = sink.closed() => break,
+            changed = wanted.changed() => if changed.is_err() { break },
+        }
+    }
+    for (_, watch) in running {
+        watch.end().await;
+    }
+}
+
+/// A watch under way.
+struct Running {
+    task: JoinHandle<()>,
+    /// Which of the times it is that it was wanted.
+    time: u64,
+    /// The annotations that it keeps of pods.
+    annotations: BTreeSet<Str>,
+}
+
+impl Running {
+    async fn end(self) {
+        self.task.abort();
+        // That it was cancelled is no news.
+        let _ = self.task.await;
+    }
+}
+
+/// What all watches share.
+struct Watches {
     client: Client,
-    scopes: Vec<Scope>,
-    nodes: bool,
     rules: Arc<Rules>,
     sink: Sender<Event>,
     health: WatchHealth,
-    anew: Anew,
-) {
-    let mut watches = JoinSet::new();
-    for scope in &scopes {
-        let resources = namespaced::<ResourceObject>(&client, scope);
-        watches.spawn(Watch::new(resources, scope, &rules, &health, &sink, &anew).follow());
-        let slices = namespaced::<SliceObject>(&client, scope);
-        watches.spawn(Watch::new(slices, scope, &rules, &health, &sink, &anew).follow());
-        let services = namespaced::<ServiceObject>(&client, scope);
-        watches.spawn(Watch::new(services, scope, &rules, &health, &sink, &anew).follow());
+    orders: Orders,
+}
+
+impl Watches {
+    fn start(&self, kind: Kind, scope: &Scope, time: u64, annotations: &BTreeSet<Str>) -> Running {
+        let client = &self.client;
+        let task = match kind {
+            Kind::Resource => self.spawn(namespaced::<ResourceObject>(client, scope), scope, annotations),
+            Kind::Slice => self.spawn(namespaced::<SliceObject>(client, scope), scope, annotations),
+            Kind::Service => self.spawn(namespaced::<ServiceObject>(client, scope), scope, annotations),
+            Kind::Pod => self.spawn(namespaced::<PodObject>(client, scope), scope, annotations),
+            Kind::Node => self.spawn(Api::<NodeObject>::all(client.clone()), scope, annotations),
+        };
+        Running { task, time, annotations: annotations.clone() }
     }
-    if nodes {
-        let nodes = Api::<NodeObject>::all(client);
-        watches.spawn(Watch::new(nodes, &Scope::All, &rules, &health, &sink, &anew).follow());
+
+    fn spawn<K: Watched>(&self, api: Api<K>, scope: &Scope, annotations: &BTreeSet<Str>) -> JoinHandle<()> {
+        let watch = Watch {
+            api,
+            scope: scope.clone(),
+            decoder: Decoder::new(self.rules.clone(), annotations.clone()),
+            health: self.health.clone(),
+            sink: self.sink.clone(),
+            version: None,
+            pauses: Pauses::default(),
+            anew: self.orders.anew.subscribe(),
+        };
+        tokio::spawn(watch.follow())
     }
-    sink.closed().await;
-    watches.shutdown().await;
 }
 
 /// The API of a kind in a scope.
@@ -149,26 +232,6 @@ enum End {
 }
 
 impl<K: Watched> Watch<K> {
-    fn new(
-        api: Api<K>,
-        scope: &Scope,
-        rules: &Arc<Rules>,
-        health: &WatchHealth,
-        sink: &Sender<Event>,
-        anew: &Anew,
-    ) -> Self {
-        Self {
-            api,
-            scope: scope.clone(),
-            decoder: Decoder::new(rules.clone()),
-            health: health.clone(),
-            sink: sink.clone(),
-            version: None,
-            pauses: Pauses::default(),
-            anew: anew.0.subscribe(),
-        }
-    }
-
     /// Follows what happens until nobody listens.
     async fn follow(mut self) {
         loop {
@@ -320,7 +383,7 @@ mod tests {
         let health = WatchHealth::default();
         let scope = Scope::Namespace("shop".into());
         health.fails(Kind::Slice, &scope, "no");
-        assert_eq!(health.failing(), ["EndpointSlices of namespace shop: no"]);
+        assert_eq!(health.failing(), [(Kind::Slice, "EndpointSlices of namespace shop: no".to_owned())]);
         health.works(Kind::Slice, &Scope::All);
         assert_eq!(health.failing().len(), 1, "another watch of the kind");
         health.works(Kind::Slice, &scope);

@@ -1,64 +1,62 @@
 //! What Kubernetes has, in the least that decisions need, and which resources a change concerns.
 
+mod claims;
+mod entry;
+mod index;
+mod known;
+mod wants;
+
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::event::{Change, Event, ObjectKey, Scope, SeenResource, Step};
-use super::status::Transitions;
+use super::event::{Change, Event, Kind, ObjectKey, Scope, SeenResource, Step};
 use super::table::{Moved, Outcome, Table};
-use crate::model::facts::{Node, Service, Slice};
+use crate::model::facts::{Facts, Node, Pod, Service, Slice};
 use crate::model::guard::Cause;
 use crate::model::names::{ResourceKey, Str};
-use crate::model::resource::{Resource, Source, Spec};
+use crate::model::resource::Spec;
+use claims::Claims;
+use index::{Behind, Links, behind, picks, relink, unlink};
+use known::Known;
+use wants::Wants;
+
+pub use entry::Entry;
+pub use wants::Wanted;
 
 /// Kubernetes as last seen.
 #[derive(Debug)]
 pub struct World {
     scopes: BTreeSet<Scope>,
-    watches_nodes: bool,
+    /// What is watched whatever resources need.
+    always: Wanted,
+    /// What is taken in besides.
+    besides: Wanted,
     resources: Table<Entry>,
     slices: Table<Slice>,
     services: Table<Service>,
+    pods: Table<Pod>,
     nodes: Table<Node>,
+    /// What the indexes below have of each resource.
+    links: BTreeMap<ResourceKey, Links>,
+    wants: Wants,
+    claims: Claims,
+    /// Resources that ask for a name which is another namespace's, with whose it is.
+    rivals: BTreeMap<ResourceKey, ResourceKey>,
     /// From a Service to its slices.
     slices_of: BTreeMap<ObjectKey, BTreeSet<ObjectKey>>,
     /// From a Service to the resources that have it as their source, whether it is there or not.
     users_of: BTreeMap<ObjectKey, BTreeSet<ResourceKey>>,
-}
-
-/// A resource, and what is to be remembered of it beyond its last event.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
-    /// As last seen.
-    pub resource: Resource,
-    /// The last spec that could be acted on, of this very resource.
-    pub last_good: Option<Arc<Spec>>,
-    /// Since when its conditions have held.
-    pub since: Transitions,
-}
-
-impl Entry {
-    fn new(seen: SeenResource, previous: Option<&Self>) -> Self {
-        let SeenResource { resource, since } = seen;
-        let previous = previous.filter(|previous| previous.resource.uid == resource.uid);
-        let last_good = match &resource.spec {
-            Ok(spec) => Some(spec.clone()),
-            Err(_) => previous.and_then(|previous| previous.last_good.clone()),
-        };
-        Self { resource, last_good, since }
-    }
-
-    /// The spec to go by: the one that was asked for or, while that cannot be acted on, the last that could.
-    #[must_use]
-    pub fn effective_spec(&self) -> Option<&Arc<Spec>> {
-        self.last_good.as_ref()
-    }
-
-    /// The Service that its instances come from.
-    fn service(&self) -> Option<ObjectKey> {
-        let Source::Service { name } = &self.effective_spec()?.source;
-        Some(ObjectKey { namespace: self.resource.key.namespace.clone(), name: name.clone() })
-    }
+    /// From what is behind an endpoint to the slices that have it; kept only while pods are watched.
+    slices_with: BTreeMap<Behind, BTreeSet<ObjectKey>>,
+    /// From a namespace to its resources that select pods.
+    selecting: BTreeMap<Str, BTreeSet<ResourceKey>>,
+    /// The pods that a resource selects.
+    picked: BTreeMap<ResourceKey, BTreeSet<Str>>,
+    /// The pods at an address of a namespace.
+    pods_at: BTreeMap<(Str, IpAddr), BTreeSet<Str>>,
+    /// The resources that hold values of nodes.
+    node_users: BTreeSet<ResourceKey>,
 }
 
 /// A resource that an event concerns.
@@ -87,41 +85,97 @@ impl Dirt {
 }
 
 impl World {
-    /// An empty World that is watched in these scopes; with `nodes`, Nodes too.
+    /// An empty World that is watched in these scopes; with `nodes`, Nodes too, whatever resources need.
     #[must_use]
     pub fn new(scopes: impl IntoIterator<Item = Scope>, nodes: bool) -> Self {
         let mut scopes: BTreeSet<Scope> = scopes.into_iter().collect();
         if scopes.contains(&Scope::All) {
             scopes = BTreeSet::from([Scope::All]);
         }
+        let resources = scopes.iter().map(|scope| ((Kind::Resource, scope.clone()), 0));
+        let nodes = nodes.then_some(((Kind::Node, Scope::All), 0));
+        let always = Wanted { watches: resources.chain(nodes).collect(), annotations: BTreeSet::new() };
         Self {
             scopes,
-            watches_nodes: nodes,
+            always,
+            besides: Wanted::default(),
             resources: Table::default(),
             slices: Table::default(),
             services: Table::default(),
+            pods: Table::default(),
             nodes: Table::default(),
+            links: BTreeMap::new(),
+            wants: Wants::default(),
+            claims: Claims::default(),
+            rivals: BTreeMap::new(),
             slices_of: BTreeMap::new(),
             users_of: BTreeMap::new(),
+            slices_with: BTreeMap::new(),
+            selecting: BTreeMap::new(),
+            picked: BTreeMap::new(),
+            pods_at: BTreeMap::new(),
+            node_users: BTreeSet::new(),
         }
+    }
+
+    /// The same World, which takes in all of this whatever resources need.
+    #[must_use]
+    pub fn wanting(mut self, wanted: Wanted) -> Self {
+        self.besides = wanted;
+        self
+    }
+
+    /// What is to be watched now.
+    #[must_use]
+    pub fn wanted(&self) -> Wanted {
+        let mut wanted = self.wants.wanted();
+        for more in [&self.besides, &self.always] {
+            wanted.watches.extend(more.watches.clone());
+            wanted.annotations.extend(more.annotations.iter().cloned());
+        }
+        wanted
+    }
+
+    /// What is to be watched now, if that is not what it was when this was last asked.
+    pub fn wanted_anew(&mut self) -> Option<Wanted> {
+        self.wants.take_news().then(|| self.wanted())
+    }
+
+    fn is_wanted_anyway(&self, watch: &(Kind, Scope)) -> bool {
+        self.always.watches.contains_key(watch) || self.besides.watches.contains_key(watch)
+    }
+
+    fn wants(&self, watch: &(Kind, Scope)) -> bool {
+        self.is_wanted_anyway(watch) || self.wants.has(watch)
     }
 
     /// Takes in an event and says which resources it concerns, in the order of their keys.
     ///
     /// What a list says, or what it lacks, is inferred; what a watch says is observed. When a scope's first
-    /// list of a kind is done, all resources of the scope are concerned: what was unknown of them may now
-    /// be known.
+    /// list of a kind is done, all resources of the scope that need the kind are concerned: what was unknown of
+    /// them may now be known. What nobody needs is not taken in.
     pub fn apply(&mut self, event: Event) -> Vec<Dirtied> {
         let Event { scope, change } = event;
+        let kind = change.kind();
         let mut dirt = Dirt::default();
+        if !self.wants(&(kind, scope.clone())) {
+            return Vec::new();
+        }
         let first_list_done = match change {
             Change::Resource(step) => self.apply_resource(&scope, step, &mut dirt),
             Change::Slice(step) => self.apply_slice(&scope, step, &mut dirt),
             Change::Service(step) => self.apply_service(&scope, step, &mut dirt),
-            Change::Node(step) => self.nodes.apply(&scope, step).first_list_done,
+            Change::Pod(step) => self.apply_pod(&scope, step, &mut dirt),
+            Change::Node(step) => self.apply_node(&scope, step, &mut dirt),
         };
         if first_list_done {
-            dirt.add_all(self.resources.keys().filter(|key| scope.covers(&key.namespace)), Cause::Inferred);
+            // Whether a name is taken only all resources together can tell.
+            let everywhere = kind == Kind::Resource && self.knows_all_resources();
+            let concerned = self.resources.keys().filter(|key| {
+                (everywhere || scope.covers(&key.namespace))
+                    && (kind == Kind::Resource || self.always_needs(kind) || self.needs(key, kind))
+            });
+            dirt.add_all(concerned, Cause::Inferred);
         }
         dirt.0.into_iter().map(|(key, cause)| Dirtied { key, cause }).collect()
     }
@@ -130,27 +184,37 @@ impl World {
         let step = step.map(|key, seen| Entry::new(seen, self.resources.get(key)));
         let Outcome { moved, first_list_done } = self.resources.apply(scope, step);
         for Moved { key, old, cause } in moved {
-            let new = self.resources.get(&key);
-            let (from, to) = (old.as_ref().and_then(Entry::service), new.and_then(Entry::service));
-            if from != to {
-                relink(&mut self.users_of, &key, from, to);
-            }
-            let substance = match (&old, new) {
-                (Some(old), Some(new)) => old.resource.differs_in_substance(&new.resource),
-                _ => true,
+            let (substance, granted) = match (&old, self.resources.get(&key)) {
+                (Some(old), Some(new)) => {
+                    (old.resource.differs_in_substance(&new.resource), old.granted != new.granted)
+                }
+                _ => (true, false),
             };
             dirt.add(&key, substance.then_some(cause));
+            if substance || granted {
+                self.link(&key, dirt);
+            }
         }
         first_list_done
     }
 
     fn apply_slice(&mut self, scope: &Scope, step: Step<Slice>, dirt: &mut Dirt) -> bool {
         let Outcome { moved, first_list_done } = self.slices.apply(scope, step);
+        let with_pods = self.watches_pods();
         for Moved { key, old, cause } in moved {
+            let new = self.slices.get(&key);
             let service = |slice: &Slice| ObjectKey { namespace: key.namespace.clone(), name: slice.service.clone() };
-            let (from, to) = (old.as_ref().map(service), self.slices.get(&key).map(service));
+            let (from, to) = (old.as_ref().map(service), new.map(service));
             for service in from.iter().chain(&to) {
                 dirt.add_all(self.users_of.get(service).into_iter().flatten(), cause);
+            }
+            if with_pods {
+                let behind = |slice: Option<&Slice>| behind(&key.namespace, slice);
+                let (before, after) = (behind(old.as_ref()), behind(new));
+                before.difference(&after).for_each(|gone| unlink(&mut self.slices_with, gone, &key));
+                for new in after.difference(&before) {
+                    self.slices_with.entry(new.clone()).or_default().insert(key.clone());
+                }
             }
             if from != to {
                 relink(&mut self.slices_of, &key, from, to);
@@ -167,21 +231,87 @@ impl World {
         first_list_done
     }
 
-    /// Takes over what `other`, which has watched for longer, remembers of the same resources: the last specs
-    /// that could be acted on, where the present ones cannot.
-    pub fn remember(&mut self, other: &Self) {
-        let keys: Vec<ResourceKey> = self.keys().cloned().collect();
-        for key in keys {
-            let Some(known) = other.resource(&key) else { continue };
-            if let Some(entry) = self.resources.get_mut(&key)
-                && entry.last_good.is_none()
-                && entry.resource.uid == known.resource.uid
-            {
-                entry.last_good.clone_from(&known.last_good);
-                let service = entry.service();
-                relink(&mut self.users_of, &key, None, service);
+    fn apply_pod(&mut self, scope: &Scope, step: Step<Pod>, dirt: &mut Dirt) -> bool {
+        let Outcome { moved, first_list_done } = self.pods.apply(scope, step);
+        for Moved { key, old, cause } in moved {
+            let new = self.pods.get(&key);
+            let namespace = &key.namespace;
+            for resource in self.selecting.get(namespace).into_iter().flatten() {
+                let picks = new.is_some_and(|pod| picks(&self.resources, &self.rivals, resource, pod));
+                let group = self.picked.entry(resource.clone()).or_default();
+                let picked = if picks { !group.insert(key.name.clone()) } else { group.remove(&key.name) };
+                if picks || picked {
+                    dirt.add(resource, Some(cause));
+                }
+            }
+            let addresses = |pod: Option<&Pod>| pod.map(|pod| pod.addresses.clone()).unwrap_or_default();
+            let (before, after) = (addresses(old.as_ref()), addresses(new));
+            for gone in &before {
+                unlink(&mut self.pods_at, &(namespace.clone(), *gone), &key.name);
+            }
+            for there in &after {
+                self.pods_at.entry((namespace.clone(), *there)).or_default().insert(key.name.clone());
+            }
+            let at = before.iter().chain(&after).map(|address| Behind::Address(namespace.clone(), *address));
+            for behind in at.chain([Behind::Pod(key.clone())]) {
+                for slice in self.slices_with.get(&behind).into_iter().flatten() {
+                    let Some(slice) = self.slices.get(slice) else { continue };
+                    let service = ObjectKey { namespace: namespace.clone(), name: slice.service.clone() };
+                    let users = self.users_of.get(&service).into_iter().flatten();
+                    dirt.add_all(users.filter(|user| self.needs(user, Kind::Pod)), cause);
+                }
             }
         }
+        first_list_done
+    }
+
+    fn apply_node(&mut self, scope: &Scope, step: Step<Node>, dirt: &mut Dirt) -> bool {
+        let Outcome { moved, first_list_done } = self.nodes.apply(scope, step);
+        for Moved { key, old, cause } in moved {
+            let place = |node: Option<&Node>| node.map(|node| (node.zone.clone(), node.region.clone()));
+            if place(old.as_ref()) != place(self.nodes.get(&key)) {
+                dirt.add_all(&self.node_users, cause);
+            }
+        }
+        first_list_done
+    }
+
+    /// Takes over what `other`, which has watched for longer, remembers of the same resources: the last specs
+    /// that could be acted on, where the present ones cannot, and who had which name.
+    pub fn remember(&mut self, other: &Self) {
+        let keys: Vec<ResourceKey> = self.keys().cloned().collect();
+        let mut dirt = Dirt::default();
+        for key in keys {
+            let Some(known) = other.resource(&key) else { continue };
+            let Some(entry) = self.resources.get_mut(&key) else { continue };
+            if entry.resource.uid != known.resource.uid {
+                continue;
+            }
+            if entry.last_good.is_none() {
+                entry.last_good.clone_from(&known.last_good);
+            }
+            entry.granted.clone_from(&known.granted);
+            entry.acted.clone_from(&known.acted);
+            self.link(&key, &mut dirt);
+        }
+    }
+
+    /// The spec to go by: the one that was asked for or, while that cannot be acted on, the last that was.
+    #[must_use]
+    pub fn effective_spec(&self, key: &ResourceKey) -> Option<&Arc<Spec>> {
+        self.resources.get(key)?.effective(self.rivals.contains_key(key))
+    }
+
+    /// The name in Consul that a resource was last acted under; none where it never was.
+    #[must_use]
+    pub fn acted_name(&self, key: &ResourceKey) -> Option<Str> {
+        self.resources.get(key)?.acted_name()
+    }
+
+    /// What a resource's source is resolved from.
+    #[must_use]
+    pub fn facts<'a>(&'a self, key: &'a ResourceKey) -> impl Facts + 'a {
+        Known { world: self, key }
     }
 
     /// A resource.
@@ -198,18 +328,6 @@ impl World {
     /// All resources, with what is remembered of them.
     pub fn entries(&self) -> impl Iterator<Item = &Entry> {
         self.resources.iter().map(|(_, entry)| entry)
-    }
-
-    /// A Service.
-    #[must_use]
-    pub fn service(&self, namespace: &Str, name: &Str) -> Option<&Service> {
-        self.services.get(&ObjectKey { namespace: namespace.clone(), name: name.clone() })
-    }
-
-    /// The slices of a Service, in the order of their names.
-    pub fn slices(&self, namespace: &Str, service: &Str) -> impl Iterator<Item = &Slice> + Clone {
-        let service = ObjectKey { namespace: namespace.clone(), name: service.clone() };
-        self.slices_of.get(&service).into_iter().flatten().filter_map(|key| self.slices.get(key))
     }
 
     /// A Node.
@@ -229,46 +347,74 @@ impl World {
         self.scopes.iter().any(|scope| scope.covers(namespace))
     }
 
-    /// Whether everything that a decision about this namespace needs was listed to the end: only then does
-    /// absence mean anything.
+    /// Whether all resources of this namespace were listed to the end, and what is always watched besides: only
+    /// then does the absence of a resource mean anything.
     #[must_use]
     pub fn is_whole(&self, namespace: &str) -> bool {
         let mut covering = self.scopes.iter().filter(|scope| scope.covers(namespace)).peekable();
-        covering.peek().is_some() && covering.all(|scope| self.is_listed(scope)) && self.nodes_are_listed()
+        covering.peek().is_some()
+            && covering.all(|scope| self.resources.is_listed(scope))
+            && (!self.always_needs(Kind::Node) || self.nodes.is_listed(&Scope::All))
     }
 
-    /// Whether everything that is watched was listed to the end.
+    /// What a resource waits for: a kind that it needs and that was not listed to the end yet.
+    #[must_use]
+    pub fn waits_for(&self, key: &ResourceKey) -> Option<Kind> {
+        let entry = self.resources.get(key).filter(|entry| entry.resource.ours && !entry.resource.deleting)?;
+        let is_new = entry.asked().is_some_and(|asked| entry.granted.as_ref() != Some(&asked));
+        if is_new && !self.knows_all_resources() {
+            return Some(Kind::Resource);
+        }
+        let kinds = [Kind::Service, Kind::Slice, Kind::Pod, Kind::Node];
+        kinds.into_iter().find(|kind| {
+            let mut covering = self.scopes.iter().filter(|scope| scope.covers(&key.namespace));
+            self.needs(key, *kind)
+                && match kind {
+                    Kind::Node => !self.nodes.is_listed(&Scope::All),
+                    _ => covering.any(|scope| !self.is_listed(*kind, scope)),
+                }
+        })
+    }
+
+    /// Whether everything that is watched whatever resources need was listed to the end. What single resources need
+    /// besides holds up only these.
     #[must_use]
     pub fn is_synced(&self) -> bool {
-        self.scopes.iter().all(|scope| self.is_listed(scope)) && self.nodes_are_listed()
+        self.always.watches.keys().all(|(kind, scope)| self.is_listed(*kind, scope))
     }
 
-    fn is_listed(&self, scope: &Scope) -> bool {
-        self.resources.is_listed(scope) && self.slices.is_listed(scope) && self.services.is_listed(scope)
+    /// Whether all resources and Nodes were listed to the end.
+    #[must_use]
+    pub fn knows_nodes(&self) -> bool {
+        self.knows_all_resources() && self.nodes.is_listed(&Scope::All)
     }
 
-    fn nodes_are_listed(&self) -> bool {
-        !self.watches_nodes || self.nodes.is_listed(&Scope::All)
+    fn knows_all_resources(&self) -> bool {
+        self.scopes.iter().all(|scope| self.resources.is_listed(scope))
     }
-}
 
-/// Moves `key` from one group of an index to another.
-fn relink(
-    index: &mut BTreeMap<ObjectKey, BTreeSet<ObjectKey>>,
-    key: &ObjectKey,
-    from: Option<ObjectKey>,
-    to: Option<ObjectKey>,
-) {
-    if let Some(from) = from
-        && let Some(group) = index.get_mut(&from)
-    {
-        group.remove(key);
-        if group.is_empty() {
-            index.remove(&from);
+    fn is_listed(&self, kind: Kind, scope: &Scope) -> bool {
+        match kind {
+            Kind::Resource => self.resources.is_listed(scope),
+            Kind::Slice => self.slices.is_listed(scope),
+            Kind::Service => self.services.is_listed(scope),
+            Kind::Pod => self.pods.is_listed(scope),
+            Kind::Node => self.nodes.is_listed(scope),
         }
     }
-    if let Some(to) = to {
-        index.entry(to).or_default().insert(key.clone());
+
+    /// Whether a resource needs a kind.
+    fn needs(&self, key: &ResourceKey, kind: Kind) -> bool {
+        self.links.get(key).is_some_and(|links| match kind {
+            Kind::Resource => true,
+            Kind::Slice | Kind::Service => links.needs.services,
+            Kind::Pod => links.needs.pods,
+            Kind::Node => links.needs.nodes,
+        })
+    }
+
+    fn always_needs(&self, kind: Kind) -> bool {
+        kind == Kind::Node && self.always.watches.contains_key(&(Kind::Node, Scope::All))
     }
 }
 

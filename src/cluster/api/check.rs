@@ -7,6 +7,7 @@ use kube::{KubeSchema, core::Rule};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::schema::DURATION;
 use super::{PortRef, is_false, schema};
 
 /// A check that Consul runs against each instance: a name and exactly one of `http`, `tcp`, `grpc`, `udp`
@@ -16,16 +17,22 @@ use super::{PortRef, is_false, schema};
 #[x_kube(
     validation = Rule::new("[has(self.http), has(self.tcp), has(self.grpc), has(self.udp), has(self.h2ping)].exists_one(x, x)")
         .message("set exactly one of http, tcp, grpc, udp, h2ping"),
-    validation = Rule::new("!has(self.timeout) || duration(self.timeout) <= duration(self.interval)")
-        .message("timeout is longer than interval: a check ends before the next one begins"),
+    validation = Rule::new(format!(
+        "!has(self.timeout) || !self.timeout.matches('{DURATION}') || !self.interval.matches('{DURATION}') || \
+         duration(self.timeout) <= duration(self.interval)"
+    ))
+    .message("timeout is longer than interval: a check ends before the next one begins"),
     validation = Rule::new("!has(self.failuresBeforeWarning) || self.failuresBeforeWarning <= (has(self.failuresBeforeCritical) ? self.failuresBeforeCritical : 0)")
         .message("failuresBeforeWarning is more than failuresBeforeCritical: it would be critical before it warns")
 )]
 pub struct Check {
     /// Name of the check, unique in this resource: lower-case letters, digits and '-'.
-    #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
-    #[x_kube(validation = Rule::new("self != 'readiness'")
-        .message("'readiness' is the check that Lictor itself makes, which spec.readiness is for: choose another name"))]
+    #[schemars(length(min = 1, max = 63))]
+    #[x_kube(
+        validation = schema::dns_label("a check's name"),
+        validation = Rule::new("self != 'readiness'")
+            .message("'readiness' is the check that Lictor itself makes, which spec.readiness is for: choose another name")
+    )]
     pub name: String,
 
     #[allow(missing_docs, reason = "the type's own words are what `kubectl explain` shows")]
@@ -53,40 +60,42 @@ pub struct Check {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<PortRef>,
 
-    /// How often the check runs, such as `10s` or `1m30s`; at least `1s`.
+    /// How often the check runs, such as `5s` or `1m30s`; at least `1s`. By default `10s`.
     #[serde(default = "default_interval")]
     #[schemars(schema_with = "schema::duration")]
-    #[x_kube(validation = Rule::new("duration(self) >= duration('1s')")
+    #[x_kube(validation = Rule::new(format!("!self.matches('{DURATION}') || duration(self) >= duration('1s')"))
         .message("Consul runs a check at most once a second: 1s or more"))]
     pub interval: String,
 
     /// How long one run may take, at most the interval. By default the interval, but no more than `10s`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::duration")]
-    #[x_kube(validation = Rule::new("duration(self) > duration('0s')")
+    #[x_kube(validation = Rule::new(format!("!self.matches('{DURATION}') || duration(self) > duration('0s')"))
         .message("a timeout of nothing fails every run: leave it out, or give it time, such as 1s"))]
     pub timeout: Option<String>,
 
-    /// How many runs in a row must succeed before the check passes. By default 0: the first does.
+    /// How many runs in a row must succeed before the check passes, at most 100. By default 0: the first one is
+    /// enough.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 100))]
     pub success_before_passing: Option<u8>,
 
-    /// How many runs in a row may fail before the check warns; at most `failuresBeforeCritical`, which it
-    /// is by default: then it never warns.
+    /// How many runs in a row may fail before the check warns, at most `failuresBeforeCritical`. By default as many:
+    /// then it never warns.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 100))]
     pub failures_before_warning: Option<u8>,
 
-    /// How many runs in a row may fail before the check is critical. By default 0: the first failure makes
-    /// it so.
+    /// How many runs in a row may fail before the check is critical, at most 100. By default 0: the first failure
+    /// makes it so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 100))]
     pub failures_before_critical: Option<u8>,
 
-    /// A note for people, shown beside the check in Consul.
+    /// A note for people, shown beside the check in Consul. At most 512 bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 512))]
+    #[x_kube(validation = schema::bytes(512))]
     pub notes: Option<String>,
 }
 
@@ -98,14 +107,18 @@ pub struct Check {
         .message("tlsSkipVerify and tlsServerName need scheme: https")
 )]
 pub struct HttpCheck {
-    /// Path, and query if there is one; it begins with '/'.
+    /// Path, and query if there is one; it begins with '/'. By default `/`.
     #[serde(default = "default_path")]
     #[schemars(length(min = 1, max = 1024))]
     #[x_kube(
         validation = Rule::new("self.startsWith('/')")
-            .message("a path begins with '/'; host and port are the instance's own"),
-        validation = Rule::new(r"!self.matches('[\\x00-\\x20\\x7f]')")
-            .message("a path holds no spaces, line breaks or control characters: write %20 for a space")
+            .message("a path begins with '/'; scheme, host and port are not for it to say: they are the instance's own"),
+        validation = Rule::new("self.matches('^[!-~]*$')")
+            .message("a path holds no spaces, line breaks, control characters or letters beyond ASCII: write %20 for a space"),
+        validation = Rule::new("!self.contains('#')")
+            .message("what follows a '#' is never sent: leave it out, or write %23 for '#' itself"),
+        validation = Rule::new("self.matches('^([^%?]|%[0-9A-Fa-f]{2})*([?].*)?$')")
+            .message("a '%' in a path is followed by two hexadecimal digits: write %25 for '%' itself")
     )]
     pub path: String,
 
@@ -113,19 +126,22 @@ pub struct HttpCheck {
     #[serde(default)]
     pub scheme: Scheme,
 
-    /// The request's method.
+    /// The request's method, in capital letters. By default `GET`.
     #[serde(default = "default_method")]
-    #[schemars(length(min = 1, max = 16), regex(pattern = "^[A-Z]+$"))]
+    #[schemars(length(min = 1, max = 16))]
+    #[x_kube(validation = Rule::new("self.matches('^[A-Z]+$') && self != 'CONNECT'")
+        .message("a method is written in capital letters, such as GET, HEAD or POST; CONNECT asks for no page"))]
     pub method: String,
 
-    /// The request's headers. A name may come more than once.
+    /// The request's headers, at most 16. A name may come more than once.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "atomic"))]
     pub headers: Vec<Header>,
 
-    /// The request's body.
+    /// The request's body, at most 4096 bytes. By default none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 4096))]
+    #[x_kube(validation = schema::bytes(4096))]
     pub body: Option<String>,
 
     #[allow(missing_docs, reason = "its fields stand here in its place")]
@@ -133,7 +149,7 @@ pub struct HttpCheck {
     pub tls: TlsOptions,
 }
 
-/// Plain HTTP, or HTTP over TLS.
+/// `http`, the default, or `https`.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub enum Scheme {
@@ -144,7 +160,7 @@ pub enum Scheme {
     Https,
 }
 
-/// A header of a request.
+/// Each has a name and a value.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 pub struct Header {
     /// The header's name.
@@ -155,8 +171,11 @@ pub struct Header {
 
     /// The header's value. Whoever may read this resource or Consul's checks sees it: no place for secrets.
     #[schemars(length(max = 1024))]
-    #[x_kube(validation = Rule::new(r"!self.matches('[\\x00-\\x08\\x0a-\\x1f\\x7f]')")
-        .message("a header's value holds no line breaks or control characters"))]
+    #[x_kube(
+        validation = Rule::new(r"!self.matches('[\\x00-\\x08\\x0a-\\x1f\\x7f]')")
+            .message("a header's value holds no line breaks or control characters"),
+        validation = schema::bytes(1024)
+    )]
     pub value: String,
 }
 
@@ -165,7 +184,7 @@ pub struct Header {
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = tls_options_need_tls())]
 pub struct TcpCheck {
-    /// Whether a TLS handshake must succeed, too.
+    /// Whether a TLS handshake must succeed, too. By default not.
     #[serde(default, rename = "useTLS", skip_serializing_if = "is_false")]
     pub use_tls: bool,
 
@@ -174,19 +193,19 @@ pub struct TcpCheck {
     pub tls: TlsOptions,
 }
 
-/// Calls the standard gRPC health service.
+/// Calls the standard gRPC health service: `SERVING` passes, all else is critical.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = tls_options_need_tls())]
 pub struct GrpcCheck {
-    /// The service to ask about. By default the server as a whole.
+    /// The service to ask about, such as `shop.v1.User`. By default the server as a whole.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]
     #[x_kube(validation = Rule::new("self.matches('^[!-~]*$')")
         .message("a gRPC service's name holds no spaces, line breaks or letters beyond ASCII"))]
     pub service: Option<String>,
 
-    /// Whether to speak TLS.
+    /// Whether to speak TLS. By default not.
     #[serde(default, rename = "useTLS", skip_serializing_if = "is_false")]
     pub use_tls: bool,
 
@@ -199,12 +218,12 @@ pub struct GrpcCheck {
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct UdpCheck {}
 
-/// Sends an HTTP/2 ping.
+/// Sends an HTTP/2 ping: an answer passes, all else is critical.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = tls_options_need_tls())]
 pub struct H2PingCheck {
-    /// Whether to speak TLS.
+    /// Whether to speak TLS. By default it does.
     #[serde(default = "yes", rename = "useTLS")]
     pub use_tls: bool,
 
@@ -214,16 +233,18 @@ pub struct H2PingCheck {
 }
 
 /// How a check over TLS trusts the other side.
-#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct TlsOptions {
-    /// Whether to accept any certificate.
+    /// Whether to accept any certificate. By default not.
     #[serde(default, skip_serializing_if = "is_false")]
     pub tls_skip_verify: bool,
 
     /// The name that the certificate must be for, also sent as SNI. By default the instance's address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 253), regex(pattern = "^[A-Za-z0-9]([-A-Za-z0-9._]*[A-Za-z0-9])?$"))]
+    #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = Rule::new("self.matches('^[A-Za-z0-9]([-A-Za-z0-9._]*[A-Za-z0-9])?$')")
+        .message("the name of a server holds letters, digits, '-', '_' and '.', such as 'user.example.com'"))]
     pub tls_server_name: Option<String>,
 }
 

@@ -38,7 +38,8 @@ pub use status::{CONDITION_TYPES, ConsulServiceStatus, InstanceCounts, MAX_PROBL
     doc = "A service in Consul, kept equal to what runs in Kubernetes: each endpoint of the source is an instance \
            there, with its health. The smallest one has just a source.",
     validation = Rule::new("has(self.spec.name) || self.metadata.name != 'consul'")
-        .message("the name 'consul' belongs to Consul's own servers: set spec.name to another, or rename the resource"),
+        .message("the name 'consul' belongs to Consul's own servers: set spec.name to another, or rename the resource")
+        .field_path(".spec.name"),
     printcolumn(
         name = "Service",
         type_ = "string",
@@ -83,14 +84,20 @@ pub use status::{CONDITION_TYPES, ConsulServiceStatus, InstanceCounts, MAX_PROBL
     validation = Rule::new("!has(self.source.static) || !has(self.port)")
         .message("static addresses carry a port of their own: take spec.port away"),
     validation = Rule::new("!has(self.source.static) || !has(self.checks) || self.checks.all(c, !has(c.port) || type(c.port) == int)")
-        .message("static addresses have no named ports: give the check's port as a number, or leave it out to use the address's own")
+        .message("static addresses have no named ports: give the check's port as a number, or leave it out to use the address's own"),
+    validation = Rule::new("!has(self.source.static) || !has(self.dualStack) || !self.dualStack")
+        .message("dualStack is for pods, which may have two addresses: write each static address by itself"),
+    validation = schema::meta_in_all()
 )]
 pub struct ConsulServiceSpec {
     /// Name of the service in Consul. By default the name of this resource.
     ///
-    /// Names are shared: virtual machines and other clusters may have instances of the same service, and
-    /// ours stand beside them. Underscores resolve in Consul's DNS; a name with a dot in it can be had from
-    /// the HTTP API but never from DNS. Consul compares names without case. At most 255 bytes.
+    /// Names are shared: virtual machines, other clusters and other resources of this namespace may have instances
+    /// of the same service, and those of this resource stand beside them. Of resources in different namespaces only
+    /// the first has the name, unless the administrator of Lictor says otherwise.
+    ///
+    /// Underscores resolve in Consul's DNS; a name with a dot in it can be had from the HTTP API but never from
+    /// DNS. Consul compares names without case. At most 255 bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 255))]
     #[x_kube(
@@ -98,7 +105,8 @@ pub struct ConsulServiceSpec {
             .message("the name 'consul' belongs to Consul's own servers: choose another"),
         validation = Rule::new(r"!self.matches('[\\x00-\\x1f\\x7f-\\x9f]')")
             .message("a name holds no control characters or line breaks"),
-        validation = Rule::new("self.trim() == self").message("a name neither begins nor ends with a space")
+        validation = Rule::new("self.trim() == self").message("a name neither begins nor ends with a space"),
+        validation = schema::bytes(255)
     )]
     pub name: Option<String>,
 
@@ -106,19 +114,25 @@ pub struct ConsulServiceSpec {
     pub source: Source,
 
     /// The port to register: a name, or a number from 1 to 65535. For a Service it is one of the Service's
-    /// ports, for pods a container port. It may be left out where there is just one.
+    /// ports, for pods a container port. It may be left out where there is just one. Not with static addresses,
+    /// each of which has its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<PortRef>,
 
-    /// Tags of each instance. A tag may hold templates over the pod and its node, such as
-    /// `${pod.labels['app.kubernetes.io/version']}` or `${node.labels['topology.kubernetes.io/zone']}`.
+    /// Tags of each instance, at most 64 of at most 255 bytes.
+    ///
+    /// A tag may hold facts about the instance: `${pod.name}`, `${pod.namespace}`, `${pod.uid}`,
+    /// `${pod.labels['key']}`, `${pod.annotations['key']}`, `${node.name}`, `${node.zone}`, `${node.region}`, and
+    /// `${ports['name']}`, the number of another named port. What is missing is empty, and a tag that comes out
+    /// empty is left out; the condition `Resolved` says so. Write `$${` for `${` itself.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::tags")]
     pub tags: Vec<String>,
 
-    /// Metadata of each instance. Keys hold letters, digits, '-' and '_', at most 128 of them; values are
-    /// at most 512 bytes, and may hold the same templates as tags. Lictor adds keys of its own, among them
-    /// `k8s-namespace`, `k8s-pod` and `k8s-node`.
+    /// Metadata of each instance, at most 48 pairs. Keys hold letters, digits, '-' and '_', at most 128 of them.
+    /// Values have at most 512 bytes, and may hold facts about the instance as tags do, such as
+    /// `${pod.labels['app.kubernetes.io/version']}`. Lictor adds keys of its own, among them `k8s-namespace`,
+    /// `k8s-pod` and `k8s-node`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(schema_with = "schema::meta")]
     pub meta: BTreeMap<String, String>,
@@ -134,24 +148,35 @@ pub struct ConsulServiceSpec {
 
     /// More addresses of each instance, by name, such as `wan`: Consul hands them to whoever asks for that
     /// kind of address. They are the same for every instance. The administrator of Lictor says which
-    /// addresses are allowed.
+    /// addresses are allowed (`--allow-static`); none is by default.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 16))]
     #[x_kube(
         validation = Rule::new("self.all(k, k.matches('^[A-Za-z0-9_-]{1,128}$'))")
             .message("names of tagged addresses hold letters, digits, '-' and '_', at most 128 of them"),
         validation = Rule::new("self.all(k, !k.lowerAscii().startsWith('consul-'))")
-            .message("names of tagged addresses that begin with 'consul-' belong to Consul: choose another, such as 'wan'")
+            .message("names of tagged addresses that begin with 'consul-' belong to Consul: choose another, such as 'wan'"),
+        validation = Rule::new("['lan_ipv4', 'wan_ipv4'].all(k, !(k in self) || !self[k].address.contains(':')) && \
+             ['lan_ipv6', 'wan_ipv6'].all(k, !(k in self) || self[k].address.contains(':'))")
+            .message("lan_ipv4 and wan_ipv4 are IPv4 addresses, lan_ipv6 and wan_ipv6 IPv6 ones: Consul takes no others")
     )]
     pub tagged_addresses: BTreeMap<String, TaggedAddress>,
+
+    /// Also publish the address of the other family, IPv4 or IPv6, of pods that have both: as Consul's tagged address
+    /// `lan_ipv4` or `lan_ipv6`. By default an instance has only the address that comes first in Kubernetes. It
+    /// changes what Consul's DNS answers to SRV queries. Not with static addresses.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub dual_stack: bool,
 
     #[allow(missing_docs, reason = "the type's own words are what `kubectl explain` shows")]
     #[serde(default)]
     pub readiness: Readiness,
 
     /// Checks that Consul runs besides readiness; none by default. Each goes to the instance's own address.
-    /// Only with `--registration=agent`: in the catalog alone nothing runs them, and a resource with checks is not
-    /// accepted there.
+    ///
+    /// With `--registration=agent` the agent runs them. In the catalog nothing does but consul-esm: where the
+    /// administrator says that it is there (`--consul-esm`), `http`, `tcp` and `grpc` are for it to run; otherwise a
+    /// resource with checks is not accepted, and neither is what consul-esm does not know.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub checks: Vec<Check>,
@@ -160,23 +185,37 @@ pub struct ConsulServiceSpec {
     #[serde(default)]
     pub deletion_policy: DeletionPolicy,
 
+    /// The namespace of Consul Enterprise to register in. This version of Lictor registers in `default` only, and
+    /// does not accept a resource that asks for another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 64))]
+    pub namespace: Option<String>,
+
+    /// The admin partition of Consul Enterprise to register in. This version of Lictor registers in `default` only,
+    /// and does not accept a resource that asks for another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 64))]
+    pub partition: Option<String>,
+
     /// Which operator serves this resource, where several run, each for a Consul of its own: the one
     /// started with `--class` and this value. Empty or left out: the one without a class.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 63), regex(pattern = "^([a-z0-9]([-a-z0-9]*[a-z0-9])?)?$"))]
+    #[schemars(length(max = 63))]
+    #[x_kube(validation = Rule::new("self.matches('^([a-z0-9]([-a-z0-9]*[a-z0-9])?)?$')")
+        .message("a class holds lower-case letters, digits and '-', and neither begins nor ends with '-'"))]
     pub class: Option<String>,
 }
 
 /// How much of the traffic an instance gets from clients that weigh their answers, such as DNS SRV. By
-/// default Consul's own: 1 and 1.
+/// default 1 and 1, as in Consul.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Weights {
-    /// Weight while all checks pass, at least 1.
+    /// Weight while all checks pass, at least 1. By default 1.
     #[serde(default = "one")]
     #[schemars(range(min = 1))]
     pub passing: u16,
 
-    /// Weight while a check warns. With 0 the instance gets nothing then.
+    /// Weight while a check warns. By default 1. With 0 the instance gets nothing then.
     #[serde(default = "one")]
     pub warning: u16,
 }
@@ -187,10 +226,10 @@ impl Default for Weights {
     }
 }
 
-/// One more address that Consul knows an instance by.
+/// Each has an address and a port.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 pub struct TaggedAddress {
-    /// An IP address.
+    /// An IP address that others can reach, not the name of a host.
     #[schemars(schema_with = "schema::ip_address")]
     pub address: String,
 
@@ -199,8 +238,9 @@ pub struct TaggedAddress {
     pub port: u16,
 }
 
-/// What the pod's readiness does in Consul. `Mirror`: a pod that is not ready is there and critical.
-/// `Deregister`: it is not there. `Ignore`: it is there and passes, whatever Kubernetes says.
+/// What the pod's readiness does in Consul. `Mirror`, the default: a pod that is not ready is there and critical.
+/// `Deregister`: it is not there. `Ignore`: it is there and passes, whatever Kubernetes says. Static addresses have
+/// no readiness.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Readiness {
     /// Not ready is critical.
@@ -212,8 +252,8 @@ pub enum Readiness {
     Ignore,
 }
 
-/// What deleting this resource does in Consul. `Deregister`: its instances go. `Retain`: they stay, as they
-/// are, and belong to nobody; a resource of the same name takes them up again.
+/// What deleting this resource does in Consul. `Deregister`, the default: its instances go. `Retain`: they stay,
+/// as they are, and belong to nobody; a resource of the same name takes them up again.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DeletionPolicy {
     /// The instances go.

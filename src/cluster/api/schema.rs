@@ -7,14 +7,61 @@
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     JSONSchemaProps, JSONSchemaPropsOrArray, JSONSchemaPropsOrBool,
 };
+use kube::core::Rule;
 use schemars::{Schema, SchemaGenerator, json_schema};
-use serde_json::Value;
+use serde_json::{Value, json};
 
-/// Consul keeps 64 pairs of metadata for an instance; Lictor writes some of them.
+/// Consul keeps 64 pairs of metadata for an instance. Lictor's own are among them, and there is room for more of
+/// those: lowering this number later would refuse what is in use.
 const MAX_META: u32 = 48;
 const MAX_TAGS: u32 = 64;
 /// What one static address adds to the resource's own: less, as there may be 256 of them.
-const MAX_OWN: u32 = 16;
+const MAX_OWN: u32 = 8;
+/// What all static addresses together may add, in bytes: etcd takes objects of 1.5 MiB, with what Kubernetes notes
+/// about the owners of fields.
+const MAX_OWN_IN_ALL: u32 = 256 * 1024;
+
+/// A duration as Go and Kubernetes write it, without fractions.
+pub(super) const DURATION: &str = "^([0-9]{1,5}(h|m|s|ms)){1,4}$";
+/// The `${` that are not `$${` have their `}`. What stands between is not looked at, but for quotes: what values
+/// there are is a matter of the version of Lictor.
+const TEMPLATE: &str = r#"^([^$]|[$]+[^${]|[$]{2,}[{]|[$][{]('[^']*'|"[^"]*"|[^'"}])*[}])*[$]*$"#;
+
+/// A DNS label; bounded in length by the field.
+pub(super) fn dns_label(what: &str) -> Rule {
+    Rule::new("self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')")
+        .message(&*format!("{what} holds lower-case letters, digits and '-', and neither begins nor ends with '-'"))
+}
+
+/// At most so many bytes: the schema's own limits count characters.
+pub(super) fn bytes(max: u32) -> Rule {
+    Rule::new(format!("size(bytes(self)) <= {max}"))
+        .message(&*format!("at most {max} bytes, of which letters beyond ASCII take two to four"))
+}
+
+/// What static addresses have of their own stays within what an object may be large.
+pub(super) fn own_in_all() -> Rule {
+    Rule::new(format!(
+        "self.map(a, (has(a.tags) ? a.tags.map(t, size(bytes(t))).sum() : 0) + \
+         (has(a.meta) ? a.meta.map(k, size(k) + size(bytes(a.meta[k]))).sum() : 0)).sum() <= {MAX_OWN_IN_ALL}"
+    ))
+    .message(&*format!(
+        "the tags and meta of all addresses together are more than {MAX_OWN_IN_ALL} bytes: split the addresses among \
+         several resources with the same spec.name"
+    ))
+}
+
+/// The metadata of a static address and of the resource are together one instance's.
+pub(super) fn meta_in_all() -> Rule {
+    Rule::new(format!(
+        "!has(self.source.static) || !has(self.meta) || self.source.static.all(a, !has(a.meta) || \
+         size(self.meta) + a.meta.filter(k, !(k in self.meta)).size() <= {MAX_META})"
+    ))
+    .message(&*format!(
+        "spec.meta and the meta of a static address have more than {MAX_META} keys together: Consul keeps 64 pairs for \
+         an instance, and some of them are Lictor's own"
+    ))
+}
 
 pub(super) fn tags(_: &mut SchemaGenerator) -> Schema {
     tag_list(MAX_TAGS)
@@ -38,6 +85,8 @@ fn tag_list(max: u32) -> Schema {
                     "rule": r"!self.matches('[\\x00-\\x1f\\x7f-\\x9f]')",
                     "message": "a tag holds no control characters or line breaks",
                 },
+                bytes(255),
+                template(),
             ],
         },
     })
@@ -55,21 +104,33 @@ fn meta_map(max: u32) -> Schema {
     json_schema!({
         "type": "object",
         "maxProperties": max,
-        "additionalProperties": { "type": "string", "maxLength": 512 },
+        "additionalProperties": {
+            "type": "string",
+            "maxLength": 512,
+            "x-kubernetes-validations": [bytes(512), template()],
+        },
         "x-kubernetes-validations": [
             {
                 "rule": "self.all(k, k.matches('^[A-Za-z0-9_-]{1,128}$'))",
                 "message": "meta keys hold letters, digits, '-' and '_', at most 128 of them: for 'app.kubernetes.io/version' write 'version' or 'app-version'",
             },
             {
-                "rule": "self.all(k, !k.startsWith('consul-'))",
+                "rule": "self.all(k, !k.lowerAscii().startsWith('consul-'))",
                 "message": "meta keys that begin with 'consul-' belong to Consul: write the key without that beginning",
             },
             {
-                "rule": "self.all(k, !k.startsWith('lictor-') && !(k in ['managed-by', 'external-source', 'k8s-namespace', 'k8s-pod', 'k8s-node']))",
+                "rule": "self.all(k, !k.lowerAscii().startsWith('lictor-') && !(k.lowerAscii() in ['managed-by', 'external-source', 'k8s-namespace', 'k8s-pod', 'k8s-node']))",
                 "message": "Lictor itself sets managed-by, external-source, k8s-namespace, k8s-pod, k8s-node and all keys that begin with 'lictor-': leave them out, or write another key, such as 'source' or 'my-pod'",
             },
         ],
+    })
+}
+
+fn template() -> Value {
+    json!({
+        // In CEL a string in quotes has escapes of its own; one between three of them may hold both kinds of quotes.
+        "rule": format!("self.matches(r\"\"\"{TEMPLATE}\"\"\")"),
+        "message": "a ${ without its }: close it, as in ${pod.name}, or write $${ where ${ itself is meant",
     })
 }
 
@@ -83,23 +144,39 @@ pub(super) fn ip_address(_: &mut SchemaGenerator) -> Schema {
         "x-kubernetes-validations": [
             {
                 "rule": "isIP(self)",
-                "message": "an IP address, such as 203.0.113.7 or 2001:db8::7; names of hosts are not taken",
+                "message": "an IP address, such as 203.0.113.7 or 2001:db8::7; neither names of hosts, nor zones (%eth0), nor IPv4 addresses in the form of IPv6 are taken",
             },
             {
                 "rule": "!isIP(self) || ip.isCanonical(self)",
                 "message": "write the IPv6 address in its short form, in lower case: 2001:db8::7, not 2001:DB8:0:0:0:0:0:7",
             },
             {
-                "rule": "!isIP(self) || ip(self).isGlobalUnicast()",
-                "message": "an address that others can reach: not the loopback, link-local, multicast or unspecified one",
+                "rule": "!isIP(self) || (ip(self).isGlobalUnicast() && !cidr('::/96').containsIP(ip(self)))",
+                "message": "an address that others can reach: not a loopback, link-local, multicast, broadcast or unspecified one",
+            },
+            {
+                "rule": format!("!(self in [{}])", METADATA.map(|address| format!("'{address}'")).join(", ")),
+                "message": "here a cloud answers each machine about itself, credentials included: never an instance of a service",
             },
         ],
     })
 }
 
-/// A duration as Go and Kubernetes write it, without fractions.
+/// Where clouds answer with a machine's own metadata, apart from 169.254.169.254, which is link-local: AWS, Google,
+/// Alibaba, Azure, Oracle.
+const METADATA: [&str; 5] = ["fd00:ec2::254", "fd20:ce::254", "100.100.100.200", "168.63.129.16", "192.0.0.192"];
+
 pub(super) fn duration(_: &mut SchemaGenerator) -> Schema {
-    json_schema!({ "type": "string", "maxLength": 32, "pattern": "^([0-9]{1,5}(h|m|s|ms)){1,4}$" })
+    json_schema!({
+        "type": "string",
+        "maxLength": 32,
+        "x-kubernetes-validations": [
+            {
+                "rule": format!("self.matches('{DURATION}')"),
+                "message": "a duration is whole numbers with units, of h, m, s and ms: such as 10s, 1m30s or 500ms",
+            },
+        ],
+    })
 }
 
 /// Kubernetes' label selector, one that picks something.
@@ -112,17 +189,25 @@ pub(super) fn pod_selector(_: &mut SchemaGenerator) -> Schema {
                 "rule": "(has(self.matchLabels) && size(self.matchLabels) > 0) || (has(self.matchExpressions) && size(self.matchExpressions) > 0)",
                 "message": "an empty selector would pick every pod of the namespace: give matchLabels or matchExpressions",
             },
+            {
+                "rule": "!has(self.matchExpressions) || !self.matchExpressions.exists(a, a.operator == 'DoesNotExist' && ((has(self.matchLabels) && a.key in self.matchLabels) || self.matchExpressions.exists(b, b.key == a.key && b.operator in ['In', 'Exists'])))",
+                "message": "no pod has a label and has it not: the same key is asked for by DoesNotExist and by another requirement",
+            },
+            {
+                "rule": "!has(self.matchLabels) || !has(self.matchExpressions) || !self.matchExpressions.exists(a, a.key in self.matchLabels && has(a.values) && (self.matchLabels[a.key] in a.values) == (a.operator == 'NotIn'))",
+                "message": "no pod is picked: matchLabels and matchExpressions ask for different values of the same label",
+            },
         ],
         "properties": {
             "matchLabels": {
                 "description": "Labels that a pod must have, all of them.",
                 "type": "object",
                 "maxProperties": 32,
-                "additionalProperties": { "type": "string", "maxLength": 63, "pattern": LABEL_VALUE },
+                "additionalProperties": label_value(),
                 "x-kubernetes-validations": [
                     {
-                        "rule": format!("self.all(k, k.matches('{LABEL_KEY}'))"),
-                        "message": "not a label's key: such as 'app' or 'app.kubernetes.io/name'",
+                        "rule": format!("self.all(k, k.matches('{LABEL_KEY}') && k.indexOf('/') <= 253)"),
+                        "message": NOT_A_KEY,
                     },
                 ],
             },
@@ -142,22 +227,27 @@ pub(super) fn pod_selector(_: &mut SchemaGenerator) -> Schema {
                     ],
                     "properties": {
                         "key": {
-                            "description": "The label.",
+                            "description": "The label's key.",
                             "type": "string",
                             "maxLength": 317,
-                            "pattern": LABEL_KEY,
+                            "x-kubernetes-validations": [
+                                {
+                                    "rule": format!("self.matches('{LABEL_KEY}') && self.indexOf('/') <= 253"),
+                                    "message": NOT_A_KEY,
+                                },
+                            ],
                         },
                         "operator": {
-                            "description": "What is asked of the label's value.",
+                            "description": "`In`: the label has one of the values. `NotIn`: it has none of them, or is missing. `Exists`: it is there. `DoesNotExist`: it is missing.",
                             "type": "string",
                             "enum": ["In", "NotIn", "Exists", "DoesNotExist"],
                         },
                         "values": {
-                            "description": "The values, for In and NotIn.",
+                            "description": "The values, for `In` and `NotIn`.",
                             "type": "array",
                             "maxItems": 64,
                             "x-kubernetes-list-type": "atomic",
-                            "items": { "type": "string", "maxLength": 63, "pattern": LABEL_VALUE },
+                            "items": label_value(),
                         },
                     },
                 },
@@ -168,8 +258,22 @@ pub(super) fn pod_selector(_: &mut SchemaGenerator) -> Schema {
 
 /// Syntax of labels:
 /// <https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/#syntax-and-character-set>.
-const LABEL_KEY: &str = "^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$";
+const LABEL_KEY: &str = "^([a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$";
+const NOT_A_KEY: &str = "not a label's key: such as 'app' or 'app.kubernetes.io/name'";
 const LABEL_VALUE: &str = "^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$";
+
+fn label_value() -> Value {
+    json!({
+        "type": "string",
+        "maxLength": 63,
+        "x-kubernetes-validations": [
+            {
+                "rule": format!("self.matches('{LABEL_VALUE}')"),
+                "message": "a label's value holds letters, digits, '-', '_' and '.', and begins and ends with a letter or digit",
+            },
+        ],
+    })
+}
 
 /// Kubernetes' standard conditions, with its own limits.
 pub(super) fn conditions(_: &mut SchemaGenerator) -> Schema {
@@ -183,7 +287,7 @@ pub(super) fn conditions(_: &mut SchemaGenerator) -> Schema {
             "required": ["type", "status", "lastTransitionTime", "reason", "message"],
             "properties": {
                 "type": {
-                    "description": "Which condition.",
+                    "description": "Which condition: `Ready`, `Accepted`, `Resolved` or `Registered`.",
                     "type": "string",
                     "maxLength": 316,
                     "pattern": "^([a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])$",
@@ -205,7 +309,7 @@ pub(super) fn conditions(_: &mut SchemaGenerator) -> Schema {
                     "format": "date-time",
                 },
                 "reason": {
-                    "description": "Why, in one word.",
+                    "description": "Why, in one word for programs.",
                     "type": "string",
                     "minLength": 1,
                     "maxLength": 1024,

@@ -20,34 +20,38 @@ pub struct Source {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service: Option<ServiceSource>,
 
-    /// The pods of this namespace that a selector picks, with no Service needed.
+    /// The pods of this namespace that a selector picks, with no Service needed. Each that has an address is an
+    /// instance, until it begins to terminate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::pod_selector")]
     pub pods: Option<LabelSelector>,
 
-    /// Addresses of what runs elsewhere. The administrator of Lictor says which are allowed; none is by
-    /// default.
+    /// Addresses of what runs elsewhere, each an instance. They are there and pass, unless one of `spec.checks`
+    /// finds otherwise. The administrator of Lictor says which addresses are allowed (`--allow-static`); none is
+    /// by default.
     #[serde(default, rename = "static", skip_serializing_if = "Option::is_none")]
     #[schemars(
         length(min = 1, max = 256),
         extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["address", "port"])
     )]
+    #[x_kube(validation = schema::own_in_all())]
     pub static_addresses: Option<Vec<StaticAddress>>,
 }
 
-/// The endpoints of a Service of this namespace. It may also be headless, or have no selector and hand-made
-/// `EndpointSlices`.
-#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+/// The endpoints of a Service of this namespace, each until it begins to terminate. The Service may also be
+/// headless, or have no selector and hand-made `EndpointSlices`.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 pub struct ServiceSource {
     /// Name of the Service.
-    #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    #[schemars(length(min = 1, max = 63))]
+    #[x_kube(validation = schema::dns_label("a Service's name"))]
     pub name: String,
 }
 
-/// One address of something that runs elsewhere, and what is particular to it.
+/// Each has an address and a port, and may have tags and metadata of its own.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 pub struct StaticAddress {
-    /// An IP address.
+    /// An IP address that others can reach, not the name of a host.
     #[schemars(schema_with = "schema::ip_address")]
     pub address: String,
 
@@ -55,12 +59,13 @@ pub struct StaticAddress {
     #[schemars(range(min = 1))]
     pub port: u16,
 
-    /// Tags of this instance, besides those of the resource.
+    /// Tags of this instance alone, at most 8, besides those of the resource.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::own_tags")]
     pub tags: Vec<String>,
 
-    /// Metadata of this instance, besides that of the resource; where both have a key, this one counts.
+    /// Metadata of this instance alone, at most 8 pairs, besides that of the resource; where both have a key, this
+    /// one counts.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(schema_with = "schema::own_meta")]
     pub meta: BTreeMap<String, String>,

@@ -49,19 +49,19 @@ pub struct InstanceCounts {
     #[serde(default)]
     pub desired: u32,
 
-    /// Of them, those that are in Consul as they should be.
+    /// Of those desired, the ones that are in Consul as they should be.
     #[serde(default)]
     pub registered: u32,
 
-    /// Registered ones whose checks all pass.
+    /// Of those registered, the ones whose checks all pass.
     #[serde(default)]
     pub passing: u32,
 
-    /// Registered ones of which a check warns and none is critical.
+    /// Of those registered, the ones of which a check warns and none is critical.
     #[serde(default)]
     pub warning: u32,
 
-    /// Registered ones of which a check is critical.
+    /// Of those registered, the ones of which a check is critical.
     #[serde(default)]
     pub critical: u32,
 }

@@ -3,22 +3,35 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::{Rules, invalid, not_supported, port};
+use super::{Rules, invalid, not_supported, port, refuse};
 use crate::cluster::api::{self, TlsOptions};
 use crate::model::check::{Check, CheckSpec, Probe, Tls};
 use crate::model::names::{READINESS, Str};
-use crate::model::resource::Refusal;
+use crate::model::reasons::Refusal;
 
 /// Consul runs a check at most once a second.
 const LEAST_INTERVAL: u64 = 1_000;
 /// The time-out of a check whose interval is longer, in milliseconds: as Consul's own for HTTP.
 const DEFAULT_TIMEOUT: u64 = 10_000;
 
+/// Who runs the checks of registrations.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ChecksRunBy {
+    /// The agent that has the registration: every check.
+    Agent,
+    /// consul-esm, after what the catalog says: some of what an agent does.
+    Esm,
+    /// The catalog alone runs none.
+    #[default]
+    Nobody,
+}
+
 /// The checks of a spec, in its order.
 pub(super) fn checks(checks: Vec<api::Check>, rules: &Rules) -> Result<Vec<CheckSpec>, Refusal> {
-    if !checks.is_empty() && !rules.runs_checks {
+    if !checks.is_empty() && rules.checks == ChecksRunBy::Nobody {
         return not_supported(
-            "spec.checks with --registration=catalog, where nothing runs them (readiness works; remove the checks)",
+            "spec.checks with --registration=catalog, where nothing runs them (readiness works; remove the checks, or \
+             have the administrator run consul-esm and start Lictor with --consul-esm)",
         );
     }
     let mut names = BTreeSet::new();
@@ -28,9 +41,36 @@ pub(super) fn checks(checks: Vec<api::Check>, rules: &Rules) -> Result<Vec<Check
             if given.name == READINESS || !names.insert(given.name.clone()) {
                 return invalid(format!("spec.checks: the name {:?} is taken: choose another", given.name));
             }
-            check(given)
+            let check = check(given)?;
+            match unknown_to_esm(&check.check).filter(|_| rules.checks == ChecksRunBy::Esm) {
+                Some(what) => refuse(
+                    "NotSupported",
+                    format!("spec.checks {:?}: consul-esm, which runs the checks here, {what}", &*check.check.name),
+                ),
+                None => Ok(check),
+            }
         })
         .collect()
+}
+
+/// What of a check consul-esm (as of v0.11, `check.go`) does not do, and what to do instead.
+fn unknown_to_esm(check: &Check) -> Option<&'static str> {
+    match &check.probe {
+        Probe::Udp => return Some("has no udp checks: choose http, tcp or grpc"),
+        Probe::H2Ping { .. } => return Some("has no h2ping checks: choose http, tcp or grpc"),
+        Probe::Http { body, .. } if !body.is_empty() => return Some("sends no body: remove http.body"),
+        Probe::Tcp { tls: Some(_) } => return Some("makes no TLS handshake in a tcp check: remove tcp.useTLS"),
+        Probe::Http { .. } | Probe::Tcp { tls: None } | Probe::Grpc { .. } => {}
+    }
+    if check.success_before_passing > 0 {
+        return Some("has one passing_threshold for all checks: remove successBeforePassing");
+    }
+    if check.failures_before_critical > 0 || check.failures_before_warning.is_some_and(|failures| failures > 0) {
+        return Some(
+            "has one critical_threshold for all checks: remove failuresBeforeWarning and failuresBeforeCritical",
+        );
+    }
+    None
 }
 
 fn check(given: api::Check) -> Result<CheckSpec, Refusal> {
@@ -50,6 +90,10 @@ fn check(given: api::Check) -> Result<CheckSpec, Refusal> {
             ));
         }
     };
+    // The path follows the instance's address in a URL: "@other:80" would make that address a user's name.
+    if let Some(http) = given.http.as_ref().filter(|http| !http.path.starts_with('/')) {
+        return invalid(format!("spec.checks {name:?}: the path {:?} does not begin with '/'", http.path));
+    }
     let probe = match (given.http, given.tcp, given.grpc, given.udp, given.h2ping) {
         (Some(http), None, None, None, None) => Probe::Http {
             path: http.path.into(),
@@ -101,7 +145,46 @@ fn milliseconds(text: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
+
     use super::*;
+
+    #[test]
+    fn what_consul_esm_does_not_do_is_refused_where_it_runs_the_checks() {
+        let given = |what: Value| {
+            let mut check = json!({ "name": "c" });
+            check.as_object_mut().unwrap().extend(what.as_object().unwrap().clone());
+            vec![serde_json::from_value::<api::Check>(check).unwrap()]
+        };
+        let judged = |what: &Value, checks: ChecksRunBy| {
+            super::checks(given(what.clone()), &Rules { checks, ..Rules::default() }).map_err(|refusal| refusal.message)
+        };
+        let fine = [
+            json!({ "http": { "path": "/", "scheme": "https", "tlsSkipVerify": true, "tlsServerName": "a", "body": "" } }),
+            json!({ "http": { "headers": [{ "name": "X", "value": "y" }], "method": "HEAD" }, "port": "other" }),
+            json!({ "tcp": {}, "successBeforePassing": 0, "failuresBeforeWarning": 0, "failuresBeforeCritical": 0 }),
+            json!({ "grpc": { "service": "s", "useTLS": true, "tlsServerName": "a" }, "timeout": "2s" }),
+        ];
+        let refused = [
+            (json!({ "udp": {} }), "no udp"),
+            (json!({ "h2ping": {} }), "no h2ping"),
+            (json!({ "http": { "body": "x" } }), "http.body"),
+            (json!({ "tcp": { "useTLS": true } }), "tcp.useTLS"),
+            (json!({ "http": {}, "successBeforePassing": 1 }), "successBeforePassing"),
+            (json!({ "grpc": {}, "failuresBeforeCritical": 2 }), "failuresBeforeCritical"),
+        ];
+        for what in &fine {
+            assert!(judged(what, ChecksRunBy::Esm).is_ok(), "{what}");
+        }
+        for (what, words) in &refused {
+            let message = judged(what, ChecksRunBy::Esm).unwrap_err();
+            assert!(message.contains(words) && message.contains("consul-esm"), "{message}");
+        }
+        for what in fine.iter().chain(refused.iter().map(|(what, _)| what)) {
+            assert!(judged(what, ChecksRunBy::Agent).is_ok(), "{what}");
+            assert!(judged(what, ChecksRunBy::Nobody).unwrap_err().contains("--consul-esm"), "{what}");
+        }
+    }
 
     #[test]
     fn durations_are_gos() {

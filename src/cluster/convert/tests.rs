@@ -2,6 +2,9 @@ use serde_json::json;
 
 use super::*;
 use crate::model::check::{Probe, Tls};
+use crate::model::registration::TaggedAddress;
+use crate::model::resource::Own;
+use crate::model::selector::{Requirement, Selector};
 
 fn read_with(rules: &Rules, spec: &Value) -> SeenResource {
     let object = json!({
@@ -13,7 +16,7 @@ fn read_with(rules: &Rules, spec: &Value) -> SeenResource {
 
 fn read(spec: &Value) -> Result<Arc<Spec>, Refusal> {
     let allow_static = vec!["198.51.100.0/24".parse().unwrap(), "fe80::/10".parse().unwrap()];
-    let rules = Rules { class: None, allow_static, runs_checks: true };
+    let rules = Rules { class: None, allow_static, checks: ChecksRunBy::Agent, limits: Limits::default() };
     read_with(&rules, spec).resource.spec
 }
 
@@ -32,13 +35,15 @@ fn the_smallest_spec_is_read_with_careful_defaults() {
         service: "user".into(),
         source: Source::Service { name: "user".into() },
         port: None,
-        tags: Arc::from([]),
+        tags: Vec::new(),
         meta: BTreeMap::new(),
         weights: Weights { passing: 1, warning: 1 },
         tagged_addresses: Arc::default(),
         enable_tag_override: false,
+        dual_stack: false,
         readiness: Readiness::Mirror,
         checks: Vec::new(),
+        limits: Limits::default(),
     };
     assert_eq!(*spec, expected);
 }
@@ -62,13 +67,15 @@ fn every_field_is_read() {
         service: "user_service".into(),
         source: Source::Service { name: "user".into() },
         port: Some(PortRef::Name("grpc".into())),
-        tags: Arc::from(["b".into(), "a".into()]),
-        meta: BTreeMap::from([("version".into(), "1".into())]),
+        tags: vec![Template::Plain("b".into()), Template::Plain("a".into())],
+        meta: BTreeMap::from([("version".into(), Template::Plain("1".into()))]),
         weights: Weights { passing: 10, warning: 0 },
         tagged_addresses: Arc::new(BTreeMap::from([("wan".into(), wan)])),
         enable_tag_override: true,
+        dual_stack: false,
         readiness: Readiness::Deregister,
         checks: Vec::new(),
+        limits: Limits::default(),
     };
     assert_eq!(*spec.unwrap(), expected);
     assert_eq!(with(json!({ "port": 80 })).unwrap().port, Some(PortRef::Number(80)));
@@ -83,14 +90,12 @@ fn what_cannot_be_acted_on_is_refused_with_its_reason() {
         (with(json!({ "checks": [{ "name": "a", "tcp": {}, "timeout": "1m" }] })), "Invalid", "at most the interval"),
         (with(json!({ "checks": [{ "name": "readiness", "tcp": {} }] })), "Invalid", "choose another"),
         (with(json!({ "checks": [{ "name": "a", "tcp": {}, "udp": {} }] })), "Invalid", "exactly one"),
-        (with(json!({ "tags": ["a", "v-${pod.name}"] })), "NotSupported", "v-${pod.name}"),
-        (with(json!({ "meta": { "v": "${pod.name}" } })), "NotSupported", "spec.meta"),
-        (read(&json!({ "source": { "pods": { "matchLabels": { "a": "b" } } } })), "NotSupported", "spec.source.pods"),
-        (
-            read(&json!({ "source": { "static": [{ "address": "198.51.100.1", "port": 1 }] } })),
-            "NotSupported",
-            "spec.source.static",
-        ),
+        (with(json!({ "checks": [{ "name": "a", "http": { "path": "@b:80/" } }] })), "Invalid", "begin with '/'"),
+        (with(json!({ "tags": ["a", "v-${pod.ip}"] })), "InvalidTemplate", "pod.ip"),
+        (with(json!({ "tags": ["${pod.name"] })), "InvalidTemplate", "spec.tags"),
+        (with(json!({ "meta": { "v": "${pod.name" } })), "InvalidTemplate", "spec.meta"),
+        (with(json!({ "namespace": "eng" })), "NotSupported", "spec.namespace \"eng\""),
+        (with(json!({ "partition": "eng" })), "NotSupported", "Enterprise"),
         (read(&json!({ "source": {} })), "Invalid", "exactly one"),
         (read(&json!({ "source": { "service": { "name": "a" }, "pods": {} } })), "Invalid", "exactly one"),
         (read(&json!({ "source": 7 })), "Undecodable", "Source"),
@@ -106,22 +111,222 @@ fn what_cannot_be_acted_on_is_refused_with_its_reason() {
         (with(json!({ "meta": { "consul-x": "" } })), "Invalid", "consul-x"),
         (with(json!({ "meta": { "lictor-x": "" } })), "Invalid", "lictor-x"),
         (with(json!({ "meta": { "k8s-pod": "" } })), "Invalid", "k8s-pod"),
+        (with(json!({ "meta": { "Managed-By": "" } })), "Invalid", "Managed-By"),
         (
             with(json!({ "taggedAddresses": { "consul-virtual": { "address": "198.51.100.1", "port": 1 } } })),
             "Invalid",
             "consul-",
         ),
-        (with(tagged("example.com")), "Invalid", "not an IP address"),
+        (
+            with(json!({ "taggedAddresses": { "wan_ipv6": { "address": "198.51.100.1", "port": 1 } } })),
+            "Invalid",
+            "no IPv6 address",
+        ),
+        (with(tagged("example.com")), "Invalid", "spec.taggedAddresses.wan: \"example.com\" is not an IP address"),
         (with(tagged("203.0.113.1")), "NotAllowed", "--allow-static"),
-        (with(tagged("fe80::1")), "NotAllowed", "link-local"),
-        (with(tagged("::ffff:127.0.0.1")), "NotAllowed", "loopback"),
-        (with(tagged("0.0.0.0")), "NotAllowed", "unspecified"),
-        (with(tagged("ff02::1")), "NotAllowed", "multicast"),
     ];
     for (result, reason, part) in table {
-        let refusal = result.expect_err(part);
-        assert_eq!(refusal.reason, reason, "{}", refusal.message);
-        assert!(refusal.message.contains(part), "{:?} does not say {part:?}", refusal.message);
+        is_refused(result, reason, part);
+    }
+}
+
+fn is_refused(result: Result<Arc<Spec>, Refusal>, reason: &str, part: &str) {
+    let refusal = result.expect_err(part);
+    assert_eq!(refusal.reason, reason, "{}", refusal.message);
+    assert!(refusal.message.contains(part), "{:?} does not say {part:?}", refusal.message);
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "written in place as json!")]
+fn pods(selector: Value) -> Result<Source, Refusal> {
+    read(&json!({ "source": { "pods": selector } })).map(|spec| spec.source.clone())
+}
+
+#[test]
+fn a_selector_is_read_as_kubernetes_reads_it() {
+    let values = |list: &[&str]| list.iter().map(|value| Str::from(*value)).collect();
+    let selector = pods(json!({
+        "matchLabels": { "app": "user" },
+        "matchExpressions": [
+            { "key": "tier", "operator": "In", "values": ["a", "b"] },
+            { "key": "track", "operator": "NotIn", "values": ["canary"] },
+            { "key": "version", "operator": "Exists" },
+            { "key": "legacy", "operator": "DoesNotExist", "values": [] },
+        ],
+    }));
+    let expected = Selector(vec![
+        Requirement::In("app".into(), values(&["user"])),
+        Requirement::In("tier".into(), values(&["a", "b"])),
+        Requirement::NotIn("track".into(), values(&["canary"])),
+        Requirement::Exists("version".into()),
+        Requirement::DoesNotExist("legacy".into()),
+    ]);
+    assert_eq!(selector, Ok(Source::Pods { selector: expected }));
+}
+
+#[test]
+fn a_selector_that_says_nothing_or_too_much_is_refused() {
+    for empty in [json!({}), json!({ "matchLabels": {} }), json!({ "matchExpressions": [] })] {
+        let refusal = pods(empty).unwrap_err();
+        assert!(refusal.reason == "Invalid" && refusal.message.contains("every pod"), "{refusal:?}");
+    }
+    for (operator, values) in [
+        ("In", json!([])),
+        ("NotIn", Value::Null),
+        ("Exists", json!(["a"])),
+        ("DoesNotExist", json!(["a"])),
+        ("in", json!(["a"])),
+        ("Gt", json!(["1"])),
+    ] {
+        let expression = json!({ "key": "tier", "operator": operator, "values": values });
+        let refusal = pods(json!({ "matchExpressions": [expression] })).unwrap_err();
+        assert!(refusal.reason == "Invalid" && refusal.message.contains(operator), "{refusal:?}");
+    }
+}
+
+/// A spec from these static addresses.
+fn fixed(addresses: &Value) -> Result<Arc<Spec>, Refusal> {
+    read(&json!({ "source": { "static": addresses } }))
+}
+
+#[test]
+fn static_addresses_are_read_with_what_is_their_own() {
+    let spec = fixed(&json!([
+        { "address": "198.51.100.1", "port": 80, "tags": ["old", "${ports['a']}"], "meta": { "rack": "7" } },
+        { "address": "198.51.100.1", "port": 81 },
+        { "address": "::ffff:198.51.100.2", "port": 80 },
+    ]));
+    let own = Own {
+        tags: vec![Template::Plain("old".into()), Template::parse("${ports['a']}").unwrap()],
+        meta: [("rack".into(), Template::Plain("7".into()))].into(),
+    };
+    let at =
+        |last: u8, port, own: Own| StaticAddress { address: [198, 51, 100, last].into(), port, own: Arc::new(own) };
+    let addresses = vec![at(1, 80, own), at(1, 81, Own::default()), at(2, 80, Own::default())];
+    assert_eq!(spec.unwrap().source, Source::Static { addresses });
+}
+
+#[test]
+fn static_addresses_that_are_wrong_are_refused() {
+    let one = |more: Value| {
+        let mut address = json!({ "address": "198.51.100.1", "port": 80 });
+        let Value::Object(more) = more else { panic!("fields") };
+        address.as_object_mut().unwrap().extend(more);
+        fixed(&json!([address]))
+    };
+    let twice = json!([{ "address": "198.51.100.1", "port": 80 }, { "address": "::ffff:198.51.100.1", "port": 80 }]);
+    let table = [
+        (one(json!({ "address": "vm.example.com" })), "Invalid", "not an IP address"),
+        (one(json!({ "port": 0 })), "Invalid", "1 to 65535"),
+        (one(json!({ "port": 65536 })), "Undecodable", "65536"),
+        (fixed(&twice), "Invalid", "stands there twice"),
+        (one(json!({ "tags": ["${"] })), "InvalidTemplate", "spec.source.static"),
+        (one(json!({ "meta": { "v": "${pod}" } })), "InvalidTemplate", "pod"),
+        (one(json!({ "meta": { "lictor-owner": "me" } })), "Invalid", "lictor-owner"),
+        (one(json!({ "meta": { "v": "x".repeat(513) } })), "Invalid", "513 bytes"),
+        (one(json!({ "address": "203.0.113.1" })), "NotAllowed", "--allow-static"),
+    ];
+    for (result, reason, part) in table {
+        is_refused(result, reason, part);
+    }
+}
+
+#[test]
+fn a_static_address_has_room_for_its_pairs_beside_those_of_all() {
+    let pairs = |prefix: &str, count: usize| -> BTreeMap<String, &str> {
+        (0..count).map(|n| (format!("{prefix}{n}"), "")).collect()
+    };
+    let spec = |own: BTreeMap<String, &str>| {
+        let address = json!({ "address": "198.51.100.1", "port": 80, "meta": own });
+        read(&json!({ "source": { "static": [address] }, "meta": pairs("k", 50) }))
+    };
+    assert!(spec(pairs("own", 3)).is_ok() && spec(pairs("k", 8)).is_ok(), "a pair that takes the place of another");
+    is_refused(spec(pairs("own", 4)), "Invalid", "198.51.100.1 has 54 meta pairs");
+}
+
+#[test]
+fn no_range_of_the_administrators_allows_what_is_nobodys_or_a_clouds() {
+    let everything = vec!["0.0.0.0/0".parse().unwrap(), "::/0".parse().unwrap()];
+    let rules = Rules { allow_static: everything, ..Rules::default() };
+    let read = |address: &str| {
+        let wan = json!({ "address": address, "port": 443 });
+        let source = json!({ "static": [{ "address": address, "port": 443 }] });
+        [
+            read_with(&rules, &json!({ "source": source })).resource.spec,
+            read_with(&rules, &json!({ "source": { "service": { "name": "a" } }, "taggedAddresses": { "wan": wan } }))
+                .resource
+                .spec,
+        ]
+    };
+    for (address, part) in [
+        ("127.0.0.1", "loopback"),
+        ("127.8.8.8", "loopback"),
+        ("::1", "loopback"),
+        ("::ffff:127.0.0.1", "loopback"),
+        ("::127.0.0.1", "loopback"),
+        ("169.254.1.1", "link-local"),
+        ("169.254.169.254", "link-local"),
+        ("::ffff:169.254.169.254", "link-local"),
+        ("fe80::1", "link-local"),
+        ("0.0.0.0", "unspecified"),
+        ("::", "unspecified"),
+        ("224.0.0.1", "multicast"),
+        ("ff02::1", "multicast"),
+        ("255.255.255.255", "others cannot reach it"),
+        ("fd00:ec2::254", "a cloud answers"),
+        ("fd20:ce::254", "a cloud answers"),
+        ("100.100.100.200", "a cloud answers"),
+        ("168.63.129.16", "a cloud answers"),
+        ("192.0.0.192", "a cloud answers"),
+    ] {
+        for spec in read(address) {
+            is_refused(spec, "NotAllowed", part);
+        }
+    }
+    for address in ["10.0.0.1", "203.0.113.7", "2001:db8::1", "100.100.100.201"] {
+        assert!(read(address).iter().all(Result::is_ok), "{address}");
+    }
+}
+
+#[test]
+fn the_default_partition_and_namespace_are_the_ones_that_there_are() {
+    let spec = with(json!({ "namespace": "default", "partition": "default" }));
+    assert_eq!(spec, with(json!({})));
+}
+
+#[test]
+fn values_are_read_where_they_are_meant_and_judged_when_they_are_known() {
+    let long = format!("${{pod.name}}{}", "x".repeat(600));
+    let spec =
+        with(json!({ "tags": ["v${pod.labels['version']}", "$${plain}"], "meta": { "v": long }, "dualStack": true }));
+    let spec = spec.unwrap();
+    let [valued, plain] = &spec.tags[..] else { panic!("two tags") };
+    assert!(matches!(valued, Template::Parts(_)) && *plain == Template::Plain("${plain}".into()));
+    assert!(matches!(&spec.meta["v"], Template::Parts(_)));
+    assert!(spec.dual_stack);
+}
+
+#[test]
+fn what_the_administrator_allows_is_part_of_the_spec() {
+    let limits = Limits { instances: 7, shares_name: true, verify_endpoints: true };
+    let rules = Rules { limits, ..Rules::default() };
+    let spec = read_with(&rules, &json!({ "source": { "service": { "name": "user" } } })).resource.spec;
+    assert_eq!(spec.unwrap().limits, limits);
+}
+
+#[test]
+fn a_resource_is_paused_by_its_annotation_unless_that_says_false() {
+    let table = [
+        (json!({}), false),
+        (json!({ "lictor.dev/paused": "true" }), true),
+        (json!({ "lictor.dev/paused": "" }), true),
+        (json!({ "lictor.dev/paused": "no" }), true),
+        (json!({ "lictor.dev/paused": "false" }), false),
+        (json!({ "lictor.dev/pause": "true" }), false),
+    ];
+    for (annotations, paused) in table {
+        let object = json!({ "metadata": { "annotations": annotations }, "spec": {} });
+        let seen = resource(ObjectKey::new("shop", "user"), serde_json::from_value(object).unwrap(), &Rules::default());
+        assert_eq!(seen.resource.paused, paused, "{annotations}");
     }
 }
 
@@ -187,13 +392,16 @@ fn metadata_is_read_and_a_status_that_cannot_be_read_is_as_none() {
             "uid": "u",
             "generation": 3,
             "resourceVersion": "7",
+            "creationTimestamp": "2026-01-01T00:00:00Z",
             "finalizers": ["b", "a"],
             "deletionTimestamp": "2026-01-01T00:00:00Z",
         },
         "status": "nonsense",
     });
     let seen = resource(ObjectKey::new("shop", "user"), serde_json::from_value(object).unwrap(), &Rules::default());
-    let Resource { key, uid, generation, resource_version, finalizers, deleting, spec, status, .. } = seen.resource;
+    let Resource { key, uid, created, generation, resource_version, finalizers, deleting, spec, status, .. } =
+        seen.resource;
+    assert_eq!(created, 1_767_225_600);
     assert_eq!((key.to_string().as_str(), &*uid, generation, &*resource_version), ("shop/user", "u", 3, "7"));
     assert_eq!((finalizers, deleting), (vec!["b".into(), "a".into()], true));
     assert_eq!(spec.unwrap_err().reason, "Undecodable");

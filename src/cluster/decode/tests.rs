@@ -4,8 +4,13 @@ use super::*;
 use crate::model::names::Str;
 
 fn fact<K: Watched>(object: Value) -> Option<K::Fact> {
+    fact_with::<K>(object, &[])
+}
+
+/// The same, where these annotations of pods are kept.
+fn fact_with<K: Watched>(object: Value, annotations: &[&str]) -> Option<K::Fact> {
     let object: K = serde_json::from_value(object).unwrap();
-    let mut decoder = Decoder::new(Arc::default());
+    let mut decoder = Decoder::new(Arc::default(), annotations.iter().map(|key| Str::from(*key)).collect());
     let key = decoder.key(object.meta());
     object.fact(&key, &mut decoder)
 }
@@ -93,15 +98,143 @@ fn a_node_is_its_first_internal_address() {
         { "type": "InternalIP", "address": "2001:db8::1" },
     ]);
     let node = fact::<NodeObject>(json!({ "metadata": { "name": "n1" }, "status": { "addresses": addresses } }));
-    assert_eq!(node, Some(Node { address: Some(IpAddr::from([192, 0, 2, 1])) }));
-    assert_eq!(fact::<NodeObject>(json!({ "metadata": {} })), Some(Node { address: None }));
+    assert_eq!(node, Some(Node { address: Some(IpAddr::from([192, 0, 2, 1])), zone: None, region: None }));
+    assert_eq!(fact::<NodeObject>(json!({ "metadata": {} })), Some(Node { address: None, zone: None, region: None }));
+}
+
+#[test]
+fn a_node_is_in_a_zone_and_a_region_by_its_labels() {
+    let labels = json!({
+        "topology.kubernetes.io/zone": "eu-1a",
+        "topology.kubernetes.io/region": "eu-1",
+        "failure-domain.beta.kubernetes.io/zone": "old",
+    });
+    let node = fact::<NodeObject>(json!({ "metadata": { "name": "n1", "labels": labels } })).unwrap();
+    assert_eq!(node, Node { address: None, zone: Some("eu-1a".into()), region: Some("eu-1".into()) });
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "written in place as json!")]
+fn pod(spec: Value, status: Value) -> Pod {
+    fact::<PodObject>(json!({ "metadata": { "name": "p1", "uid": "u1" }, "spec": spec, "status": status })).unwrap()
+}
+
+#[test]
+fn a_pod_is_what_an_instance_needs_of_it() {
+    let object = json!({
+        "metadata": { "name": "p1", "namespace": "shop", "uid": "u1", "labels": { "app": "user", "empty": "" } },
+        "spec": { "nodeName": "n1", "containers": [{ "name": "c", "ports": [{ "name": "http", "containerPort": 8080 }] }] },
+        "status": {
+            "phase": "Running",
+            "podIP": "10.0.0.1",
+            "podIPs": [{ "ip": "10.0.0.1" }, { "ip": "2001:db8::1" }],
+            "conditions": [{ "type": "PodScheduled", "status": "True" }, { "type": "Ready", "status": "True" }],
+        },
+    });
+    let expected = Pod {
+        uid: "u1".into(),
+        addresses: vec!["10.0.0.1".parse().unwrap(), "2001:db8::1".parse().unwrap()],
+        ready: true,
+        leaving: false,
+        node: Some("n1".into()),
+        ports: vec![ContainerPort { name: "http".into(), number: 8080 }],
+        labels: [("app".into(), "user".into()), ("empty".into(), "".into())].into(),
+        annotations: BTreeMap::new(),
+    };
+    assert_eq!(fact::<PodObject>(object), Some(expected));
+    let nothing = Pod {
+        uid: "".into(),
+        addresses: Vec::new(),
+        ready: false,
+        leaving: false,
+        node: None,
+        ports: Vec::new(),
+        labels: BTreeMap::new(),
+        annotations: BTreeMap::new(),
+    };
+    assert_eq!(fact::<PodObject>(json!({ "metadata": {} })), Some(nothing), "every field may be absent");
+}
+
+#[test]
+fn a_pod_leaves_when_it_has_ended_or_is_being_deleted() {
+    let phases = [("Pending", false), ("Running", false), ("Succeeded", true), ("Failed", true), ("Unknown", false)];
+    for (phase, leaving) in phases {
+        assert_eq!(pod(Value::Null, json!({ "phase": phase })).leaving, leaving, "{phase}");
+    }
+    let deleted = json!({
+        "metadata": { "name": "p1", "deletionTimestamp": "2026-01-01T00:00:00Z" },
+        "status": { "phase": "Running" },
+    });
+    assert!(fact::<PodObject>(deleted).unwrap().leaving);
+}
+
+#[test]
+fn a_pod_is_ready_only_if_its_condition_says_so() {
+    let table = [
+        (json!([{ "type": "Ready", "status": "True" }]), true),
+        (json!([{ "type": "Ready", "status": "False" }]), false),
+        (json!([{ "type": "Ready", "status": "Unknown" }]), false),
+        (json!([{ "type": "ContainersReady", "status": "True" }]), false),
+        (json!([{ "type": "Ready" }]), false),
+        (json!([]), false),
+        (Value::Null, false),
+    ];
+    for (conditions, ready) in table {
+        assert_eq!(pod(Value::Null, json!({ "conditions": conditions })).ready, ready, "{conditions}");
+    }
+}
+
+#[test]
+fn a_pods_addresses_are_its_ips_and_the_single_one_where_there_is_no_list() {
+    let table = [
+        (json!({ "podIP": "10.0.0.1" }), &["10.0.0.1"][..]),
+        (json!({ "podIP": "10.0.0.1", "podIPs": [] }), &["10.0.0.1"]),
+        (
+            json!({ "podIP": "10.0.0.1", "podIPs": [{ "ip": "2001:db8::1" }, { "ip": "10.0.0.1" }] }),
+            &["2001:db8::1", "10.0.0.1"],
+        ),
+        (json!({ "podIPs": [{ "ip": "not an address" }, { "ip": "10.0.0.1" }, {}] }), &["10.0.0.1"]),
+        (json!({ "podIP": "" }), &[]),
+        (json!({}), &[]),
+    ];
+    for (status, expected) in table {
+        let expected: Vec<IpAddr> = expected.iter().map(|address| address.parse().unwrap()).collect();
+        assert_eq!(pod(Value::Null, status.clone()).addresses, expected, "{status}");
+    }
+}
+
+#[test]
+fn a_pods_ports_are_those_of_containers_that_stay() {
+    let ports = |ports: Value| json!({ "name": "c", "ports": ports });
+    let spec = json!({
+        "containers": [
+            ports(json!([{ "name": "http", "containerPort": 8080 }, { "containerPort": 8081 }])),
+            ports(json!([{ "containerPort": 0 }, { "containerPort": 65536 }, { "name": "none" }])),
+            { "name": "without" },
+        ],
+        "initContainers": [
+            { "name": "sidecar", "restartPolicy": "Always", "ports": [{ "name": "admin", "containerPort": 9901 }] },
+            { "name": "setup", "ports": [{ "name": "gone", "containerPort": 1 }] },
+            { "name": "never", "restartPolicy": "Never", "ports": [{ "name": "gone", "containerPort": 2 }] },
+        ],
+    });
+    let port = |name: &str, number| ContainerPort { name: name.into(), number };
+    assert_eq!(pod(spec, Value::Null).ports, [port("http", 8080), port("", 8081), port("admin", 9901)]);
+}
+
+#[test]
+fn of_a_pods_annotations_only_those_that_are_wanted_are_kept() {
+    let object = json!({ "metadata": { "name": "p1", "annotations": { "team": "blue", "huge": "x" } } });
+    let kept = |wanted: &[&str]| fact_with::<PodObject>(object.clone(), wanted).unwrap().annotations;
+    assert_eq!(kept(&[]), BTreeMap::new());
+    let expected = [("team".into(), Some("blue".into())), ("tier".into(), None)];
+    assert_eq!(kept(&["team", "tier"]), expected.into(), "what is not there was looked for");
 }
 
 #[test]
 fn one_that_is_no_longer_of_interest_is_as_good_as_deleted() {
     let without_label = json!({ "metadata": { "name": "user", "namespace": "shop" }, "addressType": "IPv4" });
     let object: SliceObject = serde_json::from_value(without_label).unwrap();
-    let mut decoder = Decoder::new(Arc::default());
+    let mut decoder = Decoder::new(Arc::default(), BTreeSet::new());
     let gone = Change::Slice(Step::Delete(ObjectKey::new("shop", "user")));
     assert_eq!(decoder.decode(watcher::Event::Apply(object.clone())), Some(gone));
     assert_eq!(decoder.decode(watcher::Event::InitApply(object)), None, "a list that lacks it will sweep it");
@@ -115,7 +248,7 @@ fn strings_that_repeat_are_kept_once() {
         "endpoints": [{ "addresses": ["10.0.0.1"], "nodeName": "n1" }, { "addresses": ["10.0.0.2"], "nodeName": "n1" }],
     }))
     .unwrap();
-    let slice = object.fact(&ObjectKey::new("shop", "s"), &mut Decoder::new(Arc::default())).unwrap();
+    let slice = object.fact(&ObjectKey::new("shop", "s"), &mut Decoder::new(Arc::default(), BTreeSet::new())).unwrap();
     let node = |i: usize| -> &Str { slice.endpoints[i].node.as_ref().unwrap() };
     assert!(Arc::ptr_eq(node(0), node(1)));
 }

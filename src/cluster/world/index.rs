@@ -1,0 +1,191 @@
+//! What leads from a change to the resources that it concerns: Services to slices and users, pods to selectors and
+//! endpoints, and what of Kubernetes has to be watched for all of that.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use super::entry::Entry;
+use super::{Dirt, World};
+use crate::cluster::event::{Kind, ObjectKey, Scope};
+use crate::cluster::table::Table;
+use crate::model::facts::{Endpoint, Pod, Slice};
+use crate::model::guard::Cause;
+use crate::model::names::{ResourceKey, Str};
+use crate::model::resource::{Needs, Source};
+
+/// What the indexes have of a resource.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Links {
+    /// The Service that its instances come from.
+    service: Option<ObjectKey>,
+    /// Whether it selects pods.
+    selects: bool,
+    pub(super) needs: Needs,
+}
+
+/// What is behind an endpoint.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Behind {
+    /// The pod that it names.
+    Pod(ObjectKey),
+    /// Whatever has its address, where it names no pod.
+    Address(Str, IpAddr),
+}
+
+impl Behind {
+    pub(super) fn of(namespace: &Str, endpoint: &Endpoint) -> Self {
+        match &endpoint.pod {
+            Some(pod) => Self::Pod(ObjectKey { namespace: namespace.clone(), name: pod.name.clone() }),
+            None => Self::Address(namespace.clone(), endpoint.address),
+        }
+    }
+}
+
+impl World {
+    /// Brings the indexes in line with a resource as it is, and what follows from that for others.
+    pub(super) fn link(&mut self, key: &ResourceKey, dirt: &mut Dirt) {
+        let names = self.claim(key);
+        let mut moved: BTreeSet<ResourceKey> = names.iter().flat_map(|name| self.judge(name)).collect();
+        dirt.add_all(&moved, Cause::Observed);
+        moved.insert(key.clone());
+        // What is needed is counted before what is not any more: nothing is dropped that one takes over from another.
+        let moved: Vec<(ResourceKey, Links)> =
+            moved.into_iter().map(|key| (key.clone(), self.links_of(&key))).collect();
+        let had_pods = self.watches_pods();
+        for (key, new) in &moved {
+            let scopes = self.scopes.iter().filter(|scope| scope.covers(&key.namespace));
+            self.wants.add(&new.needs, scopes);
+        }
+        for (key, new) in moved {
+            self.link_facts(&key, new);
+        }
+        if self.watches_pods() != had_pods {
+            self.index_what_is_behind();
+        }
+    }
+
+    /// Brings the indexes of facts in line with a resource, whose needs were counted already.
+    fn link_facts(&mut self, key: &ResourceKey, new: Links) {
+        let old = self.links.get(key).cloned().unwrap_or_default();
+        if old.service != new.service {
+            relink(&mut self.users_of, key, old.service.clone(), new.service.clone());
+        }
+        if new.needs.nodes {
+            self.node_users.insert(key.clone());
+        } else {
+            self.node_users.remove(key);
+        }
+        let scopes = self.scopes.iter().filter(|scope| scope.covers(&key.namespace));
+        for (kind, scope) in self.wants.take(&old.needs, scopes) {
+            self.forget(kind, &scope);
+        }
+        if old.selects {
+            self.picked.remove(key);
+            unlink(&mut self.selecting, &key.namespace, key);
+        }
+        if new.selects {
+            self.selecting.entry(key.namespace.clone()).or_default().insert(key.clone());
+            let of_namespace = self.pods.of_namespace(&key.namespace);
+            let picked = of_namespace.filter(|(_, pod)| picks(&self.resources, &self.rivals, key, pod));
+            self.picked.insert(key.clone(), picked.map(|(key, _)| key.name.clone()).collect());
+        }
+        if new == Links::default() {
+            self.links.remove(key);
+        } else {
+            self.links.insert(key.clone(), new);
+        }
+    }
+
+    fn links_of(&self, key: &ResourceKey) -> Links {
+        let ours = self.resources.get(key).is_some_and(|entry| entry.resource.ours);
+        let Some(spec) = self.effective_spec(key).filter(|_| ours) else { return Links::default() };
+        let service = match &spec.source {
+            Source::Service { name } => Some(ObjectKey { namespace: key.namespace.clone(), name: name.clone() }),
+            Source::Pods { .. } | Source::Static { .. } => None,
+        };
+        Links { service, selects: matches!(spec.source, Source::Pods { .. }), needs: spec.needs() }
+    }
+
+    /// Drops what nobody needs any more.
+    fn forget(&mut self, kind: Kind, scope: &Scope) {
+        if self.is_wanted_anyway(&(kind, scope.clone())) {
+            return;
+        }
+        match kind {
+            Kind::Resource => {}
+            Kind::Service => self.services.forget(scope),
+            Kind::Slice => {
+                self.slices.forget(scope);
+                self.slices_of.retain(|service, _| !scope.covers(&service.namespace));
+                self.index_what_is_behind();
+            }
+            Kind::Pod => {
+                self.pods.forget(scope);
+                self.pods_at.retain(|(namespace, _), _| !scope.covers(namespace));
+            }
+            Kind::Node => self.nodes.forget(scope),
+        }
+    }
+
+    /// Whether pods are watched anywhere.
+    pub(super) fn watches_pods(&self) -> bool {
+        self.wants.has_kind(Kind::Pod) || self.besides.watches.keys().any(|(kind, _)| *kind == Kind::Pod)
+    }
+
+    /// Makes anew the index of what is behind endpoints, while it is of use.
+    fn index_what_is_behind(&mut self) {
+        self.slices_with.clear();
+        if !self.watches_pods() {
+            return;
+        }
+        for (key, slice) in self.slices.iter() {
+            for behind in behind(&key.namespace, Some(slice)) {
+                self.slices_with.entry(behind).or_default().insert(key.clone());
+            }
+        }
+    }
+}
+
+/// Whether a resource selects a pod.
+pub(super) fn picks(
+    resources: &Table<Entry>,
+    rivals: &BTreeMap<ResourceKey, ResourceKey>,
+    key: &ResourceKey,
+    pod: &Pod,
+) -> bool {
+    let spec = resources.get(key).and_then(|entry| entry.effective(rivals.contains_key(key)));
+    spec.is_some_and(|spec| match &spec.source {
+        Source::Pods { selector } => selector.picks(&pod.labels),
+        Source::Service { .. } | Source::Static { .. } => false,
+    })
+}
+
+/// What is behind the endpoints of a slice.
+pub(super) fn behind(namespace: &Str, slice: Option<&Slice>) -> BTreeSet<Behind> {
+    slice.into_iter().flat_map(|slice| &slice.endpoints).map(|endpoint| Behind::of(namespace, endpoint)).collect()
+}
+
+/// Moves `key` from one group of an index to another.
+pub(super) fn relink(
+    index: &mut BTreeMap<ObjectKey, BTreeSet<ObjectKey>>,
+    key: &ObjectKey,
+    from: Option<ObjectKey>,
+    to: Option<ObjectKey>,
+) {
+    if let Some(from) = from {
+        unlink(index, &from, key);
+    }
+    if let Some(to) = to {
+        index.entry(to).or_default().insert(key.clone());
+    }
+}
+
+/// Takes `member` out of a group of an index, and the group with its last member.
+pub(super) fn unlink<K: Ord, V: Ord>(index: &mut BTreeMap<K, BTreeSet<V>>, group: &K, member: &V) {
+    if let Some(members) = index.get_mut(group) {
+        members.remove(member);
+        if members.is_empty() {
+            index.remove(group);
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! A kind is watched while a resource needs it, and held no longer.
+
+use super::*;
+
+fn wanted(world: &mut World) -> Option<BTreeSet<Kind>> {
+    world.wanted_anew().map(|wanted| wanted.watches.into_keys().map(|(kind, _)| kind).collect())
+}
+
+#[test]
+fn what_a_resource_needs_is_wanted_as_long_as_it_needs_it() {
+    let (one, other) = (key("a", "r"), key("b", "r"));
+    let edit = |key: &ObjectKey, generation, spec| seen(key, &key.namespace, generation, Ok(spec));
+    let mut world = World::of([]);
+    assert_eq!(wanted(&mut world), None);
+    let steps = [
+        (edit(&one, 1, spec("s")), Some(&[Kind::Resource, Kind::Slice, Kind::Service][..])),
+        (edit(&one, 2, spec("t")), None),
+        (edit(&other, 1, named("other", spec("s"))), None),
+        (
+            edit(&one, 3, tagged("${pod.labels['app']}", spec("t"))),
+            Some(&[Kind::Resource, Kind::Slice, Kind::Service, Kind::Pod]),
+        ),
+        (edit(&other, 2, named("other", pods_of("s"))), None),
+        (edit(&one, 4, tagged("${node.zone}", pods_of("s"))), Some(&[Kind::Resource, Kind::Pod, Kind::Node])),
+        (
+            edit(&one, 5, tagged("${node.zone}", from(Source::Static { addresses: Vec::new() }))),
+            Some(&[Kind::Resource, Kind::Pod]),
+        ),
+    ];
+    for (n, (seen, expected)) in steps.into_iter().enumerate() {
+        world.edits(seen);
+        assert_eq!(wanted(&mut world), expected.map(|kinds| kinds.iter().copied().collect()), "step {n}");
+    }
+    world.deletes(&other);
+    assert_eq!(wanted(&mut world), Some([Kind::Resource].into()));
+}
+
+#[test]
+fn what_nobody_needs_is_neither_taken_in_nor_kept() {
+    let (mut world, r) = listed(tagged("${node.zone}", pods_of("s")));
+    assert!(world.holds(Kind::Pod, &key("a", "p")) && world.holds(Kind::Node, &key("", "n0")));
+    assert!(!world.holds(Kind::Service, &key("a", "s")) && !world.holds(Kind::Slice, &key("a", "s-1")));
+    world.deletes(&r);
+    assert!(!world.holds(Kind::Pod, &key("a", "p")) && !world.holds(Kind::Node, &key("", "n0")));
+    world.hear(Change::Pod(Step::Apply(key("a", "p"), pod("p", 1, "s"))));
+    assert!(!world.holds(Kind::Pod, &key("a", "p")), "a late word of a watch that ended");
+}
+
+#[test]
+fn a_watch_that_is_wanted_again_is_another_one_and_waited_for() {
+    let (mut world, r) = listed(pods_of("s"));
+    let pods = (Kind::Pod, Scope::All);
+    let first = world.wanted().watches[&pods];
+    assert_eq!(world.waits_for(&r), None);
+    world.edits(seen(&r, "u", 2, Ok(spec("s"))));
+    assert_eq!(world.waits_for(&r), Some(Kind::Service));
+    let dirt = world.edits(seen(&r, "u", 3, Ok(pods_of("s"))));
+    assert_eq!(dirt, dirtied(&r, Some(Cause::Observed)));
+    assert_ne!(world.wanted().watches[&pods], first);
+    assert_eq!(world.waits_for(&r), Some(Kind::Pod), "what was there before may have gone");
+    // The last words of the first one mean nothing.
+    world.hear(Change::Pod(Step::Apply(key("a", "p"), pod("p", 1, "s"))));
+    world.hear(Change::Pod(Step::InitDone));
+    assert_eq!(world.waits_for(&r), Some(Kind::Pod));
+    world.hear(Change::Pod(Step::Init));
+    assert_eq!(world.hear(Change::Pod(Step::InitDone)), dirtied(&r, Some(Cause::Inferred)));
+    assert_eq!(world.waits_for(&r), None);
+    assert_eq!(world.facts(&r).picked().count(), 0);
+}
+
+#[test]
+fn an_edit_that_changes_nothing_about_a_need_drops_nothing() {
+    let (mut world, r) = listed(spec("s"));
+    world.act(&r);
+    world.edits(seen(&key("b", "holder"), "w", 1, Ok(named("taken", spec("s")))));
+    world.act(&key("b", "holder"));
+    world.wanted_anew();
+    // It loses, so that the spec in force stays the one that it was.
+    world.edits(seen(&r, "u", 2, Ok(named("taken", pods_of("s")))));
+    assert_eq!(world.rival(&r), Some(&key("b", "holder")));
+    assert_eq!(world.wanted_anew(), None);
+    world.deletes(&key("b", "holder"));
+    assert_eq!(wanted(&mut world), Some([Kind::Resource, Kind::Pod].into()));
+}
+
+#[test]
+fn a_resource_waits_only_for_what_it_needs() {
+    let r = key("a", "r");
+    let mut world = World::new([Scope::All], false);
+    world.hear(begins(Kind::Resource));
+    world.hear(Change::Resource(Step::InitApply(r.clone(), seen(&r, "u", 1, Ok(tagged("${node.zone}", spec("s")))))));
+    assert_eq!(world.waits_for(&r), Some(Kind::Resource), "whose the name is only all resources tell");
+    assert_eq!(world.hear(is_done(Kind::Resource)), dirtied(&r, Some(Cause::Inferred)));
+    for (kind, next) in [(Kind::Service, Some(Kind::Slice)), (Kind::Slice, Some(Kind::Node)), (Kind::Node, None)] {
+        assert_eq!(world.waits_for(&r), Some(kind));
+        world.hear(begins(kind));
+        assert_eq!(world.hear(is_done(kind)), dirtied(&r, Some(Cause::Inferred)));
+        assert_eq!(world.waits_for(&r), next);
+    }
+    assert!(world.is_synced() && world.is_whole("a"));
+    world.edits(SeenResource {
+        resource: Resource { deleting: true, ..seen(&r, "u", 2, Ok(pods_of("s"))).resource },
+        since: Transitions::default(),
+    });
+    assert_eq!(world.waits_for(&r), None, "to leave it needs nothing");
+}
+
+#[test]
+fn the_annotations_that_texts_name_are_wanted() {
+    let r = key("a", "r");
+    let of = |tag: &str| tagged(tag, pods_of("s"));
+    let mut world = World::of([seen(&r, "u", 1, Ok(of("${pod.annotations['x']}${pod.annotations['y']}")))]);
+    assert_eq!(world.wanted_anew().unwrap().annotations, ["x".into(), "y".into()].into());
+    world.edits(seen(&key("b", "r"), "v", 1, Ok(named("other", of("${pod.annotations['y']}")))));
+    assert_eq!(world.wanted_anew(), None);
+    world.edits(seen(&r, "u", 2, Ok(of("${pod.annotations['z']}"))));
+    let wanted = world.wanted_anew().unwrap();
+    assert_eq!(wanted.annotations, ["y".into(), "z".into()].into());
+    world.deletes(&key("b", "r"));
+    assert_eq!(world.wanted_anew().unwrap().annotations, ["z".into()].into());
+    assert_eq!(world.wanted().watches, wanted.watches, "the pods are watched all along");
+}
+
+#[test]
+fn each_namespace_is_watched_for_itself_and_nodes_once() {
+    let scopes = NAMESPACES.map(|namespace| Scope::Namespace(namespace.into()));
+    let mut world = World::new(scopes.clone(), false);
+    for scope in &scopes {
+        world.apply(event(scope, begins(Kind::Resource)));
+        world.apply(event(scope, is_done(Kind::Resource)));
+    }
+    let r = key("b", "r");
+    let seen = seen(&r, "u", 1, Ok(tagged("${node.zone}", pods_of("s"))));
+    world.apply(event(&scopes[1], Change::Resource(Step::Apply(r.clone(), seen))));
+    let watches: Vec<(Kind, Scope)> = world.wanted().watches.into_keys().collect();
+    let [a, b] = scopes;
+    let all =
+        [(Kind::Resource, a.clone()), (Kind::Resource, b.clone()), (Kind::Pod, b.clone()), (Kind::Node, Scope::All)];
+    assert_eq!(watches, all);
+    world.apply(event(&a, Change::Pod(Step::Apply(key("a", "p"), pod("p", 1, "s")))));
+    world.apply(event(&b, Change::Pod(Step::Apply(key("b", "p"), pod("p", 1, "s")))));
+    assert!(!world.holds(Kind::Pod, &key("a", "p")) && world.holds(Kind::Pod, &key("b", "p")));
+}

@@ -1,0 +1,806 @@
+//! Random histories of a cluster, told by watches that lag, repeat themselves, break off, list anew, and come and go
+//! as they are wanted; and of resources that are acted on, whose status is written, and of restarts.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+
+use proptest::collection::{btree_set, vec};
+use proptest::prelude::*;
+use proptest::sample::Index;
+use proptest::test_runner::{Config, TestRunner};
+
+use super::*;
+use crate::model::selector::Labels;
+
+const KINDS: [Kind; 5] = [Kind::Resource, Kind::Slice, Kind::Service, Kind::Pod, Kind::Node];
+const ANNOTATIONS: [&str; 2] = ["x", "y"];
+
+/// Something that is there, whole.
+#[derive(Clone, Debug, PartialEq)]
+enum Object {
+    Resource(SeenResource),
+    Slice(Slice),
+    Service(Service),
+    Pod(Pod),
+    Node(Node),
+}
+
+impl Object {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Resource(_) => Kind::Resource,
+            Self::Slice(_) => Kind::Slice,
+            Self::Service(_) => Kind::Service,
+            Self::Pod(_) => Kind::Pod,
+            Self::Node(_) => Kind::Node,
+        }
+    }
+
+    /// As a watch that keeps these annotations of pods sees it.
+    fn kept(&self, annotations: &BTreeSet<Str>) -> Self {
+        let Self::Pod(pod) = self else { return self.clone() };
+        let kept = annotations.iter().map(|key| (key.clone(), pod.annotations.get(key).cloned().flatten()));
+        Self::Pod(Pod { annotations: kept.collect(), ..pod.clone() })
+    }
+}
+
+/// A step of a watch of any kind.
+#[derive(Clone, Debug)]
+enum Said {
+    Init,
+    InitApply(ObjectKey, Object),
+    InitDone,
+    Apply(ObjectKey, Object),
+    Delete(ObjectKey),
+}
+
+fn change(kind: Kind, said: Said) -> Change {
+    fn step<T>(said: Said, take: impl Fn(Object) -> Option<T>) -> Step<T> {
+        let take = |object| take(object).unwrap();
+        match said {
+            Said::Init => Step::Init,
+            Said::InitApply(key, object) => Step::InitApply(key, take(object)),
+            Said::InitDone => Step::InitDone,
+            Said::Apply(key, object) => Step::Apply(key, take(object)),
+            Said::Delete(key) => Step::Delete(key),
+        }
+    }
+    match kind {
+        Kind::Resource => Change::Resource(step(said, |o| if let Object::Resource(o) = o { Some(o) } else { None })),
+        Kind::Slice => Change::Slice(step(said, |o| if let Object::Slice(o) = o { Some(o) } else { None })),
+        Kind::Service => Change::Service(step(said, |o| if let Object::Service(o) = o { Some(o) } else { None })),
+        Kind::Pod => Change::Pod(step(said, |o| if let Object::Pod(o) = o { Some(o) } else { None })),
+        Kind::Node => Change::Node(step(said, |o| if let Object::Node(o) = o { Some(o) } else { None })),
+    }
+}
+
+/// One thing that happens.
+#[derive(Clone, Debug)]
+enum Happening {
+    /// An object is created, edited or, with another uid, replaced.
+    Put(ObjectKey, Object),
+    Delete(Kind, ObjectKey),
+    /// A watch sends up to so many steps on their way.
+    Tell(Index, u8),
+    /// A watch says the last thing again.
+    Repeat(Index),
+    /// A watch loses its place and lists anew, whatever it was doing.
+    Relist(Index),
+    /// Up to so many steps arrive.
+    Hear(u8),
+    /// A resource is acted on, if it may be.
+    Act(Index),
+    /// The status of a resource is written.
+    Tend(Index),
+    /// Everything that was remembered is forgotten.
+    Restart,
+}
+
+fn place() -> impl Strategy<Value = (&'static str, u8)> {
+    (0..NAMESPACES.len(), 0..3_u8).prop_map(|(namespace, n)| (NAMESPACES[namespace], n))
+}
+
+fn a_spec() -> impl Strategy<Value = Spec> {
+    let source = prop_oneof![
+        3 => (0..3_u8).prop_map(|n| spec(&format!("s{n}"))),
+        2 => (0..2_u8).prop_map(|n| pods_of(&format!("app{n}"))),
+        1 => Just(from(Source::Static { addresses: Vec::new() })),
+    ];
+    let tag = prop_oneof![
+        4 => Just("plain"),
+        1 => Just("${pod.labels['app']}"),
+        1 => Just("${pod.annotations['x']}"),
+        1 => Just("${pod.annotations['x']} ${pod.annotations['y']}"),
+        1 => Just("${node.zone}"),
+    ];
+    (source, tag, 0..2_u8, prop::bool::weighted(0.2)).prop_map(|(spec, tag, name, verify_endpoints)| {
+        let limits = Limits { verify_endpoints, ..Limits::default() };
+        Spec { limits, ..named(&format!("Name{name}"), tagged(tag, spec)) }
+    })
+}
+
+fn a_resource() -> impl Strategy<Value = (ObjectKey, Object)> {
+    let state = (prop::bool::weighted(0.1), prop::bool::weighted(0.1), prop::bool::weighted(0.1));
+    let uid = prop_oneof![6 => Just(0_u8), 1 => Just(1), 1 => Just(2)];
+    (place(), uid, 1..4_i64, prop::option::weighted(0.85, a_spec()), state).prop_map(
+        |((namespace, n), uid, generation, spec, (deleting, paused, other_class))| {
+            let key = key(namespace, &format!("r{n}"));
+            let spec = spec.filter(|_| !other_class).ok_or_else(|| undecodable().unwrap_err());
+            let mut seen = seen(&key, &format!("u{uid}"), generation, spec);
+            let resource = &mut seen.resource;
+            (resource.deleting, resource.paused, resource.ours) = (deleting, paused, !other_class);
+            resource.created = i64::from(n + uid + u8::from(namespace == NAMESPACES[0])) % 3;
+            (key, Object::Resource(seen))
+        },
+    )
+}
+
+fn a_slice() -> impl Strategy<Value = (ObjectKey, Object)> {
+    let endpoints = vec((0..4_u8, prop::option::weighted(0.7, 0..4_u8)), 0..3);
+    (place(), 0..3_u8, endpoints).prop_map(|((namespace, n), service, endpoints)| {
+        let endpoints = endpoints.into_iter().map(|(at, pod)| endpoint(at, pod.map(|n| format!("p{n}")).as_deref()));
+        (key(namespace, &format!("e{n}")), Object::Slice(slice(&format!("s{service}"), endpoints.collect())))
+    })
+}
+
+fn a_pod() -> impl Strategy<Value = (ObjectKey, Object)> {
+    let annotations = btree_set(0..ANNOTATIONS.len(), 0..=2);
+    (place(), btree_set(0..4_u8, 0..2), 0..3_u8, any::<bool>(), annotations).prop_map(
+        |((namespace, n), at, app, ready, annotations)| {
+            let name = format!("p{n}");
+            let mut pod = pod(&name, 0, &format!("app{app}"));
+            pod.addresses = at.into_iter().map(address).collect();
+            pod.ready = ready;
+            pod.annotations = annotations.into_iter().map(|n| (ANNOTATIONS[n].into(), Some("v".into()))).collect();
+            (key(namespace, &name), Object::Pod(pod))
+        },
+    )
+}
+
+fn happening() -> impl Strategy<Value = Happening> {
+    let services = (place(), 80..82_u16)
+        .prop_map(|((namespace, n), port)| (key(namespace, &format!("s{n}")), Object::Service(service(port))));
+    let nodes =
+        (0..2_u8, 1..3_u8).prop_map(|(n, zone)| (key("", &format!("n{n}")), Object::Node(node(&format!("z{zone}")))));
+    let objects = prop_oneof![5 => a_resource(), 3 => a_slice(), 3 => a_pod(), 1 => services, 1 => nodes];
+    let delete = (0..KINDS.len(), place()).prop_map(|(kind, (namespace, n))| {
+        let (prefix, namespace) = match KINDS[kind] {
+            Kind::Resource => ("r", namespace),
+            Kind::Slice => ("e", namespace),
+            Kind::Service => ("s", namespace),
+            Kind::Pod => ("p", namespace),
+            Kind::Node => ("n", ""),
+        };
+        Happening::Delete(KINDS[kind], key(namespace, &format!("{prefix}{n}")))
+    });
+    prop_oneof![
+        40 => objects.prop_map(|(key, object)| Happening::Put(key, object)),
+        10 => delete,
+        40 => (any::<Index>(), 1..6_u8).prop_map(|(watch, steps)| Happening::Tell(watch, steps)),
+        3 => any::<Index>().prop_map(Happening::Repeat),
+        6 => any::<Index>().prop_map(Happening::Relist),
+        40 => (1..8_u8).prop_map(Happening::Hear),
+        16 => any::<Index>().prop_map(Happening::Act),
+        8 => any::<Index>().prop_map(Happening::Tend),
+        1 => Just(Happening::Restart),
+    ]
+}
+
+/// A watch: what it has yet to say, in order.
+#[derive(Debug)]
+struct Watch {
+    time: u64,
+    annotations: BTreeSet<Str>,
+    pending: VecDeque<Said>,
+    last: Option<Said>,
+    listing: bool,
+    began: bool,
+}
+
+impl Watch {
+    fn new(time: u64, annotations: BTreeSet<Str>) -> Self {
+        Self { time, annotations, pending: VecDeque::new(), last: None, listing: false, began: false }
+    }
+}
+
+/// How often the histories had what they are for.
+#[derive(Debug, Default)]
+struct Statistics {
+    histories: u32,
+    events: u32,
+    relists: u32,
+    aborted_relists: u32,
+    repeated: u32,
+    replaced_under_the_same_name: u32,
+    slices_moved_to_another_service: u32,
+    last_good_specs_kept: u32,
+    swept: u32,
+    watches_that_ended: u32,
+    watches_wanted_again: u32,
+    watches_for_more_annotations: u32,
+    words_of_ended_watches: u32,
+    names_acted_under: u32,
+    name_conflicts: u32,
+    names_taken_over: u32,
+    restarts: u32,
+}
+
+/// What a decision about a resource goes by.
+#[derive(Clone, Debug, PartialEq)]
+struct Inputs {
+    /// The resource without bookkeeping.
+    substance: Resource,
+    in_force: InForce,
+    waits_for: Option<Kind>,
+    facts: Vec<Fact>,
+}
+
+/// The spec that is acted by, and whose the name is.
+#[derive(Clone, Debug, PartialEq)]
+struct InForce {
+    spec: Option<Arc<Spec>>,
+    rival: Option<ResourceKey>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+enum Fact {
+    Service(Option<Service>),
+    Slice(Slice),
+    Pod(Option<Pod>),
+    Place(Str, Option<Str>, Option<Str>),
+}
+
+struct History<'a> {
+    scopes: Vec<Scope>,
+    truth: BTreeMap<(Kind, ObjectKey), Object>,
+    watches: BTreeMap<(Kind, Scope), Watch>,
+    /// What the watches have said and the World has not heard yet, and of which watch it is.
+    on_the_way: VecDeque<(Event, u64)>,
+    world: World,
+    wanted: Wanted,
+    /// The watches that were wanted at any time since the start.
+    ever_wanted: BTreeSet<(Kind, Scope)>,
+    /// Who was last acted on under a name that is still what it asks for, and its uid.
+    holders: BTreeMap<ResourceKey, (Str, Str)>,
+    statistics: &'a RefCell<Statistics>,
+}
+
+impl<'a> History<'a> {
+    fn new(scopes: &[Scope], statistics: &'a RefCell<Statistics>) -> Self {
+        let world = World::new(scopes.iter().cloned(), false);
+        statistics.borrow_mut().histories += 1;
+        let mut history = Self {
+            scopes: scopes.to_vec(),
+            truth: BTreeMap::new(),
+            watches: BTreeMap::new(),
+            on_the_way: VecDeque::new(),
+            wanted: world.wanted(),
+            world,
+            ever_wanted: BTreeSet::new(),
+            holders: BTreeMap::new(),
+            statistics,
+        };
+        history.watch_what_is_wanted();
+        history
+    }
+
+    /// Ends and starts watches, as the product does.
+    fn watch_what_is_wanted(&mut self) {
+        let mut statistics = self.statistics.borrow_mut();
+        let wanted = &self.wanted;
+        self.watches.retain(|watch, running| {
+            let sees_all = watch.0 != Kind::Pod || running.annotations.is_superset(&wanted.annotations);
+            let stays = wanted.watches.get(watch) == Some(&running.time) && sees_all;
+            statistics.watches_that_ended += u32::from(!stays);
+            statistics.watches_for_more_annotations += u32::from(!sees_all);
+            stays
+        });
+        for (watch, time) in &wanted.watches {
+            self.watches.entry(watch.clone()).or_insert_with(|| {
+                statistics.watches_wanted_again += u32::from(!self.ever_wanted.insert(watch.clone()));
+                Watch::new(*time, wanted.annotations.clone())
+            });
+        }
+    }
+
+    fn tell_watches(&mut self, kind: Kind, key: &ObjectKey, said: &Said) {
+        for ((of, scope), watch) in &mut self.watches {
+            if watch.began && *of == kind && scope.covers(&key.namespace) {
+                watch.pending.push_back(said.clone());
+            }
+        }
+    }
+
+    fn happen(&mut self, happening: Happening) {
+        match happening {
+            Happening::Put(key, object) => self.put(key, object),
+            Happening::Delete(kind, key) => {
+                if self.truth.remove(&(kind, key.clone())).is_some() {
+                    self.tell_watches(kind, &key.clone(), &Said::Delete(key));
+                }
+            }
+            Happening::Tell(watch, steps) => {
+                let watch = self.nth_watch(watch);
+                if !self.watches[&watch].began {
+                    self.relist(&watch);
+                }
+                for _ in 0..steps {
+                    self.say_next(&watch);
+                }
+            }
+            Happening::Repeat(watch) => {
+                let watch = self.nth_watch(watch);
+                if let Some(last) = self.watches[&watch].last.clone() {
+                    self.statistics.borrow_mut().repeated += 1;
+                    self.say(&watch, last);
+                }
+            }
+            Happening::Relist(watch) => self.relist(&self.nth_watch(watch)),
+            Happening::Hear(steps) => (0..steps).for_each(|_| self.hear_next()),
+            Happening::Act(resource) => {
+                if let Some(key) = self.nth_resource(resource) {
+                    self.act(&key);
+                }
+            }
+            Happening::Tend(resource) => {
+                if let Some(key) = self.nth_resource(resource) {
+                    self.tend(key);
+                }
+            }
+            Happening::Restart => self.restart(),
+        }
+    }
+
+    fn nth_watch(&self, nth: Index) -> (Kind, Scope) {
+        self.watches.keys().nth(nth.index(self.watches.len())).unwrap().clone()
+    }
+
+    fn nth_resource(&self, nth: Index) -> Option<ResourceKey> {
+        let all: Vec<&ResourceKey> = self.world.keys().collect();
+        (!all.is_empty()).then(|| all[nth.index(all.len())].clone())
+    }
+
+    fn put(&mut self, key: ObjectKey, mut object: Object) {
+        let kind = object.kind();
+        let old = self.truth.get(&(kind, key.clone())).cloned();
+        match (&old, &mut object) {
+            (Some(Object::Resource(old)), Object::Resource(new)) if old.resource.uid == new.resource.uid => {
+                new.resource.status = old.resource.status.clone();
+                new.resource.generation = old.resource.generation + i64::from(old.resource.spec != new.resource.spec);
+            }
+            (Some(Object::Resource(_)), Object::Resource(_)) => {
+                self.statistics.borrow_mut().replaced_under_the_same_name += 1;
+                self.tell_watches(kind, &key, &Said::Delete(key.clone()));
+            }
+            (Some(Object::Slice(old)), Object::Slice(new)) if old.service != new.service => {
+                self.statistics.borrow_mut().slices_moved_to_another_service += 1;
+            }
+            _ => {}
+        }
+        self.truth.insert((kind, key.clone()), object.clone());
+        self.tell_watches(kind, &key.clone(), &Said::Apply(key, object));
+    }
+
+    fn relist(&mut self, watch: &(Kind, Scope)) {
+        let (kind, scope) = watch;
+        let own = self.truth.iter().filter(|((of, key), _)| of == kind && scope.covers(&key.namespace));
+        let listed = own.map(|((_, key), object)| Said::InitApply(key.clone(), object.clone()));
+        let pending = [Said::Init].into_iter().chain(listed).chain([Said::InitDone]).collect();
+        let watch = self.watches.get_mut(watch).unwrap();
+        let mut statistics = self.statistics.borrow_mut();
+        statistics.aborted_relists += u32::from(watch.listing);
+        statistics.relists += u32::from(watch.began);
+        (watch.began, watch.listing, watch.pending) = (true, true, pending);
+    }
+
+    fn say_next(&mut self, at: &(Kind, Scope)) {
+        let watch = self.watches.get_mut(at).unwrap();
+        if let Some(said) = watch.pending.pop_front() {
+            watch.listing &= !matches!(said, Said::InitDone);
+            watch.last = Some(said.clone());
+            self.say(at, said);
+        }
+    }
+
+    /// Sends a step on its way.
+    fn say(&mut self, at: &(Kind, Scope), said: Said) {
+        let watch = &self.watches[at];
+        let said = match said {
+            Said::InitApply(key, object) => Said::InitApply(key, object.kept(&watch.annotations)),
+            Said::Apply(key, object) => Said::Apply(key, object.kept(&watch.annotations)),
+            said => said,
+        };
+        self.on_the_way.push_back((event(&at.1, change(at.0, said)), watch.time));
+    }
+
+    /// Hands an event to the World, and holds what it says is concerned against what is.
+    fn hear_next(&mut self) {
+        let Some((event, time)) = self.on_the_way.pop_front() else { return };
+        let (kind, scope) = (event.change.kind(), event.scope.clone());
+        let cause = match event.change {
+            Change::Resource(Step::Apply(..) | Step::Delete(_))
+            | Change::Slice(Step::Apply(..) | Step::Delete(_))
+            | Change::Service(Step::Apply(..) | Step::Delete(_))
+            | Change::Pod(Step::Apply(..) | Step::Delete(_))
+            | Change::Node(Step::Apply(..) | Step::Delete(_)) => Cause::Observed,
+            _ => Cause::Inferred,
+        };
+        let sweeps = event.change.completes_a_list();
+        let (was_listed, before, objects) = (self.world.is_listed(kind, &scope), self.decisions(), self.objects());
+        let dirt = self.world.apply(event);
+        let after = self.decisions();
+        {
+            let mut statistics = self.statistics.borrow_mut();
+            statistics.events += 1;
+            let late = self.watches.get(&(kind, scope.clone())).is_none_or(|watch| watch.time != time);
+            statistics.words_of_ended_watches += u32::from(late);
+            let swept = if sweeps { objects.saturating_sub(self.objects()) } else { 0 };
+            statistics.swept += u32::try_from(swept).unwrap();
+            let refused = self.world.entries().filter(|entry| entry.resource.spec.is_err());
+            statistics.last_good_specs_kept +=
+                u32::try_from(refused.filter(|entry| entry.last_good.is_some()).count()).unwrap();
+        }
+        let mut expected = changed(&before, &after, cause);
+        if self.world.is_listed(kind, &scope) && !was_listed {
+            let everywhere = kind == Kind::Resource && self.world.knows_all_resources();
+            let concerned = after.keys().filter(|key| everywhere || scope.covers(&key.namespace));
+            expected.extend(
+                concerned
+                    .filter(|key| kind == Kind::Resource || self.world.needs(key, kind))
+                    .map(|key| (key.clone(), Some(Cause::Inferred))),
+            );
+        }
+        assert_eq!(as_map(dirt), expected);
+        self.check();
+    }
+
+    /// For each resource what a decision about it goes by, and its bookkeeping.
+    fn decisions(&self) -> BTreeMap<ResourceKey, (Inputs, Entry)> {
+        self.world
+            .keys()
+            .map(|key| (key.clone(), (inputs(&self.world, key), self.world.resource(key).unwrap().clone())))
+            .collect()
+    }
+
+    fn objects(&self) -> usize {
+        KINDS.into_iter().map(|kind| held(&self.world, kind).len()).sum()
+    }
+
+    fn act(&mut self, key: &ResourceKey) {
+        if !self.world.is_whole(&key.namespace) || self.world.waits_for(key).is_some() {
+            return;
+        }
+        let before = self.decisions();
+        let dirt = self.world.act(key);
+        let mut expected = changed(&before, &self.decisions(), Cause::Observed);
+        expected.retain(|_, cause| cause.is_some());
+        assert_eq!(as_map(dirt), expected);
+        let entry = self.world.resource(key).unwrap();
+        if let Some(name) = entry.asked().filter(|asked| entry.granted.as_ref() == Some(asked)) {
+            self.statistics.borrow_mut().names_acted_under += 1;
+            self.holders.insert(key.clone(), (name, entry.resource.uid.clone()));
+        }
+        self.check();
+    }
+
+    /// Writes the status of a resource as the engine would.
+    fn tend(&mut self, key: ResourceKey) {
+        let entry = self.world.resource(&key).unwrap();
+        let Some(Object::Resource(there)) = self.truth.get(&(Kind::Resource, key.clone())) else { return };
+        if there.resource.uid != entry.resource.uid || !entry.resource.ours {
+            return;
+        }
+        let accepted = entry.resource.spec.is_ok() && self.world.rival(&key).is_none();
+        let name = self.world.effective_spec(&key).map(|spec| spec.service.to_string()).unwrap_or_default();
+        let truth = if accepted { Truth::True } else { Truth::False };
+        let mut seen = there.clone();
+        seen.resource.status = told(entry.resource.generation, &name, truth);
+        self.put(key, Object::Resource(seen));
+    }
+
+    fn restart(&mut self) {
+        self.statistics.borrow_mut().restarts += 1;
+        self.world = World::new(self.scopes.iter().cloned(), false);
+        self.wanted = self.world.wanted();
+        self.watches.clear();
+        self.ever_wanted.clear();
+        self.on_the_way.clear();
+        // What was acted on under a name and not told is not known any more.
+        self.holders.clear();
+        self.watch_what_is_wanted();
+        self.check();
+    }
+
+    /// Checks all that must hold at any time, and follows what is wanted.
+    fn check(&mut self) {
+        check_indexes(&self.world);
+        match self.world.wanted_anew() {
+            None => assert_eq!(self.world.wanted(), self.wanted, "nobody says that it has changed"),
+            Some(wanted) => {
+                assert_ne!(wanted, self.wanted, "it has not changed");
+                self.wanted = wanted;
+                self.watch_what_is_wanted();
+            }
+        }
+        assert_eq!(self.world.wanted(), self.wanted);
+        self.check_names();
+    }
+
+    /// Nobody has a name beside another namespace's resource, and whoever was acted on under one keeps it.
+    fn check_names(&mut self) {
+        let world = &self.world;
+        let mut namespaces: BTreeMap<Str, BTreeSet<&Str>> = BTreeMap::new();
+        for key in world.keys() {
+            let asked = world.resource(key).unwrap().asked();
+            let spec = world.effective_spec(key).filter(|_| world.rival(key).is_none());
+            assert!(spec.is_none_or(|spec| Some(compared(&spec.service)) == asked || asked.is_none()));
+            if let Some(name) = asked.filter(|_| world.rival(key).is_none()) {
+                namespaces.entry(name).or_default().insert(&key.namespace);
+            }
+        }
+        assert!(namespaces.values().all(|namespaces| namespaces.len() == 1), "{namespaces:?}");
+        let mut statistics = self.statistics.borrow_mut();
+        statistics.name_conflicts += u32::try_from(world.rivals.len()).unwrap();
+        let was = self.holders.len();
+        self.holders.retain(|key, (name, uid)| {
+            let entry = world.resource(key).filter(|entry| entry.resource.uid == *uid);
+            entry.is_some_and(|entry| entry.asked().as_ref() == Some(name))
+        });
+        statistics.names_taken_over += u32::from(self.holders.len() < was && !world.rivals.is_empty());
+        for key in self.holders.keys() {
+            assert_eq!(world.rival(key), None, "{key} was acted on under its name");
+        }
+    }
+
+    /// Lets every watch say all that it has to say.
+    fn settle(&mut self) {
+        loop {
+            while !self.on_the_way.is_empty() {
+                self.hear_next();
+            }
+            let talks =
+                |watch: &&(Kind, Scope)| !self.watches[*watch].began || !self.watches[*watch].pending.is_empty();
+            let Some(watch) = self.watches.keys().find(talks).cloned() else { return };
+            if !self.watches[&watch].began {
+                self.relist(&watch);
+            }
+            self.say_next(&watch);
+        }
+    }
+
+    /// Holds the World against what is there, and against one that was built from lists alone.
+    fn compare(&mut self) {
+        for kind in KINDS {
+            let watches = self.watches.iter().filter(|((of, _), _)| *of == kind);
+            let watches: Vec<(&Scope, &Watch)> = watches.map(|((_, scope), watch)| (scope, watch)).collect();
+            let there = self.truth.iter().filter(|((of, _), _)| *of == kind).filter_map(|((_, key), object)| {
+                let (_, watch) = watches.iter().find(|(scope, _)| scope.covers(&key.namespace))?;
+                Some((key.clone(), object.kept(&watch.annotations)))
+            });
+            assert_eq!(held(&self.world, kind), there.collect(), "{kind}");
+        }
+        let mut fresh = World::new(self.scopes.iter().cloned(), false);
+        for scope in self.scopes.clone() {
+            self.list(&mut fresh, Kind::Resource, &scope);
+        }
+        fresh.remember(&self.world);
+        for (kind, scope) in fresh.wanted().watches.into_keys().filter(|(kind, _)| *kind != Kind::Resource) {
+            self.list(&mut fresh, kind, &scope);
+        }
+        check_indexes(&fresh);
+        let kinds =
+            |world: &World| (world.wanted().watches.into_keys().collect::<Vec<_>>(), world.wanted().annotations);
+        assert_eq!(kinds(&fresh), kinds(&self.world));
+        for key in self.world.keys() {
+            assert_eq!(inputs(&fresh, key), inputs(&self.world, key));
+        }
+        assert_eq!(fresh.keys().count(), self.world.keys().count());
+    }
+
+    fn list(&self, world: &mut World, kind: Kind, scope: &Scope) {
+        let annotations = match self.watches.get(&(kind, scope.clone())) {
+            Some(watch) => watch.annotations.clone(),
+            None => BTreeSet::new(),
+        };
+        let own = self.truth.iter().filter(|((of, key), _)| *of == kind && scope.covers(&key.namespace));
+        let listed = own.map(|((_, key), object)| Said::InitApply(key.clone(), object.kept(&annotations)));
+        for said in [Said::Init].into_iter().chain(listed).chain([Said::InitDone]) {
+            world.apply(event(scope, change(kind, said)));
+        }
+    }
+}
+
+fn as_map(dirt: Vec<Dirtied>) -> BTreeMap<ResourceKey, Option<Cause>> {
+    dirt.into_iter().map(|Dirtied { key, cause }| (key, cause)).collect()
+}
+
+/// Which resources should be called dirty, and why, after an event that was observed or inferred.
+fn changed(
+    before: &BTreeMap<ResourceKey, (Inputs, Entry)>,
+    after: &BTreeMap<ResourceKey, (Inputs, Entry)>,
+    cause: Cause,
+) -> BTreeMap<ResourceKey, Option<Cause>> {
+    let mut expected = BTreeMap::new();
+    for key in before.keys().chain(after.keys()) {
+        let (was, is) = (before.get(key), after.get(key));
+        let of = |side: Option<&(Inputs, Entry)>| side.map(|(inputs, _)| inputs.clone());
+        let (of_before, of_after) = (of(was), of(is));
+        if of_before != of_after {
+            // That a name was lost or won is seen in what was said of another resource.
+            let only_in_force = of_before.zip(of_after).is_some_and(|(before, after)| {
+                before.substance == after.substance && before.in_force != after.in_force
+            });
+            expected.insert(key.clone(), Some(if only_in_force { Cause::Observed } else { cause }));
+        } else if was.map(|(_, entry)| &entry.resource) != is.map(|(_, entry)| &entry.resource) {
+            expected.insert(key.clone(), None);
+        }
+    }
+    expected
+}
+
+/// What a decision about a resource goes by, worked out with no index.
+fn inputs(world: &World, key: &ResourceKey) -> Inputs {
+    let Entry { resource, .. } = world.resource(key).unwrap();
+    let mut substance = resource.clone();
+    (substance.status, substance.finalizers) = (Arc::default(), Vec::new());
+    let spec = world.effective_spec(key).filter(|_| resource.ours);
+    let in_force = InForce { spec: spec.cloned(), rival: world.rival(key).cloned() };
+    let here = |other: &ObjectKey| other.namespace == key.namespace;
+    let pods = || world.pods.iter().filter(|(pod, _)| here(pod));
+    let mut facts = Vec::new();
+    if let Some(spec) = spec {
+        let needs = spec.needs();
+        match &spec.source {
+            Source::Service { name } => {
+                let service = ObjectKey { namespace: key.namespace.clone(), name: name.clone() };
+                facts.push(Fact::Service(world.services.get(&service).cloned()));
+                let slices = world.slices.iter().filter(|(slice, of)| here(slice) && of.service == *name);
+                for (_, slice) in slices {
+                    facts.push(Fact::Slice(slice.clone()));
+                    for endpoint in slice.endpoints.iter().filter(|_| needs.pods) {
+                        facts.extend(
+                            pods()
+                                .filter(|(key, pod)| match &endpoint.pod {
+                                    Some(of) => key.name == of.name,
+                                    None => pod.addresses.contains(&endpoint.address),
+                                })
+                                .map(|(_, pod)| Fact::Pod(Some(pod.clone()))),
+                        );
+                    }
+                }
+            }
+            Source::Pods { selector } => {
+                let picked = |labels: &Labels| selector.picks(labels);
+                facts
+                    .extend(pods().filter(|(_, pod)| picked(&pod.labels)).map(|(_, pod)| Fact::Pod(Some(pod.clone()))));
+            }
+            Source::Static { .. } => {}
+        }
+        if needs.nodes {
+            let place = |(name, node): (&Str, &Node)| Fact::Place(name.clone(), node.zone.clone(), node.region.clone());
+            facts.extend(world.nodes().map(place));
+        }
+    }
+    Inputs { substance, in_force, waits_for: world.waits_for(key), facts }
+}
+
+/// What the World holds of a kind, without what it remembers of the past.
+fn held(world: &World, kind: Kind) -> BTreeMap<ObjectKey, Object> {
+    fn all<T: PartialEq + Clone>(table: &Table<T>, object: impl Fn(T) -> Object) -> BTreeMap<ObjectKey, Object> {
+        table.iter().map(|(key, there)| (key.clone(), object(there.clone()))).collect()
+    }
+    match kind {
+        Kind::Resource => {
+            all(&world.resources, |Entry { resource, since, .. }| Object::Resource(SeenResource { resource, since }))
+        }
+        Kind::Slice => all(&world.slices, Object::Slice),
+        Kind::Service => all(&world.services, Object::Service),
+        Kind::Pod => all(&world.pods, Object::Pod),
+        Kind::Node => all(&world.nodes, Object::Node),
+    }
+}
+
+/// Works out afresh everything that the World keeps besides the objects.
+fn check_indexes(world: &World) {
+    let group = |pairs: Vec<(ObjectKey, ObjectKey)>| {
+        let mut index = BTreeMap::<ObjectKey, BTreeSet<ObjectKey>>::new();
+        for (group, member) in pairs {
+            index.entry(group).or_default().insert(member);
+        }
+        index
+    };
+    let at = |namespace: &Str, name: &Str| ObjectKey { namespace: namespace.clone(), name: name.clone() };
+    let slices = world.slices.iter().map(|(key, slice)| (at(&key.namespace, &slice.service), key.clone()));
+    assert_eq!(world.slices_of, group(slices.collect()));
+
+    let mut wants = Wants::default();
+    let (mut users, mut node_users, mut selecting) = (Vec::new(), BTreeSet::new(), BTreeMap::<_, BTreeSet<_>>::new());
+    let mut picked = BTreeMap::new();
+    for (key, _) in world.resources.iter().filter(|(_, entry)| entry.resource.ours) {
+        let Some(spec) = world.effective_spec(key) else { continue };
+        wants.add(&spec.needs(), world.scopes.iter().filter(|scope| scope.covers(&key.namespace)));
+        if spec.needs().nodes {
+            node_users.insert(key.clone());
+        }
+        match &spec.source {
+            Source::Service { name } => users.push((at(&key.namespace, name), key.clone())),
+            Source::Pods { selector } => {
+                selecting.entry(key.namespace.clone()).or_default().insert(key.clone());
+                let pods = world.pods.iter().filter(|(pod, _)| pod.namespace == key.namespace);
+                let names = pods.filter(|(_, pod)| selector.picks(&pod.labels)).map(|(pod, _)| pod.name.clone());
+                picked.insert(key.clone(), names.collect::<BTreeSet<_>>());
+            }
+            Source::Static { .. } => {}
+        }
+    }
+    assert_eq!((&world.users_of, &world.node_users), (&group(users), &node_users));
+    assert_eq!((&world.selecting, &world.picked), (&selecting, &picked));
+    let wanted = wants.wanted();
+    assert_eq!(
+        world.wants.wanted().watches.into_keys().collect::<Vec<_>>(),
+        wanted.watches.into_keys().collect::<Vec<_>>()
+    );
+    assert_eq!(world.wants.wanted().annotations, wanted.annotations);
+
+    // What nobody wants is not held.
+    for kind in KINDS {
+        for key in held(world, kind).into_keys() {
+            let covered = |(of, scope): &(Kind, Scope)| *of == kind && scope.covers(&key.namespace);
+            assert!(world.wanted().watches.keys().any(covered), "{kind} {key} is held and not wanted");
+        }
+    }
+
+    let mut pods_at = BTreeMap::<(Str, IpAddr), BTreeSet<Str>>::new();
+    for (key, pod) in world.pods.iter() {
+        for address in &pod.addresses {
+            pods_at.entry((key.namespace.clone(), *address)).or_default().insert(key.name.clone());
+        }
+    }
+    assert_eq!(world.pods_at, pods_at);
+    let mut slices_with = BTreeMap::<Behind, BTreeSet<ObjectKey>>::new();
+    for (key, slice) in world.slices.iter().filter(|_| world.watches_pods()) {
+        for endpoint in &slice.endpoints {
+            slices_with.entry(Behind::of(&key.namespace, endpoint)).or_default().insert(key.clone());
+        }
+    }
+    assert_eq!(world.slices_with, slices_with);
+
+    let mut rivals = BTreeMap::new();
+    let claims = |name: &Str| {
+        let entries = world.resources.iter().filter(|(_, entry)| entry.resource.ours);
+        let claims = entries.filter(|(_, e)| e.asked().as_ref() == Some(name) || e.granted.as_ref() == Some(name));
+        claims.min_by_key(|(key, e)| (e.granted.as_ref() != Some(name), e.resource.created, (*key).clone()))
+    };
+    for (key, entry) in world.resources.iter() {
+        if let Some(asked) = entry.asked() {
+            let holder = claims(&asked).unwrap().0;
+            if holder.namespace != key.namespace {
+                rivals.insert(key.clone(), holder.clone());
+            }
+        }
+    }
+    assert_eq!(world.rivals, rivals);
+}
+
+#[test]
+fn any_history_ends_in_what_is_there_and_every_change_on_the_way_is_told() {
+    let statistics = RefCell::new(Statistics::default());
+    let scopes = prop_oneof![
+        Just(vec![Scope::All]),
+        Just(NAMESPACES.map(|namespace| Scope::Namespace(namespace.into())).to_vec()),
+    ];
+    let mut runner = TestRunner::new(Config { cases: 512, failure_persistence: None, ..Config::default() });
+    runner
+        .run(&(scopes, vec(happening(), 1..200)), |(scopes, happenings)| {
+            let mut history = History::new(&scopes, &statistics);
+            for happening in happenings {
+                history.happen(happening);
+            }
+            history.settle();
+            history.compare();
+            prop_assert!(history.world.is_synced());
+            Ok(())
+        })
+        .unwrap();
+    println!("{:#?}", statistics.borrow());
+}
