@@ -2,131 +2,47 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test says so by failing")]
 
+#[path = "support/registries.rs"]
+mod registries;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
+use lictor::cluster::convert::{self, Rules};
+use lictor::cluster::event::ObjectKey;
 use lictor::consul::agent::Agent;
 use lictor::consul::catalog::Catalog;
 use lictor::consul::transport::{ConsulSettings, Http, Request, Response, Transport, TransportError};
-use lictor::consul::{Bundle, Outcome, Registry, Rows, Trouble};
+use lictor::consul::{Outcome, Registry, Rows, Trouble};
 use lictor::model::check::{Check, Checks, PlacedCheck, Probe};
-use lictor::model::desired::Placement;
+use lictor::model::desired::{Placement, desired};
 use lictor::model::diff::Op;
-use lictor::model::names::{ClusterName, Identity, ResourceKey, Str, meta};
+use lictor::model::facts::PodRef;
+use lictor::model::names::{Identity, ResourceKey, Str};
 use lictor::model::registration::{Health, Ownership, Registration, RowKey, TaggedAddress, Weights};
+use lictor::model::resolve::Instance;
+use lictor::model::template::Values;
 use lictor_testbed::certificates::Authority;
-use lictor_testbed::{Consul, ConsulOptions, Fault, Programs, Proxy, WorkDir, ports, wait};
+use lictor_testbed::{Consul, ConsulOptions, Fault, Proxy, WorkDir, ports, wait};
 use proptest::collection::{btree_map, vec};
 use proptest::option;
 use proptest::prelude::{Just, Strategy, any, prop_oneof};
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-const WRITTEN: Outcome = Outcome::Written { shown: true };
-const SOON: Duration = Duration::from_secs(15);
-
-/// A Consul; nothing else of the testbed is needed here.
-async fn consul(options: ConsulOptions) -> Consul {
-    let consul = Programs::ensure_consul().await.unwrap();
-    let none = PathBuf::new;
-    let programs = Programs {
-        consul,
-        etcd: none(),
-        kube_apiserver: none(),
-        kube_controller_manager: none(),
-        kube_scheduler: none(),
-        kubectl: none(),
-    };
-    Consul::start(&programs, options).await.unwrap()
-}
-
-fn identity() -> Identity {
-    Identity { cluster: ClusterName::new("test").unwrap(), uid: "uid-1".into() }
-}
-
-fn http(address: &str, token: Option<&str>) -> Arc<Http> {
-    lictor_testbed::init_tls();
-    let settings = ConsulSettings { token: token.map(str::to_owned), ..ConsulSettings::new(address) };
-    Arc::new(Http::new(&settings).unwrap())
-}
-
-fn agent(address: &str, token: Option<&str>) -> Agent {
-    Agent::new(identity(), http(address, token))
-}
-
-fn catalog(address: &str, token: Option<&str>) -> Catalog {
-    Catalog::new(identity(), http(address, token))
-}
-
-/// Connects, and answers the Consul node that instances of the Kubernetes node `worker` go to.
-async fn connect(registry: &dyn Registry) -> Str {
-    match registry.connect().await.unwrap() {
-        Placement::Agent { node } => node,
-        Placement::Catalog { cluster } => format!("{cluster}-worker").into(),
-    }
-}
-
-fn id(target: &str) -> String {
-    format!("test:shop:user:user_service:{target}:8080")
-}
-
-fn key(node: &Str, target: &str) -> RowKey {
-    RowKey { node: Arc::clone(node), id: id(target).into() }
-}
-
-/// A registration with something in every field.
-fn full(address: &str, readiness: Option<Health>) -> Registration {
-    let pairs = [
-        (meta::MANAGED_BY, meta::LICTOR),
-        (meta::CLUSTER, "test"),
-        (meta::CLUSTER_UID, "uid-1"),
-        (meta::OWNER, "shop/user"),
-        (meta::OWNER_UID, "owner-uid"),
-        ("version", "ä \"2\" / 3"),
-    ];
-    let wan = TaggedAddress { address: "198.51.100.7".into(), port: 443 };
-    Registration {
-        service: "user_service".into(),
-        address: address.into(),
-        port: 8080,
-        tags: ["user".into(), "grpc".into(), "a b,c".into()].into(),
-        meta: pairs.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect(),
-        weights: Weights { passing: 10, warning: 0 },
-        enable_tag_override: false,
-        tagged_addresses: Arc::new([("wan".into(), wan)].into()),
-        readiness,
-        checks: Checks::default(),
-    }
-}
-
-fn put(key: &RowKey, registration: &Registration) -> Op {
-    Op::Put { key: key.clone(), registration: Arc::new(registration.clone()), drop_checks: Vec::new() }
-}
-
-fn remove(key: &RowKey) -> Op {
-    Op::Remove { key: key.clone(), service: "user_service".into() }
-}
+use crate::registries::{
+    SOON, WRITTEN, agent, apply, catalog, connect, consul, full, http, identity, key, put, remove, settled,
+    settled_within, write,
+};
 
 fn readiness(key: &RowKey, registration: &Registration, state: Health) -> Op {
     let registration = Registration { readiness: Some(state), ..registration.clone() };
     Op::Readiness { key: key.clone(), registration: Arc::new(registration) }
-}
-
-async fn apply(registry: &dyn Registry, node: &Str, ops: Vec<Op>) -> Vec<Outcome> {
-    registry.apply(&Bundle { node: Arc::clone(node), address: None, ops }).await
-}
-
-/// Applies what has to work.
-async fn write(registry: &dyn Registry, node: &Str, ops: Vec<Op>) {
-    let expected = vec![WRITTEN; ops.len()];
-    assert_eq!(apply(registry, node, ops).await, expected);
 }
 
 fn registrations(rows: &Rows) -> BTreeMap<RowKey, Registration> {
@@ -135,19 +51,6 @@ fn registrations(rows: &Rows) -> BTreeMap<RowKey, Registration> {
 
 fn rows_of(list: &[(&RowKey, &Registration)]) -> BTreeMap<RowKey, Registration> {
     list.iter().map(|(key, registration)| ((*key).clone(), (*registration).clone())).collect()
-}
-
-/// Reads until the catalog shows all that is held: an agent is a moment ahead of it.
-async fn settled(registry: &dyn Registry) -> Rows {
-    settled_within(registry, SOON).await
-}
-
-async fn settled_within(registry: &dyn Registry, timeout: Duration) -> Rows {
-    let look = || async {
-        let rows = registry.read().await?;
-        Ok(rows.values().all(|row| row.shown).then_some(rows))
-    };
-    wait::until("the catalog to show what the agent holds", timeout, look).await.unwrap()
 }
 
 fn trouble(outcome: &Outcome) -> &Trouble {
@@ -306,6 +209,67 @@ async fn whatever_is_written_is_read_back_equal() {
     }
 }
 
+/// What is desired of one instance of a resource with these tagged addresses.
+fn desired_with(tagged: &Value, address: &str, other: Option<&str>, placement: &Placement) -> (RowKey, Registration) {
+    let object = json!({
+        "metadata": { "name": "user", "namespace": "shop" },
+        "spec": { "source": { "service": { "name": "user" } }, "taggedAddresses": tagged },
+    });
+    let rules = Rules { allow_static: vec!["0.0.0.0/0".parse().unwrap()], ..Rules::default() };
+    let read = convert::resource(ObjectKey::new("shop", "user"), serde_json::from_value(object).unwrap(), &rules);
+    let instance = Instance {
+        address: address.parse().unwrap(),
+        port: 8080,
+        other_address: other.map(|other| other.parse().unwrap()),
+        ready: true,
+        node: Some("worker".into()),
+        pod: Some(PodRef { name: "user-1".into(), uid: "uid-of-pod".into() }),
+        check_ports: Vec::new(),
+        values: Values::default(),
+        own: None,
+    };
+    let spec = read.resource.spec.unwrap();
+    let owner = ResourceKey::new("shop", "user");
+    let mut all = desired(&identity(), &owner, &"owner-uid".into(), &spec, &[instance], placement);
+    let (key, registration) = all.pop_first().unwrap();
+    (key, (*registration).clone())
+}
+
+#[tokio::test]
+async fn tagged_addresses_are_read_back_as_they_are_desired() {
+    let consul = consul(ConsulOptions::default()).await;
+    for registry in [&agent(&consul.http_addr(), None) as &dyn Registry, &catalog(&consul.http_addr(), None)] {
+        let placement = registry.connect().await.unwrap();
+        let at = |address: &str, port: u16| json!({ "address": address, "port": port });
+        for (tagged, address, other, names) in [
+            (json!({}), "10.0.0.1", Some("fd00::1"), vec!["lan_ipv6"]),
+            (json!({}), "10.0.0.2", Some("fd00::2"), vec!["lan_ipv6"]),
+            (json!({}), "fd00::3", Some("10.0.0.3"), vec!["lan_ipv4"]),
+            (json!({}), "10.0.0.3", None, vec![]),
+            (
+                json!({ "lan_ipv4": at("10.9.9.9", 80), "wan": at("10.0.0.4", 8080) }),
+                "10.0.0.4",
+                None,
+                vec!["lan_ipv4", "wan"],
+            ),
+            (json!({ "lan_ipv4": at("10.9.9.9", 80) }), "fd00::4", Some("10.0.0.4"), vec!["lan_ipv4"]),
+            (json!({ "wan_ipv4": at("10.0.0.5", 443) }), "10.0.0.5", None, vec!["wan_ipv4"]),
+            // Named or not, an agent adds it.
+            (json!({ "lan_ipv4": at("10.0.0.6", 8080) }), "10.0.0.6", Some("fd00::6"), vec!["lan_ipv4", "lan_ipv6"]),
+            (json!({ "lan_ipv4": at("10.0.0.6", 8080) }), "10.0.0.7", Some("fd00::7"), vec!["lan_ipv4", "lan_ipv6"]),
+        ] {
+            let (key, wanted) = desired_with(&tagged, address, other, &placement);
+            write(registry, &key.node, vec![put(&key, &wanted)]).await;
+            assert_eq!(*settled(registry).await[&key].registration, wanted, "{tagged} {address}");
+            let there = consul.api().instances("user").await.unwrap();
+            let there = there.iter().find(|instance| instance.node == *key.node).unwrap();
+            for name in names {
+                assert!(there.tagged_addresses.contains_key(name), "{name}: {there:?}");
+            }
+        }
+    }
+}
+
 #[tokio::test]
 async fn what_is_not_ours_is_left_alone() {
     let consul = consul(ConsulOptions::default()).await;
@@ -368,6 +332,69 @@ async fn a_refused_operation_takes_no_other_along() {
         let rows = settled(registry).await;
         assert_eq!(registrations(&rows), rows_of(&[(&keys[0], &good), (&keys[3], &good)]));
     }
+}
+
+/// Makes an older one of a Consul: there was a time before each kind of check.
+struct WithoutH2Ping(Arc<Http>);
+
+impl Transport for WithoutH2Ping {
+    fn send(&self, mut request: Request) -> BoxFuture<'_, Result<Response, TransportError>> {
+        request.body = request.body.map(|body| String::from_utf8_lossy(&body).replace("H2PING", "FUTURE").into());
+        self.0.send(request)
+    }
+}
+
+#[tokio::test]
+async fn a_check_that_consul_refuses_takes_no_other_instance_along() {
+    let consul = consul(ConsulOptions::default()).await;
+    let http = http(&consul.http_addr(), None);
+    let registries: [(Box<dyn Registry>, Probe, &str); 3] = [
+        (Box::new(Agent::new(identity(), Arc::clone(&http) as Arc<dyn Transport>)), tcp(), "invalid duration"),
+        (Box::new(Agent::new(identity(), Arc::new(WithoutH2Ping(Arc::clone(&http))))), h2ping(), "unknown field"),
+        (Box::new(Catalog::new(identity(), http)), tcp(), "invalid duration"),
+    ];
+    for (registry, probe, words) in registries {
+        let node = connect(&*registry).await;
+        let good = full("10.0.0.1", Some(Health::Passing));
+        let interval = if words == "invalid duration" { "soon" } else { "1s" };
+        let checks = Checks::new(vec![placed(probe, interval)], Health::Passing);
+        let bad = Registration { checks, ..good.clone() };
+        let keys: Vec<RowKey> = (0..5).map(|number| key(&node, &number.to_string())).collect();
+        let ops =
+            keys.iter().enumerate().map(|(number, key)| put(key, if number == 2 { &bad } else { &good })).collect();
+        let outcomes = apply(&*registry, &node, ops).await;
+        for (number, outcome) in outcomes.iter().enumerate() {
+            match outcome {
+                Outcome::Refused(said) if number == 2 => assert!(said.contains(words), "{said}"),
+                outcome => assert!(number != 2 && *outcome == WRITTEN, "{number}: {outcome:?}"),
+            }
+        }
+        let rows = settled(&*registry).await;
+        assert_eq!(rows.keys().collect::<Vec<_>>(), [&keys[0], &keys[1], &keys[3], &keys[4]]);
+        write(&*registry, &node, keys.iter().map(remove).collect()).await;
+    }
+}
+
+fn tcp() -> Probe {
+    Probe::Tcp { tls: None }
+}
+
+fn h2ping() -> Probe {
+    Probe::H2Ping { tls: None }
+}
+
+fn placed(probe: Probe, interval: &str) -> PlacedCheck {
+    let check = Check {
+        name: "c".into(),
+        probe,
+        interval: interval.into(),
+        timeout: "1s".into(),
+        success_before_passing: 0,
+        failures_before_warning: None,
+        failures_before_critical: 0,
+        notes: "".into(),
+    };
+    PlacedCheck { check: Arc::new(check), port: 8080 }
 }
 
 #[tokio::test]
@@ -753,109 +780,6 @@ async fn pass(time: Duration) {
     tokio::time::pause();
     tokio::time::advance(time).await;
     tokio::time::resume();
-}
-
-/// A server whose answers one sets, and that remembers the heads of all requests.
-struct Listener {
-    port: u16,
-    fails: Arc<AtomicBool>,
-    heads: Arc<std::sync::Mutex<Vec<String>>>,
-}
-
-impl Listener {
-    async fn start() -> Self {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let (fails, heads) = (Arc::new(AtomicBool::new(false)), Arc::new(std::sync::Mutex::new(Vec::new())));
-        let (failing, record) = (Arc::clone(&fails), Arc::clone(&heads));
-        tokio::spawn(async move {
-            while let Ok((mut stream, _)) = listener.accept().await {
-                let (failing, record) = (Arc::clone(&failing), Arc::clone(&record));
-                tokio::spawn(async move {
-                    let mut head = vec![0; 4096];
-                    let length = stream.read(&mut head).await.unwrap_or_default();
-                    record.lock().unwrap().push(String::from_utf8_lossy(&head[..length]).into_owned());
-                    let status = if failing.load(Ordering::SeqCst) { "500 No" } else { "200 OK" };
-                    let answer = format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
-                    // A check of the connection alone does not wait for an answer.
-                    let _ = stream.write_all(answer.as_bytes()).await;
-                });
-            }
-        });
-        Self { port, fails, heads }
-    }
-}
-
-fn check(name: &str, probe: Probe, port: u16) -> PlacedCheck {
-    let check = Check {
-        name: name.into(),
-        probe,
-        interval: "1s".into(),
-        timeout: "1s".into(),
-        success_before_passing: 0,
-        failures_before_warning: None,
-        failures_before_critical: 0,
-        notes: "from the test".into(),
-    };
-    PlacedCheck { check: Arc::new(check), port }
-}
-
-#[tokio::test]
-async fn an_agent_runs_the_checks_of_an_instance() {
-    let consul = consul(ConsulOptions::default()).await;
-    let registry = agent(&consul.http_addr(), None);
-    let node = connect(&registry).await;
-    let listener = Listener::start().await;
-    // Silence passes, a refusal does not.
-    let silent = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
-    let http = Probe::Http {
-        path: "/health?deep=1".into(),
-        method: "POST".into(),
-        headers: vec![("X-Probe".into(), "one".into()), ("X-Probe".into(), "two".into())],
-        body: "are you well".into(),
-        tls: None,
-    };
-    let placed = vec![
-        check("http", http, listener.port),
-        check("tcp", Probe::Tcp { tls: None }, listener.port),
-        check("udp", Probe::Udp, silent.local_addr().unwrap().port()),
-    ];
-    let checks = Checks::new(placed, Health::Passing);
-    let key = key(&node, "a");
-    let instance = Registration { checks, ..full("127.0.0.1", Some(Health::Passing)) };
-    write(&registry, &node, vec![put(&key, &instance)]).await;
-
-    // Somebody else's check of the same instance.
-    let theirs = json!({ "ID": "theirs", "Name": "theirs", "ServiceID": &*key.id, "TTL": "1h", "Status": "passing" });
-    consul.api().put("/v1/agent/check/register", &theirs).await.unwrap();
-
-    let health = |wanted: Health| {
-        let (registry, key) = (&registry, &key);
-        async move {
-            let look = || async { Ok((registry.read().await?[key].health == wanted).then_some(())) };
-            wait::until(&format!("{wanted:?}"), SOON, look).await.unwrap();
-        }
-    };
-    health(Health::Passing).await;
-    let asked =
-        || async { Ok(listener.heads.lock().unwrap().iter().any(|head| head.contains("are you well")).then_some(())) };
-    wait::until("the agent to ask", SOON, asked).await.unwrap();
-    let head = listener.heads.lock().unwrap().iter().find(|head| head.contains("are you well")).cloned().unwrap();
-    assert!(head.starts_with("POST /health?deep=1 HTTP/1.1"), "{head}");
-    assert!(head.contains("X-Probe: one") && head.contains("X-Probe: two"), "{head}");
-    listener.fails.store(true, Ordering::SeqCst);
-    health(Health::Critical).await;
-    listener.fails.store(false, Ordering::SeqCst);
-    health(Health::Passing).await;
-    let read = settled(&registry).await;
-    assert_eq!(read[&key].registration.check_names(), ["http", "readiness", "tcp", "udp"].into());
-
-    // A check that goes takes nobody else's along.
-    let fewer = Registration { checks: Checks::default(), ..instance };
-    let drop_checks = ["http", "tcp", "udp"].map(Str::from).into();
-    write(&registry, &node, vec![Op::Put { key: key.clone(), registration: Arc::new(fewer), drop_checks }]).await;
-    assert_eq!(settled(&registry).await[&key].registration.check_names(), ["readiness"].into());
-    assert!(consul.api().get("/v1/agent/checks").await.unwrap()["theirs"].is_object());
 }
 
 #[tokio::test]

@@ -251,7 +251,7 @@ impl Agent {
                 match self.client.get_if_there::<Service>(path(&["agent", "service", id], &[])).await {
                     Ok(Some(_)) => step(self.put_service(&agent_service(id, registration, false)).await),
                     Ok(None) => Step::Done { confirm: false },
-                    Err(trouble) => Step::Stop(trouble),
+                    Err(failed) => step(Err(failed)),
                 }
             }
             Op::Remove { .. } => match self.put(&["agent", "service", "deregister", id], None).await {
@@ -350,6 +350,10 @@ impl Agent {
 impl Registry for Agent {
     fn connect(&self) -> BoxFuture<'_, Result<Placement, Trouble>> {
         Box::pin(self.introduce())
+    }
+
+    fn survey(&self) -> BoxFuture<'_, Result<(Placement, Rows), Trouble>> {
+        Box::pin(async move { Ok((self.introduce().await?, self.rows().await?)) })
     }
 
     fn read(&self) -> BoxFuture<'_, Result<Rows, Trouble>> {

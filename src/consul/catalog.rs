@@ -7,14 +7,13 @@
 //! land any more, a second cluster of our name is found out, and an emptied or restored Consul shows itself.
 
 mod marker;
+mod nodes;
 mod transaction;
 
-use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -23,10 +22,11 @@ use tokio::sync::RwLock;
 use tokio::time::Instant;
 
 use self::marker::Fence;
-use self::transaction::{Part, Transaction};
+use self::nodes::KnownNode;
+use self::transaction::{Part, SeenChecks, Transaction, writes_checks};
 use super::client::{Client, Failed, path};
 use super::transport::Transport;
-use super::wire::{By, Check, Healths, Node, NodeServices, Pool, TxnAnswer, TxnError, txn_node_cas, txn_node_delete};
+use super::wire::{By, Check, Healths, Node, NodeServices, Pool, TxnAnswer, TxnError};
 use super::{Bundle, Outcome, Registry, Rows, Trouble, WINDING_DOWN};
 use crate::model::desired::Placement;
 use crate::model::diff::Op;
@@ -39,9 +39,6 @@ const NO_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 
 /// How many nodes are read at once.
 const READS: usize = 8;
-
-/// How long a node has to have been empty before it goes.
-const GRACE: Duration = Duration::from_secs(60);
 
 /// How often a transaction is mended and tried again before we give up on finding out what Consul means.
 /// Taking out an operation that Consul refuses does not count.
@@ -56,7 +53,7 @@ pub struct Catalog {
     /// Held while the marker is raised, so that it is raised once.
     raising: tokio::sync::Mutex<()>,
     /// Bundles hold it together; who deletes a node holds it alone, since what a bundle puts there in the
-    /// meantime would go with the node.
+    /// meantime would go with the node, and who turns consul-esm away from a node, since it might be needed again.
     deleting: RwLock<()>,
     winding_down: AtomicBool,
 }
@@ -86,11 +83,32 @@ enum Footing {
     Lost(Trouble),
 }
 
-/// A node of our making.
-#[derive(Clone, Debug)]
-struct KnownNode {
-    index: u64,
-    address: String,
+/// A bundle on its way.
+struct Journey<'a> {
+    bundle: &'a Bundle,
+    /// What became of each operation, as far as is known.
+    outcomes: Vec<Option<Outcome>>,
+    /// The places of those whose instance was found not to be there.
+    unregistered: BTreeSet<usize>,
+    /// The checks on the node, where they were needed: what consul-esm says of those that are there has to stay.
+    seen: Option<SeenChecks>,
+}
+
+impl Journey<'_> {
+    /// The places of the operations that nothing has become of yet.
+    fn pending(&self) -> Vec<usize> {
+        (0..self.outcomes.len()).filter(|&index| self.outcomes[index].is_none()).collect()
+    }
+
+    /// Whether an operation is in vain without its node.
+    fn needs_node(&self, index: usize) -> bool {
+        matches!(self.bundle.ops[index], Op::Put { .. }) || self.unregistered.contains(&index)
+    }
+
+    /// Whether an operation writes checks for consul-esm to run.
+    fn writes_checks(&self, index: usize) -> bool {
+        writes_checks(&self.bundle.ops[index], self.unregistered.contains(&index))
+    }
 }
 
 /// What Consul said to a transaction.
@@ -147,13 +165,13 @@ impl Catalog {
     }
 
     /// The meta of a node of ours.
-    fn node_meta(&self) -> BTreeMap<&'static str, String> {
-        [
-            (meta::MANAGED_BY, meta::LICTOR.to_owned()),
-            (meta::CLUSTER, self.identity.cluster.to_string()),
-            (meta::CLUSTER_UID, self.identity.uid.to_string()),
-        ]
-        .into()
+    fn node_meta(&self) -> BTreeMap<String, String> {
+        let pairs = [
+            (meta::MANAGED_BY, meta::LICTOR),
+            (meta::CLUSTER, self.identity.cluster.as_str()),
+            (meta::CLUSTER_UID, &self.identity.uid),
+        ];
+        pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).into()
     }
 
     fn is_ours(&self, node: &Node) -> bool {
@@ -200,88 +218,109 @@ impl Catalog {
             return vec![Outcome::Refused(words); bundle.ops.len()];
         }
         let _deletions_wait = self.deleting.read().await;
-        let mut outcomes: Vec<Option<Outcome>> = vec![None; bundle.ops.len()];
-        let mut unregistered = BTreeSet::new();
+        let outcomes = vec![None; bundle.ops.len()];
+        let mut journey = Journey { bundle, outcomes, unregistered: BTreeSet::new(), seen: None };
+        let end = self.travel(&mut journey).await;
+        let trouble = end.unwrap_or_else(|| Trouble::passing("not reached"));
+        let outcome = |outcome: Option<Outcome>| outcome.unwrap_or_else(|| Outcome::NotTried(trouble.clone()));
+        journey.outcomes.into_iter().map(outcome).collect()
+    }
+
+    /// Sends transactions until something has become of every operation, or nothing more can be done: then says why.
+    async fn travel(&self, journey: &mut Journey<'_>) -> Option<Trouble> {
         let mut most = usize::MAX;
         let mut repairs = 0;
-        let end = loop {
-            let pending: Vec<usize> = (0..outcomes.len()).filter(|&index| outcomes[index].is_none()).collect();
+        loop {
+            let pending = journey.pending();
             if pending.is_empty() {
-                break None;
+                return None;
             }
             if self.winding_down.load(Ordering::SeqCst) {
-                break Some(Trouble::passing(WINDING_DOWN));
+                return Some(Trouble::passing(WINDING_DOWN));
+            }
+            if journey.seen.is_none() && pending.iter().any(|&index| journey.writes_checks(index)) {
+                match self.seen_checks(&journey.bundle.node).await {
+                    Ok(seen) => journey.seen = Some(seen),
+                    Err(trouble) => return Some(trouble),
+                }
             }
             let fence = match self.standing().await {
                 Ok(fence) => fence,
-                Err(trouble) => break Some(trouble),
+                Err(trouble) => return Some(trouble),
             };
-            let transaction = self.compose(bundle, &pending[..pending.len().min(most)], &unregistered, fence);
+            let transaction = self.compose(journey, &pending[..pending.len().min(most)], fence);
             match self.transact(transaction.body()).await {
                 Verdict::Done(nodes) => {
-                    self.note_written(bundle, &transaction, &nodes);
+                    self.note_written(journey, &transaction, &nodes);
                     for index in transaction.ops() {
-                        outcomes[index] = Some(Outcome::Written { shown: true });
+                        journey.outcomes[index] = Some(Outcome::Written { shown: true });
                     }
                 }
-                Verdict::NotTried(trouble) => break Some(trouble),
+                Verdict::NotTried(trouble) => return Some(trouble),
                 Verdict::Unknown(trouble) => {
                     self.doubt(fence);
                     for index in transaction.ops() {
-                        outcomes[index] = Some(Outcome::Unknown(trouble.clone()));
+                        journey.outcomes[index] = Some(Outcome::Unknown(trouble.clone()));
                     }
-                    break Some(trouble);
+                    return Some(trouble);
                 }
                 Verdict::Rejected(words) => match transaction.ops().as_slice() {
-                    [only] => outcomes[*only] = Some(Outcome::Refused(words)),
+                    [only] => journey.outcomes[*only] = Some(Outcome::Refused(words)),
                     several => most = several.len() / 2,
                 },
-                Verdict::Conflict(errors) => {
-                    match self.remedy(bundle, &transaction, &errors, fence, &mut outcomes, &mut unregistered).await {
-                        Remedy::Again if repairs < REPAIRS => repairs += 1,
-                        Remedy::Again => break Some(Trouble::passing(bewildered(&errors))),
-                        Remedy::Blame(culprits) => {
-                            for (index, words) in culprits {
-                                outcomes[index] = Some(Outcome::Refused(words));
-                            }
+                Verdict::Conflict(errors) => match self.remedy(journey, &transaction, &errors, fence).await {
+                    Remedy::Again if repairs < REPAIRS => repairs += 1,
+                    Remedy::Again => return Some(Trouble::passing(bewildered(&errors))),
+                    Remedy::Blame(culprits) => {
+                        for (index, words) in culprits {
+                            journey.outcomes[index] = Some(Outcome::Refused(words));
                         }
-                        Remedy::NoNode(words) => {
-                            for index in pending.into_iter().filter(|&index| needs_node(index, bundle, &unregistered)) {
-                                outcomes[index] = Some(Outcome::Refused(words.clone()));
-                            }
-                        }
-                        Remedy::Stop(trouble) => break Some(trouble),
                     }
-                }
+                    Remedy::NoNode(words) => {
+                        for index in pending {
+                            if journey.needs_node(index) {
+                                journey.outcomes[index] = Some(Outcome::Refused(words.clone()));
+                            }
+                        }
+                    }
+                    Remedy::Stop(trouble) => return Some(trouble),
+                },
             }
-        };
-        let trouble = end.unwrap_or_else(|| Trouble::passing("not reached"));
-        outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(|| Outcome::NotTried(trouble.clone()))).collect()
+        }
     }
 
-    /// A transaction of as many of these operations as fit, behind the fence and, where it has to be made,
-    /// their node.
-    fn compose(&self, bundle: &Bundle, pending: &[usize], unregistered: &BTreeSet<usize>, fence: Fence) -> Transaction {
+    /// A transaction of as many of these operations as fit, behind the fence and, where it has to be made or
+    /// changed, their node.
+    fn compose(&self, journey: &Journey<'_>, pending: &[usize], fence: Fence) -> Transaction {
+        let bundle = journey.bundle;
         let mut transaction = Transaction::new(&self.fence_op(fence));
-        let makes_node = pending.iter().any(|&index| needs_node(index, bundle, unregistered));
-        if makes_node && !self.state().nodes.contains_key(&bundle.node) {
-            let address = bundle.address.unwrap_or(NO_ADDRESS);
-            transaction.make_node(&txn_node_cas(&bundle.node, address, &self.node_meta(), 0));
+        if pending.iter().any(|&index| journey.needs_node(index)) {
+            let is_for_esm = pending.iter().any(|&index| journey.writes_checks(index));
+            let node = self.node_for(&bundle.node, bundle.address.unwrap_or(NO_ADDRESS), is_for_esm);
+            if let Some(node) = node {
+                transaction.make_node(&node);
+            }
         }
+        let nothing_seen = SeenChecks::new();
+        let seen = journey.seen.as_ref().unwrap_or(&nothing_seen);
         for &index in pending {
-            if !transaction.add(index, &bundle.ops[index], unregistered.contains(&index)) {
+            if !transaction.add(index, &bundle.ops[index], journey.unregistered.contains(&index), seen) {
                 break;
             }
         }
         transaction
     }
 
-    fn note_written(&self, bundle: &Bundle, transaction: &Transaction, nodes: &[Node]) {
+    fn note_written(&self, journey: &Journey<'_>, transaction: &Transaction, nodes: &[Node]) {
+        let bundle = journey.bundle;
         let mut state = self.state();
         for node in nodes {
             state.know(&self.marker, node);
         }
         for index in transaction.ops() {
+            if journey.writes_checks(index) {
+                state.note_checks_written(&bundle.node);
+            }
             match &bundle.ops[index] {
                 Op::Remove { .. } => {
                     if state.nodes.contains_key(&bundle.node) {
@@ -298,38 +337,42 @@ impl Catalog {
     /// Finds out why a transaction was rolled back.
     async fn remedy(
         &self,
-        bundle: &Bundle,
+        journey: &mut Journey<'_>,
         transaction: &Transaction,
         errors: &[TxnError],
         fence: Fence,
-        outcomes: &mut [Option<Outcome>],
-        unregistered: &mut BTreeSet<usize>,
     ) -> Remedy {
+        let node = &journey.bundle.node;
         let of = |wanted: Part| errors.iter().find(|error| transaction.part(error.op_index) == Some(wanted));
         if let Some(error) = of(Part::Fence) {
             return self.fence_failed(fence, &error.what).await;
         }
         if let Some(error) = of(Part::Node) {
-            return self.node_failed(&bundle.node, &error.what).await;
+            return self.node_failed(node, &error.what).await;
         }
         if errors.iter().any(|error| error.what.contains("Missing node registration")) {
-            self.state().nodes.remove(&bundle.node);
+            self.state().nodes.remove(node);
         }
         let (mut blame, mut mended) = (BTreeMap::new(), false);
         for error in errors {
             match transaction.part(error.op_index) {
                 // It is gone: nothing of ours is left to take off it.
                 Some(Part::Look(index)) if error.what.contains("doesn't exist") => {
-                    outcomes[index] = Some(Outcome::Written { shown: true });
+                    journey.outcomes[index] = Some(Outcome::Written { shown: true });
+                    mended = true;
+                }
+                // consul-esm had something to say in the meantime.
+                Some(Part::Check(_)) if error.what.contains("index is stale") => {
+                    journey.seen = None;
                     mended = true;
                 }
                 Some(Part::Look(index) | Part::Service(index) | Part::Check(index)) => {
                     let missing_node = error.what.contains("Missing node registration");
                     let missing_service = error.what.contains("Missing service registration");
-                    let only_check =
-                        matches!(bundle.ops[index], Op::Readiness { .. }) && !unregistered.contains(&index);
+                    let only_check = matches!(journey.bundle.ops[index], Op::Readiness { .. })
+                        && !journey.unregistered.contains(&index);
                     if only_check && (missing_node || missing_service) {
-                        unregistered.insert(index);
+                        journey.unregistered.insert(index);
                         mended = true;
                     } else if missing_node {
                         mended = true;
@@ -361,10 +404,10 @@ impl Catalog {
         }
     }
 
-    /// Making the node failed: it is there already, or may not be.
+    /// Making or changing the node failed: it is not as we knew it, or may not be.
     async fn node_failed(&self, name: &Str, words: &str) -> Remedy {
         if !words.contains("index is stale") {
-            return Remedy::NoNode(format!("the Consul node {name} cannot be made: {words}"));
+            return Remedy::NoNode(format!("the Consul node {name} cannot be written: {words}"));
         }
         match self.node_services(name).await {
             Ok(NodeServices { node: Some(node), .. }) if self.is_ours(&node) => {
@@ -377,7 +420,10 @@ impl Catalog {
                 node.meta(meta::CLUSTER),
                 node.meta(meta::CLUSTER_UID)
             )),
-            Ok(NodeServices { node: None, .. }) => Remedy::Again,
+            Ok(NodeServices { node: None, .. }) => {
+                self.state().nodes.remove(name);
+                Remedy::Again
+            }
             Err(trouble) => Remedy::Stop(trouble),
         }
     }
@@ -386,6 +432,10 @@ impl Catalog {
 
     async fn rows(&self) -> Result<Rows, Trouble> {
         self.confirm_standing().await?;
+        self.read_rows().await
+    }
+
+    async fn read_rows(&self) -> Result<Rows, Trouble> {
         let filter = format!("Meta[\"{}\"] == \"{}\"", meta::CLUSTER, self.identity.cluster);
         let query = path(&["catalog", "nodes"], &[("consistent", ""), ("filter", &filter)]);
         let nodes: Option<Vec<Node>> = self.client.get(query).await?.value;
@@ -420,9 +470,17 @@ impl Catalog {
     }
 
     async fn read_services(&self, node: &str) -> Result<(NodeServices, Vec<Check>), Trouble> {
-        let health = path(&["health", "node", node], &[("consistent", "")]);
-        let checks = async { Ok(self.client.get::<Option<Vec<Check>>>(health).await?.value.unwrap_or_default()) };
-        try_join!(self.node_services(node), checks)
+        try_join!(self.node_services(node), self.read_checks(node))
+    }
+
+    async fn read_checks(&self, node: &str) -> Result<Vec<Check>, Trouble> {
+        let path = path(&["health", "node", node], &[("consistent", "")]);
+        Ok(self.client.get::<Option<Vec<Check>>>(path).await?.value.unwrap_or_default())
+    }
+
+    async fn seen_checks(&self, node: &str) -> Result<SeenChecks, Trouble> {
+        let checks = self.read_checks(node).await?;
+        Ok(checks.into_iter().filter_map(|check| Some((check.id.clone()?, check))).collect())
     }
 
     /// Picks out what has an ID or a mark of ours.
@@ -434,6 +492,7 @@ impl Catalog {
                 state.empty.entry(Arc::clone(node)).or_default();
             }
         }
+        self.note_checks(node, &checks);
         let healths = Healths::new(checks);
         let prefix = id_prefix(&self.identity.cluster);
         for service in services {
@@ -451,134 +510,6 @@ impl Catalog {
             rows.insert(RowKey { node: Arc::clone(node), id: id.into() }, row);
         }
     }
-
-    // Keeping our nodes in order.
-
-    async fn tidy_nodes(&self, addresses: &BTreeMap<Str, IpAddr>) -> Result<(), Trouble> {
-        let (moved, empty) = {
-            let state = self.state();
-            let placement = self.placement();
-            let moved: Vec<(Str, IpAddr, u64)> = state
-                .nodes
-                .iter()
-                .filter_map(|(name, known)| {
-                    let address = *addresses.get(placement.kubernetes_node(name)?)?;
-                    (known.address != address.to_string()).then(|| (Arc::clone(name), address, known.index))
-                })
-                .collect();
-            let empty: Vec<Str> = state.empty.keys().cloned().collect();
-            (moved, empty)
-        };
-        for (name, address, index) in moved {
-            self.move_node(&name, address, index).await?;
-        }
-        for name in empty {
-            self.consider_empty(&name).await?;
-        }
-        Ok(())
-    }
-
-    /// Gives a node another address.
-    async fn move_node(&self, name: &Str, address: IpAddr, index: u64) -> Result<(), Trouble> {
-        let change = txn_node_cas(name, address, &self.node_meta(), index);
-        self.change_node(name, &change).await
-    }
-
-    /// Deletes a node if it has been empty for long enough.
-    async fn consider_empty(&self, name: &Str) -> Result<(), Trouble> {
-        let found = self.node_services(name).await?;
-        let due = {
-            let mut state = self.state();
-            if found.services.is_some_and(|services| !services.is_empty()) {
-                state.empty.remove(name);
-                return Ok(());
-            }
-            // A bundle may have put something there since.
-            match state.empty.entry(Arc::clone(name)) {
-                Entry::Occupied(mut since) => since.get_mut().get_or_insert_with(Instant::now).elapsed() >= GRACE,
-                Entry::Vacant(_) => false,
-            }
-        };
-        if !due {
-            return Ok(());
-        }
-        let _alone = self.deleting.write().await;
-        let found = self.node_services(name).await?;
-        let is_empty = found.services.is_none_or(|services| services.is_empty());
-        match found.node {
-            Some(node) if is_empty && self.is_ours(&node) => {
-                let change = txn_node_delete(name, node.modify_index.unwrap_or_default());
-                // Whatever comes of it: what is there is found out when it is needed.
-                self.forget(name);
-                self.change_node(name, &change).await
-            }
-            Some(_) => {
-                self.state().empty.remove(name);
-                Ok(())
-            }
-            None => {
-                self.forget(name);
-                Ok(())
-            }
-        }
-    }
-
-    fn forget(&self, name: &Str) {
-        let mut state = self.state();
-        state.nodes.remove(name);
-        state.empty.remove(name);
-    }
-
-    /// Writes a change to a node. One that Consul refuses is left for the next time: nobody waits for it.
-    async fn change_node(&self, name: &Str, change: &str) -> Result<(), Trouble> {
-        let fence = self.standing().await?;
-        let mut transaction = Transaction::new(&self.fence_op(fence));
-        transaction.make_node(change);
-        match self.transact(transaction.body()).await {
-            Verdict::Done(nodes) => {
-                let mut state = self.state();
-                for node in &nodes {
-                    state.know(&self.marker, node);
-                }
-                Ok(())
-            }
-            Verdict::NotTried(trouble) => Err(trouble),
-            Verdict::Unknown(trouble) => {
-                self.doubt(fence);
-                self.forget(name);
-                Err(trouble)
-            }
-            Verdict::Rejected(words) => Err(Trouble::passing(words)),
-            Verdict::Conflict(errors) => {
-                if let Some(error) = errors.iter().find(|error| transaction.part(error.op_index) == Some(Part::Fence)) {
-                    return match self.fence_failed(fence, &error.what).await {
-                        Remedy::Stop(trouble) => Err(trouble),
-                        Remedy::Again | Remedy::Blame(_) | Remedy::NoNode(_) => Ok(()),
-                    };
-                }
-                tracing::warn!(node = %name, words = %bewildered(&errors), "Consul refuses a change to a node of ours");
-                self.forget(name);
-                Ok(())
-            }
-        }
-    }
-}
-
-impl State {
-    /// Remembers a node of ours. The marker is none that anything is registered on.
-    fn know(&mut self, marker: &str, node: &Node) {
-        if let (Some(name), Some(index)) = (&node.node, node.modify_index)
-            && name != marker
-        {
-            let address = node.address.clone().unwrap_or_default();
-            self.nodes.insert(name.as_str().into(), KnownNode { index, address });
-        }
-    }
-}
-
-/// Whether an operation is in vain without its node.
-fn needs_node(index: usize, bundle: &Bundle, unregistered: &BTreeSet<usize>) -> bool {
-    matches!(bundle.ops[index], Op::Put { .. }) || unregistered.contains(&index)
 }
 
 /// What to say of a transaction whose errors we can make nothing of.
@@ -596,6 +527,14 @@ impl Registry for Catalog {
         })
     }
 
+    fn survey(&self) -> BoxFuture<'_, Result<(Placement, Rows), Trouble>> {
+        Box::pin(async move {
+            self.client.may_conclude().await?;
+            self.find_marker().await?;
+            Ok((self.placement(), self.read_rows().await?))
+        })
+    }
+
     fn read(&self) -> BoxFuture<'_, Result<Rows, Trouble>> {
         Box::pin(self.rows())
     }
@@ -610,6 +549,10 @@ impl Registry for Catalog {
 
     fn tidy<'a>(&'a self, addresses: &'a BTreeMap<Str, IpAddr>) -> BoxFuture<'a, Result<(), Trouble>> {
         Box::pin(self.tidy_nodes(addresses))
+    }
+
+    fn dismantle(&self) -> BoxFuture<'_, Result<(), Trouble>> {
+        Box::pin(self.dismantle_nodes())
     }
 
     fn wind_down(&self) {

@@ -81,11 +81,19 @@ impl Client {
         self.read(Request { last_of_connection: true, ..get(path, REQUEST_TIMEOUT) }).await
     }
 
-    /// Reads what may not be there.
-    pub async fn get_if_there<T: DeserializeOwned>(&self, path: String) -> Result<Option<T>, Trouble> {
-        let request = get(path, REQUEST_TIMEOUT);
-        let response = self.send(request).await.map_err(|error| Trouble::passing(error.to_string()))?;
-        if response.status == 404 { Ok(None) } else { decode(&response).map(|answer| Some(answer.value)) }
+    /// Reads what may not be there, for a write: it fails as that would.
+    pub async fn get_if_there<T: DeserializeOwned>(&self, path: String) -> Result<Option<T>, Failed> {
+        let not_tried = |why: String| Failed::NotTried(Trouble::passing(why));
+        let response = self.send(get(path, REQUEST_TIMEOUT)).await.map_err(|error| not_tried(error.to_string()))?;
+        match response.status {
+            200 => decode(&response).map(|answer| Some(answer.value)).map_err(Failed::NotTried),
+            404 => Ok(None),
+            status => match failed(status, &response) {
+                // A read changes nothing, whatever went wrong in it.
+                Failed::Stumbled(trouble) | Failed::NoAnswer(trouble) => Err(Failed::NotTried(trouble)),
+                failed => Err(failed),
+            },
+        }
     }
 
     /// Writes, and answers with the body.

@@ -163,7 +163,10 @@ fn health_after(registration: &Registration, known: Option<&Row>) -> Health {
         Some(Health::Passing) | None => {}
         Some(worse) => return worse,
     }
-    let Some(known) = known.filter(|_| !registration.checks.names().is_empty()) else { return Health::Passing };
+    if registration.checks.names().is_empty() {
+        return Health::Passing;
+    }
+    let Some(known) = known else { return registration.checks.initial() };
     let was_ready = known.registration.readiness.is_none_or(|readiness| readiness == Health::Passing);
     if was_ready { known.health } else { Health::Passing }
 }

@@ -19,6 +19,7 @@ pub mod agent;
 pub mod catalog;
 pub mod client;
 pub mod mirror;
+pub mod probe;
 pub mod transport;
 pub mod wire;
 
@@ -28,6 +29,10 @@ pub trait Registry: Send + Sync {
     /// Makes itself known to Consul and learns where instances go. Called once before anything else and again
     /// after [`Trouble::lost_footing`]; in `catalog` mode it raises the term of the marker node.
     fn connect(&self) -> BoxFuture<'_, Result<Placement, Trouble>>;
+
+    /// Looks where instances go and what is there of ours, writing nothing: who is known by no [`connect`](Self::connect)
+    /// may only look.
+    fn survey(&self) -> BoxFuture<'_, Result<(Placement, Rows), Trouble>>;
 
     /// Reads everything of ours, whole: a view that Consul filtered or that may be old is an error.
     fn read(&self) -> BoxFuture<'_, Result<Rows, Trouble>>;
@@ -41,6 +46,12 @@ pub trait Registry: Send + Sync {
     /// Brings the Consul nodes of our making up to date: addresses that changed, nodes that nothing is
     /// registered on any more. `addresses` answers by Kubernetes node.
     fn tidy<'a>(&'a self, addresses: &'a BTreeMap<Str, IpAddr>) -> BoxFuture<'a, Result<(), Trouble>>;
+
+    /// Takes away what was made besides registrations, as far as nobody else has anything on it: after the last
+    /// registration of ours is gone for good. The default is for what makes nothing besides.
+    fn dismantle(&self) -> BoxFuture<'_, Result<(), Trouble>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
 
     /// Has bundles that are under way finish the operation that they are at and answer
     /// [`Outcome::NotTried`] for the rest: no request begins that does not complete one.

@@ -3,16 +3,19 @@
 //! In: answers, in which anything may be missing, null or new. Out: rows; and the other way round the bodies
 //! that register what we want.
 
+mod checks;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use crate::model::check::{Checks, PlacedCheck, Probe};
-use crate::model::names::{READINESS, Str, check_id, check_name};
-use crate::model::registration::{Health, Registration, TaggedAddress, Weights};
+pub use self::checks::{Check, Healths, agent_readiness, txn_check_cas, txn_check_delete, txn_readiness_set};
+use self::checks::{agent_check, agent_readiness_check};
+use crate::model::check::Checks;
+use crate::model::names::Str;
+use crate::model::registration::{Registration, TaggedAddress, Weights};
 
 /// A service instance, as `/v1/agent/services` and `/v1/catalog/node-services` show it.
 #[derive(Debug, Default, Deserialize)]
@@ -59,31 +62,22 @@ pub struct WireAddress {
     pub port: Option<i64>,
 }
 
-/// A check, as `/v1/agent/checks` and `/v1/health/node` show it.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-pub struct Check {
-    /// Unique on its node.
-    #[serde(rename = "CheckID")]
-    pub id: Option<String>,
-    /// `passing`, `warning`, `critical`.
-    pub status: Option<String>,
-    /// Empty for a check of the node itself.
-    #[serde(rename = "ServiceID")]
-    pub service_id: Option<String>,
-}
-
-/// A node of the catalog.
-#[derive(Clone, Debug, Default, Deserialize)]
+/// A node of the catalog: what is read of it, and what is written of one that is to be like this.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct Node {
+    /// Its ID; empty for those of our making.
+    #[serde(rename = "ID")]
+    pub id: Option<String>,
     /// Its name.
     pub node: Option<String>,
     /// Its address.
     pub address: Option<String>,
+    /// Other addresses, by tag.
+    pub tagged_addresses: Option<BTreeMap<String, String>>,
     /// Its meta.
     pub meta: Option<BTreeMap<String, String>>,
-    /// The Raft index of its last change.
+    /// The Raft index of its last change; 0 stands for a node that is not there.
     pub modify_index: Option<u64>,
 }
 
@@ -224,14 +218,11 @@ pub enum By {
     Catalog,
 }
 
-/// The tagged addresses that an agent adds.
-const AGENTS_OWN: [&str; 4] = ["lan_ipv4", "lan_ipv6", "wan_ipv4", "wan_ipv6"];
-
 impl Service {
     /// What it says, with what its checks say.
     #[must_use]
     pub fn registration(&self, by: By, healths: &Healths, pool: &mut Pool) -> Registration {
-        let found = self.id.as_deref().and_then(|id| healths.0.get(id));
+        let id = self.id.as_deref().unwrap_or_default();
         let address = self.address.as_deref().unwrap_or_default();
         let port = number(self.port);
         let mut tagged = BTreeMap::new();
@@ -240,8 +231,7 @@ impl Service {
                 address: pool.string(tagged_address.address.as_deref().unwrap_or_default()),
                 port: number(tagged_address.port),
             };
-            let own = &*there.address == address && there.port == port && AGENTS_OWN.contains(&name.as_str());
-            if !(own && by == By::Agent) {
+            if by == By::Catalog || !there.is_agents_own(name, address, port) {
                 tagged.insert(pool.string(name), there);
             }
         }
@@ -259,8 +249,8 @@ impl Service {
             weights,
             enable_tag_override: self.enable_tag_override.unwrap_or_default(),
             tagged_addresses: pool.tagged_addresses(tagged),
-            readiness: found.and_then(|health| health.readiness),
-            checks: found.map_or_else(Checks::default, |health| Checks::read(health.checks.clone())),
+            readiness: healths.readiness(id),
+            checks: Checks::read(healths.checks(id)),
         }
     }
 
@@ -274,70 +264,6 @@ impl Service {
 /// A port or a weight; 0 for what is missing or out of range.
 fn number(value: Option<i64>) -> u16 {
     value.and_then(|value| u16::try_from(value).ok()).unwrap_or_default()
-}
-
-/// What the checks of one node say, by service ID.
-#[derive(Debug, Default)]
-pub struct Healths(BTreeMap<String, InstanceHealth>);
-
-#[derive(Clone, Debug)]
-struct InstanceHealth {
-    worst: Health,
-    readiness: Option<Health>,
-    /// The names of our other checks.
-    checks: BTreeSet<Str>,
-}
-
-impl Healths {
-    /// Sorts the checks of a node by service; those of the node itself say nothing about an instance.
-    #[must_use]
-    pub fn new(checks: impl IntoIterator<Item = Check>) -> Self {
-        let mut healths: BTreeMap<String, InstanceHealth> = BTreeMap::new();
-        for check in checks {
-            let Some(service) = check.service_id.filter(|id| !id.is_empty()) else { continue };
-            let status = Health::parse(check.status.as_deref().unwrap_or_default());
-            let name = check.id.as_deref().and_then(|id| check_name(&service, id)).map(Str::from);
-            let none = InstanceHealth { worst: Health::Passing, readiness: None, checks: BTreeSet::new() };
-            let health = healths.entry(service).or_insert(none);
-            health.worst = health.worst.max(status);
-            match name {
-                Some(name) if *name == *READINESS => health.readiness = Some(status),
-                Some(name) => {
-                    health.checks.insert(name);
-                }
-                None => {}
-            }
-        }
-        Self(healths)
-    }
-
-    /// The worst of an instance's checks; passing where it has none.
-    #[must_use]
-    pub fn worst(&self, id: &str) -> Health {
-        self.0.get(id).map_or(Health::Passing, |health| health.worst)
-    }
-}
-
-/// What a readiness check is called.
-const READINESS_NAME: &str = "Kubernetes readiness";
-
-/// What it is for.
-const READINESS_NOTES: &str = "Whether Kubernetes considers the pod ready. Kept by Lictor.";
-
-/// The `Type` of a readiness check in the catalog; one that a newcomer finds by its name, and that nothing
-/// but us runs.
-const READINESS_TYPE: &str = "kubernetes-readiness";
-
-/// How long an agent waits for the next update before it makes the check critical: ten years, so that the
-/// check stays as it is for as long as nobody tells it otherwise.
-const READINESS_TTL: &str = "87600h";
-
-/// The output of a readiness check: one text for each state, so that it never changes by itself.
-fn readiness_output(readiness: Health) -> &'static str {
-    match readiness {
-        Health::Passing => "ready in Kubernetes",
-        Health::Warning | Health::Critical => "not ready in Kubernetes",
-    }
 }
 
 /// What both forms of registering have in common.
@@ -371,91 +297,13 @@ pub fn agent_service(id: &str, registration: &Registration, with_checks: bool) -
     let mut fields = service_fields(id, registration);
     fields.insert("Name".to_owned(), json!(&*registration.service));
     if let Some(readiness) = registration.readiness.filter(|_| with_checks) {
-        let check = json!({
-            "CheckID": check_id(id, READINESS),
-            "Name": READINESS_NAME,
-            "Notes": READINESS_NOTES,
-            "TTL": READINESS_TTL,
-            "Status": readiness.as_str(),
-        });
-        fields.insert("Check".to_owned(), check);
+        fields.insert("Check".to_owned(), agent_readiness_check(id, readiness));
     }
     if with_checks && !registration.checks.placed().is_empty() {
-        let initial = registration.checks.initial();
-        let checks = registration.checks.placed().iter();
-        let checks = checks.map(|placed| agent_check(id, &registration.address, placed, initial)).collect();
-        fields.insert("Checks".to_owned(), Value::Array(checks));
+        let checks = registration.checks.placed().iter().map(|placed| agent_check(id, registration, placed));
+        fields.insert("Checks".to_owned(), checks.collect());
     }
     Value::Object(fields).to_string()
-}
-
-/// A check that an agent runs, always against the instance's own address.
-fn agent_check(id: &str, address: &str, placed: &PlacedCheck, initial: Health) -> Value {
-    let PlacedCheck { check, port } = placed;
-    let target = match address.parse::<IpAddr>() {
-        Ok(ip) => SocketAddr::new(ip, *port).to_string(),
-        Err(_) => format!("{address}:{port}"),
-    };
-    let mut fields = Map::new();
-    let mut put = |key: &str, value: Value| fields.insert(key.to_owned(), value);
-    put("CheckID", json!(check_id(id, &check.name)));
-    put("Name", json!(&*check.name));
-    put("Notes", json!(&*check.notes));
-    put("Status", json!(initial.as_str()));
-    put("Interval", json!(&*check.interval));
-    put("Timeout", json!(&*check.timeout));
-    put("SuccessBeforePassing", json!(check.success_before_passing));
-    put("FailuresBeforeCritical", json!(check.failures_before_critical));
-    if let Some(failures) = check.failures_before_warning {
-        put("FailuresBeforeWarning", json!(failures));
-    }
-    let tls = match &check.probe {
-        Probe::Http { path, method, headers, body, tls } => {
-            let scheme = if tls.is_some() { "https" } else { "http" };
-            let mut by_name: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-            for (name, value) in headers {
-                by_name.entry(name).or_default().push(value);
-            }
-            put("HTTP", json!(format!("{scheme}://{target}{path}")));
-            put("Method", json!(&**method));
-            put("Header", json!(by_name));
-            put("Body", json!(&**body));
-            // A redirect would lead Consul to a host of somebody's choice.
-            put("DisableRedirects", json!(true));
-            tls
-        }
-        Probe::Tcp { tls } => {
-            put("TCP", json!(target));
-            put("TCPUseTLS", json!(tls.is_some()));
-            tls
-        }
-        Probe::Grpc { service, tls } => {
-            let service = if service.is_empty() { String::new() } else { format!("/{service}") };
-            put("GRPC", json!(format!("{target}{service}")));
-            put("GRPCUseTLS", json!(tls.is_some()));
-            tls
-        }
-        Probe::Udp => {
-            put("UDP", json!(target));
-            &None
-        }
-        Probe::H2Ping { tls } => {
-            put("H2PING", json!(target));
-            put("H2PingUseTLS", json!(tls.is_some()));
-            tls
-        }
-    };
-    if let Some(tls) = tls {
-        put("TLSSkipVerify", json!(tls.skip_verify));
-        put("TLSServerName", json!(tls.server_name.as_deref().unwrap_or_default()));
-    }
-    Value::Object(fields)
-}
-
-/// The body of `/v1/agent/check/update` for a readiness check.
-#[must_use]
-pub fn agent_readiness(readiness: Health) -> String {
-    json!({ "Status": readiness.as_str(), "Output": readiness_output(readiness) }).to_string()
 }
 
 /// The operation of a transaction that sets a service.
@@ -478,45 +326,22 @@ pub fn txn_service_delete(node: &str, id: &str, service: &str) -> String {
     json!({ "Service": { "Verb": "delete", "Node": node, "Service": { "ID": id, "Service": service } } }).to_string()
 }
 
-/// The operation that sets a readiness check.
+/// The operation that makes a node like this if its index is still the same.
 #[must_use]
-pub fn txn_check_set(node: &str, id: &str, service: &str, readiness: Health) -> String {
-    json!({ "Check": { "Verb": "set", "Check": {
-        "Node": node,
-        "CheckID": check_id(id, READINESS),
-        "Name": READINESS_NAME,
-        "Notes": READINESS_NOTES,
-        "Type": READINESS_TYPE,
-        "Status": readiness.as_str(),
-        "Output": readiness_output(readiness),
-        "ServiceID": id,
-        "ServiceName": service,
-    } } })
-    .to_string()
-}
-
-/// The operation that deletes a check of ours; of one that is not there it does nothing.
-#[must_use]
-pub fn txn_check_delete(node: &str, id: &str, service: &str, name: &str) -> String {
-    json!({ "Check": { "Verb": "delete", "Check": {
-        "Node": node,
-        "CheckID": check_id(id, name),
-        "ServiceID": id,
-        "ServiceName": service,
-    } } })
-    .to_string()
-}
-
-/// The operation that sets a node if its index is still this one; 0 stands for a node that is not there.
-#[must_use]
-pub fn txn_node_cas(node: &str, address: IpAddr, meta: &BTreeMap<&str, String>, index: u64) -> String {
-    json!({ "Node": { "Verb": "cas", "Node": {
-        "Node": node,
-        "Address": address.to_string(),
-        "Meta": meta,
-        "ModifyIndex": index,
-    } } })
-    .to_string()
+pub fn txn_node_cas(node: &Node) -> String {
+    let mut fields = json!({
+        "Node": node.node,
+        "Address": node.address,
+        "Meta": node.meta,
+        "ModifyIndex": node.modify_index.unwrap_or_default(),
+    });
+    if let Some(id) = &node.id {
+        fields["ID"] = json!(id);
+    }
+    if let Some(tagged) = &node.tagged_addresses {
+        fields["TaggedAddresses"] = json!(tagged);
+    }
+    json!({ "Node": { "Verb": "cas", "Node": fields } }).to_string()
 }
 
 /// The operation that deletes a node, and with it everything on it, if its index is still this one.
@@ -527,8 +352,11 @@ pub fn txn_node_delete(node: &str, index: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
+    use crate::model::names::{READINESS, check_id};
+    use crate::model::registration::Health;
 
     fn text() -> impl Strategy<Value = Str> {
         "[ -~äé\\n\"]{0,12}".prop_map(|text| text.as_str().into())
@@ -568,6 +396,7 @@ mod tests {
             id: Some(check_id("id", READINESS)),
             status: Some(readiness.as_str().to_owned()),
             service_id: Some("id".to_owned()),
+            ..Check::default()
         }))
     }
 
@@ -615,24 +444,5 @@ mod tests {
         };
         assert_eq!(names(By::Agent), ["wan", "wan_ipv4"]);
         assert_eq!(names(By::Catalog), ["lan_ipv4", "wan", "wan_ipv4"]);
-    }
-
-    #[test]
-    fn an_instance_is_as_healthy_as_its_worst_check() {
-        let check = |id: &str, service: &str, status: &str| Check {
-            id: Some(id.to_owned()),
-            service_id: Some(service.to_owned()),
-            status: Some(status.to_owned()),
-        };
-        let healths = Healths::new([
-            check("serfHealth", "", "critical"),
-            check("a:readiness", "a", "passing"),
-            check("a:http", "a", "warning"),
-            check("b:http", "b", "maintenance"),
-        ]);
-        let readiness = |id| healths.0.get(id).and_then(|health| health.readiness);
-        assert_eq!((healths.worst("a"), readiness("a")), (Health::Warning, Some(Health::Passing)));
-        assert_eq!((healths.worst("b"), readiness("b")), (Health::Critical, None));
-        assert_eq!((healths.worst("c"), readiness("c")), (Health::Passing, None));
     }
 }

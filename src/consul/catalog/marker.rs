@@ -1,6 +1,5 @@
 //! The marker node: who may write.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::{Catalog, Footing, NO_ADDRESS, Verdict, bewildered};
@@ -25,32 +24,44 @@ pub(super) struct Fence {
 }
 
 impl Catalog {
-    /// The marker's content at a term. It has to be the same to the letter each time: a compare-and-set of
+    /// The operation that writes the marker at a term. Its content has to be the same to the letter each time: a compare-and-set of
     /// what is there already leaves the index as it is, one that changes something does not.
-    fn marker_meta(&self, term: u64) -> BTreeMap<&'static str, String> {
+    fn marker_at(&self, term: u64, index: u64) -> String {
         let mut meta = self.node_meta();
-        meta.insert(TERM, term.to_string());
-        meta
+        meta.insert(TERM.to_owned(), term.to_string());
+        txn_node_cas(&Node {
+            node: Some(self.marker.clone()),
+            address: Some(NO_ADDRESS.to_string()),
+            meta: Some(meta),
+            modify_index: Some(index),
+            ..Node::default()
+        })
     }
 
     /// The operation that fails unless this fence still stands.
     pub(super) fn fence_op(&self, fence: Fence) -> String {
-        txn_node_cas(&self.marker, NO_ADDRESS, &self.marker_meta(fence.term), fence.index)
+        self.marker_at(fence.term, fence.index)
     }
 
     async fn marker_node(&self) -> Result<Option<Node>, Trouble> {
         Ok(self.node_services(&self.marker).await?.node)
     }
 
+    /// The marker, where there is one; another cluster's is an error.
+    pub(super) async fn find_marker(&self) -> Result<Option<Node>, Trouble> {
+        match self.marker_node().await? {
+            Some(node) if !self.is_ours(&node) => Err(self.name_taken(&node)),
+            found => Ok(found),
+        }
+    }
+
     /// Raises the term and forgets what was known: from here on nothing that was sent before can land.
     pub(super) async fn take_footing(&self) -> Result<(), Trouble> {
         let _alone = self.raising.lock().await;
         for _ in 0..ATTEMPTS {
-            let found = self.marker_node().await?;
-            let (term, index) = match &found {
+            let (term, index) = match &self.find_marker().await? {
                 None => (0, 0),
-                Some(node) if self.is_ours(node) => (term(node), node.modify_index.unwrap_or_default()),
-                Some(node) => return Err(self.name_taken(node)),
+                Some(node) => (term(node), node.modify_index.unwrap_or_default()),
             };
             match self.raise(term, index).await {
                 Verdict::Done(nodes) => {
@@ -81,7 +92,7 @@ impl Catalog {
     }
 
     async fn raise(&self, term: u64, index: u64) -> Verdict {
-        let op = txn_node_cas(&self.marker, NO_ADDRESS, &self.marker_meta(term + 1), index);
+        let op = self.marker_at(term + 1, index);
         self.transact(format!("[{op}]").into()).await
     }
 

@@ -1,9 +1,15 @@
 //! A transaction, and which of a bundle's operations each of its own belongs to.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 
-use crate::consul::wire::{txn_check_delete, txn_check_set, txn_service_delete, txn_service_get, txn_service_set};
+use crate::consul::wire::{
+    Check, txn_check_cas, txn_check_delete, txn_readiness_set, txn_service_delete, txn_service_get, txn_service_set,
+};
 use crate::model::diff::Op;
+use crate::model::names::check_id;
+use crate::model::registration::Registration;
 
 /// The most operations in a transaction (fixed in Consul).
 const MOST_OPS: usize = 128;
@@ -22,9 +28,12 @@ pub(super) enum Part {
     Look(usize),
     /// Writes the service.
     Service(usize),
-    /// Writes its readiness check.
+    /// Writes one of its checks.
     Check(usize),
 }
+
+/// The checks that were seen on a node, by ID.
+pub(super) type SeenChecks = BTreeMap<String, Check>;
 
 /// Operations to be carried out together or not at all.
 pub(super) struct Transaction {
@@ -45,9 +54,9 @@ impl Transaction {
 
     /// Adds the operation at a place of the bundle, if there is room for it; the first one is always added.
     /// `unregistered` says that the instance was found not to be there, so that moving its check takes
-    /// registering it.
-    pub(super) fn add(&mut self, index: usize, op: &Op, unregistered: bool) -> bool {
-        let parts = parts(index, op, unregistered);
+    /// registering it. `seen` are the checks on its node, for an operation that [`writes_checks`].
+    pub(super) fn add(&mut self, index: usize, op: &Op, unregistered: bool, seen: &SeenChecks) -> bool {
+        let parts = parts(index, op, unregistered, seen);
         let bytes: usize = parts.iter().map(|(_, json)| json.len() + 1).sum();
         let is_first = !self.parts.iter().any(|part| owner(*part).is_some());
         if !is_first && (self.parts.len() + parts.len() > MOST_OPS || self.body.len() + bytes + 1 > MOST_BYTES) {
@@ -90,27 +99,39 @@ fn owner(part: Part) -> Option<usize> {
     }
 }
 
-fn parts(index: usize, op: &Op, unregistered: bool) -> Vec<(Part, String)> {
+/// Whether an operation writes checks for consul-esm to run.
+pub(super) fn writes_checks(op: &Op, unregistered: bool) -> bool {
+    match op {
+        Op::Put { registration, .. } => !registration.checks.placed().is_empty(),
+        Op::Readiness { registration, .. } => unregistered && !registration.checks.placed().is_empty(),
+        Op::Release { .. } | Op::Remove { .. } => false,
+    }
+}
+
+fn parts(index: usize, op: &Op, unregistered: bool, seen: &SeenChecks) -> Vec<(Part, String)> {
     let (node, id) = (&*op.key().node, &*op.key().id);
     let mut parts = Vec::with_capacity(2);
+    let readiness = |registration: &Registration| {
+        let state = registration.readiness?;
+        Some((Part::Check(index), txn_readiness_set(node, id, &registration.service, state)))
+    };
+    let register = |registration: &Registration, parts: &mut Vec<(Part, String)>| {
+        parts.push((Part::Service(index), txn_service_set(node, id, registration)));
+        parts.extend(readiness(registration));
+        for placed in registration.checks.placed() {
+            let seen = seen.get(&check_id(id, &placed.check.id_name()));
+            parts.push((Part::Check(index), txn_check_cas(node, id, registration, placed, seen)));
+        }
+    };
     match op {
         Op::Put { registration, drop_checks, .. } => {
-            parts.push((Part::Service(index), txn_service_set(node, id, registration)));
-            if let Some(readiness) = registration.readiness {
-                parts.push((Part::Check(index), txn_check_set(node, id, &registration.service, readiness)));
-            }
+            register(registration, &mut parts);
             for name in drop_checks {
                 parts.push((Part::Check(index), txn_check_delete(node, id, &registration.service, name)));
             }
         }
-        Op::Readiness { registration, .. } => {
-            if unregistered {
-                parts.push((Part::Service(index), txn_service_set(node, id, registration)));
-            }
-            if let Some(readiness) = registration.readiness {
-                parts.push((Part::Check(index), txn_check_set(node, id, &registration.service, readiness)));
-            }
-        }
+        Op::Readiness { registration, .. } if unregistered => register(registration, &mut parts),
+        Op::Readiness { registration, .. } => parts.extend(readiness(registration)),
         Op::Release { registration, .. } => {
             // Registering what is gone would bring it back without anybody to remove it later.
             parts.push((Part::Look(index), txn_service_get(node, id)));
@@ -134,7 +155,8 @@ mod tests {
     fn it_holds_what_fits_and_knows_whose_each_part_is() {
         let mut transaction = Transaction::new("{}");
         transaction.make_node("{}");
-        let fitting = (0..200).take_while(|index| transaction.add(*index, &remove("x"), false)).count();
+        let fitting =
+            (0..200).take_while(|index| transaction.add(*index, &remove("x"), false, &SeenChecks::new())).count();
         assert_eq!(fitting, MOST_OPS - 2);
         assert_eq!(transaction.part(0), Some(Part::Fence));
         assert_eq!(transaction.part(2), Some(Part::Service(0)));
@@ -148,7 +170,7 @@ mod tests {
     fn one_that_is_too_large_for_company_goes_alone() {
         let large = remove(&"x".repeat(MOST_BYTES));
         let mut transaction = Transaction::new("{}");
-        assert!(transaction.add(0, &large, false), "Consul says what it thinks of it");
-        assert!(!transaction.add(1, &remove("x"), false));
+        assert!(transaction.add(0, &large, false, &SeenChecks::new()), "Consul says what it thinks of it");
+        assert!(!transaction.add(1, &remove("x"), false, &SeenChecks::new()));
     }
 }

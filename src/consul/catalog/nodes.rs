@@ -1,0 +1,255 @@
+//! The Consul nodes of our making: what we know of them, and keeping them in order.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::transaction::{Part, Transaction};
+use super::{Catalog, Remedy, State, Verdict, bewildered};
+use crate::consul::Trouble;
+use crate::consul::wire::{Check, Node, txn_node_cas, txn_node_delete};
+use crate::model::names::{Str, id_prefix};
+
+/// How long a node has to have been empty before it goes.
+const GRACE: Duration = Duration::from_secs(60);
+
+/// The meta pair by which consul-esm finds the nodes whose checks it runs. (With `external-probe` beside it, it would
+/// ping the node too, and remove it if it does not answer.)
+const EXTERNAL_NODE: &str = "external-node";
+const TRUE: &str = "true";
+
+/// A node of our making.
+#[derive(Clone, Debug)]
+pub(super) struct KnownNode {
+    /// As it was when we last saw it.
+    pub(super) row: Node,
+    /// Whether it is to be one that consul-esm looks at, as far as is known.
+    is_for_esm: Option<bool>,
+}
+
+impl State {
+    /// Remembers a node of ours. The marker is none that anything is registered on.
+    pub(super) fn know(&mut self, marker: &str, node: &Node) {
+        if let Some(name) = node.node.as_deref().filter(|name| *name != marker) {
+            let is_for_esm = self.nodes.get(name).and_then(|known| known.is_for_esm);
+            self.nodes.insert(name.into(), KnownNode { row: node.clone(), is_for_esm });
+        }
+    }
+
+    /// Notes that checks for consul-esm were written on a node.
+    pub(super) fn note_checks_written(&mut self, name: &Str) {
+        if let Some(known) = self.nodes.get_mut(name) {
+            known.is_for_esm = Some(true);
+        }
+    }
+}
+
+impl Catalog {
+    /// A node that is not there yet.
+    fn new_node(&self, name: &str, address: IpAddr) -> Node {
+        Node {
+            node: Some(name.to_owned()),
+            address: Some(address.to_string()),
+            meta: Some(self.node_meta()),
+            ..Node::default()
+        }
+    }
+
+    /// The operation that makes a node, if it is not there, or has consul-esm look at it; none where there is
+    /// nothing to do.
+    pub(super) fn node_for(&self, name: &Str, address: IpAddr, is_for_esm: bool) -> Option<String> {
+        let known = self.state().nodes.get(name).map(|known| known.row.clone());
+        let mut node = match known {
+            Some(row) if !is_for_esm || is_external(&row) => return None,
+            Some(row) => row,
+            None => self.new_node(name, address),
+        };
+        if is_for_esm {
+            set_external(&mut node, true);
+        }
+        Some(txn_node_cas(&node))
+    }
+
+    /// Notes which checks a node has.
+    pub(super) fn note_checks(&self, name: &Str, checks: &[Check]) {
+        let is_for_esm = self.is_for_esm(checks);
+        if let Some(known) = self.state().nodes.get_mut(name) {
+            known.is_for_esm = is_for_esm;
+        }
+    }
+
+    /// Whether consul-esm has to look at a node with these checks: where it has checks of ours to run. Where it has
+    /// only somebody else's, that is theirs to say.
+    fn is_for_esm(&self, checks: &[Check]) -> Option<bool> {
+        let prefix = id_prefix(&self.identity.cluster);
+        let is_ours = |check: &&Check| {
+            check.name().is_some() && check.service_id.as_deref().is_some_and(|id| id.starts_with(&prefix))
+        };
+        let mut runs = checks.iter().filter(|check| check.is_for_esm()).peekable();
+        if runs.peek().is_none() {
+            return Some(false);
+        }
+        runs.any(|check| is_ours(&check)).then_some(true)
+    }
+
+    pub(super) async fn tidy_nodes(&self, addresses: &BTreeMap<Str, IpAddr>) -> Result<(), Trouble> {
+        let (moved, for_esm, empty) = {
+            let state = self.state();
+            let placement = self.placement();
+            let moved: Vec<(Str, Node)> = state
+                .nodes
+                .iter()
+                .filter_map(|(name, known)| {
+                    let address = addresses.get(placement.kubernetes_node(name)?)?.to_string();
+                    let moves = known.row.address.as_ref() != Some(&address);
+                    moves.then(|| (Arc::clone(name), Node { address: Some(address), ..known.row.clone() }))
+                })
+                .collect();
+            let is_other = |known: &KnownNode| known.is_for_esm.is_some_and(|it| it != is_external(&known.row));
+            let for_esm: Vec<Str> =
+                state.nodes.iter().filter(|(_, known)| is_other(known)).map(|(name, _)| Arc::clone(name)).collect();
+            let empty: Vec<Str> = state.empty.keys().cloned().collect();
+            (moved, for_esm, empty)
+        };
+        for (name, row) in moved {
+            self.change_node(&name, &txn_node_cas(&row)).await?;
+        }
+        for name in for_esm {
+            self.point_esm(&name).await?;
+        }
+        for name in empty {
+            self.consider_empty(&name).await?;
+        }
+        Ok(())
+    }
+
+    /// Has consul-esm look at a node from now on, or no more, after its checks.
+    async fn point_esm(&self, name: &Str) -> Result<(), Trouble> {
+        let _alone = self.deleting.write().await;
+        let (found, checks) = self.read_services(name).await?;
+        let Some(mut node) = found.node.filter(|node| self.is_ours(node)) else {
+            self.forget(name);
+            return Ok(());
+        };
+        self.state().know(&self.marker, &node);
+        self.note_checks(name, &checks);
+        let Some(is_for_esm) = self.is_for_esm(&checks).filter(|it| *it != is_external(&node)) else { return Ok(()) };
+        set_external(&mut node, is_for_esm);
+        self.change_node(name, &txn_node_cas(&node)).await
+    }
+
+    /// Deletes a node if it has been empty for long enough.
+    async fn consider_empty(&self, name: &Str) -> Result<(), Trouble> {
+        let found = self.node_services(name).await?;
+        let due = {
+            let mut state = self.state();
+            if found.services.is_some_and(|services| !services.is_empty()) {
+                state.empty.remove(name);
+                return Ok(());
+            }
+            // A bundle may have put something there since.
+            match state.empty.entry(Arc::clone(name)) {
+                Entry::Occupied(mut since) => since.get_mut().get_or_insert_with(Instant::now).elapsed() >= GRACE,
+                Entry::Vacant(_) => false,
+            }
+        };
+        if due { self.delete_if_empty(name).await } else { Ok(()) }
+    }
+
+    /// Deletes all nodes of our making that nobody has anything on, and with the last of them the marker.
+    pub(super) async fn dismantle_nodes(&self) -> Result<(), Trouble> {
+        let names: Vec<Str> = self.state().nodes.keys().cloned().collect();
+        for name in names {
+            self.delete_if_empty(&name).await?;
+        }
+        // Whoever has something left on one of them keeps all of it standing.
+        self.read_rows().await?;
+        if !self.state().nodes.is_empty() {
+            return Ok(());
+        }
+        let Some(marker) = self.find_marker().await? else { return Ok(()) };
+        let name = Str::from(&*self.marker);
+        self.change_node(&name, &txn_node_delete(&name, marker.modify_index.unwrap_or_default())).await
+    }
+
+    async fn delete_if_empty(&self, name: &Str) -> Result<(), Trouble> {
+        let _alone = self.deleting.write().await;
+        let found = self.node_services(name).await?;
+        let is_empty = found.services.is_none_or(|services| services.is_empty());
+        match found.node {
+            Some(node) if is_empty && self.is_ours(&node) => {
+                let change = txn_node_delete(name, node.modify_index.unwrap_or_default());
+                // Whatever comes of it: what is there is found out when it is needed.
+                self.forget(name);
+                self.change_node(name, &change).await
+            }
+            Some(_) => {
+                self.state().empty.remove(name);
+                Ok(())
+            }
+            None => {
+                self.forget(name);
+                Ok(())
+            }
+        }
+    }
+
+    fn forget(&self, name: &Str) {
+        let mut state = self.state();
+        state.nodes.remove(name);
+        state.empty.remove(name);
+    }
+
+    /// Writes a change to a node. One that Consul refuses is left for the next time: nobody waits for it.
+    async fn change_node(&self, name: &Str, change: &str) -> Result<(), Trouble> {
+        let fence = self.standing().await?;
+        let mut transaction = Transaction::new(&self.fence_op(fence));
+        transaction.make_node(change);
+        match self.transact(transaction.body()).await {
+            Verdict::Done(nodes) => {
+                let mut state = self.state();
+                for node in &nodes {
+                    state.know(&self.marker, node);
+                }
+                Ok(())
+            }
+            Verdict::NotTried(trouble) => Err(trouble),
+            Verdict::Unknown(trouble) => {
+                self.doubt(fence);
+                self.forget(name);
+                Err(trouble)
+            }
+            Verdict::Rejected(words) => Err(Trouble::passing(words)),
+            Verdict::Conflict(errors) => {
+                if let Some(error) = errors.iter().find(|error| transaction.part(error.op_index) == Some(Part::Fence)) {
+                    return match self.fence_failed(fence, &error.what).await {
+                        Remedy::Stop(trouble) => Err(trouble),
+                        Remedy::Again | Remedy::Blame(_) | Remedy::NoNode(_) => Ok(()),
+                    };
+                }
+                tracing::warn!(node = %name, words = %bewildered(&errors), "Consul refuses a change to a node of ours");
+                self.forget(name);
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Whether consul-esm looks at a node.
+fn is_external(node: &Node) -> bool {
+    node.meta(EXTERNAL_NODE) == TRUE
+}
+
+/// Has consul-esm look at a node, or not; nothing else of it changes.
+fn set_external(node: &mut Node, is_for_esm: bool) {
+    let meta = node.meta.get_or_insert_default();
+    if is_for_esm {
+        meta.insert(EXTERNAL_NODE.to_owned(), TRUE.to_owned());
+    } else {
+        meta.remove(EXTERNAL_NODE);
+    }
+}
