@@ -17,6 +17,8 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
+use crate::cluster::event::Kind;
+use crate::cluster::lease::ElectionTrouble;
 use crate::cluster::watch::WatchHealth;
 use crate::engine::Question;
 use crate::engine::metrics::Snapshot;
@@ -29,6 +31,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub struct Admin {
     metrics: Arc<Registry>,
     stage: Arc<Mutex<Stage>>,
+    /// What is not right, but in nobody's way.
+    remark: Arc<Mutex<Option<String>>>,
 }
 
 /// How far the operator has come.
@@ -37,7 +41,7 @@ enum Stage {
     /// What it waits for before the engine can run.
     Starting(String),
     /// The engine runs.
-    Running(mpsc::Sender<Question>, WatchHealth),
+    Running(mpsc::Sender<Question>, WatchHealth, ElectionTrouble),
 }
 
 impl Admin {
@@ -45,7 +49,12 @@ impl Admin {
     #[must_use]
     pub fn new(metrics: Registry) -> Self {
         let stage = Stage::Starting("starting".to_owned());
-        Self { metrics: Arc::new(metrics), stage: Arc::new(Mutex::new(stage)) }
+        Self { metrics: Arc::new(metrics), stage: Arc::new(Mutex::new(stage)), remark: Arc::default() }
+    }
+
+    /// Notes what is not right although all works, to be said beside the `ok` of `/readyz`; none if nothing is.
+    pub fn remarks(&self, what: Option<String>) {
+        *self.remark.lock().unwrap_or_else(PoisonError::into_inner) = what;
     }
 
     /// Notes what the start waits for.
@@ -54,8 +63,8 @@ impl Admin {
     }
 
     /// From here on the engine answers.
-    pub fn runs(&self, questions: mpsc::Sender<Question>, watches: WatchHealth) {
-        self.set(Stage::Running(questions, watches));
+    pub fn runs(&self, questions: mpsc::Sender<Question>, watches: WatchHealth, election: ElectionTrouble) {
+        self.set(Stage::Running(questions, watches, election));
     }
 
     fn set(&self, stage: Stage) {
@@ -90,7 +99,7 @@ async fn ask(questions: &mpsc::Sender<Question>) -> Result<Snapshot, &'static st
 async fn healthz(State(admin): State<Admin>) -> (StatusCode, String) {
     match admin.stage() {
         Stage::Starting(_) => (StatusCode::OK, "ok\n".to_owned()),
-        Stage::Running(questions, _) => match ask(&questions).await {
+        Stage::Running(questions, ..) => match ask(&questions).await {
             Ok(_) => (StatusCode::OK, "ok\n".to_owned()),
             Err(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
         },
@@ -98,18 +107,32 @@ async fn healthz(State(admin): State<Admin>) -> (StatusCode, String) {
 }
 
 async fn readyz(State(admin): State<Admin>) -> (StatusCode, String) {
+    let (mut but, mut standby) = (Vec::new(), false);
     let not_ready: Vec<String> = match admin.stage() {
         Stage::Starting(what) => vec![what],
-        Stage::Running(questions, watches) => {
+        Stage::Running(questions, watches, election) => {
             let engine = match ask(&questions).await {
-                Ok(snapshot) => snapshot.not_ready,
+                Ok(snapshot) => {
+                    standby = !snapshot.leads;
+                    snapshot.not_ready
+                }
                 Err(why) => Some(why.to_owned()),
             };
-            watches.failing().into_iter().chain(engine).collect()
+            // Pods and Nodes are watched where single resources ask for them: only those wait then. Where all do,
+            // the engine says so.
+            let (some, all): (Vec<_>, Vec<_>) =
+                watches.failing().into_iter().partition(|(kind, _)| matches!(kind, Kind::Pod | Kind::Node));
+            but.extend(some.into_iter().map(|(_, why)| why));
+            // One that leads has the Lease, whatever it heard last.
+            let election = election.get().filter(|_| standby);
+            all.into_iter().map(|(_, why)| why).chain(engine).chain(election).collect()
         }
     };
+    but.extend(admin.remark.lock().unwrap_or_else(PoisonError::into_inner).clone());
     if not_ready.is_empty() {
-        (StatusCode::OK, "ok\n".to_owned())
+        let ok = if standby { "ok, standing by" } else { "ok" }.to_owned();
+        let lines = std::iter::once(ok).chain(but.into_iter().map(|why| format!("but {why}")));
+        (StatusCode::OK, lines.collect::<Vec<_>>().join("\n") + "\n")
     } else {
         (StatusCode::SERVICE_UNAVAILABLE, not_ready.join("\n") + "\n")
     }
@@ -118,7 +141,7 @@ async fn readyz(State(admin): State<Admin>) -> (StatusCode, String) {
 async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
     let snapshot = match admin.stage() {
         Stage::Starting(_) => None,
-        Stage::Running(questions, _) => ask(&questions).await.ok(),
+        Stage::Running(questions, ..) => ask(&questions).await.ok(),
     };
     let mut text = String::new();
     let encoded = encode_registry(&mut text, &admin.metrics)
@@ -140,6 +163,7 @@ fn gauges(snapshot: &Snapshot) -> Registry {
         registry.register(name, help, gauge);
     };
     gauge("lictor_ready", "1 if all watches are synced and Consul answers", snapshot.not_ready.is_none().into());
+    gauge("lictor_leader", "1 if this replica is the one that acts", snapshot.leads.into());
     gauge("lictor_resources", "ConsulService resources watched", snapshot.resources);
     gauge("lictor_dirty_resources", "Resources that are to be looked at", snapshot.dirty);
     gauge("lictor_outstanding_writes", "Writes to Consul that wait or are under way", snapshot.outstanding);

@@ -148,7 +148,7 @@ impl Engine {
 
     fn tidy(&self) {
         let Footing::Standing(placement) = &self.footing else { return };
-        if !self.world.is_synced() {
+        if !self.world.knows_nodes() {
             return;
         }
         let addresses: BTreeMap<Str, IpAddr> =
@@ -382,7 +382,7 @@ impl Engine {
     }
 
     /// Forgets all that was known of Consul; what is under way is not believed when it lands.
-    fn lose_footing(&mut self) {
+    pub(super) fn lose_footing(&mut self) {
         tracing::warn!("starting over with Consul");
         self.era += 1;
         self.reading = false;
@@ -391,6 +391,8 @@ impl Engine {
         self.mirror.clear();
         self.plan.clear();
         self.held.clear();
+        self.ended.clear();
+        self.ended_alone.clear();
         for key in self.all_keys() {
             self.mark(key, Cause::Inferred, Instant::now());
         }

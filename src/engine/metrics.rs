@@ -84,6 +84,8 @@ impl Metrics {
 pub struct Snapshot {
     /// Why Lictor is not ready; none if it is: all watches synced, and Consul answers.
     pub not_ready: Option<String>,
+    /// Whether this replica is the one that acts.
+    pub leads: bool,
     /// Resources watched.
     pub resources: usize,
     /// Our instances in Consul, by the worst of their checks.

@@ -23,7 +23,8 @@ use futures::stream::FuturesUnordered;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use crate::cluster::event::{Change, Event, Step};
+use crate::cluster::event::Event;
+use crate::cluster::lease::{self, Leads};
 use crate::cluster::world::World;
 use crate::cluster::{Kubernetes, ReadError, WriteError};
 use crate::consul::mirror::Mirror;
@@ -37,6 +38,7 @@ use crate::model::registration::{Health, RowKey};
 mod alarms;
 mod lanes;
 pub mod metrics;
+pub mod preview;
 mod reconcile;
 mod report;
 
@@ -68,6 +70,8 @@ pub enum Question {
 /// The engine.
 pub struct Engine {
     config: Config,
+    /// Until when this replica acts.
+    leads: Leads,
     registry: Arc<dyn Registry>,
     kubernetes: Arc<dyn Kubernetes>,
     random: fastrand::Rng,
@@ -97,9 +101,10 @@ pub struct Engine {
     second_look: Option<BTreeSet<ResourceKey>>,
     /// Resources that ended, and whose instances wait for the word that their definition did not.
     ended: BTreeMap<ResourceKey, Dirty>,
-    asks_for_definition: bool,
-    /// When the definition was last seen to stay.
-    definition_stays: Option<Instant>,
+    /// Those that the question under way is about: it says nothing of what ended later.
+    asked_about: Option<BTreeSet<ResourceKey>>,
+    /// Those of which it is known that they ended by themselves.
+    ended_alone: BTreeSet<ResourceKey>,
     definition_went: bool,
     refused: BTreeMap<ResourceKey, BTreeMap<RowKey, Refused>>,
     /// Instances to be registered again although nothing about them has changed.
@@ -168,8 +173,8 @@ enum Landing {
     NodeRead { era: u64, node: Str, since: u64, answer: Result<Rows, Trouble> },
     Applied { era: u64, node: Str, planned: Vec<Planned>, outcomes: Vec<Outcome> },
     Tidied { era: u64, answer: Result<(), Trouble> },
-    SecondLook(Result<World, ReadError>),
-    Definition(Result<bool, ReadError>),
+    SecondLook { era: u64, answer: Box<Result<World, ReadError>> },
+    Definition { era: u64, answer: Result<bool, ReadError> },
     StatusWritten { key: ResourceKey, answer: Result<(), WriteError> },
     FinalizerWritten { key: ResourceKey, answer: Result<(), WriteError> },
     EventWritten(Result<(), WriteError>),
@@ -188,6 +193,7 @@ impl Engine {
     ) -> Self {
         Self {
             config,
+            leads: lease::alone(),
             registry,
             kubernetes,
             random,
@@ -208,8 +214,8 @@ impl Engine {
             let_pass: LetPass::default(),
             second_look: None,
             ended: BTreeMap::new(),
-            asks_for_definition: false,
-            definition_stays: None,
+            asked_about: None,
+            ended_alone: BTreeSet::new(),
             definition_went: false,
             refused: BTreeMap::new(),
             again: BTreeSet::new(),
@@ -228,6 +234,12 @@ impl Engine {
         }
     }
 
+    /// The same engine, which acts only while this replica leads.
+    #[must_use]
+    pub fn led_by(self, leads: Leads) -> Self {
+        Self { leads, ..self }
+    }
+
     /// Runs until `stop` is ready or the watches have ended, then finishes what is under way within the grace
     /// period. Registrations stay.
     pub async fn run(
@@ -237,6 +249,8 @@ impl Engine {
         stop: impl Future<Output = ()>,
     ) {
         let mut stop = std::pin::pin!(stop);
+        let mut leads = self.leads.clone();
+        self.kubernetes.want(&self.world.wanted());
         loop {
             self.settle();
             let alarm = self.alarms.next();
@@ -250,6 +264,10 @@ impl Engine {
                 biased;
                 () = &mut stop => break,
                 Some(question) = questions.recv() => self.answer(question),
+                Ok(()) = leads.changed() => {
+                    leads.borrow_and_update();
+                    self.mind_the_lead();
+                }
                 Some(landing) = self.bundles.next() => self.land(landing),
                 Some(landing) = self.flights.next() => self.land(landing),
                 event = events.recv() => match event {
@@ -279,16 +297,38 @@ impl Engine {
         self.finish().await;
     }
 
+    /// Whether this replica is the one that acts.
+    fn leads(&self) -> bool {
+        self.leads.borrow().is_some_and(|until| Instant::now() < until)
+    }
+
+    /// Stands by when another replica acts: what happens is heard, and nothing is asked of Consul or written.
+    fn mind_the_lead(&mut self) {
+        if self.leads() {
+            return;
+        }
+        self.trouble = None;
+        self.failures = 0;
+        if !matches!(self.footing, Footing::None) {
+            self.lose_footing();
+        }
+    }
+
     /// Does everything that can be done without waiting.
     fn settle(&mut self) {
+        if !self.leads() {
+            return;
+        }
         self.keep_footing();
         self.reconcile_dirty();
+        // A name that was freed may have brought somebody's needs along.
+        self.say_what_is_wanted();
         self.launch_bundles();
         self.write_reports();
     }
 
     fn hear(&mut self, event: Event) {
-        let completes = completes_a_list(&event);
+        let completes = event.change.completes_a_list();
         let now = Instant::now();
         for dirtied in self.world.apply(event) {
             match dirtied.cause {
@@ -298,6 +338,7 @@ impl Engine {
                 None => self.reports.tend(dirtied.key),
             }
         }
+        self.say_what_is_wanted();
         if completes {
             for (key, dirty) in std::mem::take(&mut self.parked) {
                 self.mark(key, dirty.cause, dirty.since);
@@ -311,8 +352,20 @@ impl Engine {
         }
     }
 
+    fn say_what_is_wanted(&mut self) {
+        if let Some(wanted) = self.world.wanted_anew() {
+            self.kubernetes.want(&wanted);
+        }
+    }
+
     /// Marks a resource dirty; inference outweighs observation, the earlier time the later.
     fn mark(&mut self, key: ResourceKey, cause: Cause, since: Instant) {
+        if self.world.resource(&key).is_none() && !self.leads() {
+            // Whoever leads next finds in Consul what is left of it.
+            self.dirty.remove(&key);
+            self.reports.forget(&key);
+            return;
+        }
         if !matches!(self.footing, Footing::Standing(_)) {
             self.reports.unreachable(key.clone());
         }
@@ -341,8 +394,8 @@ impl Engine {
                     self.suffer(trouble);
                 }
             }
-            Landing::SecondLook(answer) => self.land_second_look(answer),
-            Landing::Definition(answer) => self.land_definition(answer),
+            Landing::SecondLook { era, answer } => self.land_second_look(era, *answer),
+            Landing::Definition { era, answer } => self.land_definition(era, answer),
             Landing::StatusWritten { key, answer } => self.land_status(key, answer),
             Landing::FinalizerWritten { key, answer } => self.land_finalizer(&key, answer),
             Landing::EventWritten(answer) => {
@@ -387,6 +440,7 @@ impl Engine {
     fn snapshot(&self) -> Snapshot {
         let mut snapshot = Snapshot {
             not_ready: self.not_ready(),
+            leads: self.leads(),
             resources: self.world.entries().filter(|entry| entry.resource.ours).count(),
             dirty: self.dirty.len() + self.parked.len(),
             outstanding: self.plan.len() + self.in_flight.len(),
@@ -414,6 +468,8 @@ impl Engine {
         }
         match self.footing {
             Footing::Standing(_) => None,
+            // One that stands by knows Kubernetes, and that is all it needs.
+            _ if !self.leads() => None,
             _ => Some("Consul's registrations have not been read yet".to_owned()),
         }
     }
@@ -433,17 +489,6 @@ impl Engine {
             tracing::info!(finished = under_way, "finished the writes that were under way");
         }
     }
-}
-
-/// Whether something may be known to be absent now that was only unknown before.
-fn completes_a_list(event: &Event) -> bool {
-    matches!(
-        event.change,
-        Change::Resource(Step::InitDone)
-            | Change::Slice(Step::InitDone)
-            | Change::Service(Step::InitDone)
-            | Change::Node(Step::InitDone)
-    )
 }
 
 /// The most events that are taken in before anything is written.

@@ -14,8 +14,11 @@ use crate::model::diff::{Op, diff, release};
 use crate::model::guard::{Cause, wants_confirmation};
 use crate::model::names::{Identity, ResourceKey};
 use crate::model::registration::{Registration, RowKey};
-use crate::model::resolve::{Hold, Resolution, resolve_service};
-use crate::model::resource::{DeletionPolicy, Source, Spec};
+use crate::model::resolve::{Hold, Resolution, lives, resolve};
+use crate::model::resource::{DeletionPolicy, Spec};
+
+/// How long between looks whether a resource that is frozen while it is being deleted may be let go.
+const FROZEN: Duration = Duration::from_secs(10);
 
 /// Why a resource is to be looked at, and since when.
 #[derive(Clone, Copy, Debug)]
@@ -84,6 +87,9 @@ pub(super) fn outlook(world: &World, identity: &Identity, placement: &Placement,
         return Outlook::Frozen;
     }
     let Some(entry) = world.resource(key) else { return nothing() };
+    if entry.resource.paused && entry.resource.ours {
+        return Outlook::Frozen;
+    }
     if !entry.resource.ours {
         // With our finalizer on it, it was ours until its class was changed.
         return if entry.resource.has_finalizer() { nothing() } else { Outlook::Frozen };
@@ -95,17 +101,22 @@ pub(super) fn outlook(world: &World, identity: &Identity, placement: &Placement,
             Some(DeletionPolicy::Retain) | None => Outlook::Release,
         };
     }
-    let Some(spec) = entry.effective_spec() else { return Outlook::Frozen };
-    let resolution = resolve(world, key, spec);
+    let Some(spec) = world.effective_spec(key).filter(|_| world.waits_for(key).is_none()) else {
+        return Outlook::Frozen;
+    };
+    let resolution = resolution(world, key, spec);
     let desired = desired(identity, key, &entry.resource.uid, spec, &resolution.instances, placement);
     Outlook::Wants { desired, hold: resolution.hold }
 }
 
 /// What the source of a spec comes to.
-pub(super) fn resolve(world: &World, key: &ResourceKey, spec: &Spec) -> Resolution {
-    let Source::Service { name } = &spec.source;
-    let (service, slices) = (world.service(&key.namespace, name), world.slices(&key.namespace, name));
-    resolve_service(name, spec.port.as_ref(), &spec.checks, service, slices)
+pub(super) fn resolution(world: &World, key: &ResourceKey, spec: &Spec) -> Resolution {
+    resolve(spec, &world.facts(key))
+}
+
+/// Whether what a registration of a resource stands for, which is not desired any more, lives on all the same.
+pub(super) fn lives_on(world: &World, key: &ResourceKey, there: &Registration) -> bool {
+    world.effective_spec(key).is_some_and(|spec| lives(spec, there, &world.facts(key)))
 }
 
 impl Engine {
@@ -114,18 +125,31 @@ impl Engine {
         let Footing::Standing(placement) = &self.footing else { return };
         let placement = placement.clone();
         let mut inferred = BTreeMap::new();
-        for (key, dirty) in std::mem::take(&mut self.dirty) {
+        while let Some((key, dirty)) = self.dirty.pop_first() {
+            self.parked.remove(&key);
             if !self.world.watches(&key.namespace) {
                 continue;
             }
-            if !self.world.is_whole(&key.namespace) {
+            if !self.world.is_whole(&key.namespace) || self.world.waits_for(&key).is_some() {
+                self.reports.tend(key.clone());
                 self.parked.insert(key, dirty);
                 continue;
+            }
+            // From here on the name is its own, and what it had is free for others.
+            for freed in self.world.act(&key) {
+                self.mark(freed.key, Cause::Observed, dirty.since);
             }
             let ops = self.operations(&key, &placement, dirty);
             let removes = ops.iter().any(Op::removes);
             let ends = self.world.resource(&key).is_none_or(|entry| entry.resource.deleting);
-            if removes && ends && !self.definition_stays() {
+            let frozen = self
+                .world
+                .resource(&key)
+                .is_some_and(|Entry { resource, .. }| resource.paused && resource.deleting && resource.has_finalizer());
+            if !ends || !removes {
+                self.ended_alone.remove(&key);
+            }
+            if frozen || removes && ends && !self.ended_alone.contains(&key) {
                 self.unsettle(&key, dirty);
                 self.ended.insert(key.clone(), dirty);
                 self.ask_for_definition();
@@ -147,7 +171,12 @@ impl Engine {
             Outlook::Frozen => Vec::new(),
             Outlook::Release => release(self.mirror.owned(key)),
             Outlook::Wants { desired, hold } => {
-                let mut diff = diff(&desired, |k| self.mirror.row(k), self.mirror.owned(key), &hold);
+                let lives = |there: &_| lives_on(&self.world, key, there);
+                // What is being written may be about to go: nothing is taken away because it is there.
+                let row = |k: &_| self.mirror.row(k).filter(|_| !self.in_flight.contains_key(k));
+                let mut diff = diff(&desired, row, self.mirror.owned(key), &hold, lives, |row| {
+                    self.refused.get(key).is_some_and(|refused| refused.contains_key(row))
+                });
                 let same: Vec<Op> = desired.iter().filter_map(|(row, wanted)| self.once_more(row, wanted)).collect();
                 diff.ops.extend(same);
                 waits = !diff.waiting.is_empty();
@@ -259,6 +288,9 @@ impl Engine {
             && !self.ended.contains_key(key)
             && !self.waits_for_finalizer(key)
             && !self.refused.contains_key(key);
+        if settled {
+            self.ended_alone.remove(key);
+        }
         if settled && let Some(unsettled) = self.unsettled.remove(key) {
             self.metrics.arrived(unsettled.since.elapsed());
         }
@@ -293,13 +325,20 @@ impl Engine {
         // Only those: what is held later may not have been there yet when Kubernetes reads.
         self.second_look = Some(self.held.clone());
         tracing::info!(resources = self.held.len(), "asking Kubernetes again before removing by inference");
-        let kubernetes = Arc::clone(&self.kubernetes);
-        self.fly(async move { Landing::SecondLook(kubernetes.read_again().await) });
+        let (era, kubernetes) = (self.era, Arc::clone(&self.kubernetes));
+        self.fly(async move { Landing::SecondLook { era, answer: Box::new(kubernetes.read_again().await) } });
     }
 
     /// Makes those removals that our World and the second look agree on.
-    pub(super) fn land_second_look(&mut self, answer: Result<World, ReadError>) {
+    pub(super) fn land_second_look(&mut self, era: u64, answer: Result<World, ReadError>) {
         let looked_at = self.second_look.take().unwrap_or_default();
+        if era != self.era {
+            // What is held now was not when that was asked.
+            if !self.held.is_empty() {
+                self.look_again();
+            }
+            return;
+        }
         let Footing::Standing(placement) = &self.footing else { return };
         let placement = placement.clone();
         let later = Instant::now() + Duration::from_secs(3);
@@ -348,30 +387,38 @@ impl Engine {
         }
     }
 
-    /// Whether the definition of our kind was there a moment ago. When a user deletes a resource, its instances
-    /// go; when the definition is deleted, all resources are, and nobody means to say that of the services.
-    fn definition_stays(&self) -> bool {
-        self.definition_stays.is_some_and(|at| at.elapsed() < Duration::from_secs(1))
-    }
-
+    /// Asks whether the definition of our kind stays. When a user deletes a resource, its instances go; when the
+    /// definition is deleted, all resources are, and nobody means to say that of the services.
     fn ask_for_definition(&mut self) {
-        if !self.asks_for_definition {
-            self.asks_for_definition = true;
-            let kubernetes = Arc::clone(&self.kubernetes);
-            self.fly(async move { Landing::Definition(kubernetes.definition_goes().await) });
+        if self.asked_about.is_none() && !self.ended.is_empty() {
+            self.asked_about = Some(self.ended.keys().cloned().collect());
+            let (era, kubernetes) = (self.era, Arc::clone(&self.kubernetes));
+            self.fly(async move { Landing::Definition { era, answer: kubernetes.definition_goes().await } });
         }
     }
 
     /// Lets the instances of ended resources go, or the resources without them.
-    pub(super) fn land_definition(&mut self, answer: Result<bool, ReadError>) {
-        self.asks_for_definition = false;
-        let ended = std::mem::take(&mut self.ended);
+    pub(super) fn land_definition(&mut self, era: u64, answer: Result<bool, ReadError>) {
+        let mut asked_about = self.asked_about.take().unwrap_or_default();
+        if era != self.era {
+            // Nothing that ended since was asked about.
+            asked_about.clear();
+        }
+        let (ended, later): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            std::mem::take(&mut self.ended).into_iter().partition(|(key, _)| asked_about.contains(key));
+        self.ended = later;
+        self.ask_for_definition();
         let later = Instant::now() + Duration::from_secs(3);
         match answer {
             Ok(false) => {
-                self.definition_stays = Some(Instant::now());
                 self.definition_went = false;
                 for (key, dirty) in ended {
+                    if self.world.resource(&key).is_some_and(|entry| entry.resource.paused) {
+                        // It waits for its author; should the definition go, for nobody.
+                        self.alarms.set(Instant::now() + FROZEN, Alarm::Reconcile(key));
+                        continue;
+                    }
+                    self.ended_alone.insert(key.clone());
                     self.mark(key, dirty.cause, dirty.since);
                 }
                 return;

@@ -7,16 +7,18 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::alarms::Alarm;
-use super::reconcile::{Outlook, outlook, resolve};
+use super::reconcile::{Outlook, outlook, resolution};
 use super::{Engine, Footing, Landing};
 use crate::cluster::world::Entry;
 use crate::cluster::{Finalizers, Write, WriteError};
 use crate::model::desired::Placement;
-use crate::model::diff::{Counts, count};
+use crate::model::diff::count;
 use crate::model::names::{ResourceKey, Str};
+use crate::model::reasons::{Counts, Problem, ProblemReason, Refusal, Unresolved};
+use crate::model::render;
 use crate::model::resolve::Resolution;
 use crate::model::resource::{Resource, Spec};
-use crate::model::status::{ConditionKind, Findings, PENDING, Problem, ProblemReason, Status, Truth, status};
+use crate::model::status::{ConditionKind, Findings, NOT_LISTED, PENDING, Status, Truth, status};
 
 /// The most writes to Kubernetes at once.
 const AT_ONCE: usize = 16;
@@ -66,6 +68,12 @@ impl Reports {
     /// Has a resource told that Consul cannot be reached, should that be so.
     pub(super) fn unreachable(&mut self, key: ResourceKey) {
         self.unreachable.insert(key);
+    }
+
+    /// Has nothing to tell a resource that is gone.
+    pub(super) fn forget(&mut self, key: &ResourceKey) {
+        self.tend.remove(key);
+        self.unreachable.remove(key);
     }
 
     /// Has a resource's finalizer taken off although it has registrations.
@@ -228,9 +236,16 @@ impl Engine {
     /// The status of a resource as things stand. Without a footing in Consul the counts stay as last told.
     fn status_of(&self, key: &ResourceKey, entry: &Entry, placement: Option<&Placement>) -> Status {
         let resource = &entry.resource;
-        let spec = entry.effective_spec();
-        let resolution = spec.map(|spec| resolve(&self.world, key, spec));
-        let missing = spec.iter().zip(&resolution).flat_map(|(spec, resolution)| missing_check_ports(spec, resolution));
+        let spec = self.world.effective_spec(key);
+        let waits_for = self.world.waits_for(key).map(|kind| Unresolved {
+            reason: NOT_LISTED,
+            message: format!("{kind} have not been listed yet: /readyz and the log of Lictor tell if that fails"),
+        });
+        let resolution = spec.filter(|_| waits_for.is_none()).map(|spec| resolution(&self.world, key, spec));
+        let of_instances = spec.iter().zip(&resolution).flat_map(|(spec, resolution)| {
+            resolution.left_out.iter().cloned().chain(missing_check_ports(spec, resolution))
+        });
+        let conflict = self.world.rival(key).map(name_conflict);
         let row = |key: &_| self.mirror.row(key);
         let (counts, standing) = match placement {
             None => (resource.status.instances, false),
@@ -243,13 +258,19 @@ impl Engine {
         };
         status(Findings {
             generation: resource.generation,
-            service: spec.map(|spec| &spec.service),
-            refusal: resource.spec.as_ref().err(),
-            resolved: resolution.as_ref().map(|r| r.unresolved.as_ref().map_or(Ok(()), Err)),
+            // Until it is acted under a new name it has the old one, and none before the first.
+            service: self.world.acted_name(key),
+            refusal: resource.spec.as_ref().err().or(conflict.as_ref()),
+            resolved: match &resolution {
+                Some(resolution) => Some(resolution.unresolved.as_ref().map_or(Ok(()), Err)),
+                None => waits_for.as_ref().map(Err),
+            },
+            blanks: spec.zip(resolution.as_ref()).and_then(|(spec, resolution)| blanks(spec, resolution)),
+            paused: resource.paused,
             counts,
             unsettled: self.unsettled.contains_key(key) || self.lacks_finalizer(key, resource),
             standing,
-            problems: self.problems(key).chain(missing).collect(),
+            problems: self.problems(key).chain(of_instances).collect(),
             trouble: self.trouble.as_ref().map(|trouble| trouble.message.as_str()),
         })
     }
@@ -279,25 +300,53 @@ fn missing_check_ports(spec: &Spec, resolution: &Resolution) -> impl Iterator<It
     resolution.instances.iter().flat_map(|instance| {
         let missing = spec.checks.iter().zip(&instance.check_ports).filter(|(_, port)| port.is_none());
         missing.map(|(check, _)| Problem {
-            instance: instance.target().to_string(),
+            instance: instance.called(),
             reason: ProblemReason::CheckPortNotFound,
             message: format!("it has not the port of check {:?}, and is registered without it", check.check.name),
         })
     })
 }
 
+pub(super) fn name_conflict(holder: &ResourceKey) -> Refusal {
+    Refusal {
+        reason: "NameConflict",
+        message: format!(
+            "the name in Consul belongs to ConsulService {holder} of another namespace: set spec.name to another, or \
+             ask the administrator of Lictor to let namespaces share names (--allow-shared-names)"
+        ),
+    }
+}
+
+/// What the texts of the instances lack, in one sentence.
+fn blanks(spec: &Spec, resolution: &Resolution) -> Option<String> {
+    if spec.variables().is_empty() {
+        return None;
+    }
+    let mut lacking = 0_usize;
+    let mut first = None;
+    for instance in &resolution.instances {
+        let blanks = render::blanks(spec, instance);
+        if let Some(blank) = blanks.first() {
+            lacking += 1;
+            first.get_or_insert_with(|| format!("{}, {}: {}", instance.called(), blank.text, blank.why));
+        }
+    }
+    let all = resolution.instances.len();
+    first.map(|first| format!("{lacking} of {all} instances lack a value: {first}"))
+}
+
 fn retry_after(error: &WriteError) -> Duration {
     if matches!(error, WriteError::Refused(_)) { RETRY_REFUSED } else { RETRY }
 }
 
-/// Whether all that there is to say is that writes are under way.
+/// Whether all that there is to say is that something is under way.
 fn is_pending(status: &Status) -> bool {
-    status.condition(ConditionKind::Ready).is_some_and(|ready| ready.reason == PENDING)
+    status.condition(ConditionKind::Ready).is_some_and(|ready| [PENDING, NOT_LISTED].contains(&ready.reason.as_str()))
 }
 
 /// What an Event would say of a status: what `Ready` says, unless it is only pending.
 fn tellable(status: &Status) -> Option<(String, String)> {
-    let ready = status.condition(ConditionKind::Ready).filter(|ready| ready.reason != PENDING)?;
+    let ready = status.condition(ConditionKind::Ready).filter(|_| !is_pending(status))?;
     Some((ready.reason.clone(), ready.message.clone()))
 }
 

@@ -1,0 +1,199 @@
+//! What the engine would write to Consul as things stand, without writing it.
+//!
+//! In: a World that is whole and the rows that Consul holds. Out: each [`Step`] that `run` would take, and of each
+//! resource that is not as asked for, why. The decisions are the engine's own; what only time brings (writes that
+//! Consul refuses, removals that wait for a second look) is not foreseen.
+
+use std::collections::BTreeSet;
+
+use super::reconcile::{Outlook, lives_on, outlook, resolution};
+use super::report::name_conflict;
+use crate::cluster::world::World;
+use crate::consul::Rows;
+use crate::consul::mirror::Mirror;
+use crate::model::desired::Placement;
+use crate::model::diff::{Op, diff, release};
+use crate::model::names::{Identity, ResourceKey};
+use crate::model::registration::{Registration, RowKey};
+use crate::model::status::NOT_LISTED;
+
+/// One write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// The resource that it is made for.
+    pub resource: ResourceKey,
+    /// Which instance on which Consul node.
+    pub key: RowKey,
+    /// What is done.
+    pub action: Action,
+    /// The service's name in Consul.
+    pub service: String,
+    /// Where the instance answers, `address:port`.
+    pub address: String,
+    /// Of an update, what differs: `tags: a → a, b`.
+    pub differences: Vec<String>,
+}
+
+/// What a write does to an instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Action {
+    /// Registers it.
+    Create,
+    /// Registers it again with other content, or moves its readiness.
+    Update,
+    /// Takes our mark off it.
+    Release,
+    /// Deregisters it.
+    Remove,
+}
+
+impl Action {
+    /// In a word.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Create => "create",
+            Self::Update => "update",
+            Self::Release => "release",
+            Self::Remove => "remove",
+        }
+    }
+}
+
+/// Why something of a resource is not in Consul as it asks for.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Note {
+    /// The resource.
+    pub resource: ResourceKey,
+    /// As in its conditions.
+    pub reason: String,
+    /// Likewise.
+    pub message: String,
+}
+
+/// All steps, resource by resource, and all notes.
+#[must_use]
+pub fn preview(world: &World, rows: Rows, identity: &Identity, placement: &Placement) -> (Vec<Step>, Vec<Note>) {
+    let mut mirror = Mirror::default();
+    mirror.take_over(rows, 0, None);
+    let all: BTreeSet<ResourceKey> = mirror.owners().chain(world.keys()).cloned().collect();
+    let (mut steps, mut notes) = (Vec::new(), Vec::new());
+    for key in all {
+        let ops = match outlook(world, identity, placement, &key) {
+            Outlook::Frozen => Vec::new(),
+            Outlook::Release => release(mirror.owned(&key)),
+            Outlook::Wants { desired, hold } => {
+                let lives = |there: &_| lives_on(world, &key, there);
+                let diff = diff(&desired, |row| mirror.row(row), mirror.owned(&key), &hold, lives, |_| false);
+                notes.extend(diff.conflicts.iter().map(|(row, who)| Note {
+                    resource: key.clone(),
+                    reason: "IdTaken".to_owned(),
+                    message: format!("{row} belongs to {who}"),
+                }));
+                let later = diff.waiting.into_iter().filter_map(|row| {
+                    let service = mirror.row(&row)?.registration.service.clone();
+                    Some(Op::Remove { key: row, service })
+                });
+                diff.ops.into_iter().chain(later).collect()
+            }
+        };
+        steps.extend(ops.iter().filter_map(|op| step(&key, op, &mirror)));
+        notes.extend(notes_of(world, &key));
+    }
+    (steps, notes)
+}
+
+fn step(resource: &ResourceKey, op: &Op, mirror: &Mirror) -> Option<Step> {
+    let there = mirror.row(op.key()).map(|row| &*row.registration);
+    let wanted = op.registration().map(|wanted| &**wanted);
+    let shown = wanted.or(there)?;
+    let action = match op {
+        Op::Put { .. } if there.is_none() => Action::Create,
+        Op::Put { .. } | Op::Readiness { .. } => Action::Update,
+        Op::Release { .. } => Action::Release,
+        Op::Remove { .. } => Action::Remove,
+    };
+    let differences = match (action, there, wanted) {
+        (Action::Update, Some(there), Some(wanted)) => differences(there, wanted),
+        _ => Vec::new(),
+    };
+    Some(Step {
+        resource: resource.clone(),
+        key: op.key().clone(),
+        action,
+        service: shown.service.to_string(),
+        address: if shown.address.contains(':') {
+            format!("[{}]:{}", shown.address, shown.port)
+        } else {
+            format!("{}:{}", shown.address, shown.port)
+        },
+        differences,
+    })
+}
+
+/// What an update changes, a line for each field.
+fn differences(there: &Registration, wanted: &Registration) -> Vec<String> {
+    let mut all = Vec::new();
+    let mut differs = |field: &str, from: String, to: String| {
+        if from != to {
+            all.push(format!("{field}: {from} → {to}"));
+        }
+    };
+    let join = |tags: &[crate::model::names::Str]| tags.join(", ");
+    differs("name", there.service.to_string(), wanted.service.to_string());
+    differs("address", there.address.to_string(), wanted.address.to_string());
+    differs("port", there.port.to_string(), wanted.port.to_string());
+    if !wanted.enable_tag_override {
+        differs("tags", join(&there.tags), join(&wanted.tags));
+    }
+    let weights = |of: &Registration| format!("{}/{}", of.weights.passing, of.weights.warning);
+    differs("weights", weights(there), weights(wanted));
+    differs("enableTagOverride", there.enable_tag_override.to_string(), wanted.enable_tag_override.to_string());
+    let tagged = |of: &Registration| {
+        let all = of.tagged_addresses.iter().map(|(tag, at)| format!("{tag}={} {}", at.address, at.port));
+        all.collect::<Vec<_>>().join(", ")
+    };
+    differs("taggedAddresses", tagged(there), tagged(wanted));
+    let readiness =
+        |of: &Registration| of.readiness.map_or("none", crate::model::registration::Health::as_str).to_owned();
+    differs("readiness", readiness(there), readiness(wanted));
+    let names = |of: &Registration| of.checks.names().iter().map(|name| &**name).collect::<Vec<_>>().join(", ");
+    differs("checks", names(there), names(wanted));
+    let keys: BTreeSet<_> = there.meta.keys().chain(wanted.meta.keys()).collect();
+    for key in keys {
+        let value = |of: &Registration| of.meta.get(key).map_or("none".to_owned(), |value| format!("{value:?}"));
+        differs(&format!("meta {key}"), value(there), value(wanted));
+    }
+    all
+}
+
+fn notes_of(world: &World, key: &ResourceKey) -> Vec<Note> {
+    let Some(entry) = world.resource(key).filter(|entry| entry.resource.ours) else { return Vec::new() };
+    let note = |reason: &str, message: String| Note { resource: key.clone(), reason: reason.to_owned(), message };
+    let mut notes = Vec::new();
+    if entry.resource.paused {
+        notes.push(note("Paused", "the annotation lictor.dev/paused freezes what is in Consul".to_owned()));
+    }
+    let conflict = world.rival(key).map(name_conflict);
+    notes.extend(
+        entry
+            .resource
+            .spec
+            .as_ref()
+            .err()
+            .or(conflict.as_ref())
+            .map(|refusal| note(refusal.reason, format!("{}; what is registered stays", refusal.message))),
+    );
+    let waits_for = world.waits_for(key);
+    notes.extend(
+        waits_for.map(|kind| note(NOT_LISTED, format!("{kind} could not be listed; what is registered stays"))),
+    );
+    let spec = world.effective_spec(key).filter(|_| !entry.resource.deleting && waits_for.is_none());
+    if let Some(spec) = spec {
+        let resolution = resolution(world, key, spec);
+        notes.extend(resolution.unresolved.map(|why| note(why.reason, why.message)));
+        let left_out = resolution.left_out.into_iter();
+        notes.extend(left_out.map(|left| note(left.reason.as_str(), format!("{}: {}", left.instance, left.message))));
+    }
+    notes
+}
