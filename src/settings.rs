@@ -9,14 +9,16 @@ use anyhow::{Context, bail, ensure};
 use clap::{Args, ValueEnum};
 use ipnet::IpNet;
 
-use crate::cluster::convert::Rules;
+use crate::cluster::convert::{ChecksRunBy, Rules};
 use crate::cluster::event::Scope;
 use crate::consul::transport::ConsulSettings;
-use crate::model::names::ClusterName;
+use crate::model::names::{ClusterName, Str};
+use crate::model::resource::Limits;
 
 /// The flags of `lictor run`. Consul's are also read from the environment, under the names that Consul's own
 /// tools use.
 #[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag")]
 pub struct RunArgs {
     /// Where registrations go: "agent" is the one agent at --consul-address (development, small set-ups);
     /// "catalog" is the servers' catalog, a Consul node for each Kubernetes node.
@@ -29,6 +31,12 @@ pub struct RunArgs {
     #[arg(long, value_name = "NAME", env = "LICTOR_CLUSTER_NAME")]
     pub cluster_name: Option<String>,
 
+    /// What tells this cluster from another of the same name, where the uid of the namespace kube-system may not be
+    /// read, which is used by default: 1 to 64 of a-z, A-Z, 0-9 and '-'. Needs --cluster-name. What was registered
+    /// under another one belongs to somebody else.
+    #[arg(long, value_name = "UID", env = "LICTOR_CLUSTER_UID")]
+    pub cluster_uid: Option<String>,
+
     /// Watch this namespace only. May be given several times; default: all namespaces. Several operators for
     /// one Consul need a --cluster-name each, also where they watch different namespaces.
     #[arg(long = "namespace", value_name = "NAMESPACE")]
@@ -38,10 +46,36 @@ pub struct RunArgs {
     #[arg(long, value_name = "CLASS", env = "LICTOR_CLASS")]
     pub class: Option<String>,
 
-    /// Networks in which a resource may choose addresses (spec.taggedAddresses), separated by commas. May be
-    /// given several times; default: none.
+    /// Networks in which a resource may choose addresses (spec.source.static, spec.taggedAddresses), separated by
+    /// commas. May be given several times; default: none.
     #[arg(long, value_name = "CIDR,...", value_delimiter = ',', env = "LICTOR_ALLOW_STATIC")]
     pub allow_static: Vec<String>,
+
+    /// Let resources of several namespaces register under one name in Consul. By default the name is the older
+    /// resource's, and the other one is told so.
+    #[arg(long, env = "LICTOR_ALLOW_SHARED_NAMES")]
+    pub allow_shared_names: bool,
+
+    /// Register an endpoint of a Service only if there is a pod of its namespace at its address; watches pods. By
+    /// default EndpointSlices are trusted, as kube-proxy trusts them.
+    #[arg(long, env = "LICTOR_VERIFY_ENDPOINTS")]
+    pub verify_endpoints: bool,
+
+    /// The most instances that one resource may have, 1 to 100000; one that finds more registers none of them.
+    #[arg(
+        long,
+        value_name = "NUMBER",
+        default_value_t = 5_000,
+        value_parser = clap::value_parser!(u32).range(1..=100_000),
+        env = "LICTOR_MAX_INSTANCES"
+    )]
+    pub max_instances: u32,
+
+    /// With --registration=catalog: consul-esm runs beside Consul and looks at nodes with the meta external-node=true.
+    /// Resources may then have checks, of the kinds that it knows: http, tcp, grpc. It follows the redirects that an
+    /// instance answers with, also to other hosts, which an agent does not.
+    #[arg(long, env = "LICTOR_CONSUL_ESM")]
+    pub consul_esm: bool,
 
     /// Consul's HTTP address, such as `http://127.0.0.1:8500`.
     #[arg(long, value_name = "URL", default_value = CONSUL_ADDRESS, env = "CONSUL_HTTP_ADDR")]
@@ -71,6 +105,27 @@ pub struct RunArgs {
     /// The name that Consul's certificate must be for, where it is not that of the address.
     #[arg(long, value_name = "NAME", env = "CONSUL_TLS_SERVER_NAME")]
     pub consul_tls_server_name: Option<String>,
+
+    /// Take part in an election among several replicas, of which one acts at a time and the others stand by.
+    #[arg(long, env = "LICTOR_LEADER_ELECTION")]
+    pub leader_election: bool,
+
+    /// The Lease that the replicas share. Default: `lictor`, with the class where there is one (`lictor-CLASS`).
+    #[arg(long, value_name = "NAME", env = "LICTOR_LEASE_NAME")]
+    pub lease_name: Option<String>,
+
+    /// The Lease's namespace. Default: the one of the service account or of the kubeconfig.
+    #[arg(long, value_name = "NAMESPACE", env = "LICTOR_LEASE_NAMESPACE")]
+    pub lease_namespace: Option<String>,
+
+    /// How long the Lease holds without a renewal, in whole seconds, 2s to 5m. The next replica acts about that long
+    /// after the death of one. No request to Consul begins in its last quarter, and no write takes longer than that.
+    #[arg(long, value_name = "DURATION", default_value = "4s", value_parser = duration, env = "LICTOR_LEASE_DURATION")]
+    pub lease_duration: Duration,
+
+    /// What this replica is called in the Lease; a random part is added. Default: the host's name.
+    #[arg(long, value_name = "NAME", env = "LICTOR_IDENTITY")]
+    pub identity: Option<String>,
 
     /// A kubeconfig; default: `KUBECONFIG`, `~/.kube/config`, or the service account in a cluster.
     #[arg(long, value_name = "FILE")]
@@ -102,14 +157,23 @@ pub struct RunArgs {
 
     /// What is logged: a level (error, warn, info, debug, trace) or tracing's filter directives. By default
     /// without the Kubernetes client's own words, which ours repeat.
-    #[arg(long, value_name = "LEVEL", default_value = "info,kube_client=off", env = "LICTOR_LOG")]
+    #[arg(long, value_name = "LEVEL", default_value = LOG_LEVEL, env = "LICTOR_LOG")]
     pub log_level: String,
 }
 
 impl RunArgs {
     /// Takes empty values for absent ones.
     fn drop_empty(&mut self) {
-        for text in [&mut self.cluster_name, &mut self.class, &mut self.consul_tls_server_name, &mut self.context] {
+        for text in [
+            &mut self.cluster_name,
+            &mut self.cluster_uid,
+            &mut self.class,
+            &mut self.consul_tls_server_name,
+            &mut self.context,
+            &mut self.lease_name,
+            &mut self.lease_namespace,
+            &mut self.identity,
+        ] {
             text.take_if(|text| text.is_empty());
         }
         for path in [
@@ -126,6 +190,9 @@ impl RunArgs {
         }
     }
 }
+
+/// What is logged by default.
+pub const LOG_LEVEL: &str = "info,kube_client=off";
 
 /// Where Consul's own tools look for it.
 const CONSUL_ADDRESS: &str = "http://127.0.0.1:8500";
@@ -155,12 +222,16 @@ pub struct Settings {
     pub registration: Registration,
     /// The cluster's name, where one is given.
     pub cluster_name: Option<ClusterName>,
+    /// What stands for the cluster's uid, where that is given.
+    pub cluster_uid: Option<Str>,
     /// What is watched; never empty.
     pub scopes: Vec<Scope>,
     /// How resources are judged.
     pub rules: Rules,
     /// How Consul is reached.
     pub consul: ConsulSettings,
+    /// How this replica takes part in an election, if it does.
+    pub election: Option<Election>,
     /// Where the kubeconfig is, where one is given.
     pub kubeconfig: Option<PathBuf>,
     /// Its context, likewise.
@@ -185,6 +256,14 @@ impl Settings {
     pub fn new(mut args: RunArgs) -> anyhow::Result<Self> {
         args.drop_empty();
         let cluster_name = args.cluster_name.as_deref().map(ClusterName::new).transpose().context("--cluster-name")?;
+        if let Some(uid) = &args.cluster_uid {
+            let fits = |c: char| c.is_ascii_alphanumeric() || c == '-';
+            ensure!(
+                uid.len() <= 64 && uid.chars().all(fits),
+                "--cluster-uid {uid:?}: 1 to 64 of a-z, A-Z, 0-9 and '-'"
+            );
+            ensure!(cluster_name.is_some(), "--cluster-uid needs --cluster-name");
+        }
         for namespace in &args.namespaces {
             ClusterName::new(namespace)
                 .map_err(|_| anyhow::anyhow!("--namespace {namespace:?} is not the name of a namespace"))?;
@@ -209,17 +288,36 @@ impl Settings {
                 net.parse().with_context(|| format!("--allow-static {net:?} is not a network like 203.0.113.0/24"))
             })
             .collect::<anyhow::Result<_>>()?;
+        let checks = match (args.registration, args.consul_esm) {
+            (Registration::Agent, true) => {
+                bail!("--consul-esm is for --registration=catalog: an agent runs checks itself")
+            }
+            (Registration::Agent, false) => ChecksRunBy::Agent,
+            (Registration::Catalog, true) => ChecksRunBy::Esm,
+            (Registration::Catalog, false) => ChecksRunBy::Nobody,
+        };
         let ssl_verify = match args.consul_ssl_verify.to_ascii_lowercase().as_str() {
             "" | "true" | "1" | "t" => true,
             "false" | "0" | "f" => false,
             other => bail!("--consul-ssl-verify {other:?}: write true or false"),
         };
+        let election = args.leader_election.then(|| election(&args)).transpose()?;
         let token = std::env::var("CONSUL_HTTP_TOKEN").ok().filter(|token| !token.is_empty());
         Ok(Self {
             registration: args.registration,
             cluster_name,
+            cluster_uid: args.cluster_uid.map(Str::from),
             scopes,
-            rules: Rules { class: args.class, allow_static, runs_checks: args.registration == Registration::Agent },
+            rules: Rules {
+                class: args.class,
+                allow_static,
+                checks,
+                limits: Limits {
+                    instances: args.max_instances as usize,
+                    shares_name: args.allow_shared_names,
+                    verify_endpoints: args.verify_endpoints,
+                },
+            },
             consul: ConsulSettings {
                 address: args.consul_address,
                 token,
@@ -230,6 +328,7 @@ impl Settings {
                 ssl_verify,
                 tls_server_name: args.consul_tls_server_name,
             },
+            election,
             kubeconfig: args.kubeconfig,
             context: args.context,
             admin_address: args.admin_address,
@@ -240,6 +339,48 @@ impl Settings {
             log_level: args.log_level,
         })
     }
+}
+
+/// How a replica takes part in an election.
+#[derive(Clone, Debug)]
+pub struct Election {
+    /// The Lease's name.
+    pub lease: String,
+    /// Its namespace; none for the client's own.
+    pub namespace: Option<String>,
+    /// How long it holds: whole seconds, at least 2.
+    pub duration: Duration,
+    /// What this replica is called.
+    pub identity: String,
+}
+
+fn election(args: &RunArgs) -> anyhow::Result<Election> {
+    let durations = Duration::from_secs(2)..=Duration::from_secs(300);
+    let duration = args.lease_duration;
+    ensure!(
+        durations.contains(&duration) && duration.subsec_nanos() == 0,
+        "--lease-duration must be from 2s to 5m, in whole seconds"
+    );
+    if let Some(namespace) = &args.lease_namespace {
+        ClusterName::new(namespace)
+            .map_err(|_| anyhow::anyhow!("--lease-namespace {namespace:?} is not the name of a namespace"))?;
+    }
+    let lease = match (&args.lease_name, &args.class) {
+        (Some(name), _) => name.clone(),
+        (None, Some(class)) => format!("lictor-{class}"),
+        (None, None) => "lictor".to_owned(),
+    };
+    let subdomain = |part: &str| ClusterName::new(part).is_ok();
+    ensure!(lease.len() <= 253 && lease.split('.').all(subdomain), "--lease-name {lease:?} is not a DNS name");
+    // Two of one name would both take the Lease for theirs.
+    let identity = format!("{}_{:016x}", args.identity.clone().unwrap_or_else(host_name), fastrand::u64(..));
+    Ok(Election { lease, namespace: args.lease_namespace.clone(), duration, identity })
+}
+
+/// The name of this host, which in a pod is the pod's.
+fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    if name.trim().is_empty() { "lictor".to_owned() } else { name.trim().to_owned() }
 }
 
 /// Reads `30s`, `1m30s`, `250ms`.

@@ -8,9 +8,24 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 
-use crate::settings::RunArgs;
+use std::sync::Arc;
+
+use anyhow::Context;
+use kube::Client;
+use tracing_subscriber::EnvFilter;
+
+use crate::cluster::kubernetes;
+use crate::consul::Registry;
+use crate::consul::agent::Agent;
+use crate::consul::catalog::Catalog;
+use crate::consul::transport::Transport;
+use crate::model::names::{ClusterName, Identity, Str};
+use crate::settings::{LogFormat, Registration, RunArgs, Settings};
 
 mod crd;
+mod doctor;
+mod plan;
+mod release;
 mod run;
 
 /// Keeps what Consul says about your pods true.
@@ -25,12 +40,24 @@ struct Cli {
 enum Command {
     /// Run the operator.
     Run(Box<RunArgs>),
+    /// Print what `run` would do with the same flags, changing nothing; exits with 0 if that is nothing, with 1 if
+    /// it is something, and with more if it cannot be told.
+    Plan(Box<plan::PlanArgs>),
+    /// Say whether everything is there that `run` needs, with the same flags: permissions, the CRD, Consul and its
+    /// token. Registers an instance for a moment; exits with 0 if all is well, with 1 if something is not.
+    Doctor(Box<doctor::DoctorArgs>),
+    /// Let go of the cluster before Lictor is uninstalled: takes its finalizers off all resources, and leaves what is
+    /// registered unless told otherwise. Takes the Lease from an operator that runs (--leader-election).
+    Release(Box<release::ReleaseArgs>),
     /// Print the `CustomResourceDefinition` of `ConsulService`, for `kubectl apply -f -`.
     Crd,
 }
 
 /// The exit code for bad input: above 1, which is kept for "something to say" as in diff.
 const BAD_INPUT: u8 = 2;
+
+/// The exit code of a plan that is not empty.
+const DIFFERS: u8 = 1;
 
 /// Parses the command line and does what it says.
 #[must_use]
@@ -40,11 +67,14 @@ pub fn main() -> ExitCode {
         Err(error) => return usage(&error),
     };
     let done = match command {
-        Command::Run(args) => run::run(*args),
-        Command::Crd => crd::print(),
+        Command::Run(args) => run::run(*args).map(|()| ExitCode::SUCCESS),
+        Command::Plan(args) => plan::plan(*args),
+        Command::Doctor(args) => doctor::doctor(*args),
+        Command::Release(args) => release::release(*args),
+        Command::Crd => crd::print().map(|()| ExitCode::SUCCESS),
     };
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("lictor: {error:#}");
             ExitCode::from(BAD_INPUT)
@@ -72,4 +102,44 @@ fn usage(error: &clap::Error) -> ExitCode {
         .collect();
     eprintln!("lictor: {}; see 'lictor --help'", words.join(" ").trim_start_matches("error: "));
     ExitCode::from(BAD_INPUT)
+}
+
+/// What both programs begin with: logs, which go to stderr, and cryptography.
+fn prepare(settings: &Settings) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(&settings.log_level).context("--log-level")?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match settings.log_format {
+        LogFormat::Text => builder.with_ansi(false).init(),
+        LogFormat::Json => builder.json().init(),
+    }
+    // One provider of cryptography for both servers; only a second call could fail.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    Ok(())
+}
+
+/// Who we are, as the cluster says, or the flags.
+async fn identify(client: &Client, settings: &Settings) -> anyhow::Result<Identity> {
+    let uid = match &settings.cluster_uid {
+        Some(uid) => uid.clone(),
+        None => kubernetes::cluster_uid(client).await?,
+    };
+    identity_of(uid, settings.cluster_name.clone())
+}
+
+/// Who we are in the cluster of this uid.
+fn identity_of(uid: Str, name: Option<ClusterName>) -> anyhow::Result<Identity> {
+    let cluster = match name {
+        Some(name) => name,
+        None => ClusterName::new(&uid)
+            .context("the uid of kube-system cannot stand for the cluster: give --cluster-name")?,
+    };
+    Ok(Identity { cluster, uid })
+}
+
+/// Where registrations go.
+fn registry(registration: Registration, identity: &Identity, transport: Arc<dyn Transport>) -> Arc<dyn Registry> {
+    match registration {
+        Registration::Agent => Arc::new(Agent::new(identity.clone(), transport)),
+        Registration::Catalog => Arc::new(Catalog::new(identity.clone(), transport)),
+    }
 }

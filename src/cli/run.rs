@@ -8,25 +8,28 @@ use anyhow::Context;
 use kube::Client;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
-use tracing_subscriber::EnvFilter;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
 
+use super::{identify, prepare, registry};
 use crate::admin::Admin;
-use crate::cluster::kubernetes::ApiServer;
-use crate::cluster::watch::{self, Anew, WatchHealth};
+use crate::cluster::connect;
+use crate::cluster::definition::{self, Definition};
+use crate::cluster::kubernetes::{ApiServer, UidError};
+use crate::cluster::lease::{Candidate, ElectionTrouble, Leads, LeaseSettings};
+use crate::cluster::watch::{self, Orders, WatchHealth};
 use crate::cluster::world::World;
-use crate::cluster::{connect, kubernetes};
-use crate::consul::Registry;
-use crate::consul::agent::Agent;
-use crate::consul::catalog::Catalog;
-use crate::consul::transport::{Http, Transport};
+use crate::consul::transport::{Http, Leave, Transport};
 use crate::engine::metrics::Metrics;
 use crate::engine::{Config, Engine};
-use crate::model::names::{ClusterName, Identity, Str};
-use crate::settings::{LogFormat, Registration, RunArgs, Settings};
+use crate::model::names::Identity;
+use crate::settings::{Election, Registration, RunArgs, Settings};
 
 /// How many events of the watches may wait for the engine.
 const EVENTS: usize = 16_384;
+
+/// How long between looks at the definition of our kind.
+const DEFINITION: Duration = Duration::from_secs(60);
 
 /// How long between tries to reach Kubernetes at the start.
 const RETRY: Duration = Duration::from_secs(2);
@@ -34,24 +37,12 @@ const RETRY: Duration = Duration::from_secs(2);
 /// Runs the operator until it is told to stop.
 pub(super) fn run(args: RunArgs) -> anyhow::Result<()> {
     let settings = Settings::new(args)?;
-    start_logging(&settings)?;
-    // One provider of cryptography for both servers; only a second call could fail.
-    let _ = rustls::crypto::ring::default_provider().install_default();
+    prepare(&settings)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")?;
     let done = runtime.block_on(operate(settings));
     // What is still open then are connections and watches, which nobody waits for.
     runtime.shutdown_timeout(Duration::from_millis(100));
     done
-}
-
-fn start_logging(settings: &Settings) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&settings.log_level).context("--log-level")?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match settings.log_format {
-        LogFormat::Text => builder.with_ansi(false).init(),
-        LogFormat::Json => builder.json().init(),
-    }
-    Ok(())
 }
 
 async fn operate(settings: Settings) -> anyhow::Result<()> {
@@ -63,13 +54,18 @@ async fn operate(settings: Settings) -> anyhow::Result<()> {
         .with_context(|| format!("--admin-address {}", settings.admin_address))?;
     tokio::spawn(admin.clone().serve(listener));
 
-    let transport: Arc<dyn Transport> = Arc::new(Http::new(&settings.consul).context("reaching Consul")?);
+    let http = Http::new(&settings.consul).context("reaching Consul")?;
     let client = connect::client(settings.kubeconfig.as_deref(), settings.context.as_deref())
         .await
         .context("reaching Kubernetes")?;
     let mut stop = std::pin::pin!(stop_signal()?);
+    let election = settings.election.as_ref().map(|election| Elected::begin(&client, election));
+    let transport: Arc<dyn Transport> = match &election {
+        None => Arc::new(http),
+        Some(elected) => Arc::new(http.with_leave(Leave::new(elected.leads.clone(), elected.margin))),
+    };
     let identity = tokio::select! {
-        identity = identity(&client, settings.cluster_name, &admin) => identity?,
+        identity = identity(&client, &settings, &admin) => identity?,
         () = &mut stop => return Ok(()),
     };
     tracing::info!(
@@ -81,47 +77,80 @@ async fn operate(settings: Settings) -> anyhow::Result<()> {
         "lictor runs"
     );
 
+    tokio::spawn(mind_the_definition(client.clone(), admin.clone()));
     let watches_nodes = settings.registration == Registration::Catalog;
-    let registry: Arc<dyn Registry> = match settings.registration {
-        Registration::Agent => Arc::new(Agent::new(identity.clone(), transport)),
-        Registration::Catalog => Arc::new(Catalog::new(identity.clone(), transport)),
-    };
+    let registry = registry(settings.registration, &identity, transport);
     let rules = Arc::new(settings.rules);
     let (sink, events) = mpsc::channel(EVENTS);
     let (ask, questions) = mpsc::channel(16);
-    let (health, anew) = (WatchHealth::default(), Anew::default());
-    let watches = watch::watch(
-        client.clone(),
-        settings.scopes.clone(),
-        watches_nodes,
-        Arc::clone(&rules),
-        sink,
-        health.clone(),
-        anew.clone(),
-    );
+    let (health, orders) = (WatchHealth::default(), Orders::default());
+    let watches = watch::watch(client.clone(), Arc::clone(&rules), sink, health.clone(), orders.clone());
     tokio::spawn(watches);
-    admin.runs(ask, health);
+    let trouble = election.as_ref().map(|elected| elected.trouble.clone()).unwrap_or_default();
+    admin.runs(ask, health, trouble);
 
     let world = World::new(settings.scopes.clone(), watches_nodes);
-    let kubernetes = ApiServer::new(client, settings.scopes, watches_nodes, rules, anew);
+    let kubernetes = ApiServer::new(client, settings.scopes, rules, orders);
     let config = Config {
         identity,
         sweep_interval: settings.sweep_interval,
         concurrency: settings.concurrency,
         grace: settings.grace_period,
     };
-    let engine = Engine::new(config, world, registry, Arc::new(kubernetes), fastrand::Rng::new(), metrics);
+    let mut engine = Engine::new(config, world, registry, Arc::new(kubernetes), fastrand::Rng::new(), metrics);
+    if let Some(elected) = &election {
+        engine = engine.led_by(elected.leads.clone());
+    }
     engine.run(events, questions, stop).await;
+    if let Some(elected) = election {
+        elected.end().await;
+    }
     tracing::info!("lictor stops; registrations stay");
     Ok(())
 }
 
+/// Takes part in an election while the operator runs.
+struct Elected {
+    leads: Leads,
+    trouble: ElectionTrouble,
+    margin: Duration,
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<()>,
+}
+
+impl Elected {
+    fn begin(client: &Client, election: &Election) -> Self {
+        let Election { lease, namespace, duration, identity } = election.clone();
+        let namespace = namespace.unwrap_or_else(|| client.default_namespace().to_owned());
+        let settings = LeaseSettings { namespace, name: lease, identity, duration };
+        let margin = settings.margin();
+        let (candidate, leads) = Candidate::new(client.clone(), settings);
+        let trouble = candidate.trouble();
+        let (stop, stopped) = oneshot::channel();
+        let task = tokio::spawn(candidate.run(async {
+            // Whoever could stop it is gone: likewise.
+            let _ = stopped.await;
+        }));
+        Self { leads, trouble, margin, stop, task }
+    }
+
+    /// Lets the next replica begin, now that nothing is under way any more.
+    async fn end(self) {
+        let _ = self.stop.send(());
+        if let Err(error) = self.task.await {
+            tracing::error!(%error, "the election ended before its time");
+        }
+    }
+}
+
 /// Who we are, as soon as Kubernetes says so.
-async fn identity(client: &Client, name: Option<ClusterName>, admin: &Admin) -> anyhow::Result<Identity> {
+async fn identity(client: &Client, settings: &Settings, admin: &Admin) -> anyhow::Result<Identity> {
     let mut told = String::new();
-    let uid = loop {
-        match kubernetes::cluster_uid(client).await {
-            Ok(uid) => break uid,
+    loop {
+        match identify(client, settings).await {
+            Ok(identity) => return Ok(identity),
+            // What the flags say will not change by itself.
+            Err(error) if !error.is::<UidError>() => return Err(error),
             Err(error) => {
                 let why = error.to_string();
                 if why != told {
@@ -132,13 +161,23 @@ async fn identity(client: &Client, name: Option<ClusterName>, admin: &Admin) -> 
                 tokio::time::sleep(RETRY).await;
             }
         }
-    };
-    let cluster = match name {
-        Some(name) => name,
-        None => ClusterName::new(&uid)
-            .context("the uid of kube-system cannot stand for the cluster: give --cluster-name")?,
-    };
-    Ok(Identity { cluster, uid: Str::clone(&uid) })
+    }
+}
+
+/// Says so for as long as the cluster's `CustomResourceDefinition` is older than what this version reads and writes.
+async fn mind_the_definition(client: Client, admin: Admin) {
+    let mut told = None;
+    loop {
+        let found = definition::look(&client).await;
+        let advice = found.advice();
+        if !matches!(found, Definition::Unknown(_)) && advice != told {
+            let words = advice.as_deref().unwrap_or("the CustomResourceDefinition fits");
+            tracing::warn!("{words}");
+            admin.remarks(advice.clone());
+            told = advice;
+        }
+        tokio::time::sleep(DEFINITION).await;
+    }
 }
 
 /// Ready when the process is told to stop.

@@ -1,0 +1,135 @@
+//! `lictor doctor`: whether everything is there that `run` needs, line by line.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Context;
+use clap::Args;
+use kube::Client;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::{DIFFERS, identify, prepare, registry};
+use crate::cluster::definition::{self, Definition};
+use crate::cluster::{connect, permissions};
+use crate::consul::probe::{self, Way};
+use crate::consul::transport::{Http, Transport};
+use crate::model::names::Identity;
+use crate::settings::{Registration, RunArgs, Settings};
+
+/// The flags of `lictor doctor`: those of `run`, and what to register for a moment.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// The service in Consul that an instance is registered in and deregistered from; the token must be allowed to.
+    #[arg(long, value_name = "NAME", default_value = "lictor-doctor")]
+    service: String,
+
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+/// What is looked at, and what was found.
+#[derive(Default)]
+struct Report {
+    sick: bool,
+}
+
+impl Report {
+    /// Says what was found; gives it if it is good.
+    fn say<T>(&mut self, what: &str, found: Result<(T, String), String>) -> Option<T> {
+        match found {
+            Ok((value, well)) => {
+                println!("ok    {what}: {well}");
+                Some(value)
+            }
+            Err(ill) => {
+                self.sick = true;
+                println!("FAIL  {what}: {ill}");
+                None
+            }
+        }
+    }
+}
+
+/// Prints what is found; 0 if all is well, 1 if something is not.
+pub(super) fn doctor(args: DoctorArgs) -> anyhow::Result<ExitCode> {
+    let settings = Settings::new(args.run)?;
+    prepare(&settings)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
+    let mut report = Report::default();
+    runtime.block_on(examine(settings, &args.service, &mut report));
+    Ok(if report.sick { ExitCode::from(DIFFERS) } else { ExitCode::SUCCESS })
+}
+
+async fn examine(settings: Settings, service: &str, report: &mut Report) {
+    let client = connect::client(settings.kubeconfig.as_deref(), settings.context.as_deref()).await;
+    let identity = match report.say("Kubernetes is configured", found(client, |_| "yes".to_owned())) {
+        Some(client) => kubernetes_of(&client, &settings, report).await,
+        None => None,
+    };
+    let http = Http::new(&settings.consul);
+    let Some(http) = report.say("Consul is configured", found(http, |_| settings.consul.address.clone())) else {
+        return;
+    };
+    let transport: Arc<dyn Transport> = Arc::new(http);
+    let leader = probe::leader(Arc::clone(&transport)).await;
+    if report.say("Consul answers", found(leader, |leader| format!("its servers are led by {leader}"))).is_none() {
+        return;
+    }
+    let Some(identity) = identity else { return };
+    let registry = registry(settings.registration, &identity, Arc::clone(&transport));
+    let survey = registry.survey().await;
+    report.say("Consul can be read", found(survey, |(_, rows)| format!("{} instances of ours", rows.len())));
+    let way = match settings.registration {
+        Registration::Agent => Way::Agent,
+        Registration::Catalog => Way::Catalog(&identity.cluster),
+    };
+    // Whoever stops us now waits until what was registered is gone again.
+    let _stops = [signal(SignalKind::terminate()), signal(SignalKind::interrupt())];
+    let id = format!("lictor-doctor-{:016x}", fastrand::u64(..));
+    let there = probe::there_and_back(transport, way, service, &id).await;
+    report.say("Consul can be written", found(there, |()| format!("an instance of {service:?} was there and back")));
+}
+
+async fn kubernetes_of(client: &Client, settings: &Settings, report: &mut Report) -> Option<Identity> {
+    let version = client.apiserver_version().await;
+    report.say("Kubernetes answers", found(version, |version| version.git_version.clone()))?;
+    let definition = match definition::look(client).await {
+        Definition::Unknown(why) => Ok(((), format!("not looked at: {why}"))),
+        definition => definition.advice().map_or_else(|| Ok(((), "it fits this version".to_owned())), Err),
+    };
+    report.say("CustomResourceDefinition", definition);
+    let nodes = settings.registration == Registration::Catalog;
+    let lease = settings
+        .election
+        .as_ref()
+        .map(|election| election.namespace.clone().unwrap_or_else(|| client.default_namespace().to_owned()));
+    let lease = lease.as_deref().zip(settings.election.as_ref().map(|election| &*election.lease));
+    let needs = permissions::needs(&settings.scopes, nodes, settings.cluster_uid.is_none(), lease);
+    let all = needs.len();
+    let lacking = permissions::lacking(client, needs).await;
+    let lacking = lacking.and_then(|lacking| {
+        let lacking: Vec<String> = lacking.iter().map(ToString::to_string).collect();
+        if lacking.is_empty() {
+            Ok(((), format!("all {all}")))
+        } else {
+            Err(format!("missing: {}", lacking.join(", ")))
+        }
+    });
+    report.say("permissions", lacking);
+    let identity = identify(client, settings).await.map_err(|error| format!("{error:#}"));
+    report.say("the cluster's name in Consul", found(identity, |identity| identity.cluster.to_string()))
+}
+
+/// A result with its good news in words.
+fn found<T, E: std::fmt::Display>(
+    result: Result<T, E>,
+    words: impl FnOnce(&T) -> String,
+) -> Result<(T, String), String> {
+    match result {
+        Ok(value) => {
+            let words = words(&value);
+            Ok((value, words))
+        }
+        Err(error) => Err(error.to_string()),
+    }
+}

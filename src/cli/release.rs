@@ -1,0 +1,176 @@
+//! `lictor release`: lets go of the cluster before Lictor is uninstalled.
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::Args;
+use kube::Client;
+use tokio::task::JoinHandle;
+
+use super::{identify, prepare, registry};
+use crate::cluster::kubernetes::ApiServer;
+use crate::cluster::lease::{self, LeaseSettings};
+use crate::cluster::watch::Orders;
+use crate::cluster::world::World;
+use crate::cluster::{Finalizers, Kubernetes, Write, WriteError, connect};
+use crate::consul::transport::{Http, Leave, Transport};
+use crate::consul::{Bundle, Outcome, Registry};
+use crate::model::diff::Op;
+use crate::model::names::Str;
+use crate::model::registration::Ownership;
+use crate::settings::{Election, RunArgs, Settings};
+
+/// The flags of `lictor release`: those of `run`, and what becomes of the registrations.
+#[derive(Debug, Args)]
+pub struct ReleaseArgs {
+    /// Also deregister everything that Lictor has registered for this cluster.
+    #[arg(long)]
+    deregister: bool,
+
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+/// How long replicas that still run are kept from beginning again, after all is done.
+const HOLD: Duration = Duration::from_secs(60);
+
+/// How often a resource that changes meanwhile is looked at again.
+const ROUNDS: usize = 10;
+
+/// Takes our finalizers off all resources and, where asked, everything of ours out of Consul.
+pub(super) fn release(args: ReleaseArgs) -> anyhow::Result<ExitCode> {
+    let settings = Settings::new(args.run)?;
+    prepare(&settings)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
+    runtime.block_on(let_go(settings, args.deregister))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn let_go(settings: Settings, deregister: bool) -> anyhow::Result<()> {
+    let client = connect::client(settings.kubeconfig.as_deref(), settings.context.as_deref())
+        .await
+        .context("reaching Kubernetes")?;
+    let http = Http::new(&settings.consul).context("reaching Consul")?;
+    let identity = identify(&client, &settings).await?;
+    let (transport, _lead): (Arc<dyn Transport>, _) = if let Some(election) = &settings.election {
+        let lead = Lead::take(&client, election).await?;
+        (Arc::new(http.with_leave(lead.leave.clone())), Some(lead))
+    } else {
+        println!("without --leader-election, a Lictor that still runs would undo this: stop it first");
+        (Arc::new(http), None)
+    };
+    let kubernetes = ApiServer::new(client, settings.scopes, Arc::new(settings.rules), Orders::default());
+    let mut refused = None;
+    if deregister {
+        let registry = registry(settings.registration, &identity, transport);
+        let world = kubernetes.read_again().await?;
+        let (removed, words) = remove_all(&*registry, &world).await?;
+        println!("{removed} instances deregistered");
+        refused = words;
+    }
+    let released = release_all(&kubernetes).await?;
+    println!("{released} resources released");
+    match refused {
+        None => Ok(()),
+        Some(words) => bail!("not all instances are deregistered: {words}"),
+    }
+}
+
+/// The Lease, held for as long as this lives and a while longer: every replica stands by.
+struct Lead {
+    leave: Leave,
+    task: JoinHandle<()>,
+}
+
+impl Lead {
+    async fn take(client: &Client, election: &Election) -> anyhow::Result<Self> {
+        let settings = LeaseSettings {
+            namespace: election.namespace.clone().unwrap_or_else(|| client.default_namespace().to_owned()),
+            name: election.lease.clone(),
+            identity: election.identity.clone(),
+            duration: HOLD,
+        };
+        let (called, margin) = (format!("{}/{}", settings.namespace, settings.name), settings.margin());
+        let taken = lease::seize(client.clone(), settings).await;
+        let (candidate, mut leads) = taken.map_err(|why| anyhow::anyhow!("taking the Lease {called}: {why}"))?;
+        let task = tokio::spawn(candidate.run(std::future::pending()));
+        let held = tokio::time::timeout(HOLD, leads.wait_for(Option::is_some)).await;
+        if !held.is_ok_and(|held| held.is_ok()) {
+            bail!("the Lease {called} was taken, and lost again");
+        }
+        Ok(Self { leave: Leave::new(leads, margin), task })
+    }
+}
+
+impl Drop for Lead {
+    fn drop(&mut self) {
+        // Not given back: replicas that still run are kept from beginning again.
+        self.task.abort();
+    }
+}
+
+/// Deregisters all that is ours to judge: of resources of our class, and of those that are not there any more. Gives how
+/// many, and what Consul said of the first one that it refused.
+async fn remove_all(registry: &dyn Registry, world: &World) -> anyhow::Result<(usize, Option<String>)> {
+    registry.connect().await?;
+    let mut by_node: BTreeMap<Str, Vec<Op>> = BTreeMap::new();
+    for (key, row) in registry.read().await? {
+        let Ownership::Ours(owner) = &row.ownership else { continue };
+        let ours = world.resource(owner).is_none_or(|entry| entry.resource.ours);
+        if ours && world.watches(&owner.namespace) {
+            let service = row.registration.service.clone();
+            by_node.entry(key.node.clone()).or_default().push(Op::Remove { key, service });
+        }
+    }
+    let (mut removed, mut refused) = (0, None);
+    for (node, ops) in by_node {
+        for ops in ops.chunks(registry.bundle_size()) {
+            let bundle = Bundle { node: node.clone(), address: None, ops: ops.to_vec() };
+            for (op, outcome) in bundle.ops.iter().zip(registry.apply(&bundle).await) {
+                match outcome {
+                    Outcome::Written { .. } => removed += 1,
+                    Outcome::Refused(words) => _ = refused.get_or_insert_with(|| format!("{}: {words}", op.key())),
+                    Outcome::NotTried(trouble) | Outcome::Unknown(trouble) => {
+                        bail!("deregistering {}: {trouble}; run it again", op.key())
+                    }
+                }
+            }
+        }
+    }
+    registry.dismantle().await?;
+    Ok((removed, refused))
+}
+
+/// Takes our finalizer off all resources that have it.
+async fn release_all(kubernetes: &ApiServer) -> anyhow::Result<usize> {
+    let mut released = 0;
+    for _ in 0..ROUNDS {
+        let world = kubernetes.read_again().await?;
+        let mut left = 0;
+        for entry in world.entries() {
+            let resource = &entry.resource;
+            if !resource.has_finalizer() {
+                continue;
+            }
+            let seen = Finalizers {
+                key: resource.key.clone(),
+                uid: resource.uid.clone(),
+                resource_version: resource.resource_version.clone(),
+                finalizers: resource.finalizers.clone(),
+                ours: resource.finalizer.clone(),
+            };
+            match kubernetes.write(Write::RemoveFinalizer(seen)).await {
+                Ok(()) | Err(WriteError::Gone) => released += 1,
+                Err(WriteError::Conflict) => left += 1,
+                Err(error) => bail!("releasing {}: {error}", resource.key),
+            }
+        }
+        if left == 0 {
+            return Ok(released);
+        }
+    }
+    bail!("resources change all the time: stop what changes them, and run it again")
+}
