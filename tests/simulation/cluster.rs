@@ -8,21 +8,27 @@ use jiff::Timestamp;
 use lictor::cluster::api::ConsulServiceStatus;
 use lictor::cluster::event::{Change, Kind, ObjectKey, Scope, SeenResource, Step};
 use lictor::cluster::{Finalizers, Write, WriteError, status};
-use lictor::model::facts::{Node, Service, Slice};
+use lictor::model::facts::{Node, Pod, Service, Slice};
 use lictor::model::names::{ResourceKey, Str};
-use lictor::model::resource::{DeletionPolicy, FINALIZER, Refusal, Resource, Spec};
+use lictor::model::reasons::Refusal;
+use lictor::model::resource::{DeletionPolicy, FINALIZER, Resource, Spec};
 
 /// A `ConsulService`.
 #[derive(Clone, Debug)]
 pub struct Object {
     pub key: ResourceKey,
     pub uid: Str,
+    /// Several may be made in the same second.
+    pub created: i64,
     pub generation: i64,
     pub version: u64,
     pub finalizers: Vec<Str>,
     pub deleting: bool,
+    pub paused: bool,
     pub deletion: DeletionPolicy,
     pub spec: Result<Arc<Spec>, Refusal>,
+    /// What stays in force while the spec is refused.
+    pub last_good: Arc<Spec>,
     pub status: ConsulServiceStatus,
 }
 
@@ -36,12 +42,14 @@ impl Object {
         let resource = Resource {
             key: self.key.clone(),
             uid: self.uid.clone(),
+            created: self.created,
             generation: self.generation,
             resource_version: self.version.to_string().into(),
             finalizers: self.finalizers.clone(),
             deleting: self.deleting,
             ours: true,
             finalizer: FINALIZER.into(),
+            paused: self.paused,
             deletion: Some(self.deletion),
             spec: self.spec.clone(),
             status: Arc::new(status),
@@ -64,6 +72,8 @@ pub struct Cluster {
     pub resources: BTreeMap<ResourceKey, Object>,
     pub services: BTreeMap<ObjectKey, Service>,
     pub slices: BTreeMap<ObjectKey, Slice>,
+    /// With all of their annotations.
+    pub pods: BTreeMap<ObjectKey, Pod>,
     pub nodes: BTreeMap<ObjectKey, Node>,
     /// All changes, in order. A position in it is the number of changes before it.
     log: Vec<Logged>,
@@ -107,6 +117,7 @@ impl Cluster {
             }
             Kind::Service => all(&self.services, scope, |key, service| Change::Service(Step::InitApply(key, service))),
             Kind::Slice => all(&self.slices, scope, |key, slice| Change::Slice(Step::InitApply(key, slice))),
+            Kind::Pod => all(&self.pods, scope, |key, pod| Change::Pod(Step::InitApply(key, pod))),
             Kind::Node => all(&self.nodes, scope, |key, node| Change::Node(Step::InitApply(key, node))),
         }
     }
@@ -137,6 +148,17 @@ impl Cluster {
         }
     }
 
+    pub fn put_pod(&mut self, key: &ObjectKey, pod: Pod) {
+        self.pods.insert(key.clone(), pod.clone());
+        self.log(Kind::Pod, &key.namespace, Change::Pod(Step::Apply(key.clone(), pod)));
+    }
+
+    pub fn delete_pod(&mut self, key: &ObjectKey) {
+        if self.pods.remove(key).is_some() {
+            self.log(Kind::Pod, &key.namespace, Change::Pod(Step::Delete(key.clone())));
+        }
+    }
+
     pub fn put_node(&mut self, name: &str, node: Node) {
         let key = ObjectKey { namespace: "".into(), name: name.into() };
         self.nodes.insert(key.clone(), node.clone());
@@ -154,12 +176,15 @@ impl Cluster {
         let object = Object {
             key: key.clone(),
             uid: self.new_uid(),
+            created: i64::try_from(self.position() / 20).expect("positions are small"),
             generation: 1,
             version: 0,
             finalizers: Vec::new(),
             deleting: false,
+            paused: false,
             deletion,
-            spec: Ok(spec),
+            spec: Ok(spec.clone()),
+            last_good: spec,
             status: ConsulServiceStatus::default(),
         };
         self.put_resource(object);
@@ -167,8 +192,17 @@ impl Cluster {
 
     pub fn edit(&mut self, key: &ResourceKey, spec: Result<Arc<Spec>, Refusal>) {
         let mut object = self.resources[key].clone();
+        if let Ok(good) = &spec {
+            object.last_good = good.clone();
+        }
         object.spec = spec;
         object.generation += 1;
+        self.put_resource(object);
+    }
+
+    /// An annotation: it makes no new generation.
+    pub fn pause(&mut self, key: &ResourceKey, paused: bool) {
+        let object = Object { paused, ..self.resources[key].clone() };
         self.put_resource(object);
     }
 

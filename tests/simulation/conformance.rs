@@ -160,18 +160,21 @@ fn service(random: &mut fastrand::Rng, id: &str) -> Value {
 fn operation(pair: &Pair, random: &mut fastrand::Rng) -> [Value; 2] {
     let (node, id) = (pick(random, &CATALOG_NODES), pick(random, &IDS));
     let both = |op: Value| [op.clone(), op];
-    match random.u8(..10) {
+    // For a compare-and-set: what is there, or something else.
+    let index = |there: Option<u64>, random: &mut fastrand::Rng| {
+        let index = match random.u8(..5) {
+            0 => 0,
+            1 => pair.indexes.keys().next().copied().unwrap_or_default(),
+            _ => there.unwrap_or_default(),
+        };
+        [pair.indexes.get(&index).copied().unwrap_or(u64::from(index > 0)), index]
+    };
+    match random.u8(..12) {
         0..3 => {
-            let there = pair.model.store.node(node).map_or(0, |node| node.modify_index);
-            let index = match random.u8(..5) {
-                0 => 0,
-                1 => pair.indexes.keys().next().copied().unwrap_or_default(),
-                _ => there,
-            };
+            let indexes = index(pair.model.store.node(node).map(|node| node.modify_index), random);
             let verb = if random.u8(..6) == 0 { "delete-cas" } else { "cas" };
-            let real = pair.indexes.get(&index).copied().unwrap_or(u64::from(index > 0));
             let meta = json!({ "lictor-cluster": "c1", "lictor-term": pick(random, &["1", "1", "2"]) });
-            [real, index].map(|index| {
+            indexes.map(|index| {
                 json!({ "Node": { "Verb": verb, "Node": { "Node": node, "Address": "192.0.2.1", "Meta": meta, "ModifyIndex": index } } })
             })
         }
@@ -179,6 +182,34 @@ fn operation(pair: &Pair, random: &mut fastrand::Rng) -> [Value; 2] {
             let mut service = service(random, id);
             service["Service"] = json!(pick(random, &["user", "User"]));
             both(json!({ "Service": { "Verb": "set", "Node": node, "Service": service } }))
+        }
+        10 => {
+            let indexes = index(pair.model.store.service(node, id).map(|service| service.modify_index), random);
+            let mut service = service(random, id);
+            service["Service"] = json!("user");
+            indexes.map(|index| {
+                service["ModifyIndex"] = json!(index);
+                json!({ "Service": { "Verb": "cas", "Node": node, "Service": service } })
+            })
+        }
+        11 => {
+            let check = format!("{id}:web:tcp");
+            let indexes = index(pair.model.store.check(node, &check).map(|check| check.modify_index), random);
+            let definition = json!({ "TCP": "10.0.0.1:80", "Interval": "10s", "Timeout": pick(random, &["1s", "2s"]) });
+            let status = pick(random, &["passing", "critical"]);
+            indexes.map(|index| {
+                json!({ "Check": { "Verb": "cas", "Check": {
+                    "Node": node,
+                    "CheckID": check,
+                    "Name": "web",
+                    "Type": "tcp",
+                    "Status": status,
+                    "ServiceID": id,
+                    "ServiceName": "user",
+                    "Definition": definition,
+                    "ModifyIndex": index,
+                } } })
+            })
         }
         6 => both(json!({ "Service": { "Verb": "delete", "Node": node, "Service": { "ID": id, "Service": "user" } } })),
         7 => both(json!({ "Service": { "Verb": "get", "Node": node, "Service": { "ID": id } } })),

@@ -2,7 +2,8 @@
 //! of Consul, in simulated time. A seed decides everything; the same seed always goes the same way.
 //!
 //! - `setup`: what a seed decides once; `schedule` and `hands`: what happens to Kubernetes and to Consul.
-//! - `cluster`, `consul`: the models; `watches`, `network`: the ways to them, with delays, losses and faults.
+//! - `cluster`, `consul`: the models; `watches`, `apiserver`, `network`: the ways to them, with delays, losses and
+//!   faults.
 //! - `run`: Lictor lives, dies, and lives again; then everything settles.
 //! - `truth`: what Consul should hold, worked out afresh; `oracle`: what must hold at every moment; `verdict`: what
 //!   must hold in the end.
@@ -17,6 +18,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
 #![allow(clippy::struct_field_names, reason = "Consul calls its fields so")]
 
+mod apiserver;
 mod cluster;
 mod conformance;
 mod consul;
@@ -148,6 +150,9 @@ fn planted_faults_are_caught() {
         // The next sweep mends it: it shows for a while only, in what is removed or told.
         (Plant::SwappedLanes, &["true", "nothing lost", "nothing stale", "nothing hidden"]),
         (Plant::FalseAnswers, &["true", "nothing stale"]),
+        (Plant::NoRivals, &["one name, one namespace"]),
+        (Plant::NoPause, &["paused"]),
+        (Plant::DeadWatch, &["true", "nothing hidden"]),
     ] {
         let planted = |seed| Setup { plant: Some(plant), ..Setup::draw(seed) };
         let caught = (0..300).find_map(|seed| {

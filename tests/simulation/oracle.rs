@@ -11,10 +11,11 @@ use lictor::cluster::event::{Kind, Scope};
 use lictor::model::names::{ResourceKey, Str};
 use lictor::model::resource::DeletionPolicy;
 
+use crate::cluster::Object;
 use crate::consul::store::{Change, Check, Entity, Node, Service, fold};
 use crate::setup::{CLUSTER, CLUSTER_UID, MARKER, Mode, PREFIX};
 use crate::sim::{Sim, State};
-use crate::truth::{Place, Want, owner, place};
+use crate::truth::{Place, Rows, Want, owner, place};
 
 /// Who did something in Consul.
 #[derive(Clone, Debug)]
@@ -31,8 +32,8 @@ pub enum Origin {
 #[derive(Clone, Debug)]
 pub struct Sent {
     pub life: u32,
-    /// For each Consul node, how far Lictor had seen when it decided on the bundle that it is at.
-    pub decided: Arc<BTreeMap<String, u64>>,
+    /// For each Consul node, what Lictor had seen when it decided on the bundle that it is at.
+    pub decided: Arc<BTreeMap<String, View>>,
     /// Nobody waits for the answer any more.
     pub abandoned: bool,
     /// The marker's index when it was sent.
@@ -40,6 +41,10 @@ pub struct Sent {
     /// Which server it was sent to: it does not reach the next one.
     pub epoch: u64,
 }
+
+/// How far Lictor has seen of each kind: nothing that happened before is unknown to it. A kind that it has not listed
+/// to the end is not in it: whatever depends on one Lictor leaves as it is.
+pub type View = BTreeMap<Kind, u64>;
 
 /// An instance that Kubernetes and a resource want.
 #[derive(Clone, Debug)]
@@ -50,6 +55,16 @@ struct Wanted {
     since: u64,
     /// Likewise, for being ready.
     ready_since: Option<u64>,
+    /// The kinds that tell.
+    kinds: Arc<[Kind]>,
+}
+
+/// A name that a resource was told to be its own.
+#[derive(Clone, Debug)]
+struct Holder {
+    name: String,
+    /// Since which position of the log its status says so.
+    since: u64,
 }
 
 /// What the continuous checks know.
@@ -60,10 +75,14 @@ pub struct Oracle {
     held: BTreeMap<(ResourceKey, String), (Wanted, String)>,
     /// Resources that are being deleted and leave everything behind, since when.
     retained: BTreeMap<ResourceKey, u64>,
+    /// Resources that are frozen, since when.
+    paused: BTreeMap<ResourceKey, u64>,
+    /// Resources that ask for a name which their status calls accepted.
+    holders: BTreeMap<ResourceKey, Holder>,
     /// How far each watch has told of the log; none before its first list is whole.
     seen: BTreeMap<(Kind, Scope), Option<u64>>,
-    /// For each Consul node, how far Lictor had seen at its last decision.
-    decided: Arc<BTreeMap<String, u64>>,
+    /// For each Consul node, what Lictor had seen at its last decision.
+    decided: Arc<BTreeMap<String, View>>,
     foreign: BTreeSet<(String, String)>,
     foreign_nodes: BTreeSet<String>,
     /// Instances of ours that were edited by hand.
@@ -75,15 +94,23 @@ pub struct Oracle {
 }
 
 impl Oracle {
-    pub fn sees_nothing(&mut self, watches: Vec<(Kind, Scope)>) {
-        self.seen = watches.into_iter().map(|watch| (watch, None)).collect();
+    pub fn sees_nothing(&mut self) {
+        self.seen.clear();
+    }
+
+    pub fn begins_to_see(&mut self, watch: &(Kind, Scope)) {
+        self.seen.entry(watch.clone()).or_default();
+    }
+
+    pub fn ends_to_see(&mut self, watch: &(Kind, Scope)) {
+        self.seen.remove(watch);
     }
 
     pub fn has_seen(&mut self, kind: Kind, scope: &Scope, position: u64) {
         self.seen.insert((kind, scope.clone()), Some(position));
     }
 
-    pub fn decisions(&self) -> Arc<BTreeMap<String, u64>> {
+    pub fn decisions(&self) -> Arc<BTreeMap<String, View>> {
         self.decided.clone()
     }
 
@@ -137,6 +164,47 @@ fn has_owner(service: &Service) -> bool {
     ["lictor-cluster", "lictor-cluster-uid", "lictor-owner"].iter().any(|key| service.meta.contains_key(*key))
 }
 
+impl Sent {
+    /// Whether Lictor had seen all that these kinds tell up to a position of the log, when it decided.
+    fn had_seen(&self, node: &str, kinds: &[Kind], since: u64) -> bool {
+        let Some(view) = self.decided.get(&fold(node)) else { return false };
+        kinds.iter().all(|kind| view.get(kind).is_none_or(|seen| since <= *seen))
+    }
+}
+
+/// The kinds that tell what a resource wants.
+fn kinds(object: &Object) -> Vec<Kind> {
+    let needs = object.last_good.needs();
+    let all = [
+        (Kind::Resource, true),
+        (Kind::Slice, needs.services),
+        (Kind::Service, needs.services),
+        (Kind::Pod, needs.pods),
+        (Kind::Node, needs.nodes),
+    ];
+    all.into_iter().filter(|(_, needed)| *needed).map(|(kind, _)| kind).collect()
+}
+
+/// The name that a resource asks for, as names are compared.
+pub fn asked(object: &Object) -> Option<String> {
+    object.spec.as_ref().ok().map(|spec| fold(&spec.service))
+}
+
+/// The name that a resource was told to be its own.
+fn name_told(object: &Object) -> Option<String> {
+    let accepted = object.status.conditions.iter().any(|c| c.type_ == "Accepted" && c.status == "True");
+    object.status.service_name.as_ref().filter(|_| accepted).map(|name| fold(name))
+}
+
+/// Notes since when something holds of a resource.
+fn since_when(known: &mut BTreeMap<ResourceKey, u64>, key: &ResourceKey, holds: bool, now: u64) {
+    if holds {
+        known.entry(key.clone()).or_insert(now);
+    } else {
+        known.remove(key);
+    }
+}
+
 impl Sim {
     /// Changes Kubernetes, or tries to.
     pub fn change_cluster<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
@@ -166,36 +234,52 @@ impl State {
         for (key, want) in self.wants() {
             let object = &self.cluster.resources[&key];
             let wish = (object.uid.clone(), object.generation);
+            let kinds: Arc<[Kind]> = kinds(object).into();
             let keep = |known: Option<&Wanted>, ready: bool| {
                 let known = known.filter(|known| known.wish == wish);
                 let since = known.map_or(now, |known| known.since);
                 let ready_since = ready.then(|| known.and_then(|known| known.ready_since).unwrap_or(now));
-                Wanted { wish: wish.clone(), since, ready_since }
+                Wanted { wish: wish.clone(), since, ready_since, kinds: kinds.clone() }
+            };
+            // While a spec is refused, what the one before wanted must not go.
+            let want = match want {
+                Want::Refused => Want::by(&self.cluster, self.setup.mode, object, &object.last_good),
+                want => want,
             };
             match want {
-                Want::Rows(rows) => {
+                Want::Rows(Rows { rows, .. }) => {
                     for (place, expected) in rows {
                         let now = keep(self.oracle.wanted.get(&place), expected.readiness == Some("passing"));
                         wanted.insert(place, now);
                     }
                 }
-                Want::NoPort { living, ports } => {
+                Want::Unclear { living, basis, .. } => {
                     for address in living {
                         let key = (key.clone(), address);
-                        let known = self.oracle.held.get(&key).filter(|(_, known)| *known == ports);
+                        let known = self.oracle.held.get(&key).filter(|(_, known)| *known == basis);
                         let now = keep(known.map(|(held, _)| held), false);
-                        held.insert(key, (now, ports.clone()));
+                        held.insert(key, (now, basis.clone()));
                     }
                 }
-                Want::NoService | Want::Refused | Want::Deleting => {}
+                Want::NoService | Want::Refused | Want::Paused | Want::Lost | Want::Deleting => {}
             }
             let retains = object.deletion == DeletionPolicy::Retain;
-            if object.deleting && retains && object.has_finalizer() {
-                self.oracle.retained.entry(key).or_insert(now);
-            } else {
-                self.oracle.retained.remove(&key);
+            let is_retained = object.deleting && retains && object.has_finalizer();
+            since_when(&mut self.oracle.retained, &key, is_retained, now);
+            since_when(&mut self.oracle.paused, &key, object.paused, now);
+            let name = name_told(object).filter(|name| asked(object).as_ref() == Some(name));
+            match name {
+                Some(name) if self.oracle.holders.get(&key).is_none_or(|known| known.name != name) => {
+                    self.oracle.holders.insert(key, Holder { name, since: now });
+                }
+                Some(_) => {}
+                None => _ = self.oracle.holders.remove(&key),
             }
         }
+        let there = |key: &ResourceKey| self.cluster.resources.contains_key(key);
+        self.oracle.retained.retain(|key, _| there(key));
+        self.oracle.paused.retain(|key, _| there(key));
+        self.oracle.holders.retain(|key, _| there(key));
         self.oracle.wanted = wanted;
         self.oracle.held = held;
     }
@@ -220,14 +304,15 @@ impl State {
         }
     }
 
-    /// How far Lictor has seen: nothing that happened before is unknown to it.
-    fn view(&self) -> u64 {
+    fn view(&self) -> View {
         let head = self.cluster.position();
-        let far = |((kind, scope), position): (&(Kind, Scope), &Option<u64>)| match position {
-            None => 0,
-            Some(position) => self.cluster.next_change(*position, *kind, scope).map_or(head, |(next, _)| next - 1),
-        };
-        self.oracle.seen.iter().map(far).min().unwrap_or_default()
+        let mut view = View::new();
+        for ((kind, scope), position) in &self.oracle.seen {
+            let Some(position) = position else { continue };
+            let far = self.cluster.next_change(*position, *kind, scope).map_or(head, |(next, _)| next - 1);
+            view.entry(*kind).and_modify(|known| *known = far.min(*known)).or_insert(far);
+        }
+        view
     }
 
     /// Lictor decides on a bundle for a Consul node.
@@ -266,6 +351,7 @@ impl State {
                         Some(Entity::Service { service, .. }) => Some(service),
                         _ => None,
                     };
+                    self.judge_name(node, before.map(|before| &**before), service, sent);
                     self.judge_service(node, before.unwrap_or(service), Some(service), sent);
                 }
                 (Some(Entity::Service { node, service }), _) => self.judge_service(node, service, None, sent),
@@ -310,6 +396,7 @@ impl State {
             self.violate("nothing foreign", format!("{id} on {node} was {what} by life {life}"));
             return;
         }
+        self.judge_pause(node, id, sent);
         let touched = self.oracle.touched.contains(&(fold(node), fold(id)));
         let leaves = after.is_none_or(|after| is_marked(before) && !is_marked(after));
         if !leaves {
@@ -328,24 +415,62 @@ impl State {
         } else {
             self.stats.count("instances released");
         }
-        let decided = sent.decided.get(&fold(node)).copied().unwrap_or_default();
-        let wanted = self.oracle.wanted.get(&place(node, id)).filter(|wanted| wanted.since <= decided);
-        if let Some(wanted) = wanted {
-            let since = wanted.since;
+        let Some(key) = owner(id) else { return };
+        let wanted = self.oracle.wanted.get(&place(node, id));
+        let wanted = wanted.filter(|wanted| sent.had_seen(node, &wanted.kinds, wanted.since));
+        if let Some(wanted) = wanted
+            && !self.is_contested(&key, &before.service)
+        {
+            let (since, seen) = (wanted.since, sent.decided.get(&fold(node)).cloned().unwrap_or_default());
             self.violate(
                 "nothing lost",
-                format!("{id} on {node} was taken by life {life}; it is wanted since {since}, and {decided} was seen"),
+                format!("{id} on {node} was taken by life {life}; it is wanted since {since}, and {seen:?} was seen"),
             );
         }
-        let Some(key) = owner(id) else { return };
         let held = self.oracle.held.get(&(key.clone(), before.address.clone()));
-        if held.is_some_and(|(held, _)| held.since <= decided) {
-            self.violate("nothing lost", format!("{id} on {node} was taken by life {life} while its port is unknown"));
+        if held.is_some_and(|(held, _)| sent.had_seen(node, &held.kinds, held.since)) {
+            self.violate("nothing lost", format!("{id} on {node} was taken by life {life} while nobody can tell"));
         }
-        let retained = self.oracle.retained.get(&key).is_some_and(|since| *since <= decided);
+        let retained = self.oracle.retained.get(&key);
+        let retained = retained.is_some_and(|since| sent.had_seen(node, &[Kind::Resource], *since));
         if retained && after.is_none() && certain && !touched && !self.oracle.was_restored {
             self.violate("nothing lost", format!("{id} on {node} was removed by life {life}; {key} retains it"));
         }
+    }
+
+    /// Nothing of a frozen resource is written or removed.
+    fn judge_pause(&mut self, node: &str, id: &str, sent: &Sent) {
+        let paused = owner(id).and_then(|key| self.oracle.paused.get(&key).map(|since| (key, *since)));
+        if let Some((key, since)) = paused
+            && sent.had_seen(node, &[Kind::Resource], since)
+        {
+            self.violate("paused", format!("{id} on {node} was written by life {}; {key} is paused", sent.life));
+        }
+    }
+
+    /// No resource gets an instance under a name that another namespace's has.
+    fn judge_name(&mut self, node: &str, before: Option<&Service>, after: &Service, sent: &Sent) {
+        let is_new = before.is_none_or(|before| !is_marked(before) || fold(&before.service) != fold(&after.service));
+        let Some(key) = owner(&after.id).filter(|_| is_new && is_marked(after)) else { return };
+        let name = fold(&after.service);
+        let own = self.cluster.resources.get(&key).and_then(name_told);
+        let others = self.oracle.holders.iter().filter(|(other, _)| other.namespace != key.namespace);
+        let mut holding =
+            others.filter(|(_, holder)| holder.name == name && sent.had_seen(node, &[Kind::Resource], holder.since));
+        if let Some((holder, _)) = holding.next().filter(|_| !self.setup.limits.shares_name && own != Some(name)) {
+            let what = format!("{} on {node} was written by life {}; {holder} has the name", after.id, sent.life);
+            self.violate("one name, one namespace", what);
+        }
+    }
+
+    /// Whether another namespace's resource wants or has the name that a resource has instances under: then it may
+    /// have lost it.
+    fn is_contested(&self, key: &ResourceKey, name: &str) -> bool {
+        let claims = |object: &&Object| {
+            [asked(object), name_told(object)].into_iter().flatten().any(|asked| asked == fold(name))
+        };
+        let mut others = self.cluster.resources.values().filter(|other| other.key.namespace != key.namespace);
+        !self.setup.limits.shares_name && others.any(|other| claims(&other))
     }
 
     /// Judges what Lictor did to a check.
@@ -357,11 +482,11 @@ impl State {
         if !id.starts_with(PREFIX) || !id.ends_with(":readiness") || self.oracle.is_foreign(node, &check.service_id) {
             self.violate("nothing foreign", format!("the check {id} on {node} was written by life {}", sent.life));
         }
+        self.judge_pause(node, &check.service_id, sent);
         let worse = check.status == "critical" && before.is_none_or(|before| before.status == "passing");
-        let decided = sent.decided.get(&fold(node)).copied().unwrap_or_default();
         let wanted = self.oracle.wanted.get(&place(node, &check.service_id));
-        let ready = wanted.and_then(|wanted| wanted.ready_since).is_some_and(|since| since <= decided);
-        if worse && ready {
+        let ready = wanted.and_then(|wanted| Some((wanted, wanted.ready_since?)));
+        if worse && ready.is_some_and(|(wanted, since)| sent.had_seen(node, &wanted.kinds, since)) {
             self.violate("nothing lost", format!("{id} on {node} was made critical by life {}", sent.life));
         }
     }

@@ -25,6 +25,12 @@ pub enum Plant {
     SwappedLanes,
     /// Now and then an answer says that something was written that was not.
     FalseAnswers,
+    /// Nobody minds whose a name is.
+    NoRivals,
+    /// Nobody minds that a resource is paused.
+    NoPause,
+    /// A watch that ended and is wanted again does not begin again.
+    DeadWatch,
 }
 
 /// A registry, watched for when Lictor decides, with a fault planted in it or none.
@@ -74,6 +80,10 @@ impl Watched {
 impl Registry for Watched {
     fn connect(&self) -> BoxFuture<'_, Result<Placement, Trouble>> {
         self.inner.connect()
+    }
+
+    fn survey(&self) -> BoxFuture<'_, Result<(Placement, Rows), Trouble>> {
+        self.inner.survey()
     }
 
     fn read(&self) -> BoxFuture<'_, Result<Rows, Trouble>> {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use lictor::cluster::event::Event;
 use lictor::cluster::world::World;
 use lictor::consul::Registry;
 use lictor::consul::agent::Agent;
@@ -18,16 +19,16 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
+use crate::apiserver::ApiServer;
 use crate::consul::agent::Agent as LocalAgent;
 use crate::hands::Ends;
 use crate::network::Network;
 use crate::oracle::Origin;
 use crate::plants::Watched;
-use crate::schedule::Later;
+use crate::schedule::{Consequences, Later};
 use crate::setup::{Mode, Setup};
-use crate::sim::{Sim, Stats};
+use crate::sim::{Sim, State, Stats};
 use crate::verdict;
-use crate::watches::{self, ApiServer};
 
 /// How often Lictor looks at everything in Consul.
 const SWEEP: Duration = Duration::from_secs(30);
@@ -57,13 +58,13 @@ pub fn run(setup: Setup, traced: bool) -> Outcome {
             state.set_up_consul();
             state.observe(&Origin::Others);
         }
-        sim.change_cluster(crate::sim::State::furnish);
+        let begun = sim.change_cluster(State::furnish);
         let (ask, questions) = mpsc::channel(1);
         let mut tasks = JoinSet::new();
         {
             let sim = sim.clone();
             tasks.spawn(async move {
-                tokio::join!(script(&sim), weather(&sim), meddling(&sim));
+                tokio::join!(script(&sim, begun), weather(&sim), meddling(&sim));
                 settle(&sim, &ask).await;
             });
         }
@@ -85,13 +86,15 @@ pub fn run(setup: Setup, traced: bool) -> Outcome {
 }
 
 /// Changes Kubernetes until the end, and then lets what has begun come to its end.
-async fn script(sim: &Sim) {
+async fn script(sim: &Sim, begun: Consequences) {
     let (end, pace) = {
         let state = sim.state();
         (Instant::now() + state.setup.length, state.setup.pace)
     };
-    let mut due: BTreeMap<(Instant, u64), Later> = BTreeMap::new();
-    let mut numbers = 0;
+    let numbered = begun.into_iter().zip(0_u64..);
+    let mut due: BTreeMap<(Instant, u64), Later> =
+        numbered.map(|((after, later), number)| ((Instant::now() + after, number), later)).collect();
+    let mut numbers = 1_000;
     let mut next = Instant::now();
     while next < end || !due.is_empty() {
         let first = due.first_key_value().map(|((at, _), _)| *at);
@@ -102,8 +105,7 @@ async fn script(sim: &Sim) {
             match due.pop_first() {
                 Some((_, later)) if first == Some(at) => {
                     state.trace(|| format!("change: {later:?}"));
-                    state.follow(later);
-                    Vec::new()
+                    state.follow(later)
                 }
                 other => {
                     due.extend(other);
@@ -303,10 +305,8 @@ fn draw_end(sim: &Sim) -> End {
 
 async fn live(sim: &Sim, life: u32, end: End, questions: &Arc<tokio::sync::Mutex<mpsc::Receiver<Question>>>) {
     let setup = sim.state().setup.clone();
-    let engine = engine(sim, &setup, life);
     let (sink, events) = mpsc::channel(1024);
-    let watches = watches::start(sim, &sink);
-    drop(sink);
+    let engine = engine(sim, &setup, life, sink);
     let (ask, own_questions) = mpsc::channel(1);
     let forward = async {
         let mut questions = questions.lock().await;
@@ -341,10 +341,9 @@ async fn live(sim: &Sim, life: u32, end: End, questions: &Arc<tokio::sync::Mutex
         () = running => {}
         () = forward => {}
     }
-    drop(watches);
 }
 
-fn engine(sim: &Sim, setup: &Setup, life: u32) -> Engine {
+fn engine(sim: &Sim, setup: &Setup, life: u32, sink: mpsc::Sender<Event>) -> Engine {
     let identity = Setup::identity();
     let transport = Arc::new(Network::new(sim.clone(), life));
     let registry: Arc<dyn Registry> = match setup.mode {
@@ -354,7 +353,7 @@ fn engine(sim: &Sim, setup: &Setup, life: u32) -> Engine {
     let registry = Arc::new(Watched::new(sim.clone(), registry, setup.plant));
     let config = Config { identity, sweep_interval: SWEEP, concurrency: 4, grace: Duration::from_secs(5) };
     let world = World::new(setup.scopes.iter().cloned(), setup.mode == Mode::Catalog);
-    let kubernetes = Arc::new(ApiServer::new(sim.clone(), life));
+    let kubernetes = Arc::new(ApiServer::new(sim.clone(), life, sink));
     let random = fastrand::Rng::with_seed(sim.state().random.lives.u64(..));
     let metrics = Metrics::new(&mut prometheus_client::registry::Registry::default());
     Engine::new(config, world, registry, kubernetes, random, metrics)

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use lictor::cluster::event::Scope;
 use lictor::model::names::{ClusterName, Identity};
+use lictor::model::resource::Limits;
 
 use crate::plants::Plant;
 
@@ -42,6 +43,8 @@ pub struct Setup {
     pub faults: bool,
     /// Whether another cluster has our name, in `catalog` mode: then nothing of ours may be written.
     pub name_taken: bool,
+    /// What the administrator allows resources.
+    pub limits: Limits,
     /// A fault of the product's that is to be caught.
     pub plant: Option<Plant>,
 }
@@ -55,10 +58,16 @@ impl Setup {
         } else {
             vec![Scope::All]
         };
+        let limits = Limits {
+            instances: if random.u8(..6) == 0 { random.usize(2..6) } else { 5_000 },
+            shares_name: random.u8(..3) == 0,
+            verify_endpoints: random.u8(..4) == 0,
+        };
         Self {
             seed,
             mode,
             scopes,
+            limits,
             length: Duration::from_secs(random.u64(30..180)),
             pace: Duration::from_millis(random.u64(500..5_000)),
             faults: random.u8(..8) > 0,

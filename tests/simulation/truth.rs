@@ -1,15 +1,18 @@
 //! What Consul should hold, worked out afresh from the model of Kubernetes: nothing of the product's own
-//! resolving, naming or comparing is used here.
+//! resolving, naming, filling in or comparing is used here.
+
+mod found;
+mod texts;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lictor::model::facts::{Endpoint, Family, Service, Slice};
 use lictor::model::names::ResourceKey;
-use lictor::model::resource::{PortRef, Readiness, Source, Spec};
+use lictor::model::resource::{Readiness, Source, Spec};
 
 use crate::cluster::{Cluster, Object};
 use crate::consul::store::{self, Address};
 use crate::setup::{AGENT_NODE, CLUSTER, CLUSTER_UID, Mode, PREFIX};
+use found::{Found, Instance, instances};
 
 /// Where an instance stands: its Consul node, all shards being one, and its ID.
 pub type Place = (String, String);
@@ -33,20 +36,36 @@ pub fn owner(id: &str) -> Option<ResourceKey> {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Want {
     /// Just these.
-    Rows(BTreeMap<Place, Expected>),
+    Rows(Rows),
     /// Nothing: its Service is not there. What an earlier spec registered may stay where this one never found it.
     NoService,
-    /// What is there of these addresses stays: the port is not to be found.
-    NoPort {
+    /// What is there of these addresses stays: how it is to be registered cannot be told.
+    Unclear {
+        /// As the status says it.
+        reason: &'static str,
         living: BTreeSet<String>,
-        /// The ports of the Service and of its slices. While these change nobody who sees the two out of step can
-        /// tell which endpoint has the port.
-        ports: String,
+        /// What it depends on besides. While this changes nobody who sees one thing later than another can tell.
+        basis: String,
     },
     /// All that is there stays: the spec is refused.
     Refused,
+    /// All that is there stays: the resource is frozen.
+    Paused,
+    /// The name is another namespace's. What is there under another name stays. Whose a name is depends on what was
+    /// before: only the verdict says so, of a resource that was told so.
+    Lost,
     /// Nothing, since it is being deleted.
     Deleting,
+}
+
+/// What is to be registered.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Rows {
+    pub rows: BTreeMap<Place, Expected>,
+    /// Why something that lives is not among them, as the status says it.
+    pub left_out: BTreeSet<&'static str>,
+    /// Whether a text lacks a value.
+    pub blanks: bool,
 }
 
 /// An instance as it should be.
@@ -60,120 +79,103 @@ pub struct Expected {
 
 impl Want {
     pub fn of(cluster: &Cluster, mode: Mode, object: &Object) -> Self {
+        if object.paused {
+            return Self::Paused;
+        }
         if object.deleting {
             return Self::Deleting;
         }
-        let Ok(spec) = &object.spec else { return Self::Refused };
-        let Source::Service { name } = &spec.source;
-        let source = ResourceKey { namespace: object.key.namespace.clone(), name: name.clone() };
-        let Some(service) = cluster.services.get(&source) else { return Self::NoService };
-        let slices: Vec<&Slice> = cluster
-            .slices
-            .iter()
-            .filter(|(key, slice)| key.namespace == source.namespace && slice.service == source.name)
-            .map(|(_, slice)| slice)
-            .filter(|slice| service.family.is_none_or(|family| family == slice.family))
-            .collect();
-        let living = slices.iter().flat_map(|slice| &slice.endpoints).filter(|endpoint| !endpoint.terminating);
-        let slice_ports: Vec<_> = slices.iter().map(|slice| &slice.ports).collect();
-        let living = Self::NoPort {
-            living: living.map(|endpoint| endpoint.address.to_string()).collect(),
-            ports: format!("{:?} {slice_ports:?}", service.ports),
+        match &object.spec {
+            Ok(spec) => Self::by(cluster, mode, object, spec),
+            Err(_) => Self::Refused,
+        }
+    }
+
+    /// What a resource wants by this spec.
+    pub fn by(cluster: &Cluster, mode: Mode, object: &Object, spec: &Spec) -> Self {
+        let (found, left_out) = match instances(cluster, &object.key.namespace, spec) {
+            Found::Instances { all, left_out } => (all, left_out),
+            Found::Nothing => return Self::NoService,
+            Found::Unclear { reason, living, basis } => return Self::Unclear { reason, living, basis },
         };
-        let Some(port) = port(spec, service) else { return living };
-        let mut found: BTreeMap<String, (&Endpoint, u16, bool)> = BTreeMap::new();
-        let mut without = false;
-        for slice in slices.iter().filter(|slice| slice.family != Family::Fqdn) {
-            let number = slice.ports.iter().find(|candidate| *candidate.name == port).map(|port| port.number);
-            for endpoint in slice.endpoints.iter().filter(|endpoint| !endpoint.terminating) {
-                let target = endpoint.pod.as_ref().map_or(endpoint.address.to_string(), |pod| pod.uid.to_string());
-                match number {
-                    Some(number) => found.entry(target).or_insert((endpoint, number, false)).2 |= endpoint.ready,
-                    None => without = true,
-                }
+        let most = spec.limits.instances;
+        if found.len() > most {
+            let living = found.iter().map(|instance| instance.address.to_string()).collect();
+            return Self::Unclear { reason: "TooManyInstances", living, basis: format!("more than {most}") };
+        }
+        let mut wanted = Rows { left_out, ..Rows::default() };
+        for instance in &found {
+            let (expected, blank) = expected(mode, object, spec, instance);
+            wanted.blanks |= blank;
+            if instance.ready || spec.readiness != Readiness::Deregister {
+                wanted.rows.insert((node(mode, instance), expected.service.id.clone()), expected);
             }
         }
-        if found.is_empty() && without {
-            return living;
-        }
-        let kept = found.into_iter().filter(|(_, (_, _, ready))| *ready || spec.readiness != Readiness::Deregister);
-        Self::Rows(
-            kept.map(|(target, (endpoint, port, ready))| expected(mode, object, spec, &target, endpoint, port, ready))
-                .collect(),
-        )
+        Self::Rows(wanted)
     }
 
     pub fn rows(&self) -> Option<&BTreeMap<Place, Expected>> {
         match self {
-            Self::Rows(rows) => Some(rows),
+            Self::Rows(wanted) => Some(&wanted.rows),
             _ => None,
         }
     }
 }
 
-/// The name of the Service's port that a spec means.
-fn port(spec: &Spec, service: &Service) -> Option<String> {
-    let mut all = service.ports.iter();
-    let port = match &spec.port {
-        None if service.ports.len() == 1 => all.next(),
-        None => None,
-        Some(PortRef::Name(name)) => all.find(|port| port.name == *name),
-        Some(PortRef::Number(number)) => all.find(|port| port.number == *number),
-    };
-    port.map(|port| port.name.to_string())
-}
-
-fn expected(
-    mode: Mode,
-    object: &Object,
-    spec: &Spec,
-    target: &str,
-    endpoint: &Endpoint,
-    port: u16,
-    ready: bool,
-) -> (Place, Expected) {
-    let ResourceKey { namespace, name } = &object.key;
-    let id = format!("{CLUSTER}:{namespace}:{name}:{}:{target}:{port}", spec.service.to_lowercase());
-    let node = match (mode, &endpoint.node) {
+fn node(mode: Mode, instance: &Instance) -> String {
+    match (mode, &instance.node) {
         (Mode::Agent, _) => AGENT_NODE.to_owned(),
         (Mode::Catalog, Some(node)) => format!("{CLUSTER}-{node}"),
         (Mode::Catalog, None) => SHARD.to_owned(),
+    }
+}
+
+/// An instance as it should be, and whether a text of it lacks a value.
+fn expected(mode: Mode, object: &Object, spec: &Spec, instance: &Instance) -> (Expected, bool) {
+    let ResourceKey { namespace, name } = &object.key;
+    let Instance { port, .. } = instance;
+    let id = format!("{CLUSTER}:{namespace}:{name}:{}:{}:{port}", spec.service.to_lowercase(), instance.target());
+    let source = match &spec.source {
+        Source::Service { name } => format!("service/{name}"),
+        Source::Pods { .. } => "pods".to_owned(),
+        Source::Static { .. } => "static".to_owned(),
     };
-    let Source::Service { name: source } = &spec.source;
-    let mut meta: BTreeMap<String, String> = [
+    let (tags, mut meta, blank) = texts::filled(spec, instance);
+    let ours = [
         ("managed-by", "lictor"),
         ("lictor-cluster", CLUSTER),
         ("lictor-cluster-uid", CLUSTER_UID),
         ("lictor-owner", &format!("{namespace}/{name}")),
         ("lictor-owner-uid", &object.uid),
-        ("lictor-source", &format!("service/{source}")),
+        ("lictor-source", &source),
         ("k8s-namespace", namespace),
         ("external-source", "kubernetes"),
-    ]
-    .map(|(key, value)| (key.to_owned(), value.to_owned()))
-    .into();
-    meta.extend(spec.meta.iter().map(|(key, value)| (key.to_string(), value.to_string())));
-    meta.extend(endpoint.pod.iter().map(|pod| ("k8s-pod".to_owned(), pod.name.to_string())));
-    meta.extend(endpoint.node.iter().map(|node| ("k8s-node".to_owned(), node.to_string())));
-    let address = endpoint.address.to_string();
+    ];
+    meta.extend(ours.map(|(key, value)| (key.to_owned(), value.to_owned())));
+    meta.extend(instance.pod.iter().map(|(name, _)| ("k8s-pod".to_owned(), name.to_string())));
+    meta.extend(instance.node.iter().map(|node| ("k8s-node".to_owned(), node.to_string())));
+    let address = instance.address.to_string();
     let tagged = spec.tagged_addresses.iter();
     let mut tagged: BTreeMap<String, Address> = tagged
         .map(|(tag, there)| {
             (tag.to_string(), Address { address: there.address.to_string(), port: i64::from(there.port) })
         })
         .collect();
+    let at = |address: &str| Address { address: address.to_owned(), port: i64::from(*port) };
+    if let Some(second) = instance.second.filter(|_| spec.dual_stack) {
+        tagged.entry("lan_ipv6".to_owned()).or_insert(at(&second.to_string()));
+    }
     if mode == Mode::Agent {
         for tag in ["lan_ipv4", "wan_ipv4"] {
-            let own = Address { address: address.clone(), port: i64::from(port) };
-            tagged.entry(tag.to_owned()).or_insert(own);
+            tagged.entry(tag.to_owned()).or_insert(at(&address));
         }
     }
     let service = store::Service {
-        id: id.clone(),
+        id,
         service: spec.service.to_string(),
-        tags: spec.tags.iter().map(ToString::to_string).collect(),
+        tags,
         address,
-        port: i64::from(port),
+        port: i64::from(*port),
         meta,
         weights: store::Weights { passing: spec.weights.passing.into(), warning: spec.weights.warning.into() },
         enable_tag_override: spec.enable_tag_override,
@@ -181,6 +183,7 @@ fn expected(
         create_index: 0,
         modify_index: 0,
     };
-    let readiness = (spec.readiness == Readiness::Mirror).then_some(if ready { "passing" } else { "critical" });
-    ((node, id), Expected { service, readiness })
+    let mirrors = spec.readiness == Readiness::Mirror && !matches!(spec.source, Source::Static { .. });
+    let readiness = mirrors.then_some(if instance.ready { "passing" } else { "critical" });
+    (Expected { service, readiness }, blank)
 }

@@ -5,14 +5,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use lictor::cluster::api::ConsulServiceStatus;
 use lictor::cluster::event::ObjectKey;
 use lictor::engine::metrics::Snapshot;
-use lictor::model::names::ResourceKey;
+use lictor::model::names::{ResourceKey, Str};
+use lictor::model::resource::Source;
 
 use crate::cluster::Object;
 use crate::consul::store::{Service, fold};
-use crate::oracle::is_marked;
+use crate::oracle::{asked, is_marked};
 use crate::setup::{CLUSTER, CLUSTER_UID, MARKER, Mode, UNWATCHED};
 use crate::sim::State;
-use crate::truth::{Expected, Place, Want, owner, place};
+use crate::truth::{Expected, Place, Rows, Want, owner, place};
 
 /// How a place that a resource wants came out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,11 +31,16 @@ enum Stands {
 /// Holds both servers against each other.
 pub fn check(state: &mut State, snapshot: Option<&Snapshot>) {
     let mut found = Vec::new();
-    let wants = state.wants();
+    let mut wants = state.wants();
+    names(state, &mut wants, &mut found);
     let stands = rows(state, &wants, &mut found);
     nodes(state, &mut found);
     finalizers(state, &mut found);
     for (key, want) in &wants {
+        let (what, source) = (ends_as(want), ends_from(&state.cluster.resources[key]));
+        for what in [what, source] {
+            state.stats.count(what);
+        }
         status(state, &state.cluster.resources[key], want, &stands, &mut found);
     }
     if let Some(snapshot) = snapshot {
@@ -46,6 +52,63 @@ pub fn check(state: &mut State, snapshot: Option<&Snapshot>) {
 }
 
 type Found = Vec<(&'static str, String)>;
+
+/// For the statistics: how a resource came out.
+fn ends_as(want: &Want) -> &'static str {
+    match want {
+        Want::Rows(Rows { left_out, .. }) if !left_out.is_empty() => "in the end: with some left out",
+        Want::Rows(Rows { blanks: true, .. }) => "in the end: with values missing",
+        Want::Rows(_) => "in the end: registered",
+        Want::NoService => "in the end: without a Service",
+        Want::Unclear { .. } => "in the end: unclear",
+        Want::Refused => "in the end: refused",
+        Want::Paused => "in the end: paused",
+        Want::Lost => "in the end: without its name",
+        Want::Deleting => "in the end: being deleted",
+    }
+}
+
+/// For the statistics: where its instances come from.
+fn ends_from(object: &Object) -> &'static str {
+    match object.spec.as_ref().map(|spec| &spec.source) {
+        Ok(Source::Service { .. }) => "in the end: from a Service",
+        Ok(Source::Pods { .. }) => "in the end: from pods",
+        Ok(Source::Static { .. }) => "in the end: from static addresses",
+        Err(_) => "in the end: from nothing",
+    }
+}
+
+/// A name is one namespace's, where it is not to be shared; the others were told so.
+fn names(state: &State, wants: &mut BTreeMap<ResourceKey, Want>, found: &mut Found) {
+    if state.setup.limits.shares_name {
+        return;
+    }
+    let mut namespaces: BTreeMap<String, BTreeSet<Str>> = BTreeMap::new();
+    for (key, want) in wants {
+        let object = &state.cluster.resources[key];
+        let Some(name) = asked(object).filter(|_| !object.deleting) else { continue };
+        let others = || state.cluster.resources.values().filter(|other| other.key.namespace != key.namespace);
+        // One that is frozen or refused may have the name from before, and one that goes has it to the end.
+        let may_have = |other: &Object| asked(other).as_ref() == Some(&name) || other.paused || other.spec.is_err();
+        let was_told = condition(&object.status, "Accepted").is_some_and(|said| said == ("False", "NameConflict"));
+        if was_told && others().any(may_have) {
+            if *want != Want::Paused {
+                *want = Want::Lost;
+            }
+        } else {
+            namespaces.entry(name.clone()).or_default().insert(key.namespace.clone());
+        }
+        let may_be_had = |other: &Object| may_have(other) && (other.deleting || other.paused || other.spec.is_err());
+        if !others().any(may_be_had) {
+            namespaces.entry(name).or_default();
+        }
+    }
+    for (name, namespaces) in namespaces {
+        if namespaces.len() != 1 {
+            found.push(("one name, one namespace", format!("{name} is had by {namespaces:?}")));
+        }
+    }
+}
 
 /// What is in the catalog of ours, by place.
 fn ours(state: &State) -> Vec<(Place, &str, &Service)> {
@@ -102,8 +165,9 @@ fn rows(state: &State, wants: &BTreeMap<ResourceKey, Want>, found: &mut Found) -
 fn may_stay(state: &State, wants: &BTreeMap<ResourceKey, Want>, service: &Service) -> bool {
     let Some(key) = owner(&service.id) else { return false };
     match wants.get(&key) {
-        Some(Want::NoPort { living, .. }) => living.contains(&service.address),
-        Some(Want::Refused) => true,
+        Some(Want::Unclear { living, .. }) => living.contains(&service.address),
+        Some(Want::Refused | Want::Paused) => true,
+        Some(Want::Lost) => asked(&state.cluster.resources[&key]) != Some(fold(&service.service)),
         // Where the Service was found once and then deleted, nothing stays; the status says which it is.
         Some(Want::NoService) => {
             let object = &state.cluster.resources[&key];
@@ -166,7 +230,7 @@ fn nodes(state: &State, found: &mut Found) {
 
 fn finalizers(state: &State, found: &mut Found) {
     for object in state.cluster.resources.values().filter(|object| object.deleting && object.has_finalizer()) {
-        if state.setup.watches(&object.key.namespace) && !state.setup.name_taken {
+        if state.setup.watches(&object.key.namespace) && !state.setup.name_taken && !object.paused {
             found.push(("nothing stale", format!("{} is deleted and still has our finalizer", object.key)));
         }
     }
@@ -199,6 +263,8 @@ fn status(state: &State, object: &Object, want: &Want, stands: &BTreeMap<Place, 
         wrong(format!("is about generation {:?} instead of {}", status.observed_generation, object.generation));
     }
     if let Ok(spec) = &object.spec
+        && !matches!(want, Want::Lost | Want::Paused)
+        && !state.setup.name_taken
         && status.service_name.as_deref() != Some(&*spec.service)
     {
         wrong(format!("is about {:?} instead of {}", status.service_name, spec.service));
@@ -210,22 +276,28 @@ fn status(state: &State, object: &Object, want: &Want, stands: &BTreeMap<Place, 
         }
     };
     if state.setup.name_taken {
-        says("Ready", "False", &["ConsulUnavailable", "ServiceNotFound", "PortNotFound", "NotSupported"]);
+        let others = ["ServiceNotFound", "PortNotFound", "TooManyInstances", "NotSupported", "NameConflict", "Paused"];
+        says("Ready", "False", &[&["ConsulUnavailable"], &others[..]].concat());
         return;
     }
     match want {
         Want::Refused => says("Accepted", "False", &["NotSupported"]),
+        Want::Lost => says("Accepted", "False", &["NameConflict"]),
+        Want::Paused => says("Registered", "Unknown", &["Paused"]),
         Want::NoService => says("Resolved", "False", &["ServiceNotFound"]),
-        Want::NoPort { .. } => says("Resolved", "False", &["PortNotFound"]),
+        Want::Unclear { reason, .. } => says("Resolved", "False", &[reason]),
         Want::Deleting => {}
-        Want::Rows(rows) => {
+        Want::Rows(wanted) => {
+            let rows = &wanted.rows;
             let of = |stand: Stands| rows.keys().filter(|place| stands[*place] == stand).count();
-            let (taken, node_taken) = (of(Stands::Taken), of(Stands::NodeTaken));
-            match (taken, node_taken) {
-                (0, 0) => says("Ready", "True", &["Ready"]),
-                (0, _) => says("Registered", "False", &["Refused"]),
-                (_, 0) => says("Registered", "False", &["IdTaken"]),
-                _ => says("Registered", "False", &["Refused", "IdTaken"]),
+            let refused = (of(Stands::NodeTaken) > 0).then_some("Refused");
+            let taken = (of(Stands::Taken) > 0).then_some("IdTaken");
+            let lacks: Vec<&str> = refused.into_iter().chain(taken).chain(wanted.left_out.iter().copied()).collect();
+            says("Resolved", "True", if wanted.blanks { &["ValuesMissing"] } else { &["Resolved"] });
+            if lacks.is_empty() {
+                says("Ready", "True", &["Ready"]);
+            } else {
+                says("Registered", "False", &lacks);
             }
             let mut counts = BTreeMap::from([("passing", 0), ("warning", 0), ("critical", 0)]);
             for place in rows.keys().filter(|place| stands[*place] == Stands::Registered) {

@@ -1,45 +1,111 @@
-//! What Lictor sees of Kubernetes: each watch in order, but late and not in step with the others, with lists that
-//! are begun again, and what happened between two lists missed. And the writes, and the second look.
+//! What Lictor sees of Kubernetes: the watches that it wants, each in order, but late and not in step with the
+//! others, with lists that are begun again, and what happened between two lists missed.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::FutureExt;
-use futures::future::BoxFuture;
-use jiff::Timestamp;
 use lictor::cluster::event::{Change, Event, Kind, Scope, Step};
-use lictor::cluster::world::World;
-use lictor::cluster::{Kubernetes, ReadError, Write, WriteError};
-use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinSet;
+use lictor::cluster::world::Wanted;
+use lictor::model::facts::Pod;
+use lictor::model::names::Str;
+use tokio::sync::{mpsc, watch};
+use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::plants::Plant;
-use crate::setup::{Mode, Setup};
 use crate::sim::{Sim, State};
 
-/// All watches of a setup.
-pub fn all(setup: &Setup) -> Vec<(Kind, Scope)> {
-    let mut all = Vec::new();
-    for scope in &setup.scopes {
-        all.extend([Kind::Resource, Kind::Slice, Kind::Service].map(|kind| (kind, scope.clone())));
-    }
-    if setup.mode == Mode::Catalog {
-        all.push((Kind::Node, Scope::All));
-    }
-    all
+/// The watches of one life: those that are wanted. They end when this is dropped.
+pub struct Watches {
+    sim: Sim,
+    sink: mpsc::Sender<Event>,
+    running: Mutex<BTreeMap<(Kind, Scope), Running>>,
+    /// The watches that were begun at any time of this life.
+    begun: Mutex<BTreeSet<(Kind, Scope)>>,
+    anew: watch::Sender<()>,
 }
 
-/// Starts all watches of one life. They end when the set is dropped.
-pub fn start(sim: &Sim, sink: &mpsc::Sender<Event>) -> JoinSet<()> {
-    let mut watches = JoinSet::new();
-    let setup = sim.state().setup.clone();
-    sim.state().oracle.sees_nothing(all(&setup));
-    for (kind, scope) in all(&setup) {
-        let watch =
-            Watch { sim: sim.clone(), kind, scope, sink: sink.clone(), early: setup.plant == Some(Plant::EarlySweep) };
-        watches.spawn(watch.run().map(|_| ()));
+/// A watch under way.
+struct Running {
+    task: AbortHandle,
+    /// Which of the times it is that it was wanted.
+    time: u64,
+    /// The annotations that it keeps of pods.
+    annotations: BTreeSet<Str>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.task.abort();
     }
-    watches
+}
+
+impl Watches {
+    pub fn new(sim: Sim, sink: mpsc::Sender<Event>) -> Self {
+        sim.state().oracle.sees_nothing();
+        let anew = watch::Sender::new(());
+        Self { sim, sink, running: Mutex::default(), begun: Mutex::default(), anew }
+    }
+
+    /// Ends what is not wanted any more, and begins what is wanted now.
+    pub fn want(&self, wanted: &Wanted) {
+        let mut running = self.running.lock().expect("no panics");
+        let mut state = self.sim.state();
+        running.retain(|watch, running| {
+            let is_wanted = wanted.watches.get(watch) == Some(&running.time);
+            let sees_all = watch.0 != Kind::Pod || running.annotations.is_superset(&wanted.annotations);
+            if !is_wanted {
+                state.stats.count("watches ended");
+                state.oracle.ends_to_see(watch);
+            } else if !sees_all {
+                // What it has told stays known.
+                state.stats.count("watches begun again for more annotations");
+            }
+            is_wanted && sees_all
+        });
+        for (watch, time) in &wanted.watches {
+            if running.contains_key(watch) {
+                continue;
+            }
+            let is_again = !self.begun.lock().expect("no panics").insert(watch.clone());
+            state.oracle.begins_to_see(watch);
+            if is_again {
+                state.stats.count("watches begun again");
+            }
+            if is_again && state.setup.plant == Some(Plant::DeadWatch) {
+                continue;
+            }
+            running.insert(watch.clone(), self.begin(watch, *time, &wanted.annotations));
+        }
+    }
+
+    fn begin(&self, (kind, scope): &(Kind, Scope), time: u64, annotations: &BTreeSet<Str>) -> Running {
+        let watch = Watch {
+            sim: self.sim.clone(),
+            kind: *kind,
+            scope: scope.clone(),
+            annotations: annotations.clone(),
+            sink: self.sink.clone(),
+            anew: self.anew.subscribe(),
+        };
+        let task = tokio::spawn(watch.run().map(|_| ())).abort_handle();
+        Running { task, time, annotations: annotations.clone() }
+    }
+
+    /// What is watched.
+    pub fn wanted(&self) -> Wanted {
+        let running = self.running.lock().expect("no panics");
+        Wanted {
+            watches: running.iter().map(|(watch, running)| (watch.clone(), running.time)).collect(),
+            annotations: running.values().flat_map(|running| running.annotations.iter().cloned()).collect(),
+        }
+    }
+
+    pub fn list_anew(&self) {
+        self.anew.send_replace(());
+    }
 }
 
 /// One watch.
@@ -47,16 +113,17 @@ struct Watch {
     sim: Sim,
     kind: Kind,
     scope: Scope,
+    annotations: BTreeSet<Str>,
     sink: mpsc::Sender<Event>,
-    /// The planted fault: a list counts as whole before it is.
-    early: bool,
+    /// Changes when a list is asked for.
+    anew: watch::Receiver<()>,
 }
 
 /// Nobody listens any more.
 struct Ended;
 
 impl Watch {
-    async fn run(self) -> Result<(), Ended> {
+    async fn run(mut self) -> Result<(), Ended> {
         loop {
             let position = self.list().await?;
             self.follow(position).await?;
@@ -77,7 +144,8 @@ impl Watch {
                 let mut state = self.sim.state();
                 state.strikes(15).then(|| state.random.kubernetes.usize(..=objects.len()))
             };
-            let early = self.early.then_some(objects.len() / 2);
+            let early = self.sim.state().setup.plant == Some(Plant::EarlySweep);
+            let early = early.then_some(objects.len() / 2);
             for (nth, object) in objects.into_iter().enumerate() {
                 if Some(nth) == early {
                     self.tell(step(self.kind, Step::InitDone)).await?;
@@ -103,7 +171,7 @@ impl Watch {
     }
 
     /// Tells of changes until it is time for another list.
-    async fn follow(&self, mut position: u64) -> Result<(), Ended> {
+    async fn follow(&mut self, mut position: u64) -> Result<(), Ended> {
         let until = Instant::now() + Duration::from_millis(self.sim.state().random.kubernetes.u64(15_000..150_000));
         loop {
             let next = {
@@ -118,6 +186,7 @@ impl Watch {
                 }
                 tokio::select! {
                     biased;
+                    Ok(()) = self.anew.changed() => return Ok(()),
                     () = moved => continue,
                     () = sleep_until(until) => return Ok(()),
                 }
@@ -142,6 +211,7 @@ impl Watch {
     }
 
     async fn tell(&self, change: Change) -> Result<(), Ended> {
+        let change = seen(change, &self.annotations, self.sim.state().setup.plant);
         self.sim.state().trace(|| format!("tells {} of {}: {}", self.kind, self.scope, summary(&change)));
         self.sink.send(Event { scope: self.scope.clone(), change }).await.map_err(|_| Ended)
     }
@@ -152,17 +222,39 @@ impl Watch {
     }
 }
 
-fn pause(state: &mut State) -> Duration {
+/// A change as Lictor gets it: of a pod only the annotations that it asks for.
+pub fn seen(change: Change, annotations: &BTreeSet<Str>, plant: Option<Plant>) -> Change {
+    match change {
+        Change::Pod(step) => Change::Pod(step.map(|_, pod| {
+            let kept = annotations.iter().map(|key| (key.clone(), pod.annotations.get(key).cloned().flatten()));
+            Pod { annotations: kept.collect(), ..pod }
+        })),
+        Change::Resource(step) => Change::Resource(step.map(|_, mut seen| {
+            match (plant, &mut seen.resource.spec) {
+                (Some(Plant::NoRivals), Ok(spec)) => Arc::make_mut(spec).limits.shares_name = true,
+                (Some(Plant::NoPause), _) => seen.resource.paused = false,
+                _ => {}
+            }
+            seen
+        })),
+        other => other,
+    }
+}
+
+/// How long something takes between Lictor and Kubernetes.
+pub fn pause(state: &mut State) -> Duration {
     let slow = if state.calm { 5 } else { state.weather.watch_slow };
     let slow = if state.random.kubernetes.u8(..3) == 0 { slow } else { slow.min(30) };
     Duration::from_millis(state.random.kubernetes.u64(0..=slow))
 }
 
-fn step(kind: Kind, step: Step<std::convert::Infallible>) -> Change {
+/// A step of a list of a kind.
+pub fn step(kind: Kind, step: Step<std::convert::Infallible>) -> Change {
     match kind {
         Kind::Resource => Change::Resource(step.map(|_, never| match never {})),
         Kind::Slice => Change::Slice(step.map(|_, never| match never {})),
         Kind::Service => Change::Service(step.map(|_, never| match never {})),
+        Kind::Pod => Change::Pod(step.map(|_, never| match never {})),
         Kind::Node => Change::Node(step.map(|_, never| match never {})),
     }
 }
@@ -183,7 +275,8 @@ fn summary(change: &Change) -> String {
             let service = resource.spec.as_ref().map_or("refused", |spec| &*spec.service);
             let (uid, generation, version) = (&resource.uid, resource.generation, &resource.resource_version);
             let deleting = if resource.deleting { " deleting" } else { "" };
-            format!("uid {uid} generation {generation} version {version} {service}{deleting}")
+            let paused = if resource.paused { " paused" } else { "" };
+            format!("uid {uid} generation {generation} version {version} {service}{deleting}{paused}")
         }),
         Change::Slice(step) => of(step, |slice| {
             let endpoint = |e: &lictor::model::facts::Endpoint| {
@@ -198,108 +291,13 @@ fn summary(change: &Change) -> String {
             slice.endpoints.iter().map(endpoint).collect::<Vec<_>>().join(", ")
         }),
         Change::Service(step) => of(step, |service| format!("{:?}", service.ports)),
-        Change::Node(step) => of(step, |node| format!("{:?}", node.address)),
-    }
-}
-
-/// Kubernetes' API, for one life of Lictor.
-pub struct ApiServer {
-    sim: Sim,
-    life: u32,
-}
-
-impl ApiServer {
-    pub fn new(sim: Sim, life: u32) -> Self {
-        Self { sim, life }
-    }
-
-    async fn send(&self, write: Write) -> Result<(), WriteError> {
-        let lost = |why: &str| WriteError::Unavailable(why.to_owned());
-        let (there, back, fails, lands) = {
-            let mut state = self.sim.state();
-            let fails = state.weather.kubernetes_fails;
-            let fails = state.strikes(fails);
-            (pause(&mut state), pause(&mut state), fails, state.random.kubernetes.bool())
-        };
-        if fails && !lands {
-            sleep(there).await;
-            return Err(lost("the apiserver is not reachable"));
-        }
-        let (sim, life) = (self.sim.clone(), self.life);
-        let (answered, answer) = oneshot::channel();
-        tokio::spawn(async move {
-            sleep(there).await;
-            let answer = sim.change_cluster(|state| {
-                let now = Timestamp::UNIX_EPOCH + state.now();
-                state.cluster_writes += 1;
-                let answer = state.cluster.write(&write, now);
-                if let Write::RemoveFinalizer(seen) = &write
-                    && answer.is_ok()
-                {
-                    state.finalizer_was_removed(&seen.key);
-                }
-                if matches!(answer, Err(WriteError::Conflict)) {
-                    state.stats.count("conflicts in Kubernetes");
-                }
-                state.trace(|| format!("Kubernetes answers life {life} {answer:?} to {}", told(&write)));
-                answer
-            });
-            sleep(back).await;
-            let _ = answered.send(answer);
-        });
-        if fails {
-            sleep(there + back).await;
-            return Err(lost("the answer was lost"));
-        }
-        answer.await.expect("the model of Kubernetes answers")
-    }
-
-    async fn look(&self) -> Result<World, ReadError> {
-        let setup = self.sim.state().setup.clone();
-        self.sim.state().stats.count("second looks");
-        let mut world = World::new(setup.scopes.iter().cloned(), setup.mode == Mode::Catalog);
-        for (kind, scope) in all(&setup) {
-            let (wait, fails) = {
-                let mut state = self.sim.state();
-                let fails = state.weather.kubernetes_fails;
-                (pause(&mut state), state.strikes(fails))
-            };
-            sleep(wait).await;
-            if fails {
-                return Err(ReadError { what: format!("{kind} of {scope}"), reason: "unavailable".to_owned() });
-            }
-            let mut objects = self.sim.state().cluster.list(kind, &scope);
-            if setup.plant == Some(Plant::EarlySweep) {
-                objects.truncate(objects.len() / 2);
-            }
-            let steps = [step(kind, Step::Init)].into_iter().chain(objects).chain([step(kind, Step::InitDone)]);
-            for change in steps {
-                world.apply(Event { scope: scope.clone(), change });
-            }
-        }
-        Ok(world)
-    }
-}
-
-fn told(write: &Write) -> String {
-    match write {
-        Write::AddFinalizer(seen) => format!("finalizer on {} at {}", seen.key, seen.resource_version),
-        Write::RemoveFinalizer(seen) => format!("finalizer off {} at {}", seen.key, seen.resource_version),
-        Write::Status { key, status, .. } => {
-            let ready =
-                status.conditions.first().map(|ready| (ready.truth, ready.reason.as_str(), ready.message.as_str()));
-            format!("status of {key}: {:?} {ready:?}", status.instances)
-        }
-        Write::Event { key, reason, message, .. } => format!("Event on {key}: {reason} {message}"),
-    }
-}
-
-impl Kubernetes for ApiServer {
-    fn write(&self, write: Write) -> BoxFuture<'_, Result<(), WriteError>> {
-        self.send(write).boxed()
-    }
-
-    fn read_again(&self) -> BoxFuture<'_, Result<World, ReadError>> {
-        self.look().boxed()
+        Change::Pod(step) => of(step, |pod| {
+            let leaving = if pod.leaving { " leaving" } else { "" };
+            format!(
+                "{}@{:?} ready {}{leaving} {:?} {:?}",
+                pod.uid, pod.addresses, pod.ready, pod.labels, pod.annotations
+            )
+        }),
+        Change::Node(step) => of(step, |node| format!("{:?} {:?}", node.address, node.zone)),
     }
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::null_is_default;
 
@@ -86,6 +87,9 @@ pub struct Check {
     pub service_tags: Vec<String>,
     #[serde(rename = "Type")]
     pub kind: String,
+    /// What consul-esm is to do, as it was written.
+    #[serde(skip_serializing_if = "Value::is_null")]
+    pub definition: Value,
     #[serde(skip_serializing_if = "is_zero")]
     pub create_index: u64,
     #[serde(skip_serializing_if = "is_zero")]
@@ -320,7 +324,11 @@ impl Store {
                 let there = there.ok_or_else(|| format!("service {id:?} on node {node:?} doesn't exist"))?;
                 Ok(Some(OpResult::Service((*there).clone())))
             }
-            "set" => {
+            "set" | "cas" => {
+                let there = self.service(node, id).map(|service| service.modify_index);
+                if verb == "cas" && there.unwrap_or_default() != wanted.modify_index {
+                    return Err(format!("failed to set service {id:?} on node {node:?}, index is stale"));
+                }
                 self.set_service(node, wanted.clone())?;
                 Ok(self.service(node, id).map(|service| OpResult::Service((**service).clone())))
             }
@@ -334,8 +342,17 @@ impl Store {
 
     fn check_op(&mut self, verb: &str, wanted: &Check) -> Result<Option<OpResult>, String> {
         match verb {
-            "set" => {
-                self.set_check(wanted.clone())?;
+            "set" | "cas" => {
+                let Check { node, check_id, .. } = wanted;
+                let there = self.check(node, check_id).map(|check| check.modify_index);
+                if verb == "cas" && there.unwrap_or_default() != wanted.modify_index {
+                    return Err(format!("failed to set check {check_id:?} on node {node:?}, index is stale"));
+                }
+                let set = self.set_check(wanted.clone());
+                if verb == "set" {
+                    // Of a compare-and-set Consul loses what went wrong (`txnCheck`).
+                    set?;
+                }
                 Ok(self.check(&wanted.node, &wanted.check_id).map(|check| OpResult::Check((**check).clone())))
             }
             "delete" => {

@@ -1,0 +1,136 @@
+//! Kubernetes' API: the writes, and the second look.
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use jiff::Timestamp;
+use lictor::cluster::event::{Change, Event, Kind, Scope, Step};
+use lictor::cluster::world::{Wanted, World};
+use lictor::cluster::{Kubernetes, ReadError, Write, WriteError};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::sleep;
+
+use crate::plants::Plant;
+use crate::sim::Sim;
+use crate::watches::{Watches, pause, seen, step};
+
+/// Kubernetes' API, for one life of Lictor.
+pub struct ApiServer {
+    sim: Sim,
+    life: u32,
+    watches: Watches,
+}
+
+impl ApiServer {
+    pub fn new(sim: Sim, life: u32, sink: mpsc::Sender<Event>) -> Self {
+        let watches = Watches::new(sim.clone(), sink);
+        Self { sim, life, watches }
+    }
+
+    async fn send(&self, write: Write) -> Result<(), WriteError> {
+        let lost = |why: &str| WriteError::Unavailable(why.to_owned());
+        let (there, back, fails, lands) = {
+            let mut state = self.sim.state();
+            let fails = state.weather.kubernetes_fails;
+            let fails = state.strikes(fails);
+            (pause(&mut state), pause(&mut state), fails, state.random.kubernetes.bool())
+        };
+        if fails && !lands {
+            sleep(there).await;
+            return Err(lost("the apiserver is not reachable"));
+        }
+        let (sim, life) = (self.sim.clone(), self.life);
+        let (answered, answer) = oneshot::channel();
+        tokio::spawn(async move {
+            sleep(there).await;
+            let answer = sim.change_cluster(|state| {
+                let now = Timestamp::UNIX_EPOCH + state.now();
+                state.cluster_writes += 1;
+                let answer = state.cluster.write(&write, now);
+                if let Write::RemoveFinalizer(seen) = &write
+                    && answer.is_ok()
+                {
+                    state.finalizer_was_removed(&seen.key);
+                }
+                if matches!(answer, Err(WriteError::Conflict)) {
+                    state.stats.count("conflicts in Kubernetes");
+                }
+                state.trace(|| format!("Kubernetes answers life {life} {answer:?} to {}", told(&write)));
+                answer
+            });
+            sleep(back).await;
+            let _ = answered.send(answer);
+        });
+        if fails {
+            sleep(there + back).await;
+            return Err(lost("the answer was lost"));
+        }
+        answer.await.expect("the model of Kubernetes answers")
+    }
+
+    async fn look(&self) -> Result<World, ReadError> {
+        let setup = self.sim.state().setup.clone();
+        self.sim.state().stats.count("second looks");
+        let mut world = World::new(setup.scopes.iter().cloned(), false).wanting(self.watches.wanted());
+        for scope in &setup.scopes {
+            self.read(Kind::Resource, scope, &mut world).await?;
+        }
+        for (kind, scope) in world.wanted().watches.into_keys().filter(|(kind, _)| *kind != Kind::Resource) {
+            self.read(kind, &scope, &mut world).await?;
+        }
+        Ok(world)
+    }
+
+    async fn read(&self, kind: Kind, scope: &Scope, world: &mut World) -> Result<(), ReadError> {
+        let (wait, fails, cut) = {
+            let mut state = self.sim.state();
+            let fails = state.weather.kubernetes_fails;
+            (pause(&mut state), state.strikes(fails), state.setup.plant == Some(Plant::EarlySweep))
+        };
+        sleep(wait).await;
+        if fails {
+            return Err(ReadError { what: format!("{kind} of {scope}"), reason: "unavailable".to_owned() });
+        }
+        let objects = self.sim.state().cluster.list(kind, scope);
+        let (annotations, plant) = (world.wanted().annotations, self.sim.state().setup.plant);
+        let mut objects: Vec<Change> = objects.into_iter().map(|object| seen(object, &annotations, plant)).collect();
+        if cut {
+            objects.truncate(objects.len() / 2);
+        }
+        let steps = [step(kind, Step::Init)].into_iter().chain(objects).chain([step(kind, Step::InitDone)]);
+        for change in steps {
+            world.apply(Event { scope: scope.clone(), change });
+        }
+        Ok(())
+    }
+}
+
+fn told(write: &Write) -> String {
+    match write {
+        Write::AddFinalizer(seen) => format!("finalizer on {} at {}", seen.key, seen.resource_version),
+        Write::RemoveFinalizer(seen) => format!("finalizer off {} at {}", seen.key, seen.resource_version),
+        Write::Status { key, status, .. } => {
+            let ready =
+                status.conditions.first().map(|ready| (ready.truth, ready.reason.as_str(), ready.message.as_str()));
+            format!("status of {key}: {:?} {ready:?}", status.instances)
+        }
+        Write::Event { key, reason, message, .. } => format!("Event on {key}: {reason} {message}"),
+    }
+}
+
+impl Kubernetes for ApiServer {
+    fn write(&self, write: Write) -> BoxFuture<'_, Result<(), WriteError>> {
+        self.send(write).boxed()
+    }
+
+    fn list_anew(&self) {
+        self.watches.list_anew();
+    }
+
+    fn want(&self, wanted: &Wanted) {
+        self.watches.want(wanted);
+    }
+
+    fn read_again(&self) -> BoxFuture<'_, Result<World, ReadError>> {
+        self.look().boxed()
+    }
+}

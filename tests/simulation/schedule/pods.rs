@@ -1,0 +1,266 @@
+//! Pods, and the endpoints that follow them.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv6Addr};
+
+use lictor::cluster::event::ObjectKey;
+use lictor::model::facts::{ContainerPort, Endpoint, Pod, PodRef};
+use lictor::model::names::Str;
+
+use super::services::SERVICES;
+use super::{Consequences, Later, NODES};
+use crate::setup::NAMESPACES;
+use crate::sim::State;
+
+/// The label by which Services and resources pick pods.
+pub const APP: &str = "app";
+/// Pods that no Service has.
+pub const JOB: &str = "job";
+/// A label that templates hold.
+pub const VERSION: &str = "version";
+/// Annotations that templates hold.
+pub const ANNOTATIONS: [&str; 2] = ["team", "tier"];
+
+/// The most pods that live at once, and the most of one app.
+const MOST: usize = 40;
+const MOST_OF_ONE: usize = 8;
+
+impl State {
+    pub(super) fn on_a_pod(&mut self, act: impl FnOnce(&mut Self, &ObjectKey) -> Consequences) -> Consequences {
+        let all: Vec<ObjectKey> =
+            self.cluster.pods.iter().filter(|(_, pod)| !pod.leaving).map(|(key, _)| key.clone()).collect();
+        self.pick(&all).map(|pod| act(self, &pod)).unwrap_or_default()
+    }
+
+    /// A pod of a Service, or of none.
+    pub(super) fn add_some_pod(&mut self) -> Consequences {
+        if self.chance(25) {
+            let Some(namespace) = self.pick(&NAMESPACES) else { return Vec::new() };
+            return self.add_pod(&ObjectKey::new(namespace, JOB));
+        }
+        self.on_a_service(Self::add_pod)
+    }
+
+    /// A pod of the app that is called as the Service.
+    pub(super) fn add_pod(&mut self, app: &ObjectKey) -> Consequences {
+        let living = self.cluster.pods.iter().filter(|(_, pod)| !pod.leaving);
+        let of_app =
+            living.clone().filter(|(key, pod)| key.namespace == app.namespace && *pod.labels[APP] == *app.name);
+        if of_app.count() >= MOST_OF_ONE || living.count() >= MOST {
+            return Vec::new();
+        }
+        let uid = self.cluster.new_uid();
+        let key = ObjectKey::new(&app.namespace, &format!("{}-{uid}", app.name));
+        let starts = self.chance(85);
+        let pod = Pod {
+            uid: uid.clone(),
+            addresses: if starts { self.addresses() } else { Vec::new() },
+            ready: starts && self.chance(70),
+            leaving: false,
+            node: self.node_for_pod(),
+            ports: self.container_ports(),
+            labels: self.labels(&app.name),
+            annotations: ANNOTATIONS.into_iter().map(|key| (key.into(), self.annotation())).collect(),
+        };
+        let mut consequences = self.put_pod(&key, pod);
+        if !starts {
+            consequences.push((self.while_of(10), Later::Starts { pod: key, uid }));
+        }
+        consequences
+    }
+
+    fn labels(&mut self, app: &Str) -> lictor::model::selector::Labels {
+        let version = self.pick(&["1", "2"]).unwrap_or_default();
+        let versions = self.chance(80).then(|| (VERSION.into(), version.into()));
+        [(APP.into(), app.clone())].into_iter().chain(versions).collect()
+    }
+
+    fn annotation(&mut self) -> Option<Str> {
+        let value = self.pick(&["blue", "green"]).map(Str::from);
+        value.filter(|_| self.chance(80))
+    }
+
+    fn container_ports(&mut self) -> Vec<ContainerPort> {
+        let port = |name: &str, number| ContainerPort { name: name.into(), number };
+        match self.random.script.u8(..8) {
+            0 => Vec::new(),
+            1 => vec![port("", 8080)],
+            2..6 => vec![port("http", 8080)],
+            _ => vec![port("http", 8080), port("grpc", 8090)],
+        }
+    }
+
+    /// Addresses that nothing living has; some that were used before come again.
+    fn addresses(&mut self) -> Vec<IpAddr> {
+        let address = self.address();
+        let IpAddr::V4(v4) = address else { return vec![address] };
+        let second = Ipv6Addr::from([0xfd00, 0, 0, 0, 0, 0, 0, u16::from(v4.octets()[3])]);
+        if self.chance(20) { vec![address, second.into()] } else { vec![address] }
+    }
+
+    pub(super) fn address(&mut self) -> IpAddr {
+        let pods = self.cluster.pods.values().filter(|pod| !pod.leaving).flat_map(|pod| &pod.addresses);
+        let endpoints = self.cluster.slices.values().flat_map(|slice| &slice.endpoints);
+        let endpoints = endpoints.filter(|endpoint| !endpoint.terminating).map(|endpoint| &endpoint.address);
+        let used: BTreeSet<IpAddr> = pods.chain(endpoints).copied().collect();
+        loop {
+            let address = IpAddr::from([10, 0, 0, self.random.script.u8(1..100)]);
+            if !used.contains(&address) {
+                return address;
+            }
+        }
+    }
+
+    pub(super) fn node_for_pod(&mut self) -> Option<Str> {
+        let node = self.pick(&NODES)?;
+        (!self.chance(12)).then(|| node.into())
+    }
+
+    /// Changes a pod; its endpoint follows at once or a little later.
+    fn put_pod(&mut self, key: &ObjectKey, pod: Pod) -> Consequences {
+        let uid = pod.uid.clone();
+        self.cluster.put_pod(key, pod);
+        self.work_out_what_is_wanted();
+        self.have_endpoint_follow(key, uid)
+    }
+
+    fn have_endpoint_follow(&mut self, key: &ObjectKey, uid: Str) -> Consequences {
+        if self.chance(60) {
+            self.endpoint_follows(key, &uid);
+            return Vec::new();
+        }
+        vec![(self.while_of(5), Later::EndpointFollows { pod: key.clone(), uid })]
+    }
+
+    fn edit_pod(&mut self, key: &ObjectKey, edit: impl FnOnce(&mut Pod)) -> Consequences {
+        let mut pod = self.cluster.pods[key].clone();
+        edit(&mut pod);
+        self.put_pod(key, pod)
+    }
+
+    pub(super) fn flip_ready(&mut self, key: &ObjectKey) -> Consequences {
+        if self.cluster.pods[key].addresses.is_empty() {
+            return Vec::new();
+        }
+        self.edit_pod(key, |pod| pod.ready ^= true)
+    }
+
+    pub(super) fn start_pod(&mut self, key: &ObjectKey, uid: &Str) -> Consequences {
+        let waits = |pod: &Pod| pod.uid == *uid && pod.addresses.is_empty() && !pod.leaving;
+        if !self.cluster.pods.get(key).is_some_and(waits) {
+            return Vec::new();
+        }
+        let (addresses, ready) = (self.addresses(), self.random.script.bool());
+        self.edit_pod(key, |pod| (pod.addresses, pod.ready) = (addresses, ready))
+    }
+
+    /// A pod is on its way out, or gone at once.
+    pub(super) fn remove_pod(&mut self, key: &ObjectKey) -> Consequences {
+        let uid = self.cluster.pods[key].uid.clone();
+        if self.chance(30) {
+            return self.forget_pod(key, &uid);
+        }
+        self.end_pod(key)
+    }
+
+    pub(super) fn end_pod(&mut self, key: &ObjectKey) -> Consequences {
+        let uid = self.cluster.pods[key].uid.clone();
+        let still_ready = self.random.script.bool();
+        let mut consequences = self.edit_pod(key, |pod| {
+            pod.leaving = true;
+            pod.ready &= still_ready;
+        });
+        consequences.push((self.while_of(30), Later::Gone { pod: key.clone(), uid }));
+        consequences
+    }
+
+    pub(super) fn forget_pod(&mut self, key: &ObjectKey, uid: &Str) -> Consequences {
+        if self.cluster.pods.get(key).is_none_or(|pod| pod.uid != *uid) {
+            return Vec::new();
+        }
+        self.cluster.delete_pod(key);
+        self.work_out_what_is_wanted();
+        self.have_endpoint_follow(key, uid.clone())
+    }
+
+    /// A pod of a `StatefulSet` comes back: the same name, another uid, perhaps another address and node.
+    pub(super) fn replace_pod(&mut self, key: &ObjectKey) -> Consequences {
+        let mut pod = self.cluster.pods[key].clone();
+        self.stats.count("same-name replacements");
+        let mut consequences = self.forget_pod(key, &pod.uid.clone());
+        pod.uid = self.cluster.new_uid();
+        pod.ready = self.random.script.bool() && !pod.addresses.is_empty();
+        if self.random.script.bool() {
+            pod.addresses = self.addresses();
+        }
+        if self.random.script.bool() {
+            pod.node = self.node_for_pod();
+        }
+        let uid = pod.uid.clone();
+        let starts = !pod.addresses.is_empty();
+        consequences.extend(self.put_pod(key, pod));
+        if !starts {
+            consequences.push((self.while_of(10), Later::Starts { pod: key.clone(), uid }));
+        }
+        consequences
+    }
+
+    /// Somebody edits a pod's labels or annotations.
+    pub(super) fn label_anew(&mut self, key: &ObjectKey) -> Consequences {
+        let mut pod = self.cluster.pods[key].clone();
+        let app = pod.labels[APP].clone();
+        match self.random.script.u8(..4) {
+            0 => {
+                // Others have it now.
+                let app = self.pick(&[SERVICES[0], SERVICES[1], JOB]).unwrap_or_default();
+                pod.labels.insert(APP.into(), app.into());
+            }
+            1 | 2 => pod.labels = self.labels(&app),
+            _ => {
+                let Some(annotation) = self.pick(&ANNOTATIONS) else { return Vec::new() };
+                pod.annotations.insert(annotation.into(), self.annotation());
+            }
+        }
+        self.stats.count("pods labelled anew");
+        self.put_pod(key, pod)
+    }
+
+    /// Brings the endpoints in line with a pod as it is now, as the controller of slices does.
+    pub(super) fn endpoint_follows(&mut self, key: &ObjectKey, uid: &Str) {
+        let is_it = |endpoint: &Endpoint| endpoint.pod.as_ref().is_some_and(|pod| pod.uid == *uid);
+        let pod = self.cluster.pods.get(key).filter(|pod| pod.uid == *uid && !pod.addresses.is_empty()).cloned();
+        let service =
+            pod.as_ref().map(|pod| ObjectKey { namespace: key.namespace.clone(), name: pod.labels[APP].clone() });
+        let service = service.filter(|service| self.cluster.services.contains_key(service));
+        let here = self.cluster.slices.iter().filter(|(slice, _)| slice.namespace == key.namespace);
+        let stands = here.filter(|(_, slice)| slice.endpoints.iter().any(is_it));
+        let stands: Vec<(ObjectKey, Str)> = stands.map(|(key, slice)| (key.clone(), slice.service.clone())).collect();
+        let mut stays = false;
+        for (slice, of) in stands {
+            match (&pod, &service) {
+                (Some(pod), Some(service)) if service.name == of => {
+                    stays = true;
+                    self.edit_slice(&slice, |slice| {
+                        slice.endpoints.iter_mut().filter(|e| is_it(e)).for_each(|e| *e = endpoint(key, pod));
+                    });
+                }
+                _ => self.edit_slice(&slice, |slice| slice.endpoints.retain(|e| !is_it(e))),
+            }
+        }
+        if let (Some(pod), Some(service), false) = (pod.filter(|pod| !pod.leaving), service, stays) {
+            let slices = self.slices_of(&service);
+            let slice = self.pick(&slices).unwrap_or_else(|| self.make_slice(&service));
+            self.edit_slice(&slice, |slice| slice.endpoints.push(endpoint(key, &pod)));
+        }
+    }
+}
+
+fn endpoint(key: &ObjectKey, pod: &Pod) -> Endpoint {
+    Endpoint {
+        address: pod.addresses[0],
+        ready: pod.ready,
+        terminating: pod.leaving,
+        node: pod.node.clone(),
+        pod: Some(PodRef { name: key.name.clone(), uid: pod.uid.clone() }),
+    }
+}

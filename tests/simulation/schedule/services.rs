@@ -1,0 +1,176 @@
+//! Services and their slices.
+
+use std::time::Duration;
+
+use lictor::cluster::event::ObjectKey;
+use lictor::model::facts::{Endpoint, Family, Service, ServicePort, Slice, SlicePort};
+use lictor::model::names::Str;
+
+use super::pods::{APP, JOB};
+use super::{Consequences, Later};
+use crate::setup::NAMESPACES;
+use crate::sim::State;
+
+pub const SERVICES: [&str; 2] = ["web", "api"];
+
+impl State {
+    pub(super) fn edit_slice(&mut self, key: &ObjectKey, edit: impl FnOnce(&mut Slice)) {
+        if let Some(slice) = self.cluster.slices.get(key) {
+            let mut slice = slice.clone();
+            edit(&mut slice);
+            self.cluster.put_slice(key, slice);
+            // Several edits may come at once, and each is seen by itself.
+            self.work_out_what_is_wanted();
+        }
+    }
+
+    /// A Service that is not there.
+    pub(super) fn service_to_be(&mut self) -> Option<ObjectKey> {
+        let all = NAMESPACES.iter().flat_map(|namespace| SERVICES.iter().map(|name| ObjectKey::new(namespace, name)));
+        let free: Vec<ObjectKey> = all.filter(|key| !self.cluster.services.contains_key(key)).collect();
+        self.pick(&free)
+    }
+
+    fn draw_ports(&mut self) -> Vec<ServicePort> {
+        let port = |name: &str, number| ServicePort { name: name.into(), number };
+        match self.random.script.u8(..5) {
+            0 => vec![port("", 80)],
+            1 | 2 => vec![port("http", 80)],
+            _ => vec![port("http", 80), port("grpc", 90)],
+        }
+    }
+
+    pub(super) fn make_service(&mut self, key: &ObjectKey) {
+        let ports = self.draw_ports();
+        let family = if self.random.script.u8(..4) == 0 { None } else { Some(Family::V4) };
+        self.service_returns(key, Service { family, external_name: false, ports });
+    }
+
+    /// A Service is made; the pods that it selects are its endpoints.
+    pub(super) fn service_returns(&mut self, key: &ObjectKey, service: Service) {
+        if self.cluster.services.contains_key(key) {
+            return;
+        }
+        self.cluster.put_service(key, service);
+        if self.slices_of(key).is_empty() {
+            self.make_slice(key);
+        } else {
+            self.ports_follow(key);
+        }
+        let own =
+            self.cluster.pods.iter().filter(|(pod, of)| pod.namespace == key.namespace && *of.labels[APP] == *key.name);
+        let own: Vec<(ObjectKey, Str)> = own.map(|(key, pod)| (key.clone(), pod.uid.clone())).collect();
+        for (pod, uid) in own {
+            self.endpoint_follows(&pod, &uid);
+        }
+    }
+
+    pub(super) fn slices_of(&self, service: &ObjectKey) -> Vec<ObjectKey> {
+        let own = self
+            .cluster
+            .slices
+            .iter()
+            .filter(|(key, slice)| key.namespace == service.namespace && slice.service == service.name);
+        own.map(|(key, _)| key.clone()).collect()
+    }
+
+    fn slice_ports(&self, service: &ObjectKey) -> Vec<SlicePort> {
+        let ports = self.cluster.services.get(service).map(|service| service.ports.clone()).unwrap_or_default();
+        ports.into_iter().map(|port| SlicePort { name: port.name, number: port.number + 8000 }).collect()
+    }
+
+    pub(super) fn make_slice(&mut self, service: &ObjectKey) -> ObjectKey {
+        let unique = self.cluster.new_uid();
+        let key = ObjectKey::new(&service.namespace, &format!("{}-{unique}", service.name));
+        let ports = self.slice_ports(service);
+        let slice = Slice { service: service.name.clone(), family: Family::V4, ports, endpoints: Vec::new() };
+        self.cluster.put_slice(&key, slice);
+        key
+    }
+
+    /// Somebody writes an endpoint by hand, which names no pod; there may be one at its address all the same.
+    pub(super) fn add_endpoint(&mut self, service: &ObjectKey) -> Consequences {
+        let jobs = self.cluster.pods.iter().filter(|(key, pod)| {
+            key.namespace == service.namespace && *pod.labels[APP] == *JOB && !pod.leaving && !pod.addresses.is_empty()
+        });
+        let jobs: Vec<_> = jobs.map(|(_, pod)| pod.addresses[0]).collect();
+        let taken = |address| {
+            let mut endpoints = self.cluster.slices.values().flat_map(|slice| &slice.endpoints);
+            endpoints.any(|endpoint| endpoint.address == address)
+        };
+        let free: Vec<_> = jobs.into_iter().filter(|address| !taken(*address)).collect();
+        let address = match self.pick(&free) {
+            Some(address) if self.random.script.bool() => address,
+            _ => self.address(),
+        };
+        let slices = self.slices_of(service);
+        let slice = self.pick(&slices).unwrap_or_else(|| self.make_slice(service));
+        let endpoint =
+            Endpoint { address, ready: self.chance(70), terminating: false, node: self.node_for_pod(), pod: None };
+        self.edit_slice(&slice, |slice| slice.endpoints.push(endpoint));
+        if self.chance(70) { vec![(self.while_of(60), Later::EndpointGoes { slice, address })] } else { Vec::new() }
+    }
+
+    /// The controller moves an endpoint to another slice: for a while it stands in both.
+    pub(super) fn move_between_slices(&mut self, pod: &ObjectKey) -> Consequences {
+        let uid = self.cluster.pods[pod].uid.clone();
+        let has = |slice: &Slice| slice.endpoints.iter().any(|e| e.pod.as_ref().is_some_and(|pod| pod.uid == uid));
+        let stands = self.cluster.slices.iter().filter(|(key, slice)| key.namespace == pod.namespace && has(slice));
+        let stands: Vec<(ObjectKey, Str)> = stands.map(|(key, slice)| (key.clone(), slice.service.clone())).collect();
+        let [(slice, service)] = &stands[..] else { return Vec::new() };
+        let service = ObjectKey { namespace: pod.namespace.clone(), name: service.clone() };
+        let mut others = self.slices_of(&service);
+        others.retain(|other| other != slice);
+        let other = if others.is_empty() || self.chance(30) { self.make_slice(&service) } else { others[0].clone() };
+        let endpoint =
+            self.cluster.slices[slice].endpoints.iter().find(|e| e.pod.as_ref().is_some_and(|p| p.uid == uid));
+        if let Some(endpoint) = endpoint.cloned() {
+            self.edit_slice(&other, |slice| slice.endpoints.push(endpoint));
+        }
+        vec![(self.while_of(3), Later::LeavesSlice { slice: slice.clone(), uid })]
+    }
+
+    pub(super) fn leaves_slice(&mut self, slice: &ObjectKey, uid: &Str) {
+        let Some(service) = self.cluster.slices.get(slice).map(|there| there.service.clone()) else { return };
+        let is_it = |e: &Endpoint| e.pod.as_ref().is_some_and(|pod| pod.uid == *uid);
+        let service = ObjectKey { namespace: slice.namespace.clone(), name: service };
+        let copies = self.slices_of(&service).into_iter();
+        let copies = copies.filter(|key| self.cluster.slices[key].endpoints.iter().any(is_it)).count();
+        if copies > 1 {
+            self.edit_slice(slice, |slice| slice.endpoints.retain(|e| !is_it(e)));
+        }
+    }
+
+    pub(super) fn delete_service(&mut self, service: &ObjectKey) -> Consequences {
+        self.stats.count("Services deleted");
+        let ports = self.cluster.services[service].clone();
+        self.cluster.delete_service(service);
+        let mut consequences = vec![(self.while_of(5), Later::SlicesGo { service: service.clone() })];
+        if self.chance(70) {
+            let returns = Later::ServiceReturns { service: service.clone(), ports };
+            consequences.push((Duration::from_secs(5) + self.while_of(40), returns));
+        }
+        consequences
+    }
+
+    pub(super) fn edit_ports(&mut self, service: &ObjectKey) -> Consequences {
+        let ports = self.draw_ports();
+        let there = self.cluster.services[service].clone();
+        if there.ports == ports {
+            return Vec::new();
+        }
+        self.cluster.put_service(service, Service { ports, ..there });
+        vec![(self.while_of(5), Later::PortsFollow { service: service.clone() })]
+    }
+
+    pub(super) fn ports_follow(&mut self, service: &ObjectKey) {
+        let ports = self.slice_ports(service);
+        if !self.cluster.services.contains_key(service) {
+            return;
+        }
+        for key in self.slices_of(service) {
+            let ports = ports.clone();
+            self.edit_slice(&key, |slice| slice.ports = ports);
+        }
+    }
+}
