@@ -155,6 +155,13 @@ impl TestNamespace {
         Ok(name)
     }
 
+    /// Gives a node, by its whole name, this label, or takes it off.
+    pub async fn label_node(&self, name: &str, key: &str, value: Option<&str>) -> Result<()> {
+        let patch = Patch::Merge(json!({ "metadata": { "labels": { key: value } } }));
+        self.nodes().patch(name, &PatchParams::default(), &patch).await?;
+        Ok(())
+    }
+
     /// Removes a node by its whole name.
     pub async fn delete_node(&self, name: &str) -> Result<()> {
         self.nodes().delete(name, &DeleteParams::default()).await?;

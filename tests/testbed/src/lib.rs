@@ -4,7 +4,9 @@
 //! as ordinary processes on free ports of the loopback interface. There is no kubelet: nodes and pods
 //! are objects whose status a test writes, and the real controllers turn them into `EndpointSlices`.
 //!
-//! - what runs: [`control_plane`], [`consul`], [`proxy`] (in front of Consul), [`operator`]
+//! - what runs: [`control_plane`], [`consul`], [`proxy`] (in front of Consul), [`operator`], [`listeners`] (for
+//!   Consul's checks to ask), [`esm`] (a stand-in of consul-esm)
+//! - what is asked of Consul's DNS: [`dns`]
 //! - what tests make in the cluster: [`cluster`], [`pods`]
 //! - what all of it stands on: [`programs`], [`process`], [`watchdog`], [`work_dir`], [`ports`],
 //!   [`certificates`], [`addresses`], [`kubectl`], [`wait`]
@@ -16,7 +18,10 @@ pub mod certificates;
 pub mod cluster;
 pub mod consul;
 pub mod control_plane;
+pub mod dns;
+pub mod esm;
 pub mod kubectl;
+pub mod listeners;
 pub mod operator;
 pub mod pods;
 pub mod ports;
@@ -31,7 +36,9 @@ pub use addresses::LocalAddress;
 pub use cluster::{NewEndpoint, TestNamespace};
 pub use consul::{Check, Consul, ConsulApi, ConsulOptions, Instance};
 pub use control_plane::{ControlPlane, ControlPlaneOptions};
+pub use esm::Esm;
 pub use kubectl::Kubectl;
+pub use listeners::{Heard, Listener, Message, Over, Protocol};
 pub use operator::Operator;
 pub use pods::{NewPod, TestPod};
 pub use process::Process;

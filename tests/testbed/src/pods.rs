@@ -21,7 +21,17 @@ pub struct NewPod {
     annotations: BTreeMap<String, String>,
     ports: Vec<(String, u16)>,
     ips: Vec<IpAddr>,
-    ready: bool,
+    host_network: bool,
+    state: State,
+}
+
+/// What the kubelet of a new pod would have reported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Ready,
+    NotReady,
+    /// Nothing yet: the pod has no address either.
+    Unreported,
 }
 
 /// A pod that has been made.
@@ -31,7 +41,7 @@ pub struct TestPod {
     pub name: String,
     /// What tells it from the next pod of the same name.
     pub uid: String,
-    /// Its first address.
+    /// Its first address, also where nobody has reported it yet.
     pub ip: IpAddr,
     /// Its node's name.
     pub node: String,
@@ -48,7 +58,8 @@ impl NewPod {
             annotations: BTreeMap::new(),
             ports: Vec::new(),
             ips: Vec::new(),
-            ready: true,
+            host_network: false,
+            state: State::Ready,
         }
     }
 
@@ -83,7 +94,21 @@ impl NewPod {
     /// Has it not ready from the start.
     #[must_use]
     pub fn not_ready(mut self) -> Self {
-        self.ready = false;
+        self.state = State::NotReady;
+        self
+    }
+
+    /// Has it without an address or any other report, as before its kubelet has seen it.
+    #[must_use]
+    pub fn unreported(mut self) -> Self {
+        self.state = State::Unreported;
+        self
+    }
+
+    /// Has it share its node's network: its address is the node's, which [`ip`](Self::ip) has to say.
+    #[must_use]
+    pub fn host_network(mut self) -> Self {
+        self.host_network = true;
         self
     }
 
@@ -98,6 +123,7 @@ impl NewPod {
             },
             "spec": {
                 "nodeName": self.node,
+                "hostNetwork": self.host_network,
                 "automountServiceAccountToken": false,
                 // Nobody pulls it.
                 "containers": [{ "name": "main", "image": "none.invalid/none", "ports": ports }],
@@ -122,23 +148,40 @@ impl TestNamespace {
     pub async fn create_pod(&self, pod: NewPod) -> Result<TestPod> {
         let created = self.pods().create(&PostParams::default(), &pod.object()?).await?;
         let ips = if pod.ips.is_empty() { vec![next_pod_ip()] } else { pod.ips };
-        let listed: Vec<Value> = ips.iter().map(|ip| json!({ "ip": ip })).collect();
-        self.patch_pod_status(
-            &pod.name,
-            &json!({
-                "phase": "Running",
-                "podIP": ips[0],
-                "podIPs": listed,
-                "conditions": conditions(pod.ready),
-            }),
-        )
-        .await?;
+        if pod.state != State::Unreported {
+            self.report(&pod.name, &ips, pod.state == State::Ready).await?;
+        }
         Ok(TestPod {
             name: pod.name,
             uid: created.metadata.uid.context("a pod without a uid")?,
             ip: ips[0],
             node: pod.node,
         })
+    }
+
+    /// Has a pod run at these addresses.
+    pub async fn report(&self, pod: &str, ips: &[IpAddr], ready: bool) -> Result<()> {
+        let listed: Vec<Value> = ips.iter().map(|ip| json!({ "ip": ip })).collect();
+        let first = ips.first();
+        let conditions = conditions(ready);
+        let running = json!({ "phase": "Running", "podIP": first, "podIPs": listed, "conditions": conditions });
+        self.patch_pod_status(pod, &running).await
+    }
+
+    /// Gives a pod this label, or takes it off.
+    pub async fn label_pod(&self, pod: &str, key: &str, value: Option<&str>) -> Result<()> {
+        self.patch_pod(pod, &json!({ "labels": { key: value } })).await
+    }
+
+    /// Gives a pod this annotation, or takes it off.
+    pub async fn annotate_pod(&self, pod: &str, key: &str, value: Option<&str>) -> Result<()> {
+        self.patch_pod(pod, &json!({ "annotations": { key: value } })).await
+    }
+
+    async fn patch_pod(&self, pod: &str, metadata: &Value) -> Result<()> {
+        let patch = Patch::Merge(json!({ "metadata": metadata }));
+        self.pods().patch(pod, &PatchParams::default(), &patch).await?;
+        Ok(())
     }
 
     /// Makes a pod ready or not ready, as its readiness probe would.

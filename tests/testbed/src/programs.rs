@@ -16,6 +16,8 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::watchdog::Watchdog;
 
+pub mod tools;
+
 /// Where each program of the testbed is.
 #[derive(Debug, Clone)]
 #[allow(missing_docs, reason = "each field is the program of its name")]
@@ -175,6 +177,11 @@ impl Program {
         Ok(program)
     }
 
+    /// Build tags: Prometheus comes without the clients of all clouds, in which it would look for targets.
+    fn tags(&self) -> &'static str {
+        if self.pins == "prometheus" { "remove_all_sd" } else { "" }
+    }
+
     fn in_kubebuilder_assets(&self) -> Option<PathBuf> {
         let folder = env::var_os("KUBEBUILDER_ASSETS").filter(|_| self.kubebuilder_asset)?;
         let program = Path::new(&folder).join(self.name);
@@ -208,7 +215,7 @@ impl Program {
         let child = Command::new("go")
             .current_dir(&pins.folder)
             .args(["build", "-mod=readonly", "-buildvcs=false", "-trimpath"])
-            .args(["-ldflags", &ldflags(&pins.version), "-o"])
+            .args(["-ldflags", &ldflags(&pins.version), "-tags", self.tags(), "-o"])
             .arg(&unfinished)
             .arg(self.package)
             .env("CGO_ENABLED", "0")
@@ -270,6 +277,7 @@ impl Pins {
             hasher.write(part.as_bytes());
             hasher.write_u8(0);
         }
+        hasher.write(program.tags().as_bytes());
         hasher.finish()
     }
 }

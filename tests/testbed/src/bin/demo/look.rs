@@ -5,18 +5,21 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use lictor_testbed::dns::{self, Answer, Kind};
 use lictor_testbed::{ConsulApi, Instance};
 use serde_json::Value;
 use tokio::time::{Instant, timeout_at};
 
-use crate::dns::{self, Answer, Kind};
 use crate::show;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What `jq` makes of each instance.
-const PER_INSTANCE: &str =
-    r#".[] | "\(.Service.Address):\(.Service.Port) \(.Service.Tags) \(.Checks[] | select(.ServiceID != "").Status)""#;
+const PER_INSTANCE: &str = r#".[] | "\(.Service.Address):\(.Service.Port) \(.Service.Tags) \([.Checks[] | select(.ServiceID != "") | "\(.Name): \(.Status)"] | join(", "))""#;
+
+/// What `jq` makes of each check.
+const PER_CHECK: &str =
+    r#".[] | "\(.Service.Address) \(.Checks[] | select(.Name == "NAME") | "\(.Status) \(.Output | split("\n")[0])")""#;
 
 /// Shows the instances of a service and their health.
 pub async fn instances(api: &ConsulApi, name: &str) -> Result<()> {
@@ -33,19 +36,53 @@ fn per_instance(found: &Value) -> Result<String> {
     for entry in found.as_array().context("Consul's answer is not a list")? {
         let service = &entry["Service"];
         let address = service["Address"].as_str().unwrap_or_default();
-        for check in entry["Checks"].as_array().into_iter().flatten().filter(|check| check["ServiceID"] != "") {
-            let status = check["Status"].as_str().unwrap_or_default();
-            let _ = writeln!(lines, "{address}:{} {} {status}", service["Port"], service["Tags"]);
+        let states: Vec<String> = checks(entry)
+            .filter(|check| check["ServiceID"] != "")
+            .map(|check| format!("{}: {}", text(check, "Name"), text(check, "Status")))
+            .collect();
+        let _ = writeln!(lines, "{address}:{} {} {}", service["Port"], service["Tags"], states.join(", "));
+    }
+    Ok(lines)
+}
+
+/// Shows what the runs of one check say.
+pub async fn check(api: &ConsulApi, service: &str, name: &str) -> Result<()> {
+    let found = api.services(service).await?;
+    let query = PER_CHECK.replace("NAME", name);
+    show::command(
+        &format!("curl -s $CONSUL_HTTP_ADDR/v1/health/service/{service} | jq -r '{query}'"),
+        &per_check(&found, name)?,
+    );
+    Ok(())
+}
+
+fn per_check(found: &Value, name: &str) -> Result<String> {
+    let mut lines = String::new();
+    for entry in found.as_array().context("Consul's answer is not a list")? {
+        let address = entry["Service"]["Address"].as_str().unwrap_or_default();
+        for check in checks(entry).filter(|check| check["Name"] == name) {
+            let output = text(check, "Output").split('\n').next().unwrap_or_default();
+            let _ = writeln!(lines, "{address} {} {output}", text(check, "Status"));
         }
     }
     Ok(lines)
 }
 
+fn checks(entry: &Value) -> impl Iterator<Item = &Value> {
+    entry["Checks"].as_array().into_iter().flatten()
+}
+
+fn text<'a>(object: &'a Value, field: &str) -> &'a str {
+    object[field].as_str().unwrap_or_default()
+}
+
 /// Shows what Consul's DNS has under a name.
 pub async fn addresses(server: SocketAddr, name: &str, kind: Kind) -> Result<Answer> {
     let answer = dns::ask(server, name, kind).await?;
+    let addresses = || answer.addresses.iter().map(ToString::to_string).collect::<Vec<_>>();
     let (word, mut lines) = match kind {
-        Kind::A => ("A", answer.a.iter().map(ToString::to_string).collect::<Vec<_>>()),
+        Kind::A => ("A", addresses()),
+        Kind::Aaaa => ("AAAA", addresses()),
         Kind::Srv => {
             let line = |srv: &dns::Srv| format!("{} {} {} {}", srv.priority, srv.weight, srv.port, srv.target);
             ("SRV", answer.srv.iter().map(line).collect())
@@ -97,12 +134,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_instance_is_a_line() -> Result<()> {
+    fn an_instance_is_a_line_and_so_is_a_check() -> Result<()> {
         let found = json!([{
             "Service": { "Address": "10.0.0.1", "Port": 80, "Tags": ["a", "b"] },
-            "Checks": [{ "ServiceID": "", "Status": "passing" }, { "ServiceID": "x", "Status": "critical" }],
+            "Checks": [
+                { "Name": "Serf", "ServiceID": "", "Status": "passing", "Output": "alive" },
+                { "Name": "ready", "ServiceID": "x", "Status": "passing", "Output": "" },
+                { "Name": "http", "ServiceID": "x", "Status": "critical", "Output": "500\nOutput: no" },
+            ],
         }]);
-        assert_eq!(per_instance(&found)?, "10.0.0.1:80 [\"a\",\"b\"] critical\n");
+        assert_eq!(per_instance(&found)?, "10.0.0.1:80 [\"a\",\"b\"] ready: passing, http: critical\n");
+        assert_eq!(per_check(&found, "http")?, "10.0.0.1 critical 500\n");
         Ok(())
     }
 

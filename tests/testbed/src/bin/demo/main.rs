@@ -7,10 +7,9 @@
 //! - [`story`]: the steps, in order
 //! - [`stage`]: what runs, and how all of it ends
 //! - [`pods`]: the pods that the story is about, and servers that answer at their addresses
-//! - [`look`]: what is asked of Consul on the way; [`dns`]: the same through its DNS
+//! - [`look`]: what is asked of Consul on the way, through its DNS too
 //! - [`show`]: how it is printed
 
-mod dns;
 mod look;
 mod pods;
 mod show;

@@ -6,6 +6,8 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
 use lictor_testbed::{LocalAddress, NewEndpoint, NewPod, TestNamespace};
@@ -29,6 +31,7 @@ pub struct Role {
 enum Port {
     /// One line of text to whoever connects; it stands in for gRPC.
     Grpc,
+    /// Likewise to whoever asks for a page; `/health` is 500 after `/break` and until `/mend`.
     Http,
 }
 
@@ -194,10 +197,12 @@ impl Server {
     async fn start(role: &'static Role) -> Result<Self> {
         let address = LocalAddress::add(&role.address().ip().to_string())?;
         let listener = TcpListener::bind(role.address()).await?;
+        let broken = Arc::new(AtomicBool::new(false));
         let task = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
+                let broken = Arc::clone(&broken);
                 // A client that goes away in the middle is its own affair.
-                tokio::spawn(async move { drop(answer(client, role).await) });
+                tokio::spawn(async move { drop(answer(client, role, &broken).await) });
             }
         });
         Ok(Self { task, _address: address })
@@ -210,19 +215,31 @@ impl Drop for Server {
     }
 }
 
-async fn answer(mut client: TcpStream, role: &Role) -> std::io::Result<()> {
+async fn answer(mut client: TcpStream, role: &Role, broken: &AtomicBool) -> std::io::Result<()> {
     let words = format!("this is {}, at {}\n", role.name, role.address());
-    if let Port::Http = role.port {
-        let mut request = Vec::new();
-        while !request.ends_with(b"\r\n\r\n") && request.len() < 8192 {
-            request.push(client.read_u8().await?);
+    let answer = match role.port {
+        Port::Grpc => words,
+        Port::Http => {
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") && request.len() < 8192 {
+                request.push(client.read_u8().await?);
+            }
+            let request = String::from_utf8_lossy(&request);
+            let (status, words) = match request.split(' ').nth(1) {
+                Some("/health") if broken.load(Ordering::Relaxed) => {
+                    ("500 Internal Server Error", "the database is gone\n")
+                }
+                Some("/health") => ("200 OK", "fine\n"),
+                Some(path @ ("/break" | "/mend")) => {
+                    broken.store(path == "/break", Ordering::Relaxed);
+                    ("200 OK", "done\n")
+                }
+                _ => ("200 OK", words.as_str()),
+            };
+            let head = format!("HTTP/1.1 {status}\r\nContent-Type: text/plain\r\nContent-Length: {}\r\n", words.len());
+            format!("{head}Connection: close\r\n\r\n{words}")
         }
-        let head = format!(
-            "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
-            words.len()
-        );
-        client.write_all(head.as_bytes()).await?;
-    }
-    client.write_all(words.as_bytes()).await?;
+    };
+    client.write_all(answer.as_bytes()).await?;
     client.shutdown().await
 }

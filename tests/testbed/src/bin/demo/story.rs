@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use lictor_testbed::Instance;
+use lictor_testbed::dns::Kind;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
-use crate::dns::Kind;
 use crate::pods::{FIRST, Pods, Role, SUCCESSOR};
 use crate::stage::Stage;
 use crate::{Registration, look, show};
@@ -25,17 +25,70 @@ pub async fn tell(stage: &mut Stage, once: bool) -> Result<()> {
     opening(stage).await?;
     operator(stage).await?;
     let mut pods = endpoints(stage).await?;
-    examples(stage).await?;
+    let checks = Checks::of(stage, &pods);
+    examples(stage, &checks).await?;
     discovery(stage, &pods).await?;
     readiness(stage, &pods).await?;
-    crash(stage, &mut pods).await?;
-    deletion(stage).await?;
-    closing(stage, &pods, once)?;
+    consuls_checks(stage, &checks).await?;
+    crash(stage, &mut pods, &checks).await?;
+    deletion(stage, &checks).await?;
+    closing(stage, &pods, &checks, once)?;
     if once {
         return Ok(());
     }
     // The pods answer as long as they are held here.
     std::future::pending().await
+}
+
+/// Whether Consul runs the checks of the examples.
+enum Checks {
+    Run,
+    /// They are taken out of the examples, for this reason.
+    LeftOut(&'static str),
+}
+
+impl Checks {
+    fn of(stage: &Stage, pods: &Pods) -> Self {
+        match stage.registration {
+            Registration::Catalog => {
+                Self::LeftOut("In the catalog nobody runs checks but consul-esm, which is not here")
+            }
+            Registration::Agent if pods.no_servers.is_some() => {
+                Self::LeftOut("Nobody answers at the pods' addresses, so Consul's own checks would all fail")
+            }
+            Registration::Agent => Self::Run,
+        }
+    }
+
+    fn run(&self) -> bool {
+        matches!(self, Self::Run)
+    }
+
+    /// Applies the examples, or one of them, as far as these checks go, and shows it.
+    async fn apply(&self, stage: &Stage, example: &str) -> Result<()> {
+        let namespace = stage.namespace()?;
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples").canonicalize()?.join(example);
+        let path = path.display().to_string();
+        let apply = format!("kubectl -n {} apply -f", namespace.name());
+        let (line, applied) = match self {
+            Self::Run => (format!("{apply} examples/{example}"), namespace.kubectl(&["apply", "-f", &path]).await?),
+            Self::LeftOut(_) => {
+                let read = namespace.kubectl(&["apply", "--dry-run=client", "-o", "json", "-f", &path]).await?;
+                let mut objects: serde_json::Value = serde_json::from_str(&read)?;
+                for object in objects["items"].as_array_mut().into_iter().flatten() {
+                    if let Some(spec) = object["spec"].as_object_mut() {
+                        spec.remove("checks");
+                    }
+                }
+                let line = format!(
+                    "{apply} examples/{example} --dry-run=client -o json | jq 'del(.items[].spec.checks)' | {apply} -"
+                );
+                (line, namespace.apply_yaml(&objects.to_string()).await?)
+            }
+        };
+        show::command(&line, &applied);
+        Ok(())
+    }
 }
 
 async fn opening(stage: &Stage) -> Result<()> {
@@ -98,13 +151,14 @@ async fn endpoints(stage: &Stage) -> Result<Pods> {
     Ok(pods)
 }
 
-async fn examples(stage: &Stage) -> Result<()> {
+async fn examples(stage: &Stage, checks: &Checks) -> Result<()> {
     show::heading("3. kubectl apply");
     let namespace = stage.namespace()?;
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples").canonicalize()?;
-    let applied = namespace.kubectl(&["apply", "-f", &folder.display().to_string()]).await?;
+    if let Checks::LeftOut(why) = checks {
+        show::say(&format!("{why}: the examples are applied without them."));
+    }
+    checks.apply(stage, "").await?;
     let applied_at = Instant::now();
-    show::command(&format!("kubectl -n {} apply -f examples/", namespace.name()), &applied);
     let api = stage.api();
     look::until(&api, USER, "three instances pass", |found| passing(found) == 3).await?;
     look::until(&api, WEB, "two instances pass", |found| passing(found) == 2).await?;
@@ -189,9 +243,44 @@ async fn move_readiness(stage: &Stage, pods: &Pods, role: &Role, ready: bool) ->
     Ok(())
 }
 
-async fn crash(stage: &mut Stage, pods: &mut Pods) -> Result<()> {
+/// What Kubernetes does not see, a check of Consul's own does.
+async fn consuls_checks(stage: &Stage, checks: &Checks) -> Result<()> {
+    let [.., web_1] = &FIRST;
+    show::heading(&format!("6. {} is ready, and broken", web_1.name));
+    if let Checks::LeftOut(why) = checks {
+        show::say(&format!("{why}: this step is left out."));
+        return Ok(());
+    }
+    break_or_mend(stage, web_1, "break", "critical").await?;
+    look::check(&stage.api(), WEB, "health").await?;
+    look::addresses(stage.dns(), "web.service.consul", Kind::A).await?;
+    show::say(
+        "Kubernetes does not know of it: the pod is as ready as before. Consul asks each instance for /health every 10 s,\n\
+         as examples/web.yaml has it, and leaves out what does not answer well.",
+    );
+    break_or_mend(stage, web_1, "mend", "passing").await?;
+    look::addresses(stage.dns(), "web.service.consul", Kind::A).await?;
+    Ok(())
+}
+
+/// Has a pod's server fail or not, and says how long it took until Consul had found out.
+async fn break_or_mend(stage: &Stage, role: &Role, order: &str, wanted: &str) -> Result<()> {
+    let url = format!("http://{}/{order}", role.address());
+    let words = reqwest::get(&url).await?.error_for_status()?.text().await?;
+    let begun = Instant::now();
+    show::command(&format!("curl {url}"), &words);
+    let address = role.address().ip().to_string();
+    look::until(&stage.api(), WEB, &format!("{address} is {wanted}"), |found| {
+        found.iter().any(|instance| instance.address == address && instance.status == wanted)
+    })
+    .await?;
+    show::say(&format!("Consul's check of {} was {wanted} {} later.", role.name, show::time(begun.elapsed())));
+    Ok(())
+}
+
+async fn crash(stage: &mut Stage, pods: &mut Pods, checks: &Checks) -> Result<()> {
     let [_, user_1, ..] = &FIRST;
-    show::heading("6. The operator dies");
+    show::heading("7. The operator dies");
     let before = versions(stage).await?;
     stage.kill_operator()?;
     let namespace = stage.namespace()?;
@@ -201,6 +290,12 @@ async fn crash(stage: &mut Stage, pods: &mut Pods) -> Result<()> {
     show::say(&format!("While it is away, {} ends and {} begins, at another address.", user_1.name, SUCCESSOR.name));
     look::addresses(stage.dns(), "user_service.service.consul", Kind::A).await?;
     show::say("Consul keeps the last state that was true: nothing expires because Lictor is not there.");
+    if checks.run() {
+        show::say(&format!(
+            "(Its own check of {} will leave that one out within 10 s; of {} only Lictor tells it.)",
+            user_1.name, SUCCESSOR.name
+        ));
+    }
     let begun = Instant::now();
     let line = stage.start_operator().await?;
     show::command(&line, "");
@@ -229,14 +324,14 @@ async fn versions(stage: &Stage) -> Result<BTreeMap<String, u64>> {
     Ok(all.map(|instance| (instance.id, instance.service_modify_index)).collect())
 }
 
-async fn deletion(stage: &Stage) -> Result<()> {
-    show::heading("7. A deletion");
+async fn deletion(stage: &Stage, checks: &Checks) -> Result<()> {
+    show::heading("8. A deletion");
     let begun = Instant::now();
     stage.kubectl(&["delete", "csvc", "user"]).await?;
     let took = show::time(begun.elapsed());
     let answer = look::addresses(stage.dns(), "user_service.service.consul", Kind::A).await?;
     let left = stage.api().instances(USER).await?.len();
-    anyhow::ensure!(left == 0 && answer.a.is_empty(), "{left} instances are left in Consul");
+    anyhow::ensure!(left == 0 && answer.addresses.is_empty(), "{left} instances are left in Consul");
     let word = if answer.no_such_name { "NXDOMAIN" } else { "no records" };
     show::say(&format!(
         "DNS says {word}. kubectl returned after {took}, and by then nothing of it was left in Consul:\n\
@@ -244,16 +339,13 @@ async fn deletion(stage: &Stage) -> Result<()> {
     ));
     stage.consul(&["catalog", "services", "-tags"]).await?;
     let begun = Instant::now();
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/user-service.yaml").canonicalize()?;
-    let namespace = stage.namespace()?;
-    let applied = namespace.kubectl(&["apply", "-f", &file.display().to_string()]).await?;
-    show::command(&format!("kubectl -n {} apply -f examples/user-service.yaml", namespace.name()), &applied);
+    checks.apply(stage, "user-service.yaml").await?;
     look::until(&stage.api(), USER, "three instances pass", |found| passing(found) == 3).await?;
     show::say(&format!("And it was back {} after kubectl had begun.", show::time(begun.elapsed())));
     Ok(())
 }
 
-fn closing(stage: &Stage, pods: &Pods, once: bool) -> Result<()> {
+fn closing(stage: &Stage, pods: &Pods, checks: &Checks, once: bool) -> Result<()> {
     if once {
         return Ok(());
     }
@@ -274,12 +366,16 @@ fn closing(stage: &Stage, pods: &Pods, once: bool) -> Result<()> {
     );
     if pods.are_pods() {
         let patch = r#"{"status":{"conditions":[{"type":"Ready","status":"False"}]}}"#;
-        let _ = write!(
+        let _ = writeln!(
             places,
             "  An unready pod      kubectl -n {namespace} patch pod user-0 --subresource=status --type=merge -p '{patch}'"
         );
     }
-    show::say(&places);
+    if checks.run() {
+        let [.., web_1] = &FIRST;
+        let _ = writeln!(places, "  A broken pod        curl http://{}/break, and then /mend", web_1.address());
+    }
+    show::say(places.trim_end());
     show::say("Ctrl-C stops everything and leaves nothing behind.");
     Ok(())
 }

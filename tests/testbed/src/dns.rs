@@ -1,8 +1,8 @@
-//! As much of DNS (RFC 1035, RFC 2782) as `dig +short NAME A` and `dig +short NAME SRV` need, so that
-//! the demo does not need `dig`.
+//! As much of DNS (RFC 1035, RFC 2782, RFC 3596) as `dig +short NAME` needs for A, AAAA and SRV, so that neither
+//! tests nor the demo need `dig`.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -13,15 +13,20 @@ const PATIENCE: Duration = Duration::from_secs(3);
 
 const NAME_ERROR: u8 = 3;
 const TYPE_A: u16 = 1;
+const TYPE_AAAA: u16 = 28;
 const TYPE_SRV: u16 = 33;
 const CLASS_INTERNET: u16 = 1;
 
 /// One SRV record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Srv {
+    /// Lower ones first.
     pub priority: u16,
+    /// Among those of one priority.
     pub weight: u16,
+    /// Where the service answers.
     pub port: u16,
+    /// The name of its machine, with a dot at the end.
     pub target: String,
 }
 
@@ -30,18 +35,22 @@ pub struct Srv {
 pub struct Answer {
     /// The name does not exist (NXDOMAIN).
     pub no_such_name: bool,
-    /// Records of the answer section.
-    pub a: Vec<Ipv4Addr>,
-    /// Likewise.
+    /// A and AAAA records of the answer section.
+    pub addresses: Vec<IpAddr>,
+    /// SRV records, likewise.
     pub srv: Vec<Srv>,
     /// Addresses that came along with SRV records, by name.
-    pub along: BTreeMap<String, Ipv4Addr>,
+    pub along: BTreeMap<String, IpAddr>,
 }
 
 /// What is asked for.
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy)]
 pub enum Kind {
+    /// IPv4 addresses.
     A,
+    /// IPv6 addresses.
+    Aaaa,
+    /// Places where a service answers.
     Srv,
 }
 
@@ -61,6 +70,7 @@ pub async fn ask(server: SocketAddr, name: &str, kind: Kind) -> Result<Answer> {
 fn query(id: u16, name: &str, kind: Kind) -> Result<Vec<u8>> {
     let kind = match kind {
         Kind::A => TYPE_A,
+        Kind::Aaaa => TYPE_AAAA,
         Kind::Srv => TYPE_SRV,
     };
     // Recursion desired, one question.
@@ -96,16 +106,15 @@ fn parse(packet: &[u8]) -> Result<Answer> {
         let length = usize::from(reader.word()?);
         let end = reader.at + length;
         let is_answer = number < usize::from(answers);
-        match kind {
-            TYPE_A => {
-                let address = Ipv4Addr::from(reader.bytes::<4>()?);
-                if is_answer {
-                    answer.a.push(address);
-                } else {
-                    answer.along.insert(name, address);
-                }
-            }
-            TYPE_SRV if is_answer => {
+        let address: Option<IpAddr> = match kind {
+            TYPE_A => Some(Ipv4Addr::from(reader.bytes::<4>()?).into()),
+            TYPE_AAAA => Some(Ipv6Addr::from(reader.bytes::<16>()?).into()),
+            _ => None,
+        };
+        match (kind, address) {
+            (_, Some(address)) if is_answer => answer.addresses.push(address),
+            (_, Some(address)) => _ = answer.along.insert(name, address),
+            (TYPE_SRV, None) if is_answer => {
                 let [priority, weight, port] = [reader.word()?, reader.word()?, reader.word()?];
                 answer.srv.push(Srv { priority, weight, port, target: reader.name()? });
             }
@@ -196,13 +205,17 @@ mod tests {
         let srv = [&[0, 1, 0, 2, 0x23, 0x82], &target[..]].concat();
         let packet = packet(
             0x8180,
-            &[(POINTER, TYPE_A, &[10, 0, 0, 1]), (POINTER, TYPE_SRV, &srv)],
+            &[
+                (POINTER, TYPE_A, &[10, 0, 0, 1]),
+                (POINTER, TYPE_AAAA, &Ipv6Addr::LOCALHOST.octets()),
+                (POINTER, TYPE_SRV, &srv),
+            ],
             &[(target, TYPE_A, &[10, 0, 0, 2])],
         )?;
         let answer = parse(&packet)?;
-        assert_eq!(answer.a, [Ipv4Addr::new(10, 0, 0, 1)]);
+        assert_eq!(answer.addresses, [IpAddr::from([10, 0, 0, 1]), Ipv6Addr::LOCALHOST.into()]);
         assert_eq!(answer.srv, [Srv { priority: 1, weight: 2, port: 9090, target: "x.a.b.".to_owned() }]);
-        assert_eq!(answer.along.get("x.a.b."), Some(&Ipv4Addr::new(10, 0, 0, 2)));
+        assert_eq!(answer.along.get("x.a.b."), Some(&IpAddr::from([10, 0, 0, 2])));
         for length in 0..packet.len() {
             assert!(parse(&packet[..length]).is_err(), "cut at {length}");
         }
