@@ -3,8 +3,9 @@
 //! Whatever becomes of the scenario, nothing of it is left; and if it fails, it says what Kubernetes and Consul hold
 //! and what the operators had to say.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -16,8 +17,9 @@ use futures::future::LocalBoxFuture;
 use k8s_openapi::api::core::v1::Event;
 use kube::Api;
 use kube::api::{ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams};
+use lictor_testbed::dns::{self, Kind};
 use lictor_testbed::{
-    Consul, ConsulApi, ConsulOptions, ControlPlane, Instance, NewPod, Operator, Programs, TestNamespace, TestPod,
+    Consul, ConsulApi, ConsulOptions, ControlPlane, Esm, Instance, NewPod, Operator, Programs, TestNamespace, TestPod,
     init_tls, wait,
 };
 use serde_json::{Value, json};
@@ -229,10 +231,18 @@ impl Bed {
         self.consul_server().node_name()
     }
 
+    /// What runs the checks of instances that no agent has.
+    pub(crate) fn esm(&self) -> Option<Esm> {
+        (self.mode == Mode::Catalog).then(|| Esm::start(self.consul()))
+    }
+
     /// Another name for a service in Consul that is this scenario's alone.
     pub(crate) fn service_named(&self, name: &str) -> String {
         let name = format!("{name}_{}", self.cluster);
-        locked(&self.names).push(name.clone());
+        let mut names = locked(&self.names);
+        if !names.contains(&name) {
+            names.push(name.clone());
+        }
         name
     }
 
@@ -260,6 +270,19 @@ impl Bed {
         .await
     }
 
+    /// Waits until Consul's DNS answers just these addresses for a service, and nothing else.
+    pub(crate) async fn wait_for_dns(&self, service: &str, kind: Kind, addresses: &[IpAddr]) -> Result<()> {
+        let server = SocketAddr::from((Ipv4Addr::LOCALHOST, self.consul_server().dns_port()));
+        let name = format!("{service}.service.consul");
+        let wanted: BTreeSet<IpAddr> = addresses.iter().copied().collect();
+        wait::until(format!("{kind:?} records {wanted:?} of {name}"), SOON, || async {
+            let found: BTreeSet<IpAddr> = dns::ask(server, &name, kind).await?.addresses.into_iter().collect();
+            ensure!(found == wanted, "they are {found:?}");
+            Ok(Some(()))
+        })
+        .await
+    }
+
     // Kubernetes.
 
     /// Another namespace, which goes with this scenario.
@@ -272,9 +295,7 @@ impl Bed {
     /// Makes the Service `web`, whose port `http` is 80 in front of the pods' 8080, and ready pods `web-0`,
     /// `web-1`, ... behind it, in turn on the nodes `a` and `b`.
     pub(crate) async fn web(&self, pods: usize) -> Result<Vec<TestPod>> {
-        for (name, address) in [("a", "192.0.2.10"), ("b", "192.0.2.11")] {
-            self.namespace.create_node(name, address.parse::<IpAddr>()?, "zone-1").await?;
-        }
+        self.nodes().await?;
         self.namespace.apply_service("web", &[("app", "web")], &[("http", 80, "8080")]).await?;
         let mut made = Vec::new();
         for number in 0..pods {
@@ -283,10 +304,23 @@ impl Bed {
         Ok(made)
     }
 
+    /// Makes the nodes `a` and `b`, of `zone-1`.
+    pub(crate) async fn nodes(&self) -> Result<()> {
+        for (name, address) in [("a", "192.0.2.10"), ("b", "192.0.2.11")] {
+            self.namespace.create_node(name, address.parse::<IpAddr>()?, "zone-1").await?;
+        }
+        Ok(())
+    }
+
     /// Makes a ready pod of the Service `web`.
     pub(crate) async fn web_pod(&self, name: &str, node: &str) -> Result<TestPod> {
+        self.namespace.create_pod(self.new_web_pod(name, node)).await
+    }
+
+    /// A pod of the Service `web` on the node `a` or `b`, to be made: its one port, `http`, is 8080.
+    pub(crate) fn new_web_pod(&self, name: &str, node: &str) -> NewPod {
         let node = format!("{}-{node}", self.namespace.name());
-        self.namespace.create_pod(NewPod::new(name, &node).label("app", "web")).await
+        NewPod::new(name, &node).label("app", "web").port("http", 8080)
     }
 
     /// The spec of a resource for the Service `web` under the scenario's name in Consul, with `more` in it.
@@ -302,6 +336,13 @@ impl Bed {
     /// Makes the resource `web` over the Service `web`.
     pub(crate) async fn apply_web(&self, more: Value) -> Result<()> {
         self.apply("web", &self.spec(more)).await
+    }
+
+    /// Gives a resource this annotation, or takes it off.
+    pub(crate) async fn annotate(&self, name: &str, key: &str, value: Option<&str>) -> Result<()> {
+        let patch = Patch::Merge(json!({ "metadata": { "annotations": { key: value } } }));
+        self.resources().patch(name, &PatchParams::default(), &patch).await?;
+        Ok(())
     }
 
     /// Begins to delete a resource.
@@ -332,16 +373,18 @@ impl Bed {
         status: &str,
         reason: &str,
     ) -> Result<String> {
+        wait_for_condition(&self.resources(), name, condition, status, reason).await
+    }
+
+    /// Waits until a condition of a resource says these words, and gives the whole message.
+    pub(crate) async fn wait_for_words(&self, name: &str, condition: &str, words: &str) -> Result<String> {
         let resources = self.resources();
-        wait::until(format!("{condition}={status} ({reason}) of resource {name}"), SOON, || async {
+        wait::until(format!("{words:?} in condition {condition} of resource {name}"), SOON, || async {
             let resource = resources.get(name).await?;
             let found = conditions(&resource).find(|found| found["type"] == condition);
-            let found = found.context("no such condition")?;
-            let as_wanted = found["status"] == status
-                && found["reason"] == reason
-                && found["observedGeneration"].as_i64() == resource.metadata.generation;
-            ensure!(as_wanted, "it is {found}");
-            Ok(found["message"].as_str().map(str::to_owned))
+            let message = found.and_then(|found| found["message"].as_str()).context("no such condition")?;
+            ensure!(message.contains(words), "it says {message:?}");
+            Ok(Some(message.to_owned()))
         })
         .await
     }
@@ -358,6 +401,31 @@ impl Bed {
             let status = &resources.get(name).await?.data["status"]["instances"];
             let found = ["desired", "registered", "passing", "critical"].map(|count| status[count].as_u64());
             ensure!(found == counts.map(Some), "they are {status}");
+            Ok(Some(()))
+        })
+        .await
+    }
+
+    /// Waits until the status of a resource tells of this problem with an instance, and gives its message.
+    pub(crate) async fn wait_for_problem(&self, name: &str, instance: &str, reason: &str) -> Result<String> {
+        let resources = self.resources();
+        wait::until(format!("problem {reason} of {instance} in resource {name}"), SOON, || async {
+            let problems = &resources.get(name).await?.data["status"]["problems"];
+            let found = problems.as_array().into_iter().flatten();
+            let mut found = found.filter(|problem| problem["instance"] == instance && problem["reason"] == reason);
+            let found = found.next().with_context(|| format!("they are {problems}"))?;
+            Ok(found["message"].as_str().map(str::to_owned))
+        })
+        .await
+    }
+
+    /// Waits until a resource is ready, and nothing is wrong with any instance.
+    pub(crate) async fn wait_flawless(&self, name: &str) -> Result<()> {
+        self.wait_ready(name).await?;
+        let resources = self.resources();
+        wait::until(format!("no problems of resource {name}"), SOON, || async {
+            let status = &resources.get(name).await?.data["status"];
+            ensure!(status["problems"].as_array().is_none_or(Vec::is_empty), "it is {status}");
             Ok(Some(()))
         })
         .await
@@ -450,6 +518,27 @@ pub(crate) async fn apply(resources: &Api<DynamicObject>, name: &str, spec: &Val
     Ok(())
 }
 
+/// Waits until a resource has `condition` as `status` for `reason`, about its present spec, and gives the message.
+pub(crate) async fn wait_for_condition(
+    resources: &Api<DynamicObject>,
+    name: &str,
+    condition: &str,
+    status: &str,
+    reason: &str,
+) -> Result<String> {
+    wait::until(format!("{condition}={status} ({reason}) of resource {name}"), SOON, || async {
+        let resource = resources.get(name).await?;
+        let found = conditions(&resource).find(|found| found["type"] == condition);
+        let found = found.context("no such condition")?;
+        let as_wanted = found["status"] == status
+            && found["reason"] == reason
+            && found["observedGeneration"].as_i64() == resource.metadata.generation;
+        ensure!(as_wanted, "it is {found}");
+        Ok(found["message"].as_str().map(str::to_owned))
+    })
+    .await
+}
+
 /// Takes the finalizers off all resources of a namespace, which would wait for an operator that is gone.
 pub(crate) async fn release(namespace: &TestNamespace) {
     let resources = resources(namespace);
@@ -471,6 +560,11 @@ pub(crate) fn merged(mut object: Value, more: Value) -> Value {
         object.extend(more);
     }
     object
+}
+
+/// A pair of an instance's meta.
+pub(crate) fn pair<'a>(instance: &'a Instance, key: &str) -> Option<&'a str> {
+    instance.meta.get(key).map(String::as_str)
 }
 
 /// A part of a URL's path.

@@ -4,7 +4,8 @@ use anyhow::{Context, Result, ensure};
 use lictor_testbed::{Instance, NewEndpoint};
 use serde_json::json;
 
-use crate::bed::{Bed, SOON};
+use crate::answering::own_address;
+use crate::bed::Bed;
 use crate::rows::Row;
 
 const ALLOWED: &str = "198.51.100.0/24,2001:db8::/32";
@@ -68,40 +69,6 @@ pub(crate) async fn an_edit_is_followed(bed: &Bed) -> Result<()> {
     bed.wait_ready("web").await
 }
 
-pub(crate) async fn a_rename_is_never_a_gap(bed: &Bed) -> Result<()> {
-    let pods = bed.web(3).await?;
-    bed.operate().await?;
-    bed.apply_web(json!({})).await?;
-    bed.wait_for_pods(&[&pods[0], &pods[1], &pods[2]]).await?;
-    bed.wait_ready("web").await?;
-
-    let renamed = bed.service_named("renamed");
-    let addresses: Vec<String> = pods.iter().map(|pod| pod.ip.to_string()).collect();
-    let there =
-        |found: &[Instance], address: &String| found.iter().any(|i| i.address == *address && i.status == "passing");
-    let spec = bed.spec(json!({ "name": renamed }));
-    let rename = bed.apply("web", &spec);
-    let watch = async {
-        let begun = std::time::Instant::now();
-        loop {
-            // In this order: what leaves the one name must have been under the other one before.
-            let (old, new) = (bed.instances().await?, bed.consul().instances(&renamed).await?);
-            for address in &addresses {
-                ensure!(there(&old, address) || there(&new, address), "{address} is under neither name");
-            }
-            if old.is_empty() && new.len() == 3 {
-                return Ok(());
-            }
-            ensure!(begun.elapsed() < SOON, "not renamed in time: {old:?} {new:?}");
-        }
-    };
-    let (renaming, watched) = tokio::join!(rename, watch);
-    renaming?;
-    watched?;
-    bed.wait_ready("web").await?;
-    bed.wait_for_counts("web", [3, 3, 3, 0]).await
-}
-
 pub(crate) async fn tags_of_consuls_users_are_kept(bed: &Bed) -> Result<()> {
     let pods = bed.web(1).await?;
     let operator = bed.operate().await?;
@@ -127,15 +94,13 @@ pub(crate) async fn tags_of_consuls_users_are_kept(bed: &Bed) -> Result<()> {
 }
 
 pub(crate) async fn checks_that_consul_runs(bed: &Bed) -> Result<()> {
-    // Somebody has to answer, and not at a loopback address: no slice may hold one.
-    let own = std::net::UdpSocket::bind("0.0.0.0:0")?;
-    own.connect("192.0.2.1:9")?;
-    let ip = own.local_addr()?.ip();
+    let ip = own_address()?;
     let listener = tokio::net::TcpListener::bind((ip, 0)).await?;
     let port = listener.local_addr()?.port();
     bed.namespace.apply_service("web", &[], &[("http", 80, "8080")]).await?;
     bed.namespace.apply_slice("web-1", "web", &[("http", port)], &[NewEndpoint::new(ip)]).await?;
-    bed.operate().await?;
+    let _esm = bed.esm();
+    bed.operator().with_checks().ready().await?;
     bed.apply_web(json!({ "checks": [{ "name": "open", "tcp": {}, "interval": "1s", "timeout": "1s" }] })).await?;
     let passing = bed.wait_for("passing", |found| matches!(found, [one] if one.status == "passing")).await?.remove(0);
     let kinds: Vec<&str> =

@@ -2,10 +2,10 @@
 
 use anyhow::{Result, ensure};
 use kube::api::{DeleteParams, Patch, PatchParams};
-use lictor_testbed::ConsulOptions;
+use lictor_testbed::{ConsulOptions, wait};
 use serde_json::json;
 
-use crate::bed::{Bed, Mode};
+use crate::bed::{Bed, Mode, SOON, metric};
 use crate::rows::{Row, remove, set_readiness};
 
 pub(crate) async fn an_orphan_goes(bed: &Bed) -> Result<()> {
@@ -23,7 +23,12 @@ pub(crate) async fn an_orphan_goes(bed: &Bed) -> Result<()> {
         row
     };
     ghost("one").put(bed).await?;
-    bed.wait_for("the orphan shows", |found| found.len() == 2).await?;
+    // It may be gone before anybody sees it.
+    wait::until("the removal of the orphan", SOON, || async {
+        let removed = "lictor_consul_writes_total{kind=\"remove\",outcome=\"written\"}";
+        Ok(metric(&operator.metrics().await?, removed).ok().filter(|count| *count > 0.0))
+    })
+    .await?;
     bed.wait_for_pods(&[&pods[0]]).await?;
 
     operator.kill()?;

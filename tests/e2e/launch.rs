@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::Result;
 use lictor_testbed::Operator;
 
-use crate::bed::{Bed, LICTOR, SOON, arg};
+use crate::bed::{Bed, LICTOR, Mode, SOON, arg};
 
 /// An operator that is to be started.
 pub(crate) struct Launch<'a> {
@@ -66,6 +66,20 @@ impl<'a> Launch<'a> {
     /// Another flag.
     pub(crate) fn flag(mut self, name: &str, value: &str) -> Self {
         self.args.extend([name.to_owned(), value.to_owned()]);
+        self
+    }
+
+    /// Lets resources have checks where no agent runs them: consul-esm does, which [`Bed::esm`] starts.
+    pub(crate) fn with_checks(self) -> Self {
+        match self.bed.mode {
+            Mode::Agent => self,
+            Mode::Catalog => self.switch("--consul-esm"),
+        }
+    }
+
+    /// Another flag, without a value.
+    pub(crate) fn switch(mut self, name: &str) -> Self {
+        self.args.push(name.to_owned());
         self
     }
 

@@ -6,20 +6,34 @@
 //!
 //! Nearly all of the time is waiting: `cargo test --test e2e -- --test-threads 8`.
 
+mod answering;
 mod bed;
 mod launch;
+mod listening;
 mod rows;
 mod table;
 
 mod appearing;
 mod bad_input;
+mod commands;
 mod content;
 mod drift;
+mod edits;
+mod elsewhere;
 mod ending;
+mod families;
 mod foreign;
+mod limits;
+mod names;
 mod outages;
+mod pausing;
 mod ports;
 mod quiet;
 mod refusals;
+mod replicas;
 mod reports;
 mod scenarios;
+mod selected;
+mod texts;
+mod verified;
+mod watches;

@@ -1,10 +1,12 @@
 //! What cannot be done is said, in the status and by an Event, and affects nothing else.
 
+use std::sync::Arc;
+
 use anyhow::{Result, ensure};
-use lictor_testbed::ConsulOptions;
+use lictor_testbed::{ConsulOptions, Fault, Proxy, Record};
 use serde_json::{Value, json};
 
-use crate::bed::{Bed, Mode, SOON};
+use crate::bed::{Bed, Mode, SOON, merged};
 use crate::rows::fingerprint;
 
 pub(crate) async fn a_service_that_does_not_exist(bed: &Bed) -> Result<()> {
@@ -75,38 +77,72 @@ async fn token(bed: &Bed, rule: &str) -> Result<String> {
 pub(crate) async fn what_is_not_supported(bed: &Bed) -> Result<()> {
     let pods = bed.web(1).await?;
     bed.operate().await?;
-    bed.apply_web(json!({})).await?;
+    bed.apply_web(json!({ "namespace": "default", "partition": "default" })).await?;
     bed.wait_for_pods(&[&pods[0]]).await?;
     bed.wait_ready("web").await?;
     let before = fingerprint(bed, &bed.service).await?;
 
-    let mut not_supported: Vec<(&str, Value, &str)> = vec![
-        ("pods", json!({ "source": { "pods": { "matchLabels": { "app": "web" } } } }), "spec.source.pods"),
-        ("static", json!({ "source": { "static": [{ "address": "203.0.113.7", "port": 80 }] } }), "spec.source.static"),
-        ("tag", json!({ "tags": ["${pod.labels['app']}"] }), "${pod.labels['app']}"),
-        ("meta", json!({ "meta": { "zone": "${node.labels['zone']}" } }), "zone"),
+    let mut not_supported: Vec<(&str, Value, &[&str])> = vec![
+        ("namespace", json!({ "namespace": "team-a" }), &["spec.namespace", "\"team-a\"", "Enterprise"]),
+        ("partition", json!({ "partition": "part-b" }), &["spec.partition", "\"part-b\"", "Enterprise"]),
     ];
     if bed.mode == Mode::Catalog {
-        not_supported.push(("checks", json!({ "checks": [{ "name": "http", "http": {} }] }), "spec.checks"));
+        not_supported.push(("checks", json!({ "checks": [{ "name": "http", "http": {} }] }), &["spec.checks"]));
     }
     for (name, more, words) in &not_supported {
         let service = bed.service_named(name);
-        bed.apply(name, &crate::bed::merged(bed.spec(json!({ "name": service })), more.clone())).await?;
+        bed.apply(name, &merged(bed.spec(json!({ "name": service })), more.clone())).await?;
         let message = bed.wait_for_condition(name, "Accepted", "False", "NotSupported").await?;
-        ensure!(message.contains(words) && message.contains("not supported"), "{name}: {message}");
+        ensure!(words.iter().all(|words| message.contains(words)), "{name}: {message}");
         bed.wait_for_condition(name, "Ready", "False", "NotSupported").await?;
         bed.wait_for_event(name, "NotSupported").await?;
         ensure!(bed.consul().instances(&service).await?.is_empty(), "{name} is registered all the same");
     }
 
-    // An edit to something that is not supported: what was registered stays.
-    bed.apply_web(json!({ "tags": ["${pod.name}"] })).await?;
+    // An edit to something that is not supported: what was registered stays, and still follows the pods.
+    bed.apply_web(json!({ "namespace": "team-a", "tags": ["other"] })).await?;
     bed.wait_for_condition("web", "Accepted", "False", "NotSupported").await?;
     let after = fingerprint(bed, &bed.service).await?;
     ensure!(after == before, "what was registered did not stay:\n{before:?}\n{after:?}");
+    let more = bed.web_pod("web-1", "b").await?;
+    bed.wait_for_pods(&[&pods[0], &more]).await?;
     bed.apply_web(json!({ "tags": ["fine"] })).await?;
-    bed.wait_for("as specified again", |found| matches!(found, [one] if one.tags == ["fine"])).await?;
+    bed.wait_for("as specified again", |found| found.len() == 2 && found.iter().all(|i| i.tags == ["fine"])).await?;
     bed.wait_ready("web").await
+}
+
+pub(crate) async fn a_check_that_consul_does_not_know(bed: &Bed) -> Result<()> {
+    /// What a Consul says that is older than a kind of check: it passes over what it does not know, and finds nothing
+    /// else.
+    const WORDS: &str = "Invalid check: TTL must be > 0 for TTL checks";
+    let pods = bed.web(2).await?;
+    let proxy = Proxy::start(&bed.consul_address()).await?;
+    let is_new = |record: &Record| record.is_write() && String::from_utf8_lossy(&record.body).contains("\"H2PING\"");
+    proxy.set_fault(Fault::Rule(Arc::new(move |record| {
+        is_new(record).then(|| Fault::Status(400, WORDS.to_owned(), Vec::new()))
+    })));
+    bed.operator().consul(&proxy.addr()).ready().await?;
+    let refused = bed.service_named("refused");
+    let check = json!({ "checks": [{ "name": "ping", "h2ping": {} }] });
+    bed.apply("refused", &merged(bed.spec(json!({ "name": refused })), check.clone())).await?;
+    bed.apply_web(json!({})).await?;
+    bed.wait_for_pods(&[&pods[0], &pods[1]]).await?;
+    bed.wait_flawless("web").await?;
+    let message = bed.wait_for_condition("refused", "Registered", "False", "Refused").await?;
+    ensure!(message.contains(WORDS) && message.contains("0 of 2"), "not Consul's own words: {message}");
+    bed.wait_for_condition("refused", "Ready", "False", "Refused").await?;
+    ensure!(bed.wait_for_event("refused", "Refused").await?.contains(WORDS), "not in the Event");
+    ensure!(bed.consul().instances(&refused).await?.is_empty(), "it is registered all the same");
+
+    // An edit to such a check: what is registered stays as it is, and goes on once the check is gone.
+    let before = fingerprint(bed, &bed.service).await?;
+    bed.apply_web(merged(check, json!({ "tags": ["new"] }))).await?;
+    bed.wait_for_condition("web", "Registered", "False", "Refused").await?;
+    let after = fingerprint(bed, &bed.service).await?;
+    ensure!(after == before, "what was registered did not stay:\n{before:?}\n{after:?}");
+    bed.apply_web(json!({ "tags": ["new"] })).await?;
+    bed.wait_for("as specified again", |found| found.len() == 2 && found.iter().all(|i| i.tags == ["new"])).await?;
+    bed.wait_flawless("web").await
 }
 
 pub(crate) async fn an_address_that_is_not_allowed(bed: &Bed) -> Result<()> {

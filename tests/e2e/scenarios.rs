@@ -77,6 +77,30 @@ scenarios! {
     /// A pod that comes back under its name, on another node with another address, is a new instance in the old one's place.
     appearing::same_pod_name_new_address(agent: yes, catalog: yes);
 
+    /// Pods that a selector picks appear with no Service anywhere; labels decide, also when they or the selector are edited.
+    selected::pods_are_picked(agent: yes, catalog: yes);
+    /// Such pods are critical while not ready; those that terminate or have ended leave at once, though they keep their address.
+    selected::pods_live_and_die(agent: yes, catalog: yes);
+    /// Pods in their node's network are each an instance; one without an address is none yet; one without the port is told of.
+    selected::pods_without_what_it_takes(agent: yes, catalog: yes);
+
+    /// Static addresses are registered as given, each with tags and meta of its own, and edits of each are followed.
+    elsewhere::static_addresses(agent: yes, catalog: yes);
+    /// A static address outside of what the administrator allows: what to ask is said, nothing is registered, what was stays.
+    elsewhere::addresses_that_are_not_allowed(agent: yes, catalog: yes);
+
+    /// `--verify-endpoints`: an endpoint is an instance as long as its namespace has a pod at its address, and is told of otherwise.
+    verified::endpoints_need_a_pod(agent: yes, catalog: yes);
+    /// Pods, Services, slices and nodes are listed and watched only while a resource needs them, as a proxy before the apiserver sees.
+    watches::only_what_is_needed_is_watched(agent: yes, catalog: yes);
+
+    /// A pod of two families is one instance, at its Service's primary one; `dualStack` adds the other; DNS answers A and AAAA so.
+    families::both_families(agent: yes, catalog: yes);
+    /// A Service of IPv6 alone: registered, found by AAAA, and gone again.
+    families::ipv6_alone(agent: yes, catalog: yes);
+    /// Slices of host names are answered with a condition, and passed over beside addresses.
+    families::host_names_are_no_addresses(agent: yes, catalog: yes);
+
     /// A port is picked by name, by the Service's own number, or by being alone.
     ports::a_port_is_picked(agent: yes, catalog: yes);
     /// A named port with another number in each slice is registered with each one's own.
@@ -88,13 +112,39 @@ scenarios! {
     content::all_of_it_is_read_back(agent: yes, catalog: yes);
     /// An edit of the spec becomes an edit in Consul, and what is taken out of the spec goes.
     content::an_edit_is_followed(agent: yes, catalog: yes);
-    /// After a rename the instances are under the new name, and never under none.
-    content::a_rename_is_never_a_gap(agent: yes, catalog: yes);
+    /// Every edit of a resource, and back: whoever asks every 10 ms finds all of the old instances passing, or all of the new.
+    edits::every_edit(agent: yes, catalog: yes);
+    /// The same for every edit that was made while the operator was down.
+    edits::every_edit_while_down(agent: yes, catalog: yes);
+    /// Endpoints that change their node change it without a gap, also while the operator is down.
+    edits::an_endpoint_changes_its_node(agent: yes, catalog: yes);
+
+    /// Tags and meta hold values of pod and node, in both sources, and follow when these are edited.
+    texts::values_of_pods_and_nodes(agent: yes, catalog: yes);
+    /// A value that is missing, too long or not fit for Consul is empty, and said; the resource is ready all the same.
+    texts::values_that_are_not_there(agent: yes, catalog: yes);
+    /// A text that cannot be read is not accepted; what was registered stays, and others are not affected.
+    texts::texts_that_cannot_be_read(agent: yes, catalog: yes);
+
     /// With `enableTagOverride` the tags that Consul's users set are kept.
     content::tags_of_consuls_users_are_kept(agent: yes, catalog: yes);
 
-    /// A check that Consul runs beside readiness passes while somebody answers, and goes when it leaves the spec.
-    content::checks_that_consul_runs(agent: yes, catalog: "nothing runs checks there, and a resource that has some is refused: `refusals::what_is_not_supported`");
+    /// A check that Consul or consul-esm runs beside readiness passes while somebody answers, and goes when it leaves the spec.
+    content::checks_that_consul_runs(agent: yes, catalog: yes);
+
+    /// A name in Consul is one namespace's: the other is told whose, keeps what it had, and takes over when the first one goes.
+    names::a_name_of_two_namespaces(agent: yes, catalog: yes);
+    /// Of two resources that want a name at the start the older has it; none takes a name by an edit from one that has it.
+    names::the_older_one_has_the_name(agent: yes, catalog: yes);
+    /// `--allow-shared-names` lets two namespaces share a name.
+    names::names_that_are_shared(agent: yes, catalog: yes);
+    /// Several resources of one namespace share a name, and one of them goes without the others.
+    names::blue_and_green(agent: yes, catalog: yes);
+
+    /// The annotation freezes edits, pods, drift and deletion, over a restart too, until it is gone.
+    pausing::a_paused_resource_is_frozen(agent: yes, catalog: yes);
+    /// A source of more instances than `--max-instances`: said, what was registered stays, others are not affected.
+    limits::too_many_instances(agent: yes, catalog: yes);
 
     /// A deleted resource is gone from Consul before it is gone from Kubernetes.
     ending::a_deletion(agent: yes, catalog: yes);
@@ -160,8 +210,10 @@ scenarios! {
     refusals::a_service_that_does_not_exist(agent: yes, catalog: yes);
     /// Consul refuses one registration: its own words are in the condition, the other resource is registered.
     refusals::consul_refuses_one(agent: yes, catalog: yes);
-    /// What this version does not do is not accepted, and said to be so: pods, static addresses, templates; in the catalog also checks.
+    /// What this Consul or this version does not have is not accepted, and said to be so: Enterprise's namespaces and partitions; in the catalog also checks.
     refusals::what_is_not_supported(agent: yes, catalog: yes);
+    /// A check that Consul refuses: its own words are told, what was registered stays, others are not affected.
+    refusals::a_check_that_consul_does_not_know(agent: yes, catalog: "the catalog looks at no check: what Lictor may not write there is not accepted, `refusals::what_is_not_supported`");
     /// A tagged address that the administrator does not allow is not accepted, and what was registered stays.
     refusals::an_address_that_is_not_allowed(agent: yes, catalog: yes);
 
@@ -169,6 +221,22 @@ scenarios! {
     reports::kubectl_shows_it(agent: yes, catalog: yes);
     /// The metrics are there by name, and the gauges are right.
     reports::metrics_are_there(agent: yes, catalog: yes);
+
+    /// Two replicas, the leader killed in turn under change: the other one writes soon, and nothing that lives is missing for a moment.
+    replicas::one_takes_over_from_one_that_is_killed(agent: yes, catalog: yes);
+    /// A leader that is told to stop gives the Lease back, and the next one goes on.
+    replicas::one_hands_over_when_it_is_told_to_stop(agent: yes, catalog: yes);
+    /// A leader that was stopped past its Lease and wakes begins no request to Consul.
+    replicas::one_that_slept_past_its_time_begins_no_request(agent: yes, catalog: yes);
+    /// A write of the old leader that arrives after the new one has written is rolled back.
+    replicas::a_late_write_of_the_old_leader_is_fenced_off(agent: "agents have no means to fence a write that is under way; the sweep puts it right", catalog: yes);
+
+    /// `lictor plan` says what `run` would do, changes nothing, and ends with 0, 1 or 2.
+    commands::a_plan_is_what_would_be_done(agent: yes, catalog: yes);
+    /// `lictor doctor` registers an instance there and back, and says what is missing.
+    commands::a_doctor_says_what_is_missing(agent: yes, catalog: yes);
+    /// `lictor release` takes the finalizers off while an operator runs, which stands by; `--deregister` leaves nothing.
+    commands::a_release_lets_go_of_the_cluster(agent: yes, catalog: yes);
 
     once:
     /// A wrong flag, value or file is one line on stderr and an exit code above 1.

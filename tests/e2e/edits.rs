@@ -1,0 +1,442 @@
+//! Every edit of a resource, while somebody asks Consul all the time: at each moment there is all of the old truth, or
+//! all of the new.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use futures::future::{join_all, try_join_all};
+use lictor_testbed::{Fault, Instance, NewEndpoint, Proxy, Record};
+use serde_json::{Value, json};
+use tokio::time::{MissedTickBehavior, interval, timeout};
+
+use crate::answering::Answering;
+use crate::bed::{Bed, SOON, merged, pair};
+use crate::launch::Launch;
+
+/// How often Consul is asked.
+const EVERY: Duration = Duration::from_millis(10);
+
+/// How long Consul takes for a write that brings something, in turn: no two nodes are done at the same time, each state on
+/// the way lasts for longer than it takes to see it, and a removal that did not wait for what comes in its place would be
+/// there first.
+const SLOWLY: [Duration; 3] = [Duration::from_millis(30), Duration::from_millis(15), Duration::from_millis(45)];
+
+const ALLOWED: &str = "198.51.100.0/24";
+
+/// An edit, from one side to the other; both ways are taken.
+struct Edit {
+    name: &'static str,
+    sides: [Side; 2],
+}
+
+/// A spec, and what it comes to in Consul.
+struct Side {
+    /// Whether it is under another name than the edit's own.
+    renamed: bool,
+    spec: Value,
+    ends: Vec<End>,
+    /// What tells its instances from those of the other side, besides name and end.
+    is: fn(&Instance) -> bool,
+}
+
+/// Where an instance answers.
+type End = (String, u16);
+
+/// What all edits stand on.
+struct Ground {
+    web: Vec<End>,
+    web_grpc: Vec<End>,
+    green: Vec<End>,
+    answering: Answering,
+}
+
+impl Ground {
+    /// Pods `web` and `green`, each with two ports and an address of each family, on two nodes. The Services `web` and
+    /// `twin` have the former, `green` has the latter. Behind `checked` somebody answers.
+    async fn lay(bed: &Bed) -> Result<Self> {
+        bed.nodes().await?;
+        for (name, app) in [("web", "web"), ("twin", "web"), ("green", "green")] {
+            let service = json!({
+                "apiVersion": "v1",
+                "kind": "Service",
+                "metadata": { "name": name },
+                "spec": {
+                    "ipFamilyPolicy": "PreferDualStack",
+                    "ipFamilies": ["IPv4"],
+                    "selector": { "app": app },
+                    "ports": [
+                        { "name": "http", "port": 80, "targetPort": "http" },
+                        { "name": "grpc", "port": 90, "targetPort": "grpc" },
+                    ],
+                },
+            });
+            bed.namespace.apply_yaml(&service.to_string()).await?;
+        }
+        let pods = [("web", 0), ("web", 1), ("green", 2), ("green", 3)].map(async |(app, number)| {
+            let node = format!("{}-{}", bed.namespace.name(), if number % 2 == 0 { "a" } else { "b" });
+            let v6: IpAddr = format!("fd00:10:244::{}", number + 1).parse()?;
+            let pod = lictor_testbed::NewPod::new(&format!("{app}-{number}"), &node)
+                .label("app", app)
+                .port("http", 8080)
+                .port("grpc", 9000)
+                .ip(lictor_testbed::pods::next_pod_ip())
+                .ip(v6);
+            bed.namespace.create_pod(pod).await
+        });
+        let pods = try_join_all(pods).await?;
+        let ends = |pods: &[lictor_testbed::TestPod], port| pods.iter().map(|pod| (pod.ip.to_string(), port)).collect();
+        let answering = Answering::on_two_ports().await?;
+        bed.namespace.apply_service("checked", &[], &[("http", 80, "8080")]).await?;
+        for (number, port) in answering.ports().into_iter().enumerate() {
+            let endpoint = [NewEndpoint::new(answering.ip())];
+            bed.namespace.apply_slice(&format!("checked-{number}"), "checked", &[("http", port)], &endpoint).await?;
+        }
+        Ok(Self {
+            web: ends(&pods[..2], 8080),
+            web_grpc: ends(&pods[..2], 9000),
+            green: ends(&pods[2..], 8080),
+            answering,
+        })
+    }
+
+    /// Instances of the Service `web`, told by what is in their rows.
+    fn web(&self, spec: Value, is: fn(&Instance) -> bool) -> Side {
+        self.side(service("web", spec), &self.web, is)
+    }
+
+    /// The instances that somebody answers for, with these checks.
+    #[expect(clippy::needless_pass_by_value, reason = "written in place as json!")]
+    fn checked(&self, checks: Value, is: fn(&Instance) -> bool) -> Side {
+        let ip = self.answering.ip().to_string();
+        let ends: Vec<End> = self.answering.ports().into_iter().map(|port| (ip.clone(), port)).collect();
+        self.side(service("checked", json!({ "checks": checks })), &ends, is)
+    }
+
+    #[expect(clippy::unused_self, reason = "it reads as what the others do")]
+    fn side(&self, spec: Value, ends: &[End], is: fn(&Instance) -> bool) -> Side {
+        Side { renamed: false, spec, ends: ends.to_vec(), is }
+    }
+}
+
+/// The Service of this name as source, at its port `http` unless `more` says otherwise.
+fn service(name: &str, more: Value) -> Value {
+    merged(json!({ "source": { "service": { "name": name } }, "port": "http" }), more)
+}
+
+fn pods(app: &str) -> Value {
+    json!({ "source": { "pods": { "matchLabels": { "app": app } } }, "port": "http" })
+}
+
+fn elsewhere(octets: [u8; 2]) -> (Value, Vec<End>) {
+    let ends: Vec<End> = octets.map(|octet| (format!("198.51.100.{octet}"), 8080)).into();
+    let addresses: Vec<Value> =
+        ends.iter().map(|(address, port)| json!({ "address": address, "port": port })).collect();
+    (json!({ "source": { "static": addresses } }), ends)
+}
+
+fn any(_: &Instance) -> bool {
+    true
+}
+
+/// The kinds of an instance's own checks.
+fn kinds(instance: &Instance) -> BTreeSet<&str> {
+    let own = instance.checks.iter().filter(|check| check.service_id == instance.id);
+    own.map(|check| check.kind.as_str()).collect()
+}
+
+fn source_of(instance: &Instance) -> &str {
+    instance.meta.get("lictor-source").map_or("", String::as_str)
+}
+
+/// All edits.
+fn edits(ground: &Ground) -> Vec<Edit> {
+    let plain = || ground.web(json!({}), any);
+    let edit = |name, from, to| Edit { name, sides: [from, to] };
+    let (here, here_ends) = elsewhere([1, 2]);
+    let (there, there_ends) = elsewhere([3, 4]);
+    let tcp = json!({ "name": "open", "tcp": {}, "interval": "1s" });
+    let http = json!({ "name": "page", "http": { "path": "/" }, "interval": "1s" });
+    vec![
+        edit("name", plain(), Side { renamed: true, ..plain() }),
+        edit("port", plain(), ground.side(service("web", json!({ "port": "grpc" })), &ground.web_grpc, any)),
+        edit(
+            "service-to-pods",
+            ground.web(json!({}), |i| source_of(i) == "service/web"),
+            ground.side(pods("web"), &ground.web, |i| source_of(i) == "pods"),
+        ),
+        edit(
+            "service-of-same-pods",
+            ground.web(json!({}), |i| source_of(i) == "service/web"),
+            ground.side(service("twin", json!({})), &ground.web, |i| source_of(i) == "service/twin"),
+        ),
+        edit("service-of-others", plain(), ground.side(service("green", json!({})), &ground.green, any)),
+        edit("selector", ground.side(pods("web"), &ground.web, any), ground.side(pods("green"), &ground.green, any)),
+        edit("service-to-static", plain(), ground.side(here.clone(), &here_ends, any)),
+        edit("static", ground.side(here, &here_ends, any), ground.side(there, &there_ends, any)),
+        edit(
+            "tags",
+            ground.web(json!({ "tags": ["a", "b"] }), |i| i.tags == ["a", "b"]),
+            ground.web(json!({ "tags": ["b", "c"] }), |i| i.tags == ["b", "c"]),
+        ),
+        edit(
+            "values",
+            ground.web(json!({ "meta": { "app": "plain" } }), |i| pair(i, "app") == Some("plain")),
+            ground.web(json!({ "meta": { "app": "${pod.labels['app']}/${node.zone}" } }), |i| {
+                pair(i, "app") == Some("web/zone-1")
+            }),
+        ),
+        edit(
+            "meta",
+            ground.web(json!({ "meta": { "version": "1", "old": "yes" } }), |i| i.meta.contains_key("old")),
+            ground.web(json!({ "meta": { "version": "2" } }), |i| {
+                pair(i, "version") == Some("2") && !i.meta.contains_key("old")
+            }),
+        ),
+        edit(
+            "weights",
+            ground.web(json!({ "weights": { "passing": 5, "warning": 2 } }), |i| i.weights == (5, 2)),
+            ground.web(json!({}), |i| i.weights == (1, 1)),
+        ),
+        edit(
+            "override",
+            ground.web(json!({}), |i| !i.enable_tag_override),
+            ground.web(json!({ "enableTagOverride": true }), |i| i.enable_tag_override),
+        ),
+        edit(
+            "tagged",
+            ground.web(json!({}), |i| !i.tagged_addresses.contains_key("wan")),
+            ground.web(json!({ "taggedAddresses": { "wan": { "address": "198.51.100.9", "port": 443 } } }), |i| {
+                i.tagged_addresses.get("wan").is_some_and(|(_, port)| *port == 443)
+            }),
+        ),
+        edit(
+            "dual-stack",
+            ground.web(json!({}), |i| !i.tagged_addresses.contains_key("lan_ipv6")),
+            ground.web(json!({ "dualStack": true }), |i| i.tagged_addresses.contains_key("lan_ipv6")),
+        ),
+        edit(
+            "mirror-to-ignore",
+            ground.web(json!({}), |i| kinds(i).len() == 1),
+            ground.web(json!({ "readiness": "Ignore" }), |i| kinds(i).is_empty()),
+        ),
+        edit(
+            "deregister-to-mirror",
+            ground.web(json!({ "readiness": "Deregister" }), |i| kinds(i).is_empty()),
+            ground.web(json!({ "readiness": "Mirror" }), |i| kinds(i).len() == 1),
+        ),
+        edit(
+            "all-at-once",
+            plain(),
+            Side {
+                renamed: true,
+                ..ground.side(
+                    merged(pods("green"), json!({ "port": "grpc", "tags": ["new"], "readiness": "Ignore" })),
+                    &ground.green.iter().map(|(address, _)| (address.clone(), 9000)).collect::<Vec<End>>(),
+                    |i| i.tags == ["new"],
+                )
+            },
+        ),
+        edit(
+            "checks-added",
+            ground.checked(json!([]), |i| kinds(i).len() == 1),
+            ground.checked(json!([tcp, http]), |i| kinds(i).is_superset(&BTreeSet::from(["tcp", "http"]))),
+        ),
+        edit(
+            "checks-changed",
+            ground.checked(json!([tcp]), |i| kinds(i).contains("tcp")),
+            ground.checked(json!([{ "name": "open", "http": { "path": "/" }, "interval": "2s" }]), |i| {
+                kinds(i).contains("http") && !kinds(i).contains("tcp")
+            }),
+        ),
+    ]
+}
+
+impl Edit {
+    /// The name in Consul of a side.
+    fn service(&self, bed: &Bed, side: usize) -> String {
+        bed.service_named(&format!("{}{}", self.name, if self.sides[side].renamed { "-renamed" } else { "" }))
+    }
+
+    async fn apply(&self, bed: &Bed, side: usize) -> Result<()> {
+        let spec = merged(self.sides[side].spec.clone(), json!({ "name": self.service(bed, side) }));
+        bed.apply(self.name, &spec).await
+    }
+
+    /// What a side is in Consul: its ends, each under its name.
+    fn truth(&self, bed: &Bed, side: usize) -> BTreeSet<(String, End)> {
+        let service = self.service(bed, side);
+        self.sides[side].ends.iter().map(|end| (service.clone(), end.clone())).collect()
+    }
+
+    /// Waits until Consul has a side and nothing else.
+    async fn wait_for(&self, bed: &Bed, side: usize) -> Result<()> {
+        let (here, there) = (self.service(bed, side), self.service(bed, 1 - side));
+        let Side { ends, is, .. } = &self.sides[side];
+        let wanted: BTreeSet<&End> = ends.iter().collect();
+        let arrived = |found: &[Instance]| {
+            let ends: BTreeSet<End> = found.iter().map(|i| (i.address.clone(), i.port)).collect();
+            found.len() == wanted.len()
+                && ends.iter().collect::<BTreeSet<_>>() == wanted
+                && found.iter().all(|i| i.status == "passing" && is(i))
+        };
+        let description = format!("side {side} of the edit {:?}", self.name);
+        bed.consul().wait_for(&here, &description, arrived, SOON).await?;
+        if here != there {
+            bed.consul().wait_for(&there, "nothing under the other name", <[_]>::is_empty, SOON).await?;
+        }
+        Ok(())
+    }
+
+    /// Asks Consul, every few milliseconds, for what is passing, and ends with a moment at which that is neither all
+    /// that it was nor all that it will be. Counts how often it asked.
+    async fn gap(&self, bed: &Bed, from: usize, looks: &mut usize) -> Result<String> {
+        let (before, after) = (self.truth(bed, from), self.truth(bed, 1 - from));
+        // In this order: what has left the one name must have been under the other one before.
+        let mut names = vec![self.service(bed, from), self.service(bed, 1 - from)];
+        names.dedup();
+        let consul = bed.consul_address();
+        let client = reqwest::Client::new();
+        let mut ticks = interval(EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let mut found = BTreeSet::new();
+            for name in &names {
+                let answer = client.get(format!("{consul}/v1/health/service/{name}?passing")).send().await?;
+                let answer: Value = serde_json::from_slice(&answer.error_for_status()?.bytes().await?)?;
+                for service in answer.as_array().context("not a list")?.iter().map(|entry| &entry["Service"]) {
+                    let address = service["Address"].as_str().context("no address")?.to_owned();
+                    let port = service["Port"].as_u64().and_then(|port| u16::try_from(port).ok()).context("no port")?;
+                    found.insert((name.clone(), (address, port)));
+                }
+            }
+            *looks += 1;
+            if !before.is_subset(&found) && !after.is_subset(&found) {
+                return Ok(format!(
+                    "at look {looks} of the edit {:?} from side {from} there was neither all of {before:#?} nor all of {after:#?}, but {found:#?}",
+                    self.name
+                ));
+            }
+        }
+    }
+
+    /// Does something that leads to the other side, and waits for it, while Consul is asked.
+    async fn watched(&self, bed: &Bed, from: usize, act: impl Future<Output = Result<()>>) -> Result<usize> {
+        let mut looks = 0;
+        let through = async {
+            act.await?;
+            self.wait_for(bed, 1 - from).await
+        };
+        tokio::select! {
+            done = through => done?,
+            gap = self.gap(bed, from, &mut looks) => bail!(gap?),
+        }
+        Ok(looks)
+    }
+}
+
+/// Has what comes through a proxy take its time from now on, and what only goes not.
+fn slow_down(proxy: &Proxy) {
+    let turn = AtomicUsize::new(0);
+    let slowly = move || Fault::Delay(SLOWLY[turn.fetch_add(1, Ordering::Relaxed) % SLOWLY.len()]);
+    proxy.set_fault(Fault::Rule(Arc::new(move |record| brings(record).then(&slowly))));
+}
+
+/// Whether a write makes or changes an instance.
+fn brings(record: &Record) -> bool {
+    let sets = || String::from_utf8_lossy(&record.body).contains("\"Verb\":\"set\"");
+    record.is_write() && !record.path.contains("/deregister") && (record.path != "/v1/txn" || sets())
+}
+
+fn operator<'a>(bed: &'a Bed, proxy: &Proxy) -> Launch<'a> {
+    bed.operator().consul(&proxy.addr()).flag("--allow-static", ALLOWED).with_checks()
+}
+
+pub(crate) async fn every_edit(bed: &Bed) -> Result<()> {
+    let ground = Ground::lay(bed).await?;
+    let _esm = bed.esm();
+    let proxy = Proxy::start(&bed.consul_address()).await?;
+    operator(bed, &proxy).ready().await?;
+    let edits = edits(&ground);
+    try_join_all(edits.iter().map(async |edit| {
+        edit.apply(bed, 0).await?;
+        edit.wait_for(bed, 0).await
+    }))
+    .await?;
+    slow_down(&proxy);
+    let mut looks = 0;
+    for edit in &edits {
+        for from in [0, 1] {
+            looks += edit.watched(bed, from, edit.apply(bed, 1 - from)).await?;
+        }
+    }
+    ensure!(looks > 4 * edits.len(), "{looks} looks are too few for this to show something");
+    Ok(())
+}
+
+pub(crate) async fn every_edit_while_down(bed: &Bed) -> Result<()> {
+    let ground = Ground::lay(bed).await?;
+    let _esm = bed.esm();
+    let proxy = Proxy::start(&bed.consul_address()).await?;
+    let mut running = operator(bed, &proxy).ready().await?;
+    let edits = edits(&ground);
+    try_join_all(edits.iter().map(async |edit| {
+        edit.apply(bed, 0).await?;
+        edit.wait_for(bed, 0).await
+    }))
+    .await?;
+    slow_down(&proxy);
+    // Not all at once: so many readers would be all that Consul has to do.
+    for edits in edits.chunks(5) {
+        for from in [0, 1] {
+            running.kill()?;
+            try_join_all(edits.iter().map(|edit| edit.apply(bed, 1 - from))).await?;
+            let watched = join_all(edits.iter().map(|edit| edit.watched(bed, from, async { Ok(()) })));
+            let (started, watched) = tokio::join!(operator(bed, &proxy).ready(), watched);
+            running = started?;
+            let looks = watched.into_iter().sum::<Result<usize>>()?;
+            ensure!(looks > 4 * edits.len(), "{looks} looks are too few for this to show something");
+        }
+    }
+    Ok(())
+}
+
+pub(crate) async fn an_endpoint_changes_its_node(bed: &Bed) -> Result<()> {
+    bed.nodes().await?;
+    bed.namespace.apply_service("web", &[], &[("http", 80, "8080")]).await?;
+    let slice = async |node: &str| -> Result<()> {
+        let endpoints = ["10.1.0.1", "10.1.0.2", "10.1.0.3"].into_iter().map(|address| {
+            let node = Some(format!("{}-{node}", bed.namespace.name()));
+            Ok(NewEndpoint { node, ..NewEndpoint::new(address.parse()?) })
+        });
+        let endpoints = endpoints.collect::<Result<Vec<_>>>()?;
+        bed.namespace.apply_slice("web-1", "web", &[("http", 8080)], &endpoints).await.map(drop)
+    };
+    slice("a").await?;
+    let proxy = Proxy::start(&bed.consul_address()).await?;
+    let running = operator(bed, &proxy).ready().await?;
+    let ends: Vec<End> = ["10.1.0.1", "10.1.0.2", "10.1.0.3"].map(|address| (address.to_owned(), 8080)).into();
+    let on = |is| Side { renamed: false, spec: service("web", json!({})), ends: ends.clone(), is };
+    let edit = Edit {
+        name: "node",
+        sides: [
+            on(|i| pair(i, "k8s-node").is_some_and(|node| node.ends_with("-a"))),
+            on(|i| pair(i, "k8s-node").is_some_and(|node| node.ends_with("-b"))),
+        ],
+    };
+    edit.apply(bed, 0).await?;
+    edit.wait_for(bed, 0).await?;
+    slow_down(&proxy);
+    edit.watched(bed, 0, slice("b")).await?;
+    // And while nobody is there.
+    running.kill()?;
+    slice("a").await?;
+    let started = async { operator(bed, &proxy).ready().await.map(drop) };
+    edit.watched(bed, 1, started).await?;
+    let left = timeout(SOON, bed.wait_ready("node")).await;
+    left?
+}

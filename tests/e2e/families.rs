@@ -1,0 +1,165 @@
+//! Addresses of both families, and host names.
+
+use std::net::IpAddr;
+
+use anyhow::{Context, Result, ensure};
+use lictor_testbed::dns::Kind;
+use lictor_testbed::{Instance, TestPod};
+use serde_json::{Value, json};
+
+use crate::bed::{Bed, SOON, merged};
+
+/// The second addresses of the pods.
+const V6: [&str; 2] = ["fd00:10:244::1", "fd00:10:244::2"];
+
+/// Makes two pods with an address of each family, and a Service in front of them that has these.
+async fn pods(bed: &Bed, families: &[&str]) -> Result<[TestPod; 2]> {
+    bed.nodes().await?;
+    service(bed, "web", families).await?;
+    let pod = async |name, node, v6: &str| {
+        let new = bed.new_web_pod(name, node).ip(lictor_testbed::pods::next_pod_ip()).ip(v6.parse()?);
+        bed.namespace.create_pod(new).await
+    };
+    Ok([pod("web-0", "a", V6[0]).await?, pod("web-1", "b", V6[1]).await?])
+}
+
+async fn service(bed: &Bed, name: &str, families: &[&str]) -> Result<()> {
+    let policy = if families.len() > 1 { "RequireDualStack" } else { "SingleStack" };
+    let service = json!({
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": { "name": name },
+        "spec": {
+            "ipFamilyPolicy": policy,
+            "ipFamilies": families,
+            "selector": { "app": "web" },
+            "ports": [{ "name": "http", "port": 80, "targetPort": "http" }],
+        },
+    });
+    bed.namespace.apply_yaml(&service.to_string()).await.map(drop)
+}
+
+/// Whether these are just the instances at these addresses, each with its tagged address of this name, or with none of
+/// that name; the one of its own family an agent adds itself.
+fn are(found: &[Instance], wanted: &[(IpAddr, &str, Option<IpAddr>)]) -> bool {
+    found.len() == wanted.len()
+        && wanted.iter().all(|(address, name, other)| {
+            let instance = found.iter().find(|i| i.address == address.to_string() && i.status == "passing");
+            let tagged = instance.map(|i| i.tagged_addresses.get(*name).cloned());
+            tagged == Some(other.map(|other| (other.to_string(), 8080)))
+        })
+}
+
+pub(crate) async fn both_families(bed: &Bed) -> Result<()> {
+    let pods = pods(bed, &["IPv4", "IPv6"]).await?;
+    let v4 = pods.each_ref().map(|pod| pod.ip);
+    let v6: [IpAddr; 2] = [V6[0].parse()?, V6[1].parse()?];
+    // The Service's other family is there too: were it looked at, there would be four instances.
+    bed.namespace
+        .wait_for_slices(
+            "web",
+            "both families",
+            |slices| slices.len() == 2 && slices.iter().all(|s| s.endpoints.as_ref().is_some_and(|e| e.len() == 2)),
+            SOON,
+        )
+        .await?;
+    service(bed, "six", &["IPv6", "IPv4"]).await?;
+    bed.operate().await?;
+
+    // One instance for each pod, at its address of the Service's primary family.
+    let (six, picked) = (bed.service_named("six"), bed.service_named("picked"));
+    let of_six = |more| merged(bed.spec(json!({ "name": six, "source": { "service": { "name": "six" } } })), more);
+    let of_pods = |more| {
+        let source = json!({ "name": picked, "source": { "pods": { "matchLabels": { "app": "web" } } } });
+        merged(bed.spec(source), more)
+    };
+    let apply = async |more: Value| -> Result<()> {
+        bed.apply_web(more.clone()).await?;
+        bed.apply("six", &of_six(more.clone())).await?;
+        bed.apply("picked", &of_pods(more)).await
+    };
+    let wait = async |dual: bool| -> Result<()> {
+        let other = |other: IpAddr| dual.then_some(other);
+        let plain = [(v4[0], "lan_ipv6", other(v6[0])), (v4[1], "lan_ipv6", other(v6[1]))];
+        let turned = [(v6[0], "lan_ipv4", other(v4[0])), (v6[1], "lan_ipv4", other(v4[1]))];
+        for (service, wanted) in [(&bed.service, plain), (&picked, plain), (&six, turned)] {
+            let description = format!("one instance for each pod, dualStack: {dual}");
+            bed.consul().wait_for(service, &description, |found| are(found, &wanted), SOON).await?;
+        }
+        Ok(())
+    };
+    apply(json!({})).await?;
+    wait(false).await?;
+    for service in [&bed.service, &picked] {
+        bed.wait_for_dns(service, Kind::A, &v4).await?;
+        bed.wait_for_dns(service, Kind::Aaaa, &[]).await?;
+    }
+    bed.wait_for_dns(&six, Kind::Aaaa, &v6).await?;
+    bed.wait_for_dns(&six, Kind::A, &[]).await?;
+    for name in ["web", "six", "picked"] {
+        bed.wait_flawless(name).await?;
+        bed.wait_for_counts(name, [2, 2, 2, 0]).await?;
+    }
+
+    // Where asked for, the other one is there as well.
+    apply(json!({ "dualStack": true })).await?;
+    wait(true).await?;
+    for service in [&bed.service, &picked, &six] {
+        bed.wait_for_dns(service, Kind::A, &v4).await?;
+        bed.wait_for_dns(service, Kind::Aaaa, &v6).await?;
+    }
+    apply(json!({})).await?;
+    wait(false).await?;
+    bed.wait_for_dns(&bed.service, Kind::Aaaa, &[]).await
+}
+
+pub(crate) async fn ipv6_alone(bed: &Bed) -> Result<()> {
+    let pods = pods(bed, &["IPv6"]).await?;
+    bed.operate().await?;
+    bed.apply_web(json!({})).await?;
+    let found = bed.wait_for("both by IPv6", |found| {
+        found.len() == 2 && V6.iter().all(|v6| found.iter().any(|i| i.address == **v6 && i.status == "passing"))
+    });
+    let found = found.await?;
+    let first = found.iter().find(|i| i.address == V6[0]).context("it was just there")?;
+    ensure!(first.port == 8080 && first.meta["k8s-pod"] == pods[0].name, "{first:?}");
+    bed.wait_for_dns(&bed.service, Kind::Aaaa, &[V6[0].parse()?, V6[1].parse()?]).await?;
+    bed.wait_for_dns(&bed.service, Kind::A, &[]).await?;
+    bed.wait_flawless("web").await?;
+
+    bed.namespace.set_ready("web-0", false).await?;
+    bed.wait_for("one critical", |found| found.iter().filter(|i| i.status == "critical").count() == 1).await?;
+    bed.wait_for_dns(&bed.service, Kind::Aaaa, &[V6[1].parse()?]).await?;
+    bed.namespace.force_delete("web-0").await?;
+    bed.wait_for("the other alone", |found| matches!(found, [one] if one.address == V6[1])).await?;
+    bed.delete("web").await?;
+    bed.wait_gone("web").await?;
+    ensure!(bed.instances().await?.is_empty(), "gone from Kubernetes, but not from Consul");
+    Ok(())
+}
+
+pub(crate) async fn host_names_are_no_addresses(bed: &Bed) -> Result<()> {
+    bed.namespace.apply_service("web", &[], &[("http", 80, "8080")]).await?;
+    let slice = json!({
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": { "name": "web-names", "labels": { "kubernetes.io/service-name": "web" } },
+        "addressType": "FQDN",
+        "ports": [{ "name": "http", "port": 8080 }],
+        "endpoints": [{ "addresses": ["web.example.com"] }],
+    });
+    bed.namespace.apply_yaml(&slice.to_string()).await?;
+    bed.operate().await?;
+    bed.apply_web(json!({})).await?;
+    let message = bed.wait_for_condition("web", "Resolved", "False", "FQDNSlices").await?;
+    ensure!(message.contains("\"web\"") && message.contains("host names"), "{message}");
+    bed.wait_for_condition("web", "Ready", "False", "FQDNSlices").await?;
+    bed.wait_for_event("web", "FQDNSlices").await?;
+    ensure!(bed.instances().await?.is_empty(), "a host name is registered");
+
+    // Beside addresses they are passed over.
+    let endpoint = [lictor_testbed::NewEndpoint::new("10.1.0.1".parse()?)];
+    bed.namespace.apply_slice("web-1", "web", &[("http", 8080)], &endpoint).await?;
+    bed.wait_for("the address", |found| matches!(found, [one] if one.address == "10.1.0.1")).await?;
+    bed.wait_flawless("web").await
+}

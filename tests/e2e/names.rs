@@ -1,0 +1,183 @@
+//! Whose a name in Consul is.
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result, ensure};
+use kube::Api;
+use kube::api::{DeleteParams, DynamicObject};
+use lictor_testbed::{Instance, NewEndpoint, Operator, TestNamespace, wait};
+use serde_json::json;
+
+use crate::bed::{Bed, SOON, apply, resources, wait_for_condition};
+use crate::launch::Launch;
+
+/// What the other namespace has behind its Service `web`.
+const THEIRS: &str = "10.1.0.9";
+
+/// Another namespace, with a Service `web`.
+async fn neighbour(bed: &Bed) -> Result<(Arc<TestNamespace>, Api<DynamicObject>)> {
+    let other = bed.other_namespace("z").await?;
+    other.apply_service("web", &[], &[("http", 80, "8080")]).await?;
+    other.apply_slice("web-1", "web", &[("http", 8080)], &[NewEndpoint::new(THEIRS.parse()?)]).await?;
+    let resources = resources(&other);
+    Ok((other, resources))
+}
+
+/// An operator for both namespaces.
+fn operator<'a>(bed: &'a Bed, other: &TestNamespace) -> Launch<'a> {
+    bed.operator().flag("--namespace", other.name())
+}
+
+async fn wait_for(bed: &Bed, service: &str, addresses: &[&str]) -> Result<()> {
+    let are = |found: &[Instance]| {
+        found.len() == addresses.len() && addresses.iter().all(|address| found.iter().any(|i| i.address == **address))
+    };
+    bed.consul().wait_for(service, &format!("just {addresses:?}"), are, SOON).await.map(drop)
+}
+
+async fn wait_gone(resources: &Api<DynamicObject>, name: &str) -> Result<()> {
+    resources.delete(name, &DeleteParams::default()).await?;
+    wait::until(format!("the end of resource {name}"), SOON, || async {
+        Ok(resources.get_opt(name).await?.is_none().then_some(()))
+    })
+    .await
+}
+
+pub(crate) async fn a_name_of_two_namespaces(bed: &Bed) -> Result<()> {
+    let pods = bed.web(1).await?;
+    let ours = pods[0].ip.to_string();
+    let (other, theirs) = neighbour(bed).await?;
+    let running = operator(bed, &other).ready().await?;
+    bed.apply_web(json!({})).await?;
+    wait_for(bed, &bed.service, &[&ours]).await?;
+    bed.wait_ready("web").await?;
+
+    // The younger one gets another name first, and then wants ours, in other letters: Consul compares without case.
+    let elsewhere = bed.service_named("elsewhere");
+    apply(&theirs, "web", &bed.spec(json!({ "name": elsewhere }))).await?;
+    wait_for(bed, &elsewhere, &[THEIRS]).await?;
+    let shouted = bed.service.to_uppercase();
+    apply(&theirs, "web", &bed.spec(json!({ "name": shouted }))).await?;
+    let refused = async || wait_for_condition(&theirs, "web", "Accepted", "False", "NameConflict").await;
+    let message = refused().await?;
+    let holder = format!("{}/web", bed.namespace.name());
+    ensure!(message.contains(&holder) && message.contains("--allow-shared-names"), "{message}");
+    wait_for_condition(&theirs, "web", "Ready", "False", "NameConflict").await?;
+    // What it has registered stays, and follows its endpoints, and ours is ours.
+    let more = [NewEndpoint::new(THEIRS.parse()?), NewEndpoint::new("10.1.0.10".parse()?)];
+    other.apply_slice("web-1", "web", &[("http", 8080)], &more).await?;
+    wait_for(bed, &elsewhere, &[THEIRS, "10.1.0.10"]).await?;
+    wait_for(bed, &bed.service, &[&ours]).await?;
+    bed.wait_ready("web").await?;
+
+    // So it is after a restart.
+    running.terminate(SOON).await?;
+    let running = operator(bed, &other).ready().await?;
+    bed.wait_for_a_look(&running).await?;
+    refused().await?;
+    wait_for(bed, &elsewhere, &[THEIRS, "10.1.0.10"]).await?;
+    wait_for(bed, &bed.service, &[&ours]).await?;
+
+    // When the older one goes, the younger takes over; and the next one of ours is the younger.
+    bed.delete("web").await?;
+    bed.wait_gone("web").await?;
+    wait_for(bed, &bed.service, &[THEIRS, "10.1.0.10"]).await?;
+    wait_for(bed, &elsewhere, &[]).await?;
+    wait_for_condition(&theirs, "web", "Ready", "True", "Ready").await?;
+    bed.apply_web(json!({})).await?;
+    bed.wait_for_condition("web", "Accepted", "False", "NameConflict").await?;
+    wait_for(bed, &bed.service, &[THEIRS, "10.1.0.10"]).await?;
+    // Renamed away, the name is free.
+    apply(&theirs, "web", &bed.spec(json!({ "name": elsewhere }))).await?;
+    wait_for(bed, &bed.service, &[&ours]).await?;
+    bed.wait_flawless("web").await
+}
+
+pub(crate) async fn the_older_one_has_the_name(bed: &Bed) -> Result<()> {
+    let pods = bed.web(1).await?;
+    let ours = pods[0].ip.to_string();
+    let (other, theirs) = neighbour(bed).await?;
+    // While nobody acts, theirs is made first, by a second: that is as fine as Kubernetes tells.
+    apply(&theirs, "web", &bed.spec(json!({}))).await?;
+    let made = theirs.get("web").await?.metadata.creation_timestamp.context("no creationTimestamp")?.0;
+    wait::until("the next second", SOON, || async {
+        bed.apply_web(json!({})).await?;
+        let later = bed.resources().get("web").await?.metadata.creation_timestamp.is_some_and(|at| at.0 > made);
+        if !later {
+            bed.delete("web").await?;
+        }
+        Ok(later.then_some(()))
+    })
+    .await?;
+    let running = operator(bed, &other).ready().await?;
+    wait_for(bed, &bed.service, &[THEIRS]).await?;
+    bed.wait_for_condition("web", "Accepted", "False", "NameConflict").await?;
+    wait_for_condition(&theirs, "web", "Ready", "True", "Ready").await?;
+
+    // One that is older still, and renames into the name, does not get it from whoever has it: neither now nor after a
+    // restart.
+    let own = bed.service_named("own");
+    apply(&theirs, "web", &bed.spec(json!({ "name": own }))).await?;
+    wait_for(bed, &bed.service, &[&ours]).await?;
+    wait_for(bed, &own, &[THEIRS]).await?;
+    bed.wait_ready("web").await?;
+    wait_for_condition(&theirs, "web", "Ready", "True", "Ready").await?;
+    apply(&theirs, "web", &bed.spec(json!({}))).await?;
+    let held = async |running: &Operator| -> Result<()> {
+        wait_for_condition(&theirs, "web", "Accepted", "False", "NameConflict").await?;
+        bed.wait_for_a_look(running).await?;
+        wait_for(bed, &bed.service, &[&ours]).await?;
+        wait_for(bed, &own, &[THEIRS]).await?;
+        bed.wait_ready("web").await
+    };
+    held(&running).await?;
+    running.kill()?;
+    held(&*operator(bed, &other).ready().await?).await
+}
+
+pub(crate) async fn names_that_are_shared(bed: &Bed) -> Result<()> {
+    let pods = bed.web(1).await?;
+    let ours = pods[0].ip.to_string();
+    let (other, theirs) = neighbour(bed).await?;
+    operator(bed, &other).switch("--allow-shared-names").ready().await?;
+    bed.apply_web(json!({})).await?;
+    apply(&theirs, "web", &bed.spec(json!({}))).await?;
+    wait_for(bed, &bed.service, &[&ours, THEIRS]).await?;
+    bed.wait_flawless("web").await?;
+    wait_for_condition(&theirs, "web", "Ready", "True", "Ready").await?;
+    // Each has its own part of it.
+    wait_gone(&theirs, "web").await?;
+    wait_for(bed, &bed.service, &[&ours]).await
+}
+
+pub(crate) async fn blue_and_green(bed: &Bed) -> Result<()> {
+    let blue = bed.web(2).await?;
+    bed.namespace.apply_service("green", &[("app", "green")], &[("http", 80, "8080")]).await?;
+    let green = |name: &str| lictor_testbed::NewPod::new(name, &blue[0].node).label("app", "green");
+    let green = [bed.namespace.create_pod(green("g-0")).await?, bed.namespace.create_pod(green("g-1")).await?];
+    let running = bed.operate().await?;
+    bed.apply("blue", &bed.spec(json!({ "tags": ["blue"] }))).await?;
+    bed.wait_for_pods(&[&blue[0], &blue[1]]).await?;
+    bed.apply("green", &bed.spec(json!({ "tags": ["green"], "source": { "service": { "name": "green" } } }))).await?;
+    let found = bed.wait_for_pods(&[&blue[0], &blue[1], &green[0], &green[1]]).await?;
+    let tagged = |tag: &str| found.iter().filter(|i| i.tags == [tag]).count();
+    ensure!((tagged("blue"), tagged("green")) == (2, 2), "{found:?}");
+    bed.wait_flawless("blue").await?;
+    bed.wait_flawless("green").await?;
+    for name in ["blue", "green"] {
+        bed.wait_for_counts(name, [2, 2, 2, 0]).await?;
+    }
+    // The same pods under the same name twice are two instances each, and the one goes without the other.
+    bed.apply("cyan", &bed.spec(json!({ "tags": ["cyan"] }))).await?;
+    bed.wait_for("six", |found| found.len() == 6).await?;
+    bed.delete("blue").await?;
+    bed.wait_gone("blue").await?;
+    let ids = |found: &[Instance]| found.iter().map(|i| (i.id.clone(), i.service_modify_index)).collect::<Vec<_>>();
+    let left = bed.wait_for("cyan and green", |found| {
+        found.len() == 4 && found.iter().all(|i| i.tags == ["cyan"] || i.tags == ["green"])
+    });
+    let left = left.await?;
+    bed.wait_for_a_look(&running).await?;
+    ensure!(ids(&bed.instances().await?) == ids(&left), "what was left was written again");
+    Ok(())
+}

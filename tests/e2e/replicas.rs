@@ -1,0 +1,183 @@
+//! Two replicas, of which one acts.
+//!
+//! Each has a proxy of its own in front of Consul, so that what it asked is on record.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use kube::Api;
+use kube::api::ListParams;
+use lictor_testbed::{Fault, Operator, Proxy, Record, TestPod, wait};
+use serde_json::json;
+
+use crate::bed::{Bed, SOON};
+
+/// Kills in `make test`; `LICTOR_KILLS` says how many others.
+const KILLS: usize = 3;
+
+/// A replica and its way to Consul.
+struct Replica {
+    identity: String,
+    operator: Arc<Operator>,
+    proxy: Proxy,
+}
+
+impl Replica {
+    async fn start(bed: &Bed, number: usize) -> Result<Self> {
+        let identity = format!("replica-{number}");
+        let proxy = Proxy::start(&bed.consul_address()).await?;
+        let launch = bed.operator().consul(&proxy.addr()).switch("--leader-election");
+        let launch = launch.flag("--lease-namespace", bed.namespace.name()).flag("--identity", &identity);
+        Ok(Self { identity, operator: launch.ready().await?, proxy })
+    }
+
+    async fn leads(&self) -> Result<bool> {
+        Ok(self.operator.metrics().await?.lines().any(|line| line == "lictor_leader 1"))
+    }
+
+    async fn until_it_leads(&self) -> Result<()> {
+        wait::until(format!("{} leads", self.identity), SOON, || async { Ok(self.leads().await?.then_some(())) }).await
+    }
+
+    /// Waits until it has changed an instance, and says when.
+    async fn first_change(&self) -> Result<Instant> {
+        wait::until(format!("a change by {}", self.identity), SOON, || async {
+            Ok(self.proxy.writes().iter().find(|record| changes_an_instance(record)).map(|record| record.at))
+        })
+        .await
+    }
+}
+
+/// Whether a request touches a registration or its check, rather than only the marker.
+fn changes_an_instance(record: &Record) -> bool {
+    let body = String::from_utf8_lossy(&record.body);
+    record.path.starts_with("/v1/agent/") || body.contains("\"Service\":{") || body.contains("\"Check\":{")
+}
+
+/// A leader that has registered two pods, and a replica that stands by.
+async fn two(bed: &Bed) -> Result<(Replica, Replica, Vec<TestPod>)> {
+    let pods = bed.web(2).await?;
+    bed.apply_web(json!({})).await?;
+    let first = Replica::start(bed, 0).await?;
+    first.until_it_leads().await?;
+    bed.wait_for_pods(&pods.iter().collect::<Vec<_>>()).await?;
+    let second = Replica::start(bed, 1).await?;
+    ensure!(second.operator.get("/readyz").await?.contains("standing by"));
+    Ok((first, second, pods))
+}
+
+/// Flips a third pod's readiness, so that there is always something to write.
+async fn keep_changing(bed: &Bed, pod: &str, done: &AtomicBool) -> Result<()> {
+    let mut ready = false;
+    while !done.load(Ordering::SeqCst) {
+        bed.namespace.set_ready(pod, ready).await?;
+        ready = !ready;
+        // The pace of the changes, not a wait for anything.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    Ok(())
+}
+
+/// Looks all the time whether an instance that lives is gone.
+async fn keep_looking(bed: &Bed, pods: &[TestPod], done: &AtomicBool) -> Result<usize> {
+    let mut looks = 0;
+    while !done.load(Ordering::SeqCst) {
+        let found = bed.instances().await?;
+        for pod in pods {
+            let there = found.iter().any(|i| i.address == pod.ip.to_string() && i.status == "passing");
+            ensure!(there, "{} was not there, or not passing: {found:#?}", pod.name);
+        }
+        looks += 1;
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    Ok(looks)
+}
+
+pub(crate) async fn one_takes_over_from_one_that_is_killed(bed: &Bed) -> Result<()> {
+    let (mut leader, mut standby, pods) = two(bed).await?;
+    let restless = bed.web_pod("restless", "a").await?;
+    let kills = std::env::var("LICTOR_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(KILLS);
+    let done = AtomicBool::new(false);
+    let kill_in_turn = async {
+        let mut gaps = Vec::new();
+        for number in 0..kills {
+            leader.first_change().await?;
+            standby.proxy.clear();
+            let killed = Instant::now();
+            leader.operator.kill()?;
+            gaps.push(standby.first_change().await?.saturating_duration_since(killed));
+            leader = std::mem::replace(&mut standby, Replica::start(bed, number + 2).await?);
+        }
+        done.store(true, Ordering::SeqCst);
+        anyhow::Ok(gaps)
+    };
+    let (gaps, (), looks) =
+        tokio::try_join!(kill_in_turn, keep_changing(bed, &restless.name, &done), keep_looking(bed, &pods, &done))?;
+    ensure!(looks > 100, "only {looks} looks");
+    println!("next write after a kill, {} mode: {gaps:?}", bed.mode.as_str());
+    Ok(())
+}
+
+pub(crate) async fn one_hands_over_when_it_is_told_to_stop(bed: &Bed) -> Result<()> {
+    let (leader, standby, mut pods) = two(bed).await?;
+    standby.proxy.clear();
+    let stopped = Instant::now();
+    leader.operator.terminate(SOON).await?;
+    standby.until_it_leads().await?;
+    println!("handover, {} mode: {:?}", bed.mode.as_str(), stopped.elapsed());
+    pods.push(bed.web_pod("web-2", "a").await?);
+    bed.wait_for_pods(&pods.iter().collect::<Vec<_>>()).await?;
+    standby.first_change().await?;
+    Ok(())
+}
+
+pub(crate) async fn one_that_slept_past_its_time_begins_no_request(bed: &Bed) -> Result<()> {
+    let (leader, standby, mut pods) = two(bed).await?;
+    leader.operator.process().signal("STOP")?;
+    standby.until_it_leads().await?;
+    // Something to do for whoever thinks that it leads.
+    pods.push(bed.web_pod("web-2", "a").await?);
+    bed.wait_for_pods(&pods.iter().collect::<Vec<_>>()).await?;
+    leader.proxy.clear();
+    leader.operator.process().signal("CONT")?;
+    wait::until("the sleeper knows that it leads no more", SOON, || async {
+        Ok((!leader.leads().await?).then_some(()))
+    })
+    .await?;
+    pods.push(bed.web_pod("web-3", "b").await?);
+    bed.wait_for_pods(&pods.iter().collect::<Vec<_>>()).await?;
+    let asked = leader.proxy.records();
+    ensure!(asked.is_empty(), "the sleeper asked Consul: {asked:?}");
+    Ok(())
+}
+
+/// A write that hangs in the network until another replica has written is rolled back.
+pub(crate) async fn a_late_write_of_the_old_leader_is_fenced_off(bed: &Bed) -> Result<()> {
+    let (leader, standby, pods) = two(bed).await?;
+    let held = Duration::from_secs(10);
+    leader.proxy.clear();
+    leader.proxy.set_fault(Fault::Delay(held));
+    // The old leader sends that it is not ready, and sleeps before it could give the request up.
+    bed.namespace.set_ready(&pods[0].name, false).await?;
+    wait::until("the old leader's write", SOON, || async { Ok((!leader.proxy.writes().is_empty()).then_some(())) })
+        .await?;
+    leader.operator.process().signal("STOP")?;
+    standby.until_it_leads().await?;
+    bed.namespace.set_ready(&pods[0].name, true).await?;
+    bed.wait_for_pods(&pods.iter().collect::<Vec<_>>()).await?;
+    standby.operator.get("/readyz").await.context("the new leader stands")?;
+    let answered = || async {
+        let writes = leader.proxy.writes();
+        Ok(writes.first().and_then(|write| write.status).map(|status| (status, writes)))
+    };
+    let (status, writes) = wait::until("Consul's answer to the late write", SOON, answered).await?;
+    ensure!(status == 409, "the late write was not rolled back: {writes:?}");
+    bed.wait_for_pods(&pods.iter().collect::<Vec<_>>()).await?;
+    leader.operator.process().signal("CONT")?;
+    let leases: Api<k8s_openapi::api::coordination::v1::Lease> =
+        Api::namespaced(bed.namespace.client().clone(), bed.namespace.name());
+    ensure!(leases.list(&ListParams::default()).await?.items.len() == 1);
+    Ok(())
+}

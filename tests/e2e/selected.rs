@@ -1,0 +1,150 @@
+//! Instances straight from the pods that a selector picks, with no Service between.
+
+use std::net::IpAddr;
+
+use anyhow::{Result, ensure};
+use k8s_openapi::api::core::v1::Service;
+use kube::Api;
+use kube::api::ListParams;
+use lictor_testbed::{Instance, TestPod};
+use serde_json::{Value, json};
+
+use crate::bed::{Bed, Mode, pair};
+
+/// The source of the pods that are `web`, whose tier is one of two, and that are no canaries.
+fn source() -> Value {
+    json!({ "source": { "pods": {
+        "matchLabels": { "app": "web" },
+        "matchExpressions": [
+            { "key": "tier", "operator": "In", "values": ["front", "edge"] },
+            { "key": "tier", "operator": "Exists" },
+            { "key": "track", "operator": "NotIn", "values": ["nightly"] },
+            { "key": "canary", "operator": "DoesNotExist" },
+        ],
+    } } })
+}
+
+/// Makes the two nodes, and a pod for each of these: its name, its node, its tier.
+async fn pods(bed: &Bed, tiers: [(&str, &str, &str); 4]) -> Result<[TestPod; 4]> {
+    bed.nodes().await?;
+    let make =
+        async |(name, node, tier)| bed.namespace.create_pod(bed.new_web_pod(name, node).label("tier", tier)).await;
+    let [a, b, c, d] = tiers;
+    Ok([make(a).await?, make(b).await?, make(c).await?, make(d).await?])
+}
+
+pub(crate) async fn pods_are_picked(bed: &Bed) -> Result<()> {
+    let [front, edge, back, canary] =
+        pods(bed, [("web-0", "a", "front"), ("web-1", "b", "edge"), ("back", "a", "back"), ("canary", "b", "front")])
+            .await?;
+    bed.namespace.label_pod("canary", "canary", Some("yes")).await?;
+    bed.operate().await?;
+    bed.apply_web(source()).await?;
+    let found = bed.wait_for_pods(&[&front, &edge]).await?;
+    let services: Api<Service> = Api::namespaced(bed.namespace.client().clone(), bed.namespace.name());
+    ensure!(services.list(&ListParams::default()).await?.items.is_empty(), "there is a Service");
+    for pod in [&front, &edge] {
+        let node = match bed.mode {
+            Mode::Agent => bed.consul_node().to_owned(),
+            Mode::Catalog => format!("{}-{}", bed.cluster, pod.node),
+        };
+        let id = format!("{}:{}:web:{}:{}:8080", bed.cluster, bed.namespace.name(), bed.service, pod.uid);
+        let is = |i: &Instance| i.id == id && i.port == 8080 && i.node == node;
+        let of_pod = |i: &Instance| pair(i, "k8s-pod") == Some(&pod.name) && pair(i, "k8s-node") == Some(&pod.node);
+        ensure!(found.iter().any(|i| is(i) && of_pod(i)), "no {id} on {node}: {found:?}");
+    }
+    bed.wait_flawless("web").await?;
+    bed.wait_for_counts("web", [2, 2, 2, 0]).await?;
+
+    // An edit of its labels makes a pod one that is picked, or one that is not.
+    bed.namespace.label_pod("back", "tier", Some("front")).await?;
+    bed.wait_for_pods(&[&front, &edge, &back]).await?;
+    bed.namespace.label_pod("web-0", "app", Some("other")).await?;
+    bed.namespace.label_pod("web-1", "track", Some("nightly")).await?;
+    bed.wait_for_pods(&[&back]).await?;
+    bed.namespace.label_pod("canary", "canary", None).await?;
+    bed.wait_for_pods(&[&back, &canary]).await?;
+    // And so does an edit of the selector.
+    bed.apply_web(json!({ "source": { "pods": { "matchLabels": { "app": "other" } } } })).await?;
+    bed.wait_for_pods(&[&front]).await?;
+    bed.wait_flawless("web").await?;
+    bed.wait_for_counts("web", [1, 1, 1, 0]).await
+}
+
+pub(crate) async fn pods_live_and_die(bed: &Bed) -> Result<()> {
+    let [first, second, third, fourth] =
+        pods(bed, [("web-0", "a", "front"), ("web-1", "b", "front"), ("web-2", "a", "edge"), ("web-3", "b", "edge")])
+            .await?;
+    bed.operate().await?;
+    bed.apply_web(source()).await?;
+    bed.wait_for_pods(&[&first, &second, &third, &fourth]).await?;
+
+    bed.namespace.set_ready("web-0", false).await?;
+    let address = first.ip.to_string();
+    bed.wait_for("web-0 is critical, the others are passing", |found| {
+        found.len() == 4 && found.iter().all(|i| (i.status == "critical") == (i.address == address))
+    })
+    .await?;
+    bed.wait_for_counts("web", [4, 4, 3, 1]).await?;
+    bed.namespace.set_ready("web-0", true).await?;
+    bed.wait_for_pods(&[&first, &second, &third, &fourth]).await?;
+
+    // One terminates: no kubelet confirms its end, so that it stays, and is ready. Two have ended, and keep their
+    // address.
+    bed.namespace.delete_pod("web-0", 300).await?;
+    bed.wait_for_pods(&[&second, &third, &fourth]).await?;
+    ensure!(bed.namespace.pods().get("web-0").await?.metadata.deletion_timestamp.is_some(), "it does not terminate");
+    bed.namespace.set_phase("web-1", "Succeeded").await?;
+    bed.namespace.set_phase("web-2", "Failed").await?;
+    bed.wait_for_pods(&[&fourth]).await?;
+    for ended in ["web-1", "web-2"] {
+        let status = bed.namespace.pods().get(ended).await?.status;
+        ensure!(status.is_some_and(|status| status.pod_ip.is_some()), "{ended} has no address any more");
+    }
+    bed.namespace.force_delete("web-3").await?;
+    bed.wait_for_pods(&[]).await?;
+    // No pod is a truth, not an error; and one that comes back under its name is another one.
+    bed.wait_flawless("web").await?;
+    bed.wait_for_counts("web", [0, 0, 0, 0]).await?;
+    let again = bed.namespace.create_pod(bed.new_web_pod("web-3", "a").label("tier", "edge")).await?;
+    let found = bed.wait_for_pods(&[&again]).await?;
+    ensure!(found[0].id.contains(&again.uid) && !found[0].id.contains(&fourth.uid), "{found:?}");
+    Ok(())
+}
+
+pub(crate) async fn pods_without_what_it_takes(bed: &Bed) -> Result<()> {
+    bed.nodes().await?;
+    let new = |name: &str| bed.new_web_pod(name, "a");
+    let plain = bed.namespace.create_pod(new("plain")).await?;
+    let late = bed.namespace.create_pod(new("late").unreported()).await?;
+    bed.operate().await?;
+    bed.apply_web(json!({ "source": { "pods": { "matchLabels": { "app": "web" } } }, "port": "http" })).await?;
+    bed.wait_for_pods(&[&plain]).await?;
+    bed.wait_flawless("web").await?;
+    // It has its address as soon as its kubelet has seen it.
+    bed.namespace.report("late", &[late.ip], true).await?;
+    bed.wait_for_pods(&[&plain, &late]).await?;
+
+    // Two in the network of their node: one address, two ports. And one without any port of that name.
+    let node: IpAddr = "192.0.2.10".parse()?;
+    let host = |name: &str, port| {
+        let node_name = format!("{}-a", bed.namespace.name());
+        lictor_testbed::NewPod::new(name, &node_name).label("app", "web").port("http", port).ip(node).host_network()
+    };
+    bed.namespace.create_pod(host("host-1", 9001)).await?;
+    bed.namespace.create_pod(host("host-2", 9002)).await?;
+    let other = lictor_testbed::NewPod::new("other", &format!("{}-a", bed.namespace.name()));
+    let other = bed.namespace.create_pod(other.label("app", "web").port("grpc", 9000)).await?;
+    let found = bed.wait_for("four", |found| found.len() == 4 && found.iter().all(|i| i.status == "passing")).await?;
+    let has = |address: IpAddr, port| found.iter().any(|i| i.address == address.to_string() && i.port == port);
+    ensure!(has(node, 9001) && has(node, 9002) && has(plain.ip, 8080) && has(late.ip, 8080), "{found:?}");
+    let message = bed.wait_for_problem("web", "other", "PortNotFound").await?;
+    ensure!(message.contains("http") && message.contains("9000 (grpc)"), "{message}");
+    bed.wait_for_condition("web", "Ready", "False", "PortNotFound").await?;
+    ensure!(!bed.instances().await?.iter().any(|i| i.address == other.ip.to_string()), "it is registered all the same");
+
+    // By number it needs no name.
+    bed.apply_web(json!({ "source": { "pods": { "matchLabels": { "app": "web" } } }, "port": 7000 })).await?;
+    bed.wait_for("all five at 7000", |found| found.len() == 5 && found.iter().all(|i| i.port == 7000)).await?;
+    bed.wait_flawless("web").await
+}
