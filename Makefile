@@ -7,9 +7,11 @@ CACHE := $(or $(LICTOR_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/lictor)
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 DENY_VERSION := 0.20.2
 DENY := $(CACHE)/tools/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
+MDBOOK_VERSION := 0.5.4
+MDBOOK := $(CACHE)/tools/mdbook-$(MDBOOK_VERSION)/bin/mdbook
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long lint fmt doc deny crd build clean-cache
+.PHONY: help demo test test-long lint fmt doc book deny crd reference build clean-cache
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,14 +23,15 @@ demo: ## Watch it work: a real Kubernetes, a real Consul, the operator (DEMO_ONC
 test: ## All that a change must pass
 	@tests/run
 
-test-long: ## What takes longer: 50,000 seeds of the simulation (LICTOR_SEEDS=N for others)
-	@LICTOR_SEEDS=$${LICTOR_SEEDS:-50000} tests/run --test simulation
+test-long: ## What takes longer: 50,000 seeds of the simulation, 10,000 random resources, 20 kills of a leader
+	@LICTOR_SEEDS=$${LICTOR_SEEDS:-50000} LICTOR_FUZZ_RESOURCES=$${LICTOR_FUZZ_RESOURCES:-10000} LICTOR_KILLS=$${LICTOR_KILLS:-20} \
+		tests/run --test simulation --test fuzz_resources --test e2e
 
-lint: ## Formatting, lints, documentation, licences and sources
+lint: ## Formatting, lints, documentation, licences and sources, the book
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- --deny warnings
 	RUSTDOCFLAGS="--deny warnings" $(CARGO) doc --workspace --no-deps --locked --quiet
-	@$(MAKE) --no-print-directory deny
+	@$(MAKE) --no-print-directory deny book
 
 fmt: ## Format the code
 	$(CARGO) fmt --all
@@ -36,14 +39,25 @@ fmt: ## Format the code
 doc: ## Build the documentation of the code
 	$(CARGO) doc --workspace --no-deps
 
+book: $(MDBOOK) ## Build docs/ as a book: target/book/index.html. A warning is an error
+	@said=$$($(MDBOOK) build --dest-dir $(abspath $(TARGET)/book) 2>&1) || failed=1; \
+	if [ -n "$$failed" ] || printf '%s\n' "$$said" | grep -qE '^ *(WARN|ERROR)'; then printf '%s\n' "$$said" >&2; exit 1; fi
+
 deny: $(DENY) ## Check licences, bans and sources of all crates
 	$(DENY) --all-features check licenses bans sources
 
 $(DENY):
 	$(CARGO) install --quiet --locked --root $(CACHE)/tools/cargo-deny-$(DENY_VERSION) --version $(DENY_VERSION) cargo-deny
 
+$(MDBOOK):
+	$(CARGO) install --quiet --locked --root $(CACHE)/tools/mdbook-$(MDBOOK_VERSION) --version $(MDBOOK_VERSION) \
+		--no-default-features --features search mdbook
+
 crd: ## Write crds/ anew from the code
 	LICTOR_UPDATE=1 $(CARGO) test --quiet --lib crd
+
+reference: ## Write docs/reference.md and docs/refusals.md anew, from the CRD and what a real API server answers
+	LICTOR_UPDATE=1 $(CARGO) test --quiet --test resource -- the_reference_is what_is_refused_is
 
 build: ## Build the operator: target/release/lictor
 	$(CARGO) build --release --package lictor
