@@ -1,0 +1,59 @@
+{{/* What values.schema.json cannot say: how values go together. */}}
+
+{{/* A duration such as 1m30s in seconds. */}}
+{{- define "lictor.seconds" -}}
+{{- $seconds := 0 }}
+{{- range regexFindAll "[0-9]+[hms]" . -1 }}
+{{- $number := regexFind "[0-9]+" . | int }}
+{{- $seconds = add $seconds (mul $number (get (dict "h" 3600 "m" 60 "s" 1) (regexFind "[hms]" .))) }}
+{{- end }}
+{{- $seconds }}
+{{- end }}
+
+{{- define "lictor.validate" -}}
+{{- $values := .Values }}
+{{- if not $values.enabled }}
+{{- fail "enabled: it is for the condition of a parent chart, and does nothing here" }}
+{{- end }}
+{{- if and $values.watchNamespaces (not $values.clusterName) }}
+{{- fail "clusterName: with watchNamespaces, Lictor may not read the uid of kube-system: give the cluster a name, unique among those that share the Consul" }}
+{{- end }}
+{{- if and $values.clusterUid (not $values.clusterName) }}
+{{- fail "clusterUid: it needs a clusterName" }}
+{{- end }}
+{{- if and (gt (int $values.replicaCount) 1) (not $values.leaderElection.enabled) }}
+{{- fail "replicaCount: without leaderElection.enabled there may be one replica only" }}
+{{- end }}
+{{- if and $values.consul.esm (eq $values.registration "agent") }}
+{{- fail "consul.esm: it is for registration: catalog; with agent, the agent itself runs the checks" }}
+{{- end }}
+{{- with $values.consul.tls.ca }}
+{{- if and .existingSecret .existingConfigMap }}
+{{- fail "consul.tls.ca: give existingSecret or existingConfigMap, not both" }}
+{{- end }}
+{{- end }}
+{{- if and (not $values.crds.keep) $values.crds.install (not $values.uninstall.release) }}
+{{- fail "crds.keep: without it and without uninstall.release, resources would be stuck for ever when the chart is uninstalled: set one of them" }}
+{{- end }}
+{{- if and $values.uninstall.deregister (not $values.uninstall.release) }}
+{{- fail "uninstall.deregister: it needs uninstall.release" }}
+{{- end }}
+{{- if and $values.metrics.serviceMonitor.enabled (not $values.metrics.service.enabled) }}
+{{- fail "metrics.serviceMonitor.enabled: it needs metrics.service.enabled" }}
+{{- end }}
+{{- $sweep := include "lictor.seconds" $values.sweepInterval | int }}
+{{- if or (lt $sweep 1) (gt $sweep 86400) }}
+{{- fail (printf "sweepInterval: %s is not from 1s to 24h" $values.sweepInterval) }}
+{{- end }}
+{{- $lease := include "lictor.seconds" $values.leaderElection.leaseDuration | int }}
+{{- if or (lt $lease 2) (gt $lease 300) }}
+{{- fail (printf "leaderElection.leaseDuration: %s is not from 2s to 5m" $values.leaderElection.leaseDuration) }}
+{{- end }}
+{{- if ge (include "lictor.seconds" $values.gracePeriod | int) (int $values.terminationGracePeriodSeconds) }}
+{{- fail "gracePeriod: it must be less than terminationGracePeriodSeconds, or a stop may cut writes short" }}
+{{- end }}
+{{- $within := include "lictor.seconds" $values.metrics.serviceMonitor.scrapeTimeout | int }}
+{{- if gt $within (include "lictor.seconds" $values.metrics.serviceMonitor.interval | int) }}
+{{- fail "metrics.serviceMonitor.scrapeTimeout: it may not be longer than the interval" }}
+{{- end }}
+{{- end }}

@@ -1,0 +1,162 @@
+//! What in the chart follows from other files of the repository.
+
+use std::collections::BTreeSet;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use clap::{Args, Parser};
+use lictor::settings::{RunArgs, Settings};
+use lictor_testbed::programs::tools::Tool;
+use serde_json::{Value, json};
+
+use crate::helm::{Helm, all_values, chart, documents, one, say, values, with};
+use crate::{check_file, read};
+
+const LICTOR: &str = env!("CARGO_BIN_EXE_lictor");
+
+#[test]
+fn the_crd_is_that_of_the_code() {
+    check_file("charts/lictor/files/consulservices.lictor.dev.yaml", &read("crds/consulservices.lictor.dev.yaml"));
+}
+
+#[tokio::test]
+async fn the_readme_is_made_of_the_values() -> Result<()> {
+    let chart = chart();
+    let readme = say(
+        &Tool::HelmDocs.ensure().await?,
+        ["--dry-run", "--log-level=error", "--sort-values-order=file", "--chart-search-root"]
+            .map(AsRef::as_ref)
+            .into_iter()
+            .chain([chart.as_os_str()]),
+    )
+    .await?;
+    // The program ends what it prints with a line of its own.
+    check_file("charts/lictor/README.md", &format!("{}\n", readme.trim_end()));
+    let bare: Vec<_> = readme.lines().filter(|line| line.starts_with('|') && line.ends_with("|  |")).collect();
+    assert!(bare.is_empty(), "values without a word: {bare:#?}");
+    Ok(())
+}
+
+#[test]
+fn there_is_one_version() -> Result<()> {
+    let chart: Value = serde_saphyr::from_str(&read("charts/lictor/Chart.yaml"))?;
+    let version = env!("CARGO_PKG_VERSION");
+    assert_eq!((&chart["version"], &chart["appVersion"]), (&json!(version), &json!(version)));
+    let images = chart["annotations"]["artifacthub.io/images"].as_str().context("images")?;
+    ensure!(images.contains(&format!("ghcr.io/lictor-dev/lictor:{version}\n")), "{images}");
+    let examples = chart["annotations"]["artifacthub.io/crdsExamples"].as_str().context("examples")?;
+    let examples: Vec<lictor::cluster::api::ConsulService> = serde_saphyr::from_str(examples)?;
+    ensure!(examples.len() == 1);
+    Ok(())
+}
+
+#[derive(Parser)]
+struct Run {
+    #[command(flatten)]
+    args: RunArgs,
+}
+
+/// The arguments of the container that runs this subcommand.
+fn arguments(objects: &[Value], subcommand: &str) -> Option<Vec<String>> {
+    let specs = objects.iter().flat_map(|object| [&object["spec"], &object["spec"]["template"]["spec"]]);
+    let containers = specs.filter_map(|spec| spec["containers"].as_array()).flatten();
+    let args = containers.filter_map(|container| serde_json::from_value::<Vec<String>>(container["args"].clone()).ok());
+    args.into_iter().find(|args| args.first().is_some_and(|first| first == subcommand))
+}
+
+/// What the pods are told is what the program understands.
+#[tokio::test]
+async fn the_flags_are_those_of_the_program() -> Result<()> {
+    let helm = Helm::new().await?;
+    for file in all_values() {
+        let objects = helm.objects(&with(&file)).await?;
+        let args = arguments(&objects, "run").context("run")?;
+        let parsed = Run::try_parse_from(&args).with_context(|| format!("{}", file.display()))?;
+        Settings::new(parsed.args).with_context(|| format!("{}", file.display()))?;
+        for subcommand in ["release", "doctor"] {
+            // Help is given only if all that stands before it is understood.
+            let Some(args) = arguments(&objects, subcommand) else { continue };
+            let output = Command::new(LICTOR).args(&args).arg("--help").output()?;
+            ensure!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        }
+    }
+    Ok(())
+}
+
+/// What the chart does not set, and why not.
+const NOT_SET: [(&str, &str); 3] = [
+    ("identity", "different for each replica: the pod's name is in it by default"),
+    ("kubeconfig", "in a pod it is the service account's"),
+    ("context", "likewise"),
+];
+
+#[tokio::test]
+async fn every_setting_has_a_value() -> Result<()> {
+    let helm = Helm::new().await?;
+    // Both, since some exclude one another.
+    let mut set = BTreeSet::new();
+    for name in ["everything", "namespaced"] {
+        let args = arguments(&helm.objects(&with(&values(name))).await?, "run").context("run")?;
+        set.extend(args.iter().filter_map(|arg| Some(arg.strip_prefix("--")?.split('=').next()?.to_owned())));
+    }
+    let command = RunArgs::augment_args(clap::Command::new("run"));
+    for flag in command.get_arguments().filter_map(clap::Arg::get_long) {
+        let excepted = NOT_SET.iter().any(|(name, _)| *name == flag);
+        ensure!(excepted || set.contains(flag), "the chart has no value for --{flag}");
+    }
+    Ok(())
+}
+
+/// A rule for each verb: (group, resource, name, verb).
+type Rights = BTreeSet<[String; 4]>;
+
+fn rights(role: &Value) -> Rights {
+    let list = |rule: &Value, field: &str| -> Vec<String> {
+        let list = rule[field].as_array().into_iter().flatten();
+        list.filter_map(|item| item.as_str().map(ToOwned::to_owned)).collect()
+    };
+    let mut rights = Rights::new();
+    for rule in role["rules"].as_array().into_iter().flatten() {
+        let mut names = list(rule, "resourceNames");
+        if names.is_empty() {
+            names.push(String::new());
+        }
+        for group in list(rule, "apiGroups") {
+            for resource in list(rule, "resources") {
+                for name in &names {
+                    for verb in list(rule, "verbs") {
+                        rights.insert([group.clone(), resource.clone(), name.clone(), verb]);
+                    }
+                }
+            }
+        }
+    }
+    rights
+}
+
+#[tokio::test]
+async fn the_rights_are_those_of_the_example() -> Result<()> {
+    let example = documents(&read("examples/access/kubernetes.yaml"))?;
+    let helm = Helm::new().await?;
+    let none: [&str; 0] = [];
+    let ours = helm.objects(&["-s", "templates/role.yaml", "-s", "templates/lease-role.yaml"]).await?;
+    assert_eq!(rights(one(&ours, "ClusterRole")), rights(one(&example, "ClusterRole")));
+    assert_eq!(rights(one(&ours, "Role")), rights(one(&example, "Role")));
+
+    // In single namespaces the same, but for what is in none.
+    let everywhere = rights(one(&example, "ClusterRole"));
+    let in_none = ["nodes", "namespaces", "customresourcedefinitions"];
+    let expected: Rights = everywhere.into_iter().filter(|right| !in_none.contains(&right[1].as_str())).collect();
+    let ours = helm.objects(&with(&values("namespaced"))).await?;
+    let cluster_wide = ours.iter().filter(|object| object["metadata"]["namespace"].is_null());
+    assert_eq!(cluster_wide.count(), 0, "something is in no namespace");
+    for namespace in ["shop", "orders"] {
+        let roles: Vec<_> =
+            ours.iter().filter(|object| object["metadata"]["namespace"] == namespace).cloned().collect();
+        assert_eq!(rights(one(&roles, "Role")), expected, "{namespace}");
+        assert_eq!(one(&roles, "RoleBinding")["subjects"][0]["namespace"], "lictor");
+    }
+    let all = helm.objects(&none).await?;
+    ensure!(all.iter().any(|object| object["metadata"]["namespace"].is_null()), "this test is blind");
+    Ok(())
+}

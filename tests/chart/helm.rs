@@ -1,0 +1,116 @@
+//! Running Helm and the programs around it.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use anyhow::{Context, Result, bail, ensure};
+use lictor_testbed::WorkDir;
+use lictor_testbed::programs::tools::Tool;
+use serde_json::Value;
+use tokio::process::Command;
+
+use crate::file;
+
+/// The release's name and namespace wherever they do not matter.
+pub(crate) const RELEASE: &str = "lictor";
+
+/// The chart.
+pub(crate) fn chart() -> PathBuf {
+    file("charts/lictor")
+}
+
+/// The values files that stand for the ways in which the chart is installed.
+pub(crate) fn all_values() -> Vec<PathBuf> {
+    let mut files: Vec<_> = std::fs::read_dir(chart().join("ci")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    assert!(files.len() > 3, "{files:?}");
+    files
+}
+
+/// One of them.
+pub(crate) fn values(name: &str) -> PathBuf {
+    chart().join("ci").join(name).with_extension("yaml")
+}
+
+/// Runs a program and gives what it prints on stdout; fails with all that it says.
+pub(crate) async fn say<A: AsRef<OsStr>>(program: &Path, args: impl IntoIterator<Item = A>) -> Result<String> {
+    finish(Command::new(program).args(args)).await
+}
+
+async fn finish(command: &mut Command) -> Result<String> {
+    let output = command.stdin(Stdio::null()).kill_on_drop(true).output();
+    let output = output.await.with_context(|| format!("starting {}", command.as_std().get_program().display()))?;
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    ensure!(output.status.success(), "{:?}\n{}: {out}{err}", command.as_std().get_args(), output.status);
+    Ok(out.into_owned())
+}
+
+/// Helm, with a home of its own: nobody's plug-ins or settings.
+pub(crate) struct Helm {
+    program: PathBuf,
+    home: WorkDir,
+    kubeconfig: Option<PathBuf>,
+}
+
+impl Helm {
+    /// Helm without a cluster.
+    pub(crate) async fn new() -> Result<Self> {
+        Ok(Self { program: Tool::Helm.ensure().await?, home: WorkDir::create("helm")?, kubeconfig: None })
+    }
+
+    /// Helm on a cluster.
+    pub(crate) async fn on(kubeconfig: &Path) -> Result<Self> {
+        Ok(Self { kubeconfig: Some(kubeconfig.to_owned()), ..Self::new().await? })
+    }
+
+    /// Runs it.
+    pub(crate) async fn run<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Result<String> {
+        let mut command = Command::new(&self.program);
+        for name in ["HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME"] {
+            command.env(name, self.home.path());
+        }
+        // Where there is no cluster, none is to be found either.
+        command.env("KUBECONFIG", self.kubeconfig.as_deref().unwrap_or(Path::new("/dev/null")));
+        finish(command.args(args)).await
+    }
+
+    /// What the chart makes of these arguments, such as `-f FILE` or `--set KEY=VALUE`.
+    pub(crate) async fn template<A: AsRef<OsStr>>(&self, args: &[A]) -> Result<String> {
+        let chart = chart();
+        let begin = [OsStr::new("template"), OsStr::new(RELEASE), chart.as_os_str(), OsStr::new("--namespace=lictor")];
+        self.run(begin.into_iter().chain(args.iter().map(AsRef::as_ref))).await
+    }
+
+    /// The same as objects.
+    pub(crate) async fn objects<A: AsRef<OsStr>>(&self, args: &[A]) -> Result<Vec<Value>> {
+        documents(&self.template(args).await?)
+    }
+
+    /// Why the chart is not rendered with these arguments.
+    pub(crate) async fn refusal<A: AsRef<OsStr>>(&self, args: &[A]) -> Result<String> {
+        match self.template(args).await {
+            Ok(_) => bail!("it is rendered"),
+            Err(error) => Ok(format!("{error:#}")),
+        }
+    }
+}
+
+/// The objects of a YAML stream.
+pub(crate) fn documents(yaml: &str) -> Result<Vec<Value>> {
+    let all: Vec<Value> = serde_saphyr::from_multiple(yaml)?;
+    Ok(all.into_iter().filter(|document| !document.is_null()).collect())
+}
+
+/// The one object of this kind.
+pub(crate) fn one<'a>(objects: &'a [Value], kind: &str) -> &'a Value {
+    let mut found = objects.iter().filter(|object| object["kind"] == kind);
+    let first = found.next().unwrap_or_else(|| panic!("there is no {kind}"));
+    assert!(found.next().is_none(), "there are several of {kind}");
+    first
+}
+
+/// `-f FILE`.
+pub(crate) fn with(values: &Path) -> [&OsStr; 2] {
+    [OsStr::new("-f"), values.as_os_str()]
+}

@@ -1,0 +1,226 @@
+//! The chart on a real apiserver: what stays and what goes as it is installed, upgraded and uninstalled.
+//!
+//! There is no node, so pods are only wanted, and hooks do not end.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use lictor_testbed::{ControlPlane, Programs, WorkDir, wait};
+use serde_json::Value;
+use tokio::sync::{Mutex, MutexGuard, OnceCell};
+
+use crate::helm::{Helm, chart};
+use crate::read;
+
+const SOON: Duration = Duration::from_secs(30);
+const CRD: &str = "crd/consulservices.lictor.dev";
+/// The fields of a spec in the CRD, and one that may have come later.
+const FIELDS: &str = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties";
+const LATER: &str = "enableTagOverride";
+
+/// A cluster of which a test may remove what belongs to all: one test after the other has it to itself.
+struct Cluster {
+    plane: MutexGuard<'static, ControlPlane>,
+    helm: Helm,
+}
+
+impl Cluster {
+    async fn take() -> Result<Self> {
+        static PLANE: OnceCell<Mutex<ControlPlane>> = OnceCell::const_new();
+        let start = || async { anyhow::Ok(Mutex::new(ControlPlane::start(&Programs::ensure().await?).await?)) };
+        let plane = PLANE.get_or_try_init(start).await?.lock().await;
+        let helm = Helm::on(plane.kubeconfig()).await?;
+        let cluster = Self { plane, helm };
+        // What the test before has left.
+        for release in cluster.helm.run(["list", "--short", "--namespace=lictor"]).await?.lines() {
+            cluster.helm.run(["uninstall", release, "--namespace=lictor", "--no-hooks"]).await?;
+        }
+        cluster.kubectl(&["delete", CRD, "--ignore-not-found"]).await?;
+        cluster.kubectl(&["delete", "jobs", "--all", "--namespace=lictor"]).await?;
+        Ok(cluster)
+    }
+
+    /// Helm on the release `lictor` of the namespace `lictor`, without hooks.
+    async fn helm(&self, verb: &str, chart: Option<&Path>, more: &[&str]) -> Result<String> {
+        let mut args = vec![verb, "lictor"];
+        if let Some(chart) = chart {
+            args.push(chart.to_str().context("a path")?);
+            args.push("--create-namespace");
+        }
+        if verb == "upgrade" {
+            args.retain(|arg| *arg != "--create-namespace");
+        }
+        args.extend(["--namespace", "lictor", "--no-hooks"]);
+        args.extend(more);
+        self.helm.run(args).await
+    }
+
+    async fn kubectl(&self, args: &[&str]) -> Result<String> {
+        self.plane.kubectl(args).await
+    }
+
+    /// What Helm has made for releases of this name, but for the CRD.
+    async fn made(&self, release: &str) -> Result<Vec<String>> {
+        let kinds = "deployments,serviceaccounts,services,poddisruptionbudgets,configmaps,roles,rolebindings,clusterroles,\
+                     clusterrolebindings,networkpolicies,jobs,pods";
+        let label = format!("app.kubernetes.io/instance={release},app.kubernetes.io/managed-by=Helm");
+        let names = self.kubectl(&["get", kinds, "-A", "-l", &label, "--output=name"]).await?;
+        Ok(names.lines().map(ToOwned::to_owned).collect())
+    }
+
+    /// A resource of a user.
+    async fn make_resource(&self) -> Result<()> {
+        self.kubectl(&["wait", "--for=condition=Established", "--timeout=30s", CRD]).await?;
+        let yaml = read("examples/user-service.yaml");
+        let resource =
+            yaml.split("---\n").find(|document| document.contains("kind: ConsulService")).context("examples")?;
+        let apply = || async {
+            let args = ["apply", "--namespace=default", "-f", "-"];
+            Ok(Some(self.plane.kubectl_program().run_with_input(&args, resource).await?))
+        };
+        wait::until("the resource is served", SOON, apply).await.map(drop)
+    }
+
+    /// Its identity and version: none where there is none.
+    async fn resource(&self) -> Result<String> {
+        let fields = "jsonpath={.items[*].metadata.uid} {.items[*].metadata.resourceVersion}";
+        self.kubectl(&["get", "csvc", "--namespace=default", "--output", fields]).await
+    }
+
+    async fn crd(&self) -> Result<Value> {
+        Ok(serde_json::from_str(&self.kubectl(&["get", CRD, "--output=json"]).await?)?)
+    }
+}
+
+/// The chart as it might have been in an earlier version, whose CRD lacks a field.
+fn older_chart(folder: &WorkDir) -> Result<PathBuf> {
+    let older = folder.join("lictor");
+    copy(&chart(), &older)?;
+    let file = older.join("files/consulservices.lictor.dev.yaml");
+    let mut crd: Value = serde_saphyr::from_str(&std::fs::read_to_string(&file)?)?;
+    let fields = crd.pointer_mut(FIELDS).and_then(Value::as_object_mut).context(FIELDS)?;
+    fields.remove(LATER).context(LATER)?;
+    std::fs::write(&file, crd.to_string())?;
+    Ok(older)
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    std::fs::create_dir_all(to)?;
+    for entry in std::fs::read_dir(from)? {
+        let entry = entry?;
+        let (from, to) = (entry.path(), to.join(entry.file_name()));
+        if from.is_dir() {
+            copy(&from, &to)?;
+        } else {
+            std::fs::copy(&from, &to)?;
+        }
+    }
+    Ok(())
+}
+
+fn is_current(crd: &Value) -> bool {
+    crd.pointer(FIELDS).is_some_and(|fields| fields.get(LATER).is_some())
+}
+
+#[tokio::test]
+async fn it_comes_changes_and_goes() -> Result<()> {
+    let (cluster, folder, chart) = (Cluster::take().await?, WorkDir::create("older-chart")?, chart());
+    let older = older_chart(&folder)?;
+
+    let notes = cluster.helm("install", Some(&older), &[]).await?;
+    ensure!(notes.contains("Uninstalling deregisters nothing"), "{notes}");
+    ensure!(!is_current(&cluster.crd().await?), "the older chart is not older");
+    cluster.make_resource().await?;
+    let resource = cluster.resource().await?;
+    let replicas = ["get", "deployment/lictor", "--namespace=lictor", "--output=jsonpath={.spec.replicas}"];
+    ensure!(cluster.kubectl(&replicas).await? == "2");
+
+    // The CRD goes along with the chart, and what is of that kind is not touched.
+    cluster.helm("upgrade", Some(&chart), &["--set", "metrics.dashboard.enabled=true"]).await?;
+    ensure!(is_current(&cluster.crd().await?), "the CRD is still the older one");
+    ensure!(cluster.resource().await? == resource, "the resource was touched");
+    ensure!(cluster.made("lictor").await?.contains(&"configmap/lictor-dashboard".to_owned()));
+
+    // What an upgrade does not make any more goes; but not the CRD.
+    cluster.helm("upgrade", Some(&chart), &["--set", "crds.install=false"]).await?;
+    ensure!(!cluster.made("lictor").await?.contains(&"configmap/lictor-dashboard".to_owned()));
+    ensure!(cluster.resource().await? == resource, "the CRD went with crds.install");
+    cluster.helm("upgrade", Some(&chart), &[]).await?;
+
+    cluster.helm("uninstall", None, &[]).await?;
+    let left = cluster.made("lictor").await?;
+    ensure!(left.is_empty(), "{left:?}");
+    ensure!(cluster.resource().await? == resource, "the CRD did not stay");
+
+    cluster.helm("install", Some(&chart), &[]).await.context("again")?;
+    ensure!(cluster.resource().await? == resource);
+
+    // Unless it is to go.
+    cluster.helm("upgrade", Some(&chart), &["--set", "crds.keep=false"]).await?;
+    cluster.helm("uninstall", None, &[]).await?;
+    let gone = || async { Ok(cluster.kubectl(&["get", CRD]).await.is_err().then_some(())) };
+    wait::until("the CRD is gone", SOON, gone).await
+}
+
+#[tokio::test]
+async fn a_hook_that_fails_uninstalls_nothing() -> Result<()> {
+    let cluster = Cluster::take().await?;
+    cluster.helm("install", Some(&chart()), &[]).await?;
+    let made = cluster.made("lictor").await?;
+    // No node runs the hook.
+    let failed = cluster.helm.run(["uninstall", "lictor", "--namespace=lictor", "--timeout=3s"]).await;
+    let failed = failed.expect_err("the hook has ended without a node");
+    let mut left = cluster.made("lictor").await?;
+    let job = "job.batch/lictor-release".to_owned();
+    ensure!(left.contains(&job), "no hook: {left:?}\n{failed:#}");
+    left.retain(|name| *name != job && !name.starts_with("pod/lictor-release"));
+    ensure!(left == made, "{left:?} of {made:?}\n{failed:#}");
+    // As the README has it.
+    cluster.helm("uninstall", None, &[]).await?;
+    ensure!(cluster.made("lictor").await?.iter().all(|name| name.contains("lictor-release")));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_crd_of_somebody_else_is_not_taken_unasked() -> Result<()> {
+    let (cluster, chart) = (Cluster::take().await?, chart());
+    let crd = read("crds/consulservices.lictor.dev.yaml");
+    cluster.plane.kubectl_program().run_with_input(&["apply", "--server-side", "-f", "-"], &crd).await?;
+    cluster.make_resource().await?;
+    let resource = cluster.resource().await?;
+
+    let refused = cluster.helm("install", Some(&chart), &[]).await.expect_err("it was taken");
+    ensure!(format!("{refused:#}").contains("invalid ownership metadata"), "{refused:#}");
+    let left = cluster.made("lictor").await?;
+    ensure!(left.is_empty(), "{left:?}");
+
+    cluster.helm("install", Some(&chart), &["--set", "crds.install=false"]).await?;
+    cluster.helm("uninstall", None, &[]).await?;
+    ensure!(cluster.resource().await? == resource);
+
+    cluster.helm("install", Some(&chart), &["--take-ownership", "--force-conflicts"]).await?;
+    ensure!(cluster.crd().await?["metadata"]["labels"]["app.kubernetes.io/managed-by"] == "Helm");
+    cluster.helm("uninstall", None, &[]).await?;
+    ensure!(cluster.resource().await? == resource);
+    Ok(())
+}
+
+#[tokio::test]
+async fn two_releases_share_a_namespace() -> Result<()> {
+    let (cluster, chart) = (Cluster::take().await?, chart());
+    cluster.helm("install", Some(&chart), &[]).await?;
+    let first = cluster.made("lictor").await?;
+    let chart = chart.to_str().context("a path")?;
+    let more = ["--namespace=lictor", "--no-hooks", "--set", "class=blue,crds.install=false,clusterName=blue"];
+    cluster.helm.run(["install", "blue", chart].into_iter().chain(more)).await?;
+    let second = cluster.made("blue").await?;
+    ensure!(second.len() == first.len() && !first.iter().any(|name| second.contains(name)), "{first:?} {second:?}");
+    // Each has a Lease of its own.
+    let args = "jsonpath={range .items[*]}{.spec.template.spec.containers[0].args}{end}";
+    let args = cluster.kubectl(&["get", "deployments", "--namespace=lictor", "--output", args]).await?;
+    ensure!(args.contains("--lease-name=lictor\"") && args.contains("--lease-name=blue-lictor\""), "{args}");
+    cluster.helm.run(["uninstall", "blue", "--namespace=lictor", "--no-hooks"]).await?;
+    ensure!(cluster.made("lictor").await? == first);
+    Ok(())
+}
