@@ -1,0 +1,108 @@
+//! An apiserver that knows the resource, with a namespace for each test.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use kube::core::Status;
+use kube::{Client, CustomResourceExt};
+use lictor::cluster::api::{self, ConsulService};
+use lictor_testbed::{ControlPlane, TestNamespace, wait};
+use serde_json::{Value, json};
+use tokio::sync::OnceCell;
+
+pub(crate) const SOON: Duration = Duration::from_secs(20);
+
+/// A namespace on the apiserver of this process.
+pub(crate) struct Bed {
+    pub(crate) plane: &'static ControlPlane,
+    namespace: TestNamespace,
+}
+
+impl Bed {
+    /// A new namespace. The apiserver is started by whoever asks first, and ends with this process.
+    pub(crate) async fn make() -> Result<Self> {
+        static PLANE: OnceCell<Result<ControlPlane, String>> = OnceCell::const_new();
+        let plane = PLANE.get_or_init(|| async { start().await.map_err(|error| format!("{error:#}")) }).await;
+        let plane = plane.as_ref().map_err(|error| anyhow!("the apiserver did not start: {error}"))?;
+        let bed = Self { plane, namespace: TestNamespace::create(plane, "resource").await? };
+        // Established comes a moment before every handler knows it.
+        let made = || async { bed.create("user", &smallest()).await?.map(Some).map_err(|status| anyhow!("{status}")) };
+        wait::until("the resource can be made", SOON, made).await?;
+        Ok(bed)
+    }
+
+    /// A client of this test's own runtime.
+    pub(crate) fn client(&self) -> &Client {
+        self.namespace.client()
+    }
+
+    /// The path of the resources of this namespace.
+    pub(crate) fn path(&self) -> String {
+        format!("/apis/lictor.dev/v1alpha1/namespaces/{}/consulservices", self.namespace.name())
+    }
+
+    /// Makes a resource in a dry run, as strictly as `kubectl apply` does, and gives the spec that would be stored, or
+    /// the apiserver's refusal.
+    pub(crate) async fn create(&self, name: &str, spec: &Value) -> Result<Result<Value, Box<Status>>> {
+        let uri = format!("{}?dryRun=All&fieldValidation=Strict", self.path());
+        let made = self.send("POST", &uri, &resource(name, spec)).await?;
+        Ok(made.map(|mut made| made["spec"].take()))
+    }
+
+    /// Sends one request, and gives the answer or the refusal.
+    pub(crate) async fn send(&self, method: &str, uri: &str, body: &Value) -> Result<Result<Value, Box<Status>>> {
+        let request = http::Request::builder()
+            .method(method)
+            .uri(uri)
+            .header("content-type", "application/json")
+            .body(serde_json::to_vec(body)?)?;
+        match self.client().request::<Value>(request).await {
+            Ok(answer) => Ok(Ok(answer)),
+            Err(kube::Error::Api(status)) => Ok(Err(status)),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The same, of what must be taken.
+    pub(crate) async fn accepts(&self, spec: &Value) -> Result<Value> {
+        self.create("user", spec).await?.map_err(|status| anyhow!("refused: {spec}\n{}", status.message))
+    }
+
+    /// Removes the namespace.
+    pub(crate) async fn clear_away(self) {
+        self.namespace.delete().await;
+    }
+}
+
+async fn start() -> Result<ControlPlane> {
+    let plane = ControlPlane::obtain().await?;
+    let kubectl = plane.kubectl_program();
+    kubectl.run_with_input(&["apply", "--server-side", "-f", "-"], &api::crd_yaml()).await?;
+    let crd = format!("crd/{}", ConsulService::crd_name());
+    kubectl.run(&["wait", "--for=condition=Established", "--timeout=20s", &crd]).await.context("the CRD")?;
+    Ok(plane)
+}
+
+/// A resource with this spec.
+pub(crate) fn resource(name: &str, spec: &Value) -> Value {
+    json!({
+        "apiVersion": "lictor.dev/v1alpha1",
+        "kind": "ConsulService",
+        "metadata": { "name": name },
+        "spec": spec,
+    })
+}
+
+/// The smallest spec.
+pub(crate) fn smallest() -> Value {
+    json!({ "source": { "service": { "name": "user" } } })
+}
+
+/// A spec that is given as YAML. The source of [`smallest`] is its own, unless it has one.
+pub(crate) fn spec(yaml: &str) -> Value {
+    let mut spec = smallest();
+    let given: Value = serde_saphyr::from_str(yaml).unwrap_or_else(|error| panic!("{yaml}\n{error}"));
+    let Value::Object(given) = given else { panic!("not fields: {yaml}") };
+    spec.as_object_mut().unwrap().extend(given);
+    spec
+}
