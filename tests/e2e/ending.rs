@@ -107,9 +107,17 @@ pub(crate) async fn a_hundred_resources_with_their_namespace(bed: &Bed) -> Resul
 
     let namespaces: Api<Namespace> = Api::all(shop.client().clone());
     namespaces.delete(shop.name(), &DeleteParams::default()).await?;
-    bed.wait_for("none", <[_]>::is_empty).await?;
-    // Kubernetes deletes one after another, and looks only now and then whether that was all.
+    // Kubernetes deletes one after another, and looks only now and then whether that was all: on a busy machine that
+    // takes its time, which is not Lictor's.
     let resources = resources(&shop);
+    wait::until("a deletion of each resource", 3 * SOON, || async {
+        let left = resources.list(&ListParams::default()).await?.items;
+        let untouched = left.iter().filter(|resource| resource.metadata.deletion_timestamp.is_none()).count();
+        ensure!(untouched == 0, "{untouched} of {} resources are not deleted yet", left.len());
+        Ok(Some(()))
+    })
+    .await?;
+    bed.wait_for("none", <[_]>::is_empty).await?;
     wait::until("the end of the namespace", 3 * SOON, || async {
         if namespaces.get_opt(shop.name()).await?.is_none() {
             return Ok(Some(()));

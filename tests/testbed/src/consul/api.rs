@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use reqwest::{Client, Method};
 use serde::Deserialize;
 use serde_json::Value;
@@ -158,14 +158,15 @@ impl ConsulApi {
         });
         match waited.await {
             Ok(instances) => Ok(instances),
-            Err(error) => Err(error.context(self.dump(name).await)),
+            // What was waited for comes first: what Consul holds may be long.
+            Err(error) => Err(anyhow!("{error:#}\n{}", self.dump(name).await)),
         }
     }
 
     /// All that Consul holds of a service, and the names of its other services, for failure messages.
     pub async fn dump(&self, name: &str) -> String {
         let instances = match self.instances(name).await {
-            Ok(instances) => format!("{instances:#?}"),
+            Ok(instances) => format!("{} instances {instances:#?}", instances.len()),
             Err(error) => format!("{error:#}"),
         };
         let names = match self.get("/v1/catalog/services").await {
