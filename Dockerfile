@@ -1,0 +1,52 @@
+# The image of Lictor: the program, and what it needs to run.
+#
+#   docker build .                        builds the program here, too
+#   docker build --target prebuilt DIR    takes DIR/lictor, which was built elsewhere, against a C library no newer
+#                                         than that of the runtime
+#
+# It needs nothing of BuildKit. What caching there is, comes of the order of the layers.
+ARG BUILDER=docker.io/library/rust:1.95-slim-bookworm
+ARG RUNTIME=gcr.io/distroless/cc-debian12:nonroot
+
+FROM ${RUNTIME} AS runtime
+ARG VERSION=unknown
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="Lictor" \
+      org.opencontainers.image.description="A Kubernetes operator that keeps Consul true" \
+      org.opencontainers.image.source="https://github.com/lictor-dev/lictor" \
+      org.opencontainers.image.documentation="https://github.com/lictor-dev/lictor/tree/main/docs" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+WORKDIR /
+# By number: `runAsNonRoot` cannot judge a name.
+USER 65532:65532
+EXPOSE 9808
+ENTRYPOINT ["/lictor"]
+CMD ["run"]
+
+# A builder that knows no better goes through this stage on its way to the last one: so it has to do without
+# the program, which a pattern need not match.
+FROM runtime AS prebuilt
+COPY LICENSE licto[r] /
+
+FROM ${BUILDER} AS builder
+WORKDIR /src
+ENV CARGO_PROFILE_RELEASE_LTO=fat \
+    CARGO_PROFILE_RELEASE_CODEGEN_UNITS=1
+# The dependencies first, which seldom change: with empty programs in place of ours.
+COPY Cargo.toml Cargo.lock ./
+COPY tests/testbed/Cargo.toml tests/testbed/
+RUN mkdir --parents src tests/testbed/src \
+    && echo 'fn main() {}' > src/main.rs \
+    && touch src/lib.rs tests/testbed/src/lib.rs \
+    && cargo build --locked --release --package lictor
+COPY src src
+# Ours have to look newer than the empty ones.
+RUN touch src/main.rs src/lib.rs \
+    && cargo build --locked --release --package lictor \
+    && mv target/release/lictor /lictor
+
+FROM runtime
+COPY LICENSE /
+COPY --from=builder /lictor /
