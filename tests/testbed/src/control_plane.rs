@@ -5,6 +5,7 @@
 mod components;
 
 use std::env;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -24,6 +25,9 @@ const START: Duration = Duration::from_secs(60);
 pub struct ControlPlaneOptions {
     /// Put after our own arguments of kube-apiserver; of a flag given twice, the last one counts.
     pub apiserver_extra_args: Vec<String>,
+    /// The address of this machine at which nodes with a kubelet reach it. Without one there are no
+    /// kubelets: it answers at the loopback interface, and leaves nodes alone that nobody speaks for.
+    pub address: Option<Ipv4Addr>,
 }
 
 /// A control plane that we started, or a cluster that was there already.
@@ -31,6 +35,8 @@ pub struct ControlPlaneOptions {
 pub struct ControlPlane {
     /// None for a cluster that was there already.
     ours: Option<Components>,
+    /// Likewise.
+    files: Option<Files>,
     kubeconfig: PathBuf,
     kubectl: Kubectl,
     work_dir: WorkDir,
@@ -50,6 +56,7 @@ impl ControlPlane {
         eprintln!("using the cluster of {}", kubeconfig.display());
         Ok(Self {
             ours: None,
+            files: None,
             kubectl: Kubectl::new(&Programs::ensure_kubectl().await?, kubeconfig),
             kubeconfig: kubeconfig.to_owned(),
             work_dir: WorkDir::create("cluster")?,
@@ -68,17 +75,18 @@ impl ControlPlane {
 
     async fn try_start(programs: &Programs, options: &ControlPlaneOptions) -> Result<Self> {
         let work_dir = WorkDir::create("control-plane")?;
-        let files = Files::write(&work_dir, ports::free()?)?;
+        let files = Files::write(&work_dir, ports::free()?, options)?;
         let components = Components::start(programs, &work_dir, &files, options)?;
         let mut plane = Self {
             ours: Some(components),
             kubectl: Kubectl::new(&programs.kubectl, &files.admin),
             kubeconfig: files.admin.clone(),
+            files: Some(files),
             work_dir,
         };
         plane.wait_apiserver().await?;
-        if let Some(ours) = &mut plane.ours {
-            ours.start_controllers(programs, &plane.work_dir, &files)?;
+        if let (Some(ours), Some(files)) = (&mut plane.ours, &plane.files) {
+            ours.start_controllers(programs, &plane.work_dir, files, options)?;
         }
         plane.wait_controllers().await?;
         Ok(plane)
@@ -88,6 +96,20 @@ impl ControlPlane {
     #[must_use]
     pub fn kubeconfig(&self) -> &Path {
         &self.kubeconfig
+    }
+
+    /// The content of a kubeconfig file of the user `user` in the group `group`.
+    pub fn kubeconfig_for(&self, user: &str, group: Option<&str>) -> Result<String> {
+        self.files()?.kubeconfig_for(&self.work_dir, user, group)
+    }
+
+    /// The certificate of the authority that signs for its clients and for itself.
+    pub fn client_authority(&self) -> Result<&Path> {
+        Ok(&self.files()?.ca)
+    }
+
+    fn files(&self) -> Result<&Files> {
+        self.files.as_ref().context("this cluster's authority is not ours")
     }
 
     /// A new client. Make one for each test: a client belongs to the runtime that first used it.

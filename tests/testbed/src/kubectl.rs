@@ -21,6 +21,14 @@ impl Kubectl {
         Self { program: program.to_owned(), kubeconfig: kubeconfig.to_owned() }
     }
 
+    /// A command that is yet to be started, for one that runs on.
+    #[must_use]
+    pub fn command(&self, args: &[&str]) -> std::process::Command {
+        let mut command = std::process::Command::new(&self.program);
+        command.arg("--kubeconfig").arg(&self.kubeconfig).args(args);
+        command
+    }
+
     /// Runs it and gives what it prints; fails with what it complains about.
     pub async fn run(&self, args: &[&str]) -> Result<String> {
         self.run_with_input(args, "").await
@@ -28,10 +36,7 @@ impl Kubectl {
 
     /// Runs it with `input` on its stdin, as for `apply -f -`.
     pub async fn run_with_input(&self, args: &[&str], input: &str) -> Result<String> {
-        let mut child = Command::new(&self.program)
-            .arg("--kubeconfig")
-            .arg(&self.kubeconfig)
-            .args(args)
+        let mut child = Command::from(self.command(args))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

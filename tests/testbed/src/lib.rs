@@ -3,8 +3,9 @@
 //! Nothing here is a mock. The programs are built once from pinned Go modules ([`programs`]) and run
 //! as ordinary processes on free ports of the loopback interface. There is no kubelet: nodes and pods
 //! are objects whose status a test writes, and the real controllers turn them into `EndpointSlices`.
+//! Where pods are to run, [`node`] adds real nodes, on Linux and as root.
 //!
-//! - what runs: [`control_plane`], [`consul`], [`proxy`] (in front of Consul), [`operator`], [`listeners`] (for
+//! - what runs: [`control_plane`], [`node`], [`consul`], [`proxy`] (in front of Consul), [`operator`], [`listeners`] (for
 //!   Consul's checks to ask), [`esm`] (a stand-in of consul-esm)
 //! - what is asked of Consul's DNS: [`dns`]
 //! - what tests make in the cluster: [`cluster`], [`pods`]
@@ -22,6 +23,7 @@ pub mod dns;
 pub mod esm;
 pub mod kubectl;
 pub mod listeners;
+pub mod node;
 pub mod operator;
 pub mod pods;
 pub mod ports;
@@ -39,10 +41,11 @@ pub use control_plane::{ControlPlane, ControlPlaneOptions};
 pub use esm::Esm;
 pub use kubectl::Kubectl;
 pub use listeners::{Heard, Listener, Message, Over, Protocol};
+pub use node::{NodeCluster, NodeClusterOptions};
 pub use operator::Operator;
 pub use pods::{NewPod, TestPod};
 pub use process::Process;
-pub use programs::Programs;
+pub use programs::{NodePrograms, Programs};
 pub use proxy::{Fault, Proxy, Record};
 pub use watchdog::Watchdog;
 pub use work_dir::WorkDir;

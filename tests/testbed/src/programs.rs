@@ -71,11 +71,64 @@ impl Programs {
     }
 }
 
+/// Where the programs are that make a node of this machine, beside those of [`Programs`].
+#[derive(Debug, Clone)]
+#[allow(missing_docs, reason = "each field is the program of its name")]
+pub struct NodePrograms {
+    pub containerd: PathBuf,
+    pub containerd_shim_runc_v2: PathBuf,
+    pub ctr: PathBuf,
+    pub kubelet: PathBuf,
+    pub kube_proxy: PathBuf,
+    pub coredns: PathBuf,
+    /// What runs in pods: see `programs/app/main.go`.
+    pub app: PathBuf,
+}
+
+impl NodePrograms {
+    /// Finds all of them, and builds those that are not found.
+    pub async fn ensure() -> Result<Self> {
+        tokio::task::spawn_blocking(|| {
+            Ok(Self {
+                containerd: CONTAINERD.ensure()?,
+                containerd_shim_runc_v2: CONTAINERD_SHIM.ensure()?,
+                ctr: CTR.ensure()?,
+                kubelet: KUBELET.ensure()?,
+                kube_proxy: KUBE_PROXY.ensure()?,
+                coredns: COREDNS.ensure()?,
+                app: APP.ensure()?,
+            })
+        })
+        .await?
+    }
+
+    /// Builds what runs in pods alone.
+    pub async fn ensure_app() -> Result<PathBuf> {
+        tokio::task::spawn_blocking(|| APP.ensure()).await?
+    }
+
+    /// Names and paths, in the order in which they are built.
+    #[must_use]
+    pub fn list(&self) -> [(&'static str, &Path); 7] {
+        [
+            (CONTAINERD.name, &self.containerd),
+            (CONTAINERD_SHIM.name, &self.containerd_shim_runc_v2),
+            (CTR.name, &self.ctr),
+            (KUBELET.name, &self.kubelet),
+            (KUBE_PROXY.name, &self.kube_proxy),
+            (COREDNS.name, &self.coredns),
+            (APP.name, &self.app),
+        ]
+    }
+}
+
 /// One program, and how to come by it.
 struct Program {
     name: &'static str,
     /// The folder of its pins in `programs/`.
     pins: &'static str,
+    /// The pinned module that gives it its version; empty for a program of our own, whose source is
+    /// beside its pins.
     module: &'static str,
     package: &'static str,
     /// How long a first build takes on two cores, for whoever waits.
@@ -141,6 +194,12 @@ const KUBECTL: Program = Program {
     ..KUBERNETES
 };
 
+const KUBELET: Program =
+    Program { name: "kubelet", package: "k8s.io/kubernetes/cmd/kubelet", kubebuilder_asset: false, ..KUBERNETES };
+
+const KUBE_PROXY: Program =
+    Program { name: "kube-proxy", package: "k8s.io/kubernetes/cmd/kube-proxy", kubebuilder_asset: false, ..KUBERNETES };
+
 /// What the programs of one module have in common.
 const KUBERNETES: Program = Program {
     name: "",
@@ -149,6 +208,46 @@ const KUBERNETES: Program = Program {
     package: "",
     takes: "1 min",
     kubebuilder_asset: true,
+    on_path: None,
+};
+
+const CTR: Program =
+    Program { name: "ctr", package: "github.com/containerd/containerd/v2/cmd/ctr", takes: "10 s", ..CONTAINERD };
+
+const CONTAINERD_SHIM: Program = Program {
+    name: "containerd-shim-runc-v2",
+    package: "github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2",
+    takes: "10 s",
+    ..CONTAINERD
+};
+
+const CONTAINERD: Program = Program {
+    name: "containerd",
+    pins: "containerd",
+    module: "github.com/containerd/containerd/v2",
+    package: "github.com/containerd/containerd/v2/cmd/containerd",
+    takes: "2 min",
+    kubebuilder_asset: false,
+    on_path: None,
+};
+
+const COREDNS: Program = Program {
+    name: "coredns",
+    pins: "coredns",
+    module: "github.com/coredns/coredns",
+    package: "github.com/coredns/coredns",
+    takes: "3 min",
+    kubebuilder_asset: false,
+    on_path: None,
+};
+
+const APP: Program = Program {
+    name: "app",
+    pins: "app",
+    module: "",
+    package: ".",
+    takes: "1 min",
+    kubebuilder_asset: false,
     on_path: None,
 };
 
@@ -244,8 +343,8 @@ impl Program {
 /// What is pinned for one program.
 struct Pins {
     folder: PathBuf,
-    go_mod: String,
-    go_sum: String,
+    /// `go.mod` and `go.sum`; for a program of our own, its source too.
+    files: Vec<String>,
     /// The version of the program's module, such as `v1.37.2`.
     version: String,
 }
@@ -253,33 +352,41 @@ struct Pins {
 impl Pins {
     fn read(program: &Program) -> Result<Self> {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("programs").join(program.pins);
-        let read = |name: &str| {
-            let path = folder.join(name);
-            fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
-        };
-        let (go_mod, go_sum) = (read("go.mod")?, read("go.sum")?);
-        let version = go_mod
-            .lines()
-            .map(|line| line.trim().trim_start_matches("require "))
-            .find_map(|line| line.strip_prefix(program.module)?.strip_prefix(' '))
-            .and_then(|rest| rest.split_whitespace().next())
-            .with_context(|| format!("{} is not in {}/go.mod", program.module, folder.display()))?
-            .to_owned();
-        Ok(Self { folder, go_mod, go_sum, version })
+        let mut paths: Vec<PathBuf> = fs::read_dir(&folder)
+            .and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect())
+            .with_context(|| format!("reading {}", folder.display()))?;
+        paths.sort();
+        let read = |path: &PathBuf| fs::read_to_string(path).with_context(|| format!("reading {}", path.display()));
+        let files = paths.iter().map(read).collect::<Result<Vec<_>>>()?;
+        Ok(Self { version: version(program, &files)?, folder, files })
     }
 
     /// A fingerprint of all that decides what is built. Not a defence against anybody.
     fn hash(&self, program: &Program) -> u64 {
         let mut hasher = Fnv1a::default();
-        for part in
-            [&self.go_mod, &self.go_sum, &ldflags(&self.version), program.package, env::consts::OS, env::consts::ARCH]
-        {
+        let ldflags = ldflags(&self.version);
+        let others = [ldflags.as_str(), program.package, env::consts::OS, env::consts::ARCH];
+        for part in self.files.iter().map(String::as_str).chain(others) {
             hasher.write(part.as_bytes());
             hasher.write_u8(0);
         }
         hasher.write(program.tags().as_bytes());
         hasher.finish()
     }
+}
+
+/// The version of a program's module, which one of its `files` pins.
+fn version(program: &Program, files: &[String]) -> Result<String> {
+    if program.module.is_empty() {
+        return Ok("v0.0.0".to_owned());
+    }
+    let lines = files.iter().flat_map(|file| file.lines());
+    let version = lines
+        .map(|line| line.trim().trim_start_matches("require "))
+        .find_map(|line| line.strip_prefix(program.module)?.strip_prefix(' '))
+        .and_then(|rest| rest.split_whitespace().next())
+        .filter(|version| version.starts_with('v'));
+    Ok(version.with_context(|| format!("{} is not in {}/go.mod", program.module, program.pins))?.to_owned())
 }
 
 /// The Kubernetes programs are told their version by the linker, and `kubectl version` fails without.
@@ -289,7 +396,8 @@ fn ldflags(version: &str) -> String {
     packages.iter().fold("-s -w".to_owned(), |flags, package| format!("{flags} -X {package}.gitVersion={version}"))
 }
 
-fn cache() -> Result<PathBuf> {
+/// The folder of all programs.
+pub(crate) fn cache() -> Result<PathBuf> {
     let set = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let lictor = if let Some(cache) = set("LICTOR_CACHE") {
         cache
@@ -353,7 +461,7 @@ mod tests {
 
     #[test]
     fn every_program_is_pinned() -> Result<()> {
-        for program in [ETCD, CONSUL, KUBE_APISERVER, KUBECTL] {
+        for program in [ETCD, CONSUL, KUBE_APISERVER, KUBECTL, CONTAINERD, COREDNS] {
             let pins = Pins::read(&program)?;
             assert!(major_minor(&pins.version).is_some(), "{}", pins.version);
         }
@@ -363,7 +471,8 @@ mod tests {
     #[test]
     fn a_changed_pin_is_another_folder() -> Result<()> {
         let pins = Pins::read(&ETCD)?;
-        let changed = Pins { go_sum: format!("{}\n", pins.go_sum), ..Pins::read(&ETCD)? };
+        let mut changed = Pins::read(&ETCD)?;
+        changed.files[1].push('\n');
         assert_ne!(pins.hash(&ETCD), changed.hash(&ETCD));
         assert_eq!(pins.hash(&ETCD), Pins::read(&ETCD)?.hash(&ETCD));
         Ok(())

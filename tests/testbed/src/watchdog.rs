@@ -13,8 +13,8 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 use anyhow::{Context, Result, ensure};
 
-/// Lines are `pid N` (a process group), `dir PATH` and `addr IP/BITS` (on the loopback interface);
-/// `gone LINE` takes one back. Addresses and processes are taken back because the same number may
+/// Lines are `pid N` (a process group), `dir PATH`, `cgroup NAME` (in every hierarchy) and
+/// `addr IP/BITS` (on the loopback interface); `gone LINE` takes one back. Addresses and processes are taken back because the same number may
 /// belong to somebody else later; a folder's name is never used twice.
 ///
 /// `kill -s NAME` is the one way to signal a process group that every `sh` understands.
@@ -47,6 +47,18 @@ for pid in $pids; do kill -s TERM -- "-$pid"; done
 tries=0
 while [ $tries -lt 30 ] && alive; do sleep 0.1; tries=$((tries + 1)); done
 for pid in $pids; do kill -s KILL -- "-$pid"; done
+tries=0
+while [ $tries -lt 100 ] && alive; do sleep 0.1; tries=$((tries + 1)); done
+for name in $(each cgroup); do
+  for root in /sys/fs/cgroup /sys/fs/cgroup/*; do
+    tries=0
+    while [ $tries -lt 50 ] && [ -d "$root/$name" ]; do
+      find "$root/$name" -depth -type d -exec rmdir '{}' ';'
+      [ -d "$root/$name" ] && sleep 0.1
+      tries=$((tries + 1))
+    done
+  done
+done
 each dir | while IFS= read -r dir; do rm -rf -- "$dir"; done
 for addr in $(each addr); do ip addr del "$addr" dev lo; done
 "#;
@@ -105,6 +117,16 @@ impl Watchdog {
     /// This address has been removed.
     pub fn forget_address(&self, address: IpAddr) -> Result<()> {
         self.tell(&format!("gone addr {}", with_bits(address)))
+    }
+
+    /// Removes the cgroup of this name at our end, once its processes are gone.
+    pub fn watch_cgroup(&self, name: &str) -> Result<()> {
+        self.tell(&format!("cgroup {name}"))
+    }
+
+    /// This cgroup has been removed.
+    pub fn forget_cgroup(&self, name: &str) -> Result<()> {
+        self.tell(&format!("gone cgroup {name}"))
     }
 
     fn tell(&self, line: &str) -> Result<()> {

@@ -4,16 +4,24 @@ use std::io;
 
 use anyhow::Result;
 use clap::Parser;
-use lictor_testbed::{Consul, ConsulOptions, ControlPlane, Programs};
+use lictor_testbed::{Consul, ConsulOptions, ControlPlane, NodeCluster, NodeClusterOptions, NodePrograms, Programs};
 use tokio::sync::oneshot;
 
 #[derive(Parser)]
 #[command(about)]
 enum Command {
     /// Builds what is missing, and prints where each program is.
-    Programs,
+    Programs {
+        /// Those of a node, too.
+        #[arg(long)]
+        nodes: bool,
+    },
     /// Starts a control plane and a Consul, and prints the environment that leads to them.
-    Up,
+    Up {
+        /// So many nodes that run pods; without, pods are objects that nobody runs. Needs Linux and root.
+        #[arg(long, default_value_t = 0)]
+        nodes: u8,
+    },
 }
 
 #[tokio::main]
@@ -21,13 +29,15 @@ async fn main() -> Result<()> {
     let command = Command::parse();
     let programs = Programs::ensure().await?;
     match command {
-        Command::Programs => {
-            for (name, path) in programs.list() {
+        Command::Programs { nodes } => {
+            let of_nodes = if nodes { Some(NodePrograms::ensure().await?) } else { None };
+            for (name, path) in programs.list().into_iter().chain(of_nodes.iter().flat_map(NodePrograms::list)) {
                 println!("{name}\t{}", path.display());
             }
             Ok(())
         }
-        Command::Up => up(&programs).await,
+        Command::Up { nodes: 0 } => up(&programs).await,
+        Command::Up { nodes } => up_with_nodes(&programs, nodes).await,
     }
 }
 
@@ -35,8 +45,18 @@ async fn up(programs: &Programs) -> Result<()> {
     let options = ConsulOptions { ui: true, ..ConsulOptions::default() };
     let (plane, consul) = tokio::try_join!(ControlPlane::start(programs), Consul::start(programs, options))?;
     println!("export KUBECONFIG={} CONSUL_HTTP_ADDR={}", plane.kubeconfig().display(), consul.http_addr());
-    eprintln!("running until Ctrl-C or the end of stdin …");
+    told_to_end().await
+}
 
+async fn up_with_nodes(programs: &Programs, nodes: u8) -> Result<()> {
+    let cluster = NodeCluster::start(&NodeClusterOptions { nodes, ..NodeClusterOptions::default() }).await?;
+    cluster.load_consul(&programs.consul).await?;
+    println!("export KUBECONFIG={}", cluster.plane().kubeconfig().display());
+    told_to_end().await
+}
+
+async fn told_to_end() -> Result<()> {
+    eprintln!("running until Ctrl-C or the end of stdin …");
     tokio::select! {
         interrupted = tokio::signal::ctrl_c() => interrupted?,
         ended = end_of_stdin() => ended?,

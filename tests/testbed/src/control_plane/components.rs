@@ -20,7 +20,12 @@ const FIRST_SERVICE_ADDRESS: &str = "10.96.0.1";
 
 /// No kubelet confirms a heartbeat, a start or an end here: the controllers that act on a kubelet's
 /// silence would remove the tests' nodes and pods.
-const CONTROLLERS: &str = "*,-node-lifecycle-controller,-pod-garbage-collector-controller";
+const WITHOUT_KUBELETS: &str = "*,-node-lifecycle-controller,-pod-garbage-collector-controller";
+
+/// After how many seconds of silence a node is not ready, and its pods are told to go after how many
+/// more. By default it is about a minute, and five more, which nobody wants to watch.
+const NODE_GRACE: u32 = 12;
+const POD_GRACE: u32 = 5;
 
 /// The running programs. They end in this order: nothing outlives what it needs.
 #[derive(Debug)]
@@ -41,7 +46,7 @@ impl Components {
     ) -> Result<Self> {
         let etcd_url = format!("http://127.0.0.1:{}", ports::free()?);
         let etcd = start_etcd(programs, work_dir, &etcd_url)?;
-        let mut args = apiserver_args(files, work_dir, &etcd_url);
+        let mut args = apiserver_args(files, work_dir, &etcd_url, options);
         args.extend_from_slice(&options.apiserver_extra_args);
         let apiserver = Apiserver {
             running: Mutex::default(),
@@ -54,9 +59,17 @@ impl Components {
     }
 
     /// Starts the rest, once the apiserver is ready.
-    pub(super) fn start_controllers(&mut self, programs: &Programs, work_dir: &WorkDir, files: &Files) -> Result<()> {
-        self.controllers =
-            vec![start_scheduler(programs, work_dir, files)?, start_controller_manager(programs, work_dir, files)?];
+    pub(super) fn start_controllers(
+        &mut self,
+        programs: &Programs,
+        work_dir: &WorkDir,
+        files: &Files,
+        options: &ControlPlaneOptions,
+    ) -> Result<()> {
+        self.controllers = vec![
+            start_scheduler(programs, work_dir, files)?,
+            start_controller_manager(programs, work_dir, files, options)?,
+        ];
         Ok(())
     }
 
@@ -104,28 +117,35 @@ impl Apiserver {
 }
 
 /// Certificates, keys and kubeconfig files.
+#[derive(Debug)]
 pub(super) struct Files {
+    authority: Authority,
+    address: Ipv4Addr,
     apiserver_port: u16,
-    ca: PathBuf,
+    pub(super) ca: PathBuf,
     server: PairFiles,
+    /// With which the apiserver goes to kubelets.
+    kubelet_client: PairFiles,
     service_accounts: PairFiles,
     pub(super) admin: PathBuf,
     controller_manager: PathBuf,
     scheduler: PathBuf,
 }
 
+#[derive(Debug)]
 struct PairFiles {
     public: PathBuf,
     private: PathBuf,
 }
 
 impl Files {
-    pub(super) fn write(work_dir: &WorkDir, apiserver_port: u16) -> Result<Self> {
+    pub(super) fn write(work_dir: &WorkDir, apiserver_port: u16, options: &ControlPlaneOptions) -> Result<Self> {
+        let address = options.address.unwrap_or(Ipv4Addr::LOCALHOST);
         let authority = Authority::new("lictor-testbed")?;
         let ca = work_dir.write("ca.crt", authority.certificate())?;
         let names = [
             "localhost",
-            "127.0.0.1",
+            &address.to_string(),
             &own_address().to_string(),
             FIRST_SERVICE_ADDRESS,
             "kubernetes",
@@ -135,20 +155,30 @@ impl Files {
         ];
         let server = authority.server(names.map(str::to_owned).to_vec())?;
 
+        let url = format!("https://{address}:{apiserver_port}");
         let kubeconfig = |name: &str, user: &str, group: Option<&str>| {
             let client = write_pair(work_dir, name, &authority.client(user, group)?)?;
-            let url = format!("https://127.0.0.1:{apiserver_port}");
             work_dir.write(&format!("{name}.kubeconfig"), kubeconfig(&url, &ca, &client))
         };
+        let kubelet_client = authority.client("kube-apiserver-kubelet-client", Some("system:masters"))?;
         Ok(Self {
+            address,
             apiserver_port,
+            kubelet_client: write_pair(work_dir, "apiserver-kubelet-client", &kubelet_client)?,
             server: write_pair(work_dir, "apiserver", &server)?,
             service_accounts: write_pair(work_dir, "service-accounts", &key_pair()?)?,
             admin: kubeconfig("admin", "admin", Some("system:masters"))?,
             controller_manager: kubeconfig("controller-manager", "system:kube-controller-manager", None)?,
             scheduler: kubeconfig("scheduler", "system:kube-scheduler", None)?,
             ca,
+            authority,
         })
+    }
+
+    pub(super) fn kubeconfig_for(&self, work_dir: &WorkDir, user: &str, group: Option<&str>) -> Result<String> {
+        let name = user.replace(':', "-");
+        let client = write_pair(work_dir, &name, &self.authority.client(user, group)?)?;
+        Ok(kubeconfig(&format!("https://{}:{}", self.address, self.apiserver_port), &self.ca, &client))
     }
 }
 
@@ -223,12 +253,12 @@ fn start_etcd(programs: &Programs, work_dir: &WorkDir, url: &str) -> Result<Proc
     Process::spawn("etcd", command, &work_dir.join("etcd.log"))
 }
 
-fn apiserver_args(files: &Files, work_dir: &WorkDir, etcd_url: &str) -> Vec<String> {
-    vec![
+fn apiserver_args(files: &Files, work_dir: &WorkDir, etcd_url: &str, options: &ControlPlaneOptions) -> Vec<String> {
+    let mut args = vec![
         format!("--etcd-servers={etcd_url}"),
-        "--bind-address=127.0.0.1".to_owned(),
+        format!("--bind-address={}", files.address),
         format!("--secure-port={}", files.apiserver_port),
-        format!("--advertise-address={}", own_address()),
+        format!("--advertise-address={}", options.address.unwrap_or_else(own_address)),
         flag("cert-dir", work_dir.path()),
         flag("tls-cert-file", &files.server.public),
         flag("tls-private-key-file", &files.server.private),
@@ -240,21 +270,37 @@ fn apiserver_args(files: &Files, work_dir: &WorkDir, etcd_url: &str) -> Vec<Stri
         flag("service-account-key-file", &files.service_accounts.public),
         flag("service-account-signing-key-file", &files.service_accounts.private),
         "--kubelet-preferred-address-types=InternalIP".to_owned(),
-    ]
+        flag("kubelet-client-certificate", &files.kubelet_client.public),
+        flag("kubelet-client-key", &files.kubelet_client.private),
+    ];
+    if options.address.is_some() {
+        args.push(format!("--default-not-ready-toleration-seconds={POD_GRACE}"));
+        args.push(format!("--default-unreachable-toleration-seconds={POD_GRACE}"));
+    }
+    args
 }
 
-fn start_controller_manager(programs: &Programs, work_dir: &WorkDir, files: &Files) -> Result<Process> {
+fn start_controller_manager(
+    programs: &Programs,
+    work_dir: &WorkDir,
+    files: &Files,
+    options: &ControlPlaneOptions,
+) -> Result<Process> {
     let mut command = Command::new(&programs.kube_controller_manager);
     command.args(client_flags(&files.controller_manager)).args([
         &flag("root-ca-file", &files.ca),
         &flag("service-account-private-key-file", &files.service_accounts.private),
-        &format!("--controllers={CONTROLLERS}"),
         "--use-service-account-credentials",
         // The default of 20 requests a second would be the bottleneck of every larger test.
         "--kube-api-qps=1000",
         "--kube-api-burst=2000",
         &format!("--secure-port={}", ports::free()?),
     ]);
+    if options.address.is_some() {
+        command.args(["--node-monitor-period=1s", &format!("--node-monitor-grace-period={NODE_GRACE}s")]);
+    } else {
+        command.arg(format!("--controllers={WITHOUT_KUBELETS}"));
+    }
     let log = work_dir.join("kube-controller-manager.log");
     Process::spawn("kube-controller-manager", command, &log)
 }
