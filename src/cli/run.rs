@@ -19,7 +19,7 @@ use crate::cluster::kubernetes::{ApiServer, UidError};
 use crate::cluster::lease::{Candidate, ElectionTrouble, Leads, LeaseSettings};
 use crate::cluster::watch::{self, Orders, WatchHealth};
 use crate::cluster::world::World;
-use crate::consul::transport::{Http, Leave, Transport};
+use crate::consul::transport::{BadSettings, Http, Leave, Transport};
 use crate::engine::metrics::Metrics;
 use crate::engine::{Config, Engine};
 use crate::model::names::Identity;
@@ -31,7 +31,7 @@ const EVENTS: usize = 16_384;
 /// How long between looks at the definition of our kind.
 const DEFINITION: Duration = Duration::from_secs(60);
 
-/// How long between tries to reach Kubernetes at the start.
+/// How long between looks, at the start, at what is not there yet.
 const RETRY: Duration = Duration::from_secs(2);
 
 /// Runs the operator until it is told to stop.
@@ -54,11 +54,14 @@ async fn operate(settings: Settings) -> anyhow::Result<()> {
         .with_context(|| format!("--admin-address {}", settings.admin_address))?;
     tokio::spawn(admin.clone().serve(listener));
 
-    let http = Http::new(&settings.consul).context("reaching Consul")?;
+    let mut stop = std::pin::pin!(stop_signal()?);
+    let http = tokio::select! {
+        http = consul(&settings, &admin) => http?,
+        () = &mut stop => return Ok(()),
+    };
     let client = connect::client(settings.kubeconfig.as_deref(), settings.context.as_deref())
         .await
         .context("reaching Kubernetes")?;
-    let mut stop = std::pin::pin!(stop_signal()?);
     let election = settings.election.as_ref().map(|election| Elected::begin(&client, election));
     let transport: Arc<dyn Transport> = match &election {
         None => Arc::new(http),
@@ -143,25 +146,41 @@ impl Elected {
     }
 }
 
-/// Who we are, as soon as Kubernetes says so.
-async fn identity(client: &Client, settings: &Settings, admin: &Admin) -> anyhow::Result<Identity> {
+/// What an attempt gives, as soon as one succeeds. Until then the log and `/readyz` say what is waited for. An error that
+/// does not pass by itself ends it.
+async fn wait_for<T>(
+    admin: &Admin,
+    whom: &str,
+    passes: impl Fn(&anyhow::Error) -> bool,
+    mut attempt: impl AsyncFnMut() -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
     let mut told = String::new();
     loop {
-        match identify(client, settings).await {
-            Ok(identity) => return Ok(identity),
-            // What the flags say will not change by itself.
-            Err(error) if !error.is::<UidError>() => return Err(error),
-            Err(error) => {
-                let why = error.to_string();
+        match attempt().await {
+            Err(error) if passes(&error) => {
+                let why = format!("waiting for {whom}: {error}");
                 if why != told {
-                    tracing::warn!("waiting for Kubernetes: {why}");
-                    admin.waits_for(format!("waiting for Kubernetes: {why}"));
+                    tracing::warn!("{why}");
+                    admin.waits_for(why.clone());
                     told = why;
                 }
                 tokio::time::sleep(RETRY).await;
             }
+            done => return done,
         }
     }
+}
+
+/// The way to Consul, as soon as all files for it are there.
+async fn consul(settings: &Settings, admin: &Admin) -> anyhow::Result<Http> {
+    let passes = |error: &anyhow::Error| matches!(error.downcast_ref(), Some(BadSettings::NotYet(_)));
+    let http = wait_for(admin, "what Consul is reached with", passes, async || Ok(Http::new(&settings.consul)?));
+    http.await.context("reaching Consul")
+}
+
+/// Who we are, as soon as Kubernetes says so. What the flags say will not change by itself.
+async fn identity(client: &Client, settings: &Settings, admin: &Admin) -> anyhow::Result<Identity> {
+    wait_for(admin, "Kubernetes", anyhow::Error::is::<UidError>, async || identify(client, settings).await).await
 }
 
 /// Says so for as long as the cluster's `CustomResourceDefinition` is older than what this version reads and writes.

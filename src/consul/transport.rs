@@ -192,6 +192,9 @@ pub enum BadSettings {
         /// What is wrong with it.
         why: String,
     },
+    /// A file that is not there, in a folder that is: what comes from a Secret may come later.
+    #[error("{}: there is no such file yet", .0.display())]
+    NotYet(PathBuf),
     /// A certificate without its key, or a key without its certificate.
     #[error("a client certificate for Consul needs both its certificate and its key")]
     HalfAPair,
@@ -261,7 +264,7 @@ impl Http {
             builder = builder.dns_resolver(Arc::new(InPlaceOf(host.into())));
         }
         if let Some(file) = &settings.token_file {
-            // Read again when it is needed; but one that is not there from the start is a mistake.
+            // Read again when it is needed; but a name that leads nowhere is a mistake.
             read(file)?;
         }
         let client = builder.build().map_err(|error| BadSettings::Client(chain(&error)))?;
@@ -405,7 +408,10 @@ fn parse_address(address: &str) -> Result<Url, BadSettings> {
 }
 
 fn read(file: &Path) -> Result<Vec<u8>, BadSettings> {
-    std::fs::read(file).map_err(|error| bad_file(file, &error))
+    std::fs::read(file).map_err(|error| {
+        let may_come = error.kind() == io::ErrorKind::NotFound && file.parent().is_some_and(Path::is_dir);
+        if may_come { BadSettings::NotYet(file.to_owned()) } else { bad_file(file, &error) }
+    })
 }
 
 fn bad_file(path: &Path, error: &dyn std::error::Error) -> BadSettings {
