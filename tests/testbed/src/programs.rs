@@ -257,7 +257,7 @@ impl Program {
         if let Some(found) = self.in_kubebuilder_assets() {
             return Ok(found);
         }
-        if let Some(found) = self.on_path(&pins) {
+        if let Some(found) = self.on_path(&pins).filter(|_| version_asked_for(self.pins).is_none()) {
             return Ok(found);
         }
         let folder = cache()?.join(format!("{}-{:016x}", self.name, pins.hash(self)));
@@ -282,7 +282,8 @@ impl Program {
     }
 
     fn in_kubebuilder_assets(&self) -> Option<PathBuf> {
-        let folder = env::var_os("KUBEBUILDER_ASSETS").filter(|_| self.kubebuilder_asset)?;
+        let will_do = self.kubebuilder_asset && version_asked_for(self.pins).is_none();
+        let folder = env::var_os("KUBEBUILDER_ASSETS").filter(|_| will_do)?;
         let program = Path::new(&folder).join(self.name);
         program.is_file().then_some(program)
     }
@@ -351,7 +352,9 @@ struct Pins {
 
 impl Pins {
     fn read(program: &Program) -> Result<Self> {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("programs").join(program.pins);
+        let pins = version_asked_for(program.pins);
+        let pins = pins.map_or_else(|| program.pins.to_owned(), |version| format!("{}-{version}", program.pins));
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("programs").join(pins);
         let mut paths: Vec<PathBuf> = fs::read_dir(&folder)
             .and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect())
             .with_context(|| format!("reading {}", folder.display()))?;
@@ -387,6 +390,12 @@ fn version(program: &Program, files: &[String]) -> Result<String> {
         .and_then(|rest| rest.split_whitespace().next())
         .filter(|version| version.starts_with('v'));
     Ok(version.with_context(|| format!("{} is not in {}/go.mod", program.module, program.pins))?.to_owned())
+}
+
+/// The version, such as `1.31`, that is asked for in place of the newest of these pins: by `LICTOR_TEST_KUBERNETES` or
+/// `LICTOR_TEST_CONSUL`. Its pins are in a folder beside them.
+fn version_asked_for(pins: &str) -> Option<String> {
+    env::var(format!("LICTOR_TEST_{}", pins.to_uppercase())).ok().filter(|version| !version.is_empty())
 }
 
 /// The Kubernetes programs are told their version by the linker, and `kubectl version` fails without.
