@@ -10,7 +10,7 @@
 //! - what is asked of Consul's DNS: [`dns`]
 //! - what tests make in the cluster: [`cluster`], [`pods`]
 //! - what all of it stands on: [`programs`], [`process`], [`watchdog`], [`work_dir`], [`ports`],
-//!   [`certificates`], [`addresses`], [`kubectl`], [`wait`]
+//!   [`certificates`], [`addresses`], [`kubectl`], [`helm`], [`wait`]
 //!
 //! Whatever is started ends with the process that started it, however that one ends ([`watchdog`]).
 
@@ -21,6 +21,7 @@ pub mod consul;
 pub mod control_plane;
 pub mod dns;
 pub mod esm;
+pub mod helm;
 pub mod kubectl;
 pub mod listeners;
 pub mod node;
@@ -39,6 +40,7 @@ pub use cluster::{NewEndpoint, TestNamespace};
 pub use consul::{Check, Consul, ConsulApi, ConsulOptions, Instance};
 pub use control_plane::{ControlPlane, ControlPlaneOptions};
 pub use esm::Esm;
+pub use helm::Helm;
 pub use kubectl::Kubectl;
 pub use listeners::{Heard, Listener, Message, Over, Protocol};
 pub use node::{NodeCluster, NodeClusterOptions};

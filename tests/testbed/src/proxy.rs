@@ -4,7 +4,7 @@
 //! Consul refuse, fail, dawdle, or do a thing and lose the answer.
 
 use std::fmt;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -27,6 +27,8 @@ use crate::init_tls;
 pub struct Record {
     /// When it had come in whole.
     pub at: Instant,
+    /// Who sent it.
+    pub from: IpAddr,
     /// Its method.
     pub method: Method,
     /// Its path, without the query.
@@ -117,8 +119,13 @@ struct Log {
 impl Proxy {
     /// Starts one on a free port, in front of `upstream`, such as `http://127.0.0.1:8500`.
     pub async fn start(upstream: &str) -> Result<Self> {
+        Self::start_at(Ipv4Addr::LOCALHOST, upstream).await
+    }
+
+    /// The same at another address of this machine.
+    pub async fn start_at(address: Ipv4Addr, upstream: &str) -> Result<Self> {
         init_tls();
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        let listener = TcpListener::bind((address, 0)).await?;
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared {
             upstream: upstream.trim_end_matches('/').to_owned(),
@@ -130,7 +137,7 @@ impl Proxy {
         Ok(Self { address, shared, accepting })
     }
 
-    /// Its base address, `http://127.0.0.1:PORT`.
+    /// Its base address, `http://ADDRESS:PORT`.
     #[must_use]
     pub fn addr(&self) -> String {
         format!("http://{}", self.address)
@@ -186,10 +193,11 @@ impl Shared {
     }
 
     /// Answers one request. An error closes the connection without an answer.
-    async fn answer(&self, request: Request<Incoming>) -> Result<Response<Full<Bytes>>> {
+    async fn answer(&self, from: IpAddr, request: Request<Incoming>) -> Result<Response<Full<Bytes>>> {
         let (head, body) = request.into_parts();
         let record = Record {
             at: Instant::now(),
+            from,
             method: head.method,
             path: head.uri.path().to_owned(),
             query: head.uri.query().unwrap_or_default().to_owned(),
@@ -256,8 +264,8 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     loop {
         tokio::select! {
             accepted = listener.accept() => {
-                if let Ok((stream, _)) = accepted {
-                    connections.spawn(serve(stream, Arc::clone(&shared)));
+                if let Ok((stream, peer)) = accepted {
+                    connections.spawn(serve(stream, peer.ip(), Arc::clone(&shared)));
                 }
             }
             Some(_) = connections.join_next() => {}
@@ -265,10 +273,10 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     }
 }
 
-async fn serve(stream: TcpStream, shared: Arc<Shared>) {
+async fn serve(stream: TcpStream, from: IpAddr, shared: Arc<Shared>) {
     let service = service_fn(|request| {
         let shared = Arc::clone(&shared);
-        async move { shared.answer(request).await }
+        async move { shared.answer(from, request).await }
     });
     // Its errors are those that were asked for, or a client's that went away.
     let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;

@@ -14,12 +14,13 @@ use lictor_testbed::{NodeCluster, NodeClusterOptions, TestNamespace, wait};
 const SOON: Duration = Duration::from_secs(60);
 
 fn main() -> ExitCode {
+    let test = |name, run| suite::Test { name, own_cluster: true, run };
     suite::run(
         (),
-        vec![
-            ("pods_run_and_find_each_other", |()| Box::pin(pods_run_and_find_each_other())),
-            ("no_node_outlives_a_killed_process", |()| Box::pin(no_node_outlives_a_killed_process())),
-        ],
+        vec![vec![
+            test("pods_run_and_find_each_other", |()| Box::pin(pods_run_and_find_each_other())),
+            test("no_node_outlives_a_killed_process", |()| Box::pin(no_node_outlives_a_killed_process())),
+        ]],
     )
 }
 
@@ -43,9 +44,14 @@ async fn pods_run_and_find_each_other() -> Result<()> {
         ensure!(answer.trim() == pod[0], "{pod:?} calls itself {answer}");
         let exec = ["exec", pod[0], "--", "/app"];
         let load = ["load", "-dns", "user", "-port", "80", "-rate", "100", "-duration", "1s"];
-        let load = shop.kubectl(&[&exec[..], &load].concat()).await?;
-        ensure!(load.contains(r#""failures":0"#), "{load}");
-        ensure!(pods.iter().all(|other| load.contains(other[0])), "{load} of {pods:?}");
+        // kube-proxy takes a moment to learn of the last pod.
+        wait::until(format!("{} reaches all four", pod[0]), SOON, || async {
+            let load = shop.kubectl(&[&exec[..], &load].concat()).await?;
+            ensure!(load.contains(r#""failures":0"#), "{load}");
+            ensure!(pods.iter().all(|other| load.contains(other[0])), "{load} of {pods:?}");
+            Ok(Some(()))
+        })
+        .await?;
     }
 
     // The cluster takes notice of a kubelet's end, and its pods are made anew elsewhere.

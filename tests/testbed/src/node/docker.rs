@@ -20,7 +20,7 @@ use crate::work_dir::WorkDir;
 const START: Duration = Duration::from_secs(60);
 
 /// The name that [`Docker::build`] gives to what it builds.
-pub const LICTOR_IMAGE: &str = "lictor.test/lictor:1";
+pub const LICTOR_IMAGE: &str = "lictor.test/lictor:test";
 
 /// A running engine; it goes, with all that it has built, when it is dropped.
 #[derive(Debug)]

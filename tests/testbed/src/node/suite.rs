@@ -15,14 +15,38 @@ const REQUIRE: &str = "REQUIRE_E2E";
 pub type Tested<'a> = Pin<Box<dyn Future<Output = Result<()>> + 'a>>;
 
 /// A test on what all tests of the target share.
-pub type Test<T> = (&'static str, for<'a> fn(&'a T) -> Tested<'a>);
+pub struct Test<T> {
+    /// Its name.
+    pub name: &'static str,
+    /// Whether it does to nodes, or sees of the control plane, what only a cluster of our own allows.
+    pub own_cluster: bool,
+    /// What it does.
+    pub run: for<'a> fn(&'a T) -> Tested<'a>,
+}
 
-/// Runs the tests that the command line asks for, in the manner of Rust's own test harness. What they share is dropped,
-/// and so cleared away, before this returns.
-pub fn run<T: Send + Sync + 'static>(shared: T, tests: Vec<Test<T>>) -> ExitCode {
+/// The kubeconfig of the cluster that is to be used in place of one of our own.
+#[must_use]
+pub fn given_cluster() -> Option<std::path::PathBuf> {
+    std::env::var_os("KUBECONFIG").filter(|path| !path.is_empty()).map(Into::into)
+}
+
+/// Whether the command line asks for some of the tests only.
+#[must_use]
+pub fn is_partial() -> bool {
     let arguments = Arguments::from_args();
+    arguments.filter.is_some() || !arguments.skip.is_empty()
+}
+
+/// Runs the tests that the command line asks for, in the manner of Rust's own test harness: those of one stage side by
+/// side, and one stage after the other. What they share is dropped, and so cleared away, before this returns.
+pub fn run<T: Send + Sync + 'static>(shared: T, stages: Vec<Vec<Test<T>>>) -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // As Rust's own harness does.
+    let threads = || std::env::var("RUST_TEST_THREADS").ok()?.parse().ok();
+    arguments.test_threads = arguments.test_threads.or_else(threads);
     let required = std::env::var_os(REQUIRE).is_some_and(|value| value == "1");
-    let reason = if arguments.list { None } else { super::prepare().err() };
+    let given = given_cluster().is_some();
+    let reason = if arguments.list || given { None } else { super::prepare().err() };
     if let Some(reason) = &reason {
         if required {
             eprintln!("{REQUIRE}=1, and no pods can run here: {reason:#}");
@@ -32,11 +56,20 @@ pub fn run<T: Send + Sync + 'static>(shared: T, tests: Vec<Test<T>>) -> ExitCode
     }
 
     let shared = Arc::new(shared);
-    let trials = tests.into_iter().map(|(name, test)| {
-        let shared = Arc::clone(&shared);
-        Trial::test(name, move || block_on(test(&shared))).with_ignored_flag(reason.is_some())
-    });
-    libtest_mimic::run(&arguments, trials.collect()).exit_code()
+    let mut failed = false;
+    for stage in stages {
+        let trials = stage.into_iter().map(|test| {
+            let shared = Arc::clone(&shared);
+            let ignored = reason.is_some() || (given && test.own_cluster);
+            if given && test.own_cluster {
+                eprintln!("{} is ignored: it needs a cluster of our own, not that of KUBECONFIG", test.name);
+            }
+            Trial::test(test.name, move || block_on((test.run)(&shared))).with_ignored_flag(ignored)
+        });
+        failed |= libtest_mimic::run(&arguments, trials.collect()).has_failed();
+    }
+    drop(shared);
+    if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
 fn block_on(test: Tested<'_>) -> Result<(), Failed> {
