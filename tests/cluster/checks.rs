@@ -1,98 +1,61 @@
 //! Consul's own checks, run against real pods.
 
-use std::collections::BTreeSet;
+use anyhow::{Context, Result};
 
-use anyhow::{Context, Result, ensure};
-use lictor_testbed::{Instance, TestNamespace, wait};
-
-use crate::ground::{Cluster, Ground, SOON, with_images};
-
-const SERVICE: &str = "user_service";
+use crate::ground::Ground;
+use crate::release::{Mode, Release};
+use crate::shop::{App, Pod, Shop};
 
 /// Instances pass by readiness and by Consul's HTTP, TCP and gRPC checks; each of them shows a failure; and a pod finds
 /// those that pass, and no others, by Consul's DNS.
-pub(crate) async fn reach_the_pods(ground: &Ground) -> Result<()> {
+pub(crate) async fn reach_the_pods(ground: &Ground, mode: Mode) -> Result<()> {
     let cluster = ground.cluster().await?;
-    let shop = cluster.namespace("shop").await?;
-    let tested = reached(cluster, &shop).await;
-    let tested = if tested.is_err() { tested.context(shop.dump().await) } else { tested };
-    let tested = cluster.explain(tested).await;
-    shop.delete().await;
-    tested
+    let _esm = (mode == Mode::Catalog).then(|| cluster.esm()).transpose()?;
+    let esm = if mode == Mode::Catalog { "consul.esm=true" } else { "consul.esm=false" };
+    let release = Release::installed(cluster, &format!("checks-{}", mode.as_str()), mode, &[esm]).await?;
+    let shop = Shop::open(&release, "shop", &App { checks: true, ..App::default() }).await?;
+    let tested = reached(&shop).await;
+    let tested = shop.close(tested).await;
+    release.close(tested).await
 }
 
-async fn reached(cluster: &Cluster, shop: &TestNamespace) -> Result<()> {
-    shop.apply_yaml(&with_images(include_str!("manifests/user.yaml"))).await?;
-    shop.wait_for_condition("csvc/user", "Ready", "True", SOON).await?;
-    shop.wait_for_condition("deployment/user", "Available", "True", SOON).await?;
-    let all = wait_for(cluster, "three instances, each passing by four checks", |found| {
-        found.len() == 3 && found.iter().all(|instance| passing(instance) == kinds(&["grpc", "http", "tcp", "ttl"]))
-    })
-    .await?;
-    let pods = shop.kubectl(&["get", "pods", "--output", PODS]).await?;
-    let pods: Vec<(&str, &str)> = pods.lines().filter_map(|line| line.split_once(' ')).collect();
-    ensure!(addresses(&all) == pods.iter().map(|(_, address)| (*address).to_owned()).collect(), "{pods:?}: {all:#?}");
-    wait_for_names(shop, &pods, &addresses(&all)).await?;
+async fn reached(shop: &Shop<'_>) -> Result<()> {
+    shop.namespace.kubectl(&["wait", "csvc/user", "--for=condition=Ready", "--timeout=60s"]).await?;
+    shop.wait_for_all(3).await?;
+    let pods = shop.pods().await?;
+    let (first, rest) = pods.split_first().context("no pod")?;
+    shop.wait_for_names(&first.name, &addresses(&pods)).await?;
 
     // Told to fail the checks that Consul runs, a pod is ready all the same.
-    let (pod, address) = pods[0];
-    tell(shop, pod, "/health?ok=false").await?;
-    let failing = |found: &Instance| found.address == address && passing(found) == kinds(&["tcp", "ttl"]);
-    wait_for(cluster, "one critical by HTTP and gRPC", |found| found.len() == 3 && found.iter().any(failing)).await?;
-    let others = pods[1..].iter().map(|(_, address)| (*address).to_owned()).collect();
-    wait_for_names(shop, &pods[1..], &others).await?;
-    tell(shop, pod, "/health?ok=true").await?;
-    wait_for(cluster, "all passing again", all_pass).await?;
+    if shop.has_checks() {
+        shop.tell(&first.name, "/health?ok=false").await?;
+        one_fails(shop, first, &["http", "grpc"]).await?;
+        shop.wait_for_names(&first.name, &addresses(rest)).await?;
+        shop.tell(&first.name, "/health?ok=true").await?;
+        shop.wait_for_all(3).await?;
+    }
 
     // And the other way round.
-    tell(shop, pod, "/ready?ok=false").await?;
-    let failing = |found: &Instance| found.address == address && passing(found) == kinds(&["grpc", "http", "tcp"]);
-    wait_for(cluster, "one critical by readiness", |found| found.len() == 3 && found.iter().any(failing)).await?;
-    tell(shop, pod, "/ready?ok=true").await?;
-    wait_for(cluster, "all passing again", all_pass).await?;
+    shop.tell(&first.name, "/ready?ok=false").await?;
+    one_fails(shop, first, &[shop.readiness()]).await?;
+    shop.tell(&first.name, "/ready?ok=true").await?;
+    shop.wait_for_all(3).await?;
 
-    shop.kubectl(&["delete", "csvc", "user"]).await?;
-    wait_for(cluster, "none", <[_]>::is_empty).await.map(drop)
+    shop.namespace.kubectl(&["delete", "csvc", "user"]).await?;
+    shop.wait_for("none", <[_]>::is_empty).await.map(drop)
 }
 
-const PODS: &str = r#"jsonpath={range .items[*]}{.metadata.name} {.status.podIP}{"\n"}{end}"#;
-
-async fn wait_for(cluster: &Cluster, what: &str, wanted: impl Fn(&[Instance]) -> bool) -> Result<Vec<Instance>> {
-    cluster.consul().wait_for(SERVICE, what, wanted, SOON).await
-}
-
-/// Waits until a pod finds these addresses by Consul's DNS.
-async fn wait_for_names(shop: &TestNamespace, pods: &[(&str, &str)], wanted: &BTreeSet<String>) -> Result<()> {
-    let (pod, _) = pods.first().context("no pod")?;
-    let name = format!("{SERVICE}.service.consul");
-    wait::until(format!("{wanted:?} for {name}"), SOON, || async {
-        let found = shop.kubectl(&["exec", pod, "--", "/app", "lookup", &name]).await?;
-        let found: BTreeSet<String> = found.lines().map(str::to_owned).collect();
-        ensure!(found == *wanted, "it is {found:?}");
-        Ok(Some(()))
+async fn one_fails(shop: &Shop<'_>, pod: &Pod, by: &[&str]) -> Result<()> {
+    shop.wait_for(&format!("{} critical by {by:?}, two passing", pod.name), |found| {
+        let (this, others): (Vec<_>, Vec<_>) = found.iter().partition(|instance| instance.address == pod.address);
+        matches!(this[..], [instance] if shop.fails_by(instance, by))
+            && others.len() == 2
+            && others.iter().all(|instance| shop.passes(instance))
     })
     .await
+    .map(drop)
 }
 
-async fn tell(shop: &TestNamespace, pod: &str, what: &str) -> Result<()> {
-    let url = format!("http://127.0.0.1:8080{what}");
-    shop.kubectl(&["exec", pod, "--", "/app", "put", &url]).await.map(drop)
-}
-
-fn all_pass(found: &[Instance]) -> bool {
-    found.len() == 3 && found.iter().all(|instance| instance.status == "passing")
-}
-
-/// The types of an instance's own checks that pass.
-fn passing(instance: &Instance) -> BTreeSet<&str> {
-    let own = instance.checks.iter().filter(|check| !check.service_id.is_empty());
-    own.filter(|check| check.status == "passing").map(|check| check.kind.as_str()).collect()
-}
-
-fn kinds<'a>(kinds: &[&'a str]) -> BTreeSet<&'a str> {
-    kinds.iter().copied().collect()
-}
-
-fn addresses(found: &[Instance]) -> BTreeSet<String> {
-    found.iter().map(|instance| instance.address.clone()).collect()
+fn addresses(pods: &[Pod]) -> std::collections::BTreeSet<String> {
+    pods.iter().map(|pod| pod.address.clone()).collect()
 }

@@ -1,28 +1,50 @@
-//! What all tests stand on: a cluster in which Consul and Lictor run, as pods, and images for more.
+//! What all tests stand on: a cluster in which Consul runs as a pod, Helm, and images for what is to run.
 //!
-//! - By default, nodes within this machine, and the image that the Dockerfile makes of the program that cargo built.
+//! - By default, three nodes within this machine, and the image that the Dockerfile makes of the program that cargo
+//!   built; with `LICTOR_IMAGE_FROM=source`, of what the Dockerfile itself builds.
 //! - With `KUBECONFIG`, that cluster, such as one of `kind`. `LICTOR_LOAD` is the command that takes an archive of images
-//!   to it, such as `kind load image-archive`; without, the images have to be there.
+//!   to it, such as `kind load image-archive`; without, the images have to be there. The image is made by the Docker
+//!   that is on `PATH`.
 //! - With `LICTOR_IMAGE`, the image of that name in place of our own.
 
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
-use lictor_testbed::node::{APP_IMAGE, CONSUL_IMAGE, Docker, From, LICTOR_IMAGE, app_image, consul_image};
+use lictor_testbed::node::suite::given_cluster;
+use lictor_testbed::node::{APP_IMAGE, CONSUL_IMAGE, Docker, From, LICTOR_IMAGE, Node, app_image, consul_image};
 use lictor_testbed::{
-    ConsulApi, ControlPlane, NodeCluster, NodeClusterOptions, NodePrograms, Process, Programs, TestNamespace, WorkDir,
-    init_tls, ports, wait,
+    ConsulApi, ControlPlane, Esm, Helm, Kubectl, NodeCluster, NodeClusterOptions, NodePrograms, Process, Programs,
+    TestNamespace, WorkDir, init_tls, ports, wait,
 };
-use tokio::sync::OnceCell;
+use tokio::runtime::Runtime;
+use tokio::sync::{Mutex, MutexGuard, OnceCell};
+
+use crate::rights::{self, Right};
 
 /// The program under test.
 const LICTOR: &str = env!("CARGO_BIN_EXE_lictor");
 const REPOSITORY: &str = env!("CARGO_MANIFEST_DIR");
 
+/// The node that a test may let go silent: only what asks for it runs there.
+pub(crate) const LONELY_NODE: &str = "node-3";
+
+/// What [`LONELY_NODE`] is tainted and labelled with.
+pub(crate) const LONELY: &str = "lictor.dev/lonely";
+
 /// For anything that should come within moments, on a machine that is busy.
-pub(crate) const SOON: Duration = Duration::from_secs(60);
+pub(crate) const SOON: Duration = Duration::from_secs(90);
+
+/// Waits, with looks that run a program each: not so many of them.
+pub(crate) async fn until<T, F: Future<Output = Result<Option<T>>>>(
+    what: impl std::fmt::Display,
+    look: impl FnMut() -> F,
+) -> Result<T> {
+    wait::until_every(Duration::from_millis(500), what, SOON, look).await
+}
 
 /// Made by the test that is first; it goes after the last.
 #[derive(Default)]
@@ -33,16 +55,24 @@ pub(crate) struct Ground {
 impl Ground {
     pub(crate) async fn cluster(&self) -> Result<&Cluster> {
         let started = async { Box::pin(Cluster::start()).await.map_err(|error| format!("{error:#}")) };
-        self.cluster.get_or_init(|| started).await.as_ref().map_err(|error| anyhow!("there is no cluster: {error}"))
+        let started = Box::pin(self.cluster.get_or_init(|| started)).await;
+        started.as_ref().map_err(|error| anyhow!("there is no cluster: {error}"))
     }
 }
 
 /// The cluster. What is first here ends first.
 pub(crate) struct Cluster {
+    helm: Helm,
+    chart: PathBuf,
     consul_address: String,
-    _consul_forward: Process,
+    _consul_forward: Option<Process>,
+    /// What has to go on between tests, each of which has a runtime of its own.
+    background: Background,
+    shared_releases: Mutex<BTreeSet<String>>,
+    granted: std::sync::Mutex<BTreeSet<Right>>,
+    lonely_node: Mutex<()>,
     place: Place,
-    _work_dir: WorkDir,
+    work_dir: WorkDir,
 }
 
 enum Place {
@@ -50,33 +80,54 @@ enum Place {
     Given(Box<ControlPlane>),
 }
 
+/// A runtime that does not wait for its tasks when it goes.
+struct Background(Option<Runtime>);
+
+impl Background {
+    fn new() -> Result<Self> {
+        Ok(Self(Some(tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?)))
+    }
+
+    fn spawn<T>(&self, make: impl FnOnce() -> T) -> Result<T> {
+        let runtime = self.0.as_ref().context("it has ended")?;
+        let _inside = runtime.enter();
+        Ok(make())
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// Notes what the service accounts of the operators ask for.
+const AUDIT_POLICY: &str = r#"
+apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [RequestReceived]
+rules:
+  - level: None
+    userGroups: ["system:serviceaccounts:kube-system"]
+  - level: Metadata
+    userGroups: ["system:serviceaccounts"]
+"#;
+
 impl Cluster {
     async fn start() -> Result<Self> {
         init_tls();
         let begun = Instant::now();
         let programs = Programs::ensure().await?;
         let work_dir = WorkDir::create("e2e")?;
-        let given = std::env::var_os("KUBECONFIG").filter(|path| !path.is_empty());
         let place = async {
-            Ok(match &given {
-                Some(kubeconfig) => Place::Given(Box::new(ControlPlane::given(Path::new(kubeconfig)).await?)),
-                None => Place::Nodes(Box::new(
-                    NodeCluster::start(&NodeClusterOptions { nodes: 2, ..Default::default() }).await?,
-                )),
+            Ok(match given_cluster() {
+                Some(kubeconfig) => Place::Given(Box::new(ControlPlane::given(&kubeconfig).await?)),
+                None => Place::Nodes(Box::new(nodes(&work_dir).await?)),
             })
         };
-        // The engine goes as soon as it has built.
-        let image = async {
-            if std::env::var_os("LICTOR_IMAGE").is_some() {
-                return Ok(None);
-            }
-            let docker = Docker::start().await?;
-            let built = docker.build(Path::new(REPOSITORY), From::Program(Path::new(LICTOR))).await?;
-            let archive = work_dir.join("lictor.tar");
-            std::fs::rename(built, &archive)?;
-            anyhow::Ok(Some(archive))
-        };
-        let (place, image) = tokio::try_join!(place, image)?;
+        let (place, image) = tokio::try_join!(place, image(&work_dir))?;
         println!("a cluster and an image: {:?}", begun.elapsed());
 
         let mut archives = vec![consul_image(&programs.consul, &work_dir)?];
@@ -89,15 +140,68 @@ impl Cluster {
         }
         println!("the images are loaded: {:?}", begun.elapsed());
 
-        place.install().await?;
-        let (consul_address, consul_forward) = place.forward(&work_dir, "consul", "service/consul", 8500).await?;
-        println!("Consul and Lictor run: {:?}", begun.elapsed());
-        Ok(Self { consul_address, _consul_forward: consul_forward, place, _work_dir: work_dir })
+        install(place.plane()).await?;
+        let (consul_address, consul_forward) = place.way_to_consul(&work_dir).await?;
+        println!("Consul runs: {:?}", begun.elapsed());
+        let helm = Helm::on(place.plane().kubeconfig()).await?;
+        let chart = Path::new(REPOSITORY).join("charts/lictor");
+        let background = Background::new()?;
+        Ok(Self {
+            helm,
+            chart,
+            consul_address,
+            _consul_forward: consul_forward,
+            background,
+            shared_releases: Mutex::default(),
+            granted: std::sync::Mutex::default(),
+            lonely_node: Mutex::default(),
+            place,
+            work_dir,
+        })
     }
 
     /// A namespace for one test. What is in it goes with the cluster.
     pub(crate) async fn namespace(&self, prefix: &str) -> Result<TestNamespace> {
-        TestNamespace::create(self.place.plane(), prefix).await
+        TestNamespace::create(self.plane(), prefix).await
+    }
+
+    pub(crate) fn plane(&self) -> &ControlPlane {
+        self.place.plane()
+    }
+
+    pub(crate) fn kubectl(&self) -> &Kubectl {
+        self.plane().kubectl_program()
+    }
+
+    pub(crate) fn helm(&self) -> &Helm {
+        &self.helm
+    }
+
+    /// The chart, as the repository has it.
+    pub(crate) fn chart(&self) -> &Path {
+        &self.chart
+    }
+
+    pub(crate) fn work_dir(&self) -> &WorkDir {
+        &self.work_dir
+    }
+
+    /// The names of the releases that several tests share, as far as they are installed. While this is held, nobody else
+    /// installs one.
+    pub(crate) async fn shared_releases(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.shared_releases.lock().await
+    }
+
+    /// Notes the rights that a release gives, as its manifest has them.
+    pub(crate) fn note_rights(&self, manifest: &str) -> Result<()> {
+        let rights = rights::given_by(manifest)?;
+        self.granted.lock().unwrap_or_else(PoisonError::into_inner).extend(rights);
+        Ok(())
+    }
+
+    /// The rights that any release has given.
+    pub(crate) fn granted(&self) -> BTreeSet<Right> {
+        self.granted.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The API of the Consul that runs in the cluster.
@@ -105,22 +209,103 @@ impl Cluster {
         ConsulApi::new(&self.consul_address, None)
     }
 
-    /// Adds to a failure what Lictor and Consul had to say.
-    pub(crate) async fn explain<T>(&self, result: Result<T>) -> Result<T> {
-        if result.is_ok() {
-            return result;
-        }
-        let mut said = String::new();
-        for name in ["lictor", "consul"] {
-            let deployment = format!("deployment/{name}");
-            let log = self.place.plane().kubectl(&["--namespace", name, "logs", "--tail=40", &deployment]).await;
-            let pods = self.place.plane().kubectl(&["--namespace", name, "describe", "pods"]).await;
-            for part in [log, pods] {
-                said.push_str(&part.unwrap_or_else(|error| format!("{error:#}")));
-            }
-        }
-        result.context(said)
+    /// The same, as a URL.
+    pub(crate) fn consul_address(&self) -> &str {
+        &self.consul_address
     }
+
+    /// A stand-in of consul-esm, for instances of which no agent has the checks. It is beside the cluster, and so has no
+    /// way to the pods of a cluster that is not our own.
+    pub(crate) fn esm(&self) -> Result<Option<Esm>> {
+        match &self.place {
+            Place::Nodes(_) => self.background.spawn(|| Some(Esm::start(self.consul()))),
+            Place::Given(_) => Ok(None),
+        }
+    }
+
+    /// Starts something that goes on between tests.
+    pub(crate) async fn in_background<T: Send + 'static>(
+        &self,
+        start: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> Result<T> {
+        let started = self.background.spawn(|| tokio::spawn(start))?;
+        started.await?
+    }
+
+    /// The nodes, which are our own.
+    pub(crate) fn own(&self) -> Result<&NodeCluster> {
+        match &self.place {
+            Place::Nodes(nodes) => Ok(nodes),
+            Place::Given(_) => Err(anyhow!("the nodes are not our own")),
+        }
+    }
+
+    /// The node [`LONELY_NODE`], for one test at a time.
+    pub(crate) async fn lonely_node(&self) -> Result<(&Node, MutexGuard<'_, ()>)> {
+        let guard = self.lonely_node.lock().await;
+        let node = self.own()?.nodes().iter().find(|node| node.name() == LONELY_NODE);
+        Ok((node.context("no such node")?, guard))
+    }
+
+    /// What the apiserver has noted of the service accounts' requests.
+    pub(crate) fn audit_log(&self) -> Result<String> {
+        Ok(std::fs::read_to_string(self.work_dir.join("audit.log"))?)
+    }
+}
+
+/// Nodes of our own, one of which is not for everybody.
+async fn nodes(work_dir: &WorkDir) -> Result<NodeCluster> {
+    let policy = work_dir.write("audit-policy.yaml", AUDIT_POLICY)?;
+    let apiserver_extra_args = vec![
+        format!("--audit-policy-file={}", policy.display()),
+        format!("--audit-log-path={}", work_dir.join("audit.log").display()),
+    ];
+    let options = NodeClusterOptions { nodes: 3, apiserver_extra_args, ..Default::default() };
+    let nodes = NodeCluster::start(&options).await?;
+    nodes.plane().kubectl(&["label", "node", LONELY_NODE, &format!("{LONELY}=")]).await?;
+    nodes.plane().kubectl(&["taint", "node", LONELY_NODE, &format!("{LONELY}=:NoSchedule")]).await?;
+    Ok(nodes)
+}
+
+/// An archive of the image of the program under test, unless there is one already.
+async fn image(work_dir: &WorkDir) -> Result<Option<PathBuf>> {
+    if std::env::var_os("LICTOR_IMAGE").is_some() {
+        return Ok(None);
+    }
+    let archive = work_dir.join("lictor.tar");
+    if given_cluster().is_some() {
+        let path = archive.display().to_string();
+        for args in [&["build", "--tag", LICTOR_IMAGE, REPOSITORY][..], &["save", "--output", &path, LICTOR_IMAGE]] {
+            lictor_testbed::helm::run(tokio::process::Command::new("docker").args(args)).await?;
+        }
+    } else {
+        // The engine goes as soon as it has built.
+        let docker = Docker::start().await?;
+        let from = match std::env::var("LICTOR_IMAGE_FROM").as_deref() {
+            Ok("source") => From::Source,
+            _ => From::Program(Path::new(LICTOR)),
+        };
+        std::fs::rename(docker.build(Path::new(REPOSITORY), from).await?, &archive)?;
+    }
+    Ok(Some(archive))
+}
+
+/// Installs the CRD and Consul.
+async fn install(plane: &ControlPlane) -> Result<()> {
+    let crd = Command::new(LICTOR).arg("crd").output()?;
+    ensure!(crd.status.success(), "lictor crd: {}", String::from_utf8_lossy(&crd.stderr));
+    let apply = ["apply", "--server-side", "--force-conflicts", "--filename", "-"];
+    for manifest in [String::from_utf8(crd.stdout)?, with_images(include_str!("manifests/consul.yaml"))] {
+        plane.kubectl_program().run_with_input(&apply, &manifest).await?;
+    }
+    plane.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", "crd/consulservices.lictor.dev"]).await?;
+    let rollout = ["--namespace=consul", "rollout", "status", "deployment/consul", "--timeout=90s"];
+    if let Err(error) = plane.kubectl(&rollout).await {
+        let pods = plane.kubectl(&["--namespace=consul", "describe", "pods"]).await;
+        return Err(error.context(pods.unwrap_or_default()));
+    }
+    plane.kubectl(&["--namespace=consul", "wait", "pod/toolbox", "--for=condition=Ready", "--timeout=60s"]).await?;
+    Ok(())
 }
 
 impl Place {
@@ -142,39 +327,17 @@ impl Place {
         Ok(())
     }
 
-    /// Installs Consul, and Lictor as the documentation has it without a chart.
-    async fn install(&self) -> Result<()> {
-        self.apply(include_str!("manifests/consul.yaml")).await?;
-        let crd = Command::new(LICTOR).arg("crd").output()?;
-        ensure!(crd.status.success(), "lictor crd: {}", String::from_utf8_lossy(&crd.stderr));
-        self.apply(&String::from_utf8(crd.stdout)?).await?;
-        self.apply(include_str!("../../examples/access/kubernetes.yaml")).await?;
-        let restricted = "pod-security.kubernetes.io/enforce=restricted";
-        self.plane().kubectl(&["label", "--overwrite", "namespace", "lictor", restricted]).await?;
-        self.apply(include_str!("manifests/lictor.yaml")).await?;
-        for name in ["consul", "lictor"] {
-            let deployment = format!("deployment/{name}");
-            let rollout = ["--namespace", name, "rollout", "status", &deployment, "--timeout=90s"];
-            if let Err(error) = self.plane().kubectl(&rollout).await {
-                let pods = self.plane().kubectl(&["--namespace", name, "describe", "pods"]).await;
-                return Err(error.context(pods.unwrap_or_default()));
-            }
-        }
-        Ok(())
-    }
-
-    async fn apply(&self, manifest: &str) -> Result<()> {
-        let manifest = with_images(manifest);
-        let apply = ["apply", "--server-side", "--force-conflicts", "--filename", "-"];
-        self.plane().kubectl_program().run_with_input(&apply, &manifest).await.map(drop)
-    }
-
-    /// Brings a port of the cluster to this machine, which need not have a way to pods.
-    async fn forward(&self, work_dir: &WorkDir, namespace: &str, target: &str, port: u16) -> Result<(String, Process)> {
-        let here = ports::free()?;
+    /// Consul's address as seen from this machine, which need not have a way to pods that are not our own.
+    async fn way_to_consul(&self, work_dir: &WorkDir) -> Result<(String, Option<Process>)> {
         let kubectl = self.plane().kubectl_program();
-        let ports = format!("{here}:{port}");
-        let command = kubectl.command(&["--namespace", namespace, "port-forward", target, &ports]);
+        if let Self::Nodes(_) = self {
+            let address = "--output=jsonpath={.items[0].status.podIP}";
+            let address = kubectl.run(&["--namespace=consul", "get", "pods", "--selector=app=consul", address]).await?;
+            return Ok((format!("http://{address}:8500"), None));
+        }
+        let here = ports::free()?;
+        let command =
+            kubectl.command(&["--namespace=consul", "port-forward", "service/consul", &format!("{here}:8500")]);
         let process = Process::spawn("kubectl port-forward", command, &work_dir.join("forward.log"))?;
         wait::until("the forwarded port", SOON, || async {
             process.ensure_running()?;
@@ -182,12 +345,18 @@ impl Place {
             Ok(Some(()))
         })
         .await?;
-        Ok((format!("http://127.0.0.1:{here}"), process))
+        Ok((format!("http://127.0.0.1:{here}"), Some(process)))
     }
 }
 
+/// The image under test, as (repository, tag).
+pub(crate) fn lictor_image() -> Result<(String, String)> {
+    let image = std::env::var("LICTOR_IMAGE").unwrap_or_else(|_| LICTOR_IMAGE.to_owned());
+    let (repository, tag) = image.rsplit_once(':').with_context(|| format!("{image}: no tag"))?;
+    Ok((repository.to_owned(), tag.to_owned()))
+}
+
 /// A manifest with the names of the images that are there.
-pub(crate) fn with_images(manifest: &str) -> String {
-    let lictor = std::env::var("LICTOR_IMAGE").unwrap_or_else(|_| LICTOR_IMAGE.to_owned());
-    manifest.replace("LICTOR_IMAGE", &lictor).replace("CONSUL_IMAGE", CONSUL_IMAGE).replace("APP_IMAGE", APP_IMAGE)
+fn with_images(manifest: &str) -> String {
+    manifest.replace("CONSUL_IMAGE", CONSUL_IMAGE).replace("APP_IMAGE", APP_IMAGE)
 }

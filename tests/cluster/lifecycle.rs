@@ -1,0 +1,152 @@
+//! From the first installation to the last: what is registered stays as it is, until it is told to go.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use crate::ground::{Cluster, Ground, SOON, until};
+use crate::release::{Mode, Release};
+use crate::shop::{App, Shop, Watch};
+
+/// A field of the CRD that came later, as far as these tests are concerned. None of them uses it.
+const LATER: &str = "enableTagOverride";
+const CRD: &str = "crd/consulservices.lictor.dev";
+const FIELDS: &str = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties";
+
+/// An upgrade of the chart brings the CRD along. Until then Lictor works, says that the CRD is older than it needs, and
+/// what to do.
+pub(crate) async fn the_crd_goes_along(ground: &Ground) -> Result<()> {
+    let cluster = ground.cluster().await?;
+    let older = older_chart(cluster)?;
+    let release = Release::prepare(cluster, "crd", Mode::Catalog).await?;
+    // Others have brought the CRD.
+    let flags = ["--wait", "--timeout=120s", "--take-ownership", "--force-conflicts"];
+    release.helm("install", &older, &flags, &["crds.install=true"]).await?;
+    ensure!(!has_later(cluster).await?, "the older chart has the newer CRD");
+    let shop = Shop::open(&release, "crd", &App::default()).await?;
+    let tested = upgraded(cluster, &release, &shop).await;
+    let tested = shop.close(tested).await;
+    release.close(tested).await
+}
+
+async fn upgraded(cluster: &Cluster, release: &Release<'_>, shop: &Shop<'_>) -> Result<()> {
+    let words = format!("is older than this version of Lictor and lacks spec.{LATER}: upgrade it with `lictor crd");
+    shop.wait_for_all(3).await?;
+    for pod in release.pods().await? {
+        let remarked = format!("{words} in /readyz of {pod}");
+        until(remarked, || async {
+            let said = release.ask(&pod, "/readyz").await?;
+            ensure!(said.contains(&words), "it says {said}");
+            Ok(Some(()))
+        })
+        .await?;
+    }
+    let (tested, said) = release.test().await;
+    ensure!(tested.is_err() && said.contains(&words), "helm test said {said}");
+
+    let rows = shop.indices().await?;
+    release.upgrade(cluster.chart(), &["crds.install=true"]).await?;
+    ensure!(has_later(cluster).await?, "the CRD is still the older one");
+    let (tested, said) = release.test().await;
+    tested.context(said)?;
+    ensure!(shop.indices().await? == rows, "the registrations were touched");
+
+    release.uninstall().await?;
+    ensure!(has_later(cluster).await?, "the CRD went, or became the older one");
+    ensure!(shop.indices().await? == rows, "the registrations were touched");
+    Ok(())
+}
+
+async fn has_later(cluster: &Cluster) -> Result<bool> {
+    let crd: Value = serde_json::from_str(&cluster.kubectl().run(&["get", CRD, "--output=json"]).await?)?;
+    Ok(crd.pointer(FIELDS).context("no fields")?.get(LATER).is_some())
+}
+
+/// The chart with a CRD that lacks a field.
+fn older_chart(cluster: &Cluster) -> Result<PathBuf> {
+    let older = cluster.work_dir().join("older-chart");
+    copy(cluster.chart(), &older)?;
+    let path = older.join("files/consulservices.lictor.dev.yaml");
+    let mut crd: Value = serde_saphyr::from_str(&std::fs::read_to_string(&path)?)?;
+    let fields = crd.pointer_mut(FIELDS).and_then(Value::as_object_mut).context("no fields")?;
+    ensure!(fields.remove(LATER).is_some(), "no {LATER}");
+    std::fs::write(path, crd.to_string())?;
+    Ok(older)
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    std::fs::create_dir_all(to)?;
+    for entry in std::fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            copy(&entry.path(), &target)?;
+        } else {
+            std::fs::copy(entry.path(), target)?;
+        }
+    }
+    Ok(())
+}
+
+/// Installed, tested, upgraded, uninstalled and installed again, under a reader that looks all the time: no write touches
+/// what is registered. `uninstall.deregister` takes all of it along.
+pub(crate) async fn nothing_moves_until_it_is_told(ground: &Ground, mode: Mode) -> Result<()> {
+    let cluster = ground.cluster().await?;
+    let release = Release::installed(cluster, &format!("life-{}", mode.as_str()), mode, &[]).await?;
+    let (tested, said) = release.test().await;
+    release.explain(tested).await.with_context(|| said.clone())?;
+    ensure!(said.contains("ok    Consul can be written"), "{said}");
+
+    let shop = Shop::open(&release, "life", &App::default()).await?;
+    let tested = lived(&release, &shop).await;
+    let tested = shop.close(tested).await;
+    release.close(tested).await
+}
+
+async fn lived(release: &Release<'_>, shop: &Shop<'_>) -> Result<()> {
+    let chart = release.cluster.chart();
+    shop.namespace.kubectl(&["wait", "csvc/user", "--for=condition=Ready", "--timeout=60s"]).await?;
+    shop.wait_for_all(3).await?;
+    let rows = shop.indices().await?;
+    let untouched = async |when: &str| {
+        let now = shop.indices().await?;
+        ensure!(now == rows, "{when} something was written: {rows:?} became {now:?}");
+        anyhow::Ok(())
+    };
+
+    Watch::new()
+        .during(shop, 3, async {
+            release.upgrade(chart, &["podAnnotations.round=second"]).await?;
+            untouched("by the upgrade").await?;
+
+            let said =
+                release.cluster.helm().run(["get", "notes", &release.name, "--namespace", &release.name]).await?;
+            ensure!(said.contains("Uninstalling deregisters nothing"), "{said}");
+            release.uninstall().await?;
+            untouched("by uninstalling").await?;
+            let finalizers = "--output=jsonpath={.metadata.finalizers}";
+            let finalizers = shop.namespace.kubectl(&["get", "csvc", "user", finalizers]).await?;
+            ensure!(finalizers.is_empty(), "it is stuck: {finalizers}");
+
+            release.install(&[]).await?;
+            // To have something to wait for that only the new one does.
+            let other = format!("other-{}", shop.service);
+            shop.apply(&[shop.resource("other", &other, &release.name, false)]).await?;
+            shop.consul().wait_for(&other, "three instances", |found| found.len() == 3, 2 * SOON).await?;
+            untouched("by installing it again").await
+        })
+        .await?;
+
+    release.upgrade(chart, &["uninstall.deregister=true"]).await?;
+    release.uninstall().await?;
+    let left = shop.consul().get("/v1/catalog/services").await?;
+    let left: Vec<&String> =
+        left.as_object().context("no map")?.keys().filter(|name| name.contains(&shop.service)).collect();
+    ensure!(left.is_empty(), "these are left: {left:?}");
+    let nodes = shop.consul().get("/v1/catalog/nodes").await?;
+    let nodes: Vec<&Value> = nodes.as_array().context("no list")?.iter().map(|node| &node["Node"]).collect();
+    let ours = nodes.iter().filter_map(|node| node.as_str()).find(|node| node.contains(&release.name));
+    ensure!(ours.is_none(), "a node is left: {ours:?}");
+    Ok(())
+}

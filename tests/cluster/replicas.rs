@@ -1,0 +1,180 @@
+//! Two replicas from the chart, of which one acts: killed in turn, told to stop, and stopped past its time.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail, ensure};
+use kube::api::{Patch, PatchParams};
+use lictor_testbed::{Proxy, wait};
+use serde_json::json;
+
+use crate::ground::{Ground, SOON, until};
+use crate::release::{Mode, Release};
+use crate::shop::{App, Shop, Watch};
+
+/// Kills in `make test`; `LICTOR_KILLS` says how many others.
+const KILLS: usize = 3;
+
+/// What is told of a write after a kill.
+const PROMISED: Duration = Duration::from_secs(5);
+
+/// Under change all the time: nothing that lives is removed, and the next write comes soon.
+pub(crate) async fn killed_in_turn(ground: &Ground, mode: Mode) -> Result<()> {
+    let cluster = ground.cluster().await?;
+    let kills = std::env::var("LICTOR_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(KILLS);
+    let release = Release::installed(cluster, &format!("kills-{}", mode.as_str()), mode, &[]).await?;
+    let shop = Shop::open(&release, "kills", &App::default()).await?;
+    let done = AtomicBool::new(false);
+    let tested = async {
+        shop.wait_for_all(3).await?;
+        let watch = Watch::new();
+        let kill = async {
+            let mut gaps = Vec::new();
+            for _ in 0..kills {
+                gaps.push(kill_leader(&release, &shop).await?);
+                release
+                    .kubectl(&["rollout", "status", &format!("deployment/{}", release.full_name()), "--timeout=60s"])
+                    .await?;
+            }
+            done.store(true, Ordering::SeqCst);
+            anyhow::Ok(gaps)
+        };
+        let gaps = watch.during(&shop, 3, async { tokio::try_join!(kill, keep_changing(&shop, &done)) });
+        let (mut gaps, ()) = Box::pin(gaps).await?;
+        gaps.sort();
+        println!("next write after a kill, {} mode: {gaps:?}", mode.as_str());
+        let late = gaps.iter().filter(|gap| **gap > PROMISED).count();
+        println!("{late} of {kills} took longer than {PROMISED:?}");
+        Ok(())
+    };
+    let tested = shop.close(Box::pin(tested).await).await;
+    release.close(tested).await
+}
+
+/// Kills the replica that acts, and gives how long it takes until Consul has a newer version of the tags.
+async fn kill_leader(release: &Release<'_>, shop: &Shop<'_>) -> Result<Duration> {
+    let leader = leader(release).await?;
+    wait::until("changes", SOON, || async { Ok((version(shop).await? > 0).then_some(())) }).await?;
+    let killed = Instant::now();
+    signal(release, &leader, "KILL").await?;
+    // What the old one had sent may still arrive, as far as a look takes.
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let last = version(shop).await?;
+    wait::until("the next write", SOON, || async { Ok((version(shop).await? > last).then_some(())) }).await?;
+    Ok(killed.elapsed())
+}
+
+/// Waits for a pod that acts, and gives its name.
+async fn leader(release: &Release<'_>) -> Result<String> {
+    wait::until("a leader", SOON, || release.leader()).await
+}
+
+/// Waits until another pod acts.
+async fn another_than(former: &str, release: &Release<'_>) -> Result<()> {
+    let other = || async { Ok(release.leader().await?.filter(|leader| leader != former)) };
+    wait::until("another leader", SOON, other).await.map(drop)
+}
+
+/// Edits a tag all the time.
+async fn keep_changing(shop: &Shop<'_>, done: &AtomicBool) -> Result<()> {
+    let resources = shop.resources();
+    let mut version = 1;
+    while !done.load(Ordering::SeqCst) {
+        let patch = Patch::Merge(json!({ "spec": { "tags": [format!("v{version}")] } }));
+        resources.patch("user", &PatchParams::default(), &patch).await?;
+        version += 1;
+        // The pace of the changes, not a wait for anything.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    Ok(())
+}
+
+/// The version that all instances have reached; 0 for none.
+async fn version(shop: &Shop<'_>) -> Result<u64> {
+    let found = shop.instances().await?;
+    let of = |tags: &[String]| tags.first().and_then(|tag| tag.strip_prefix('v')?.parse().ok()).unwrap_or(0);
+    Ok(found.iter().map(|instance| of(&instance.tags)).min().unwrap_or(0))
+}
+
+/// A replica that is told to stop hands over at once.
+pub(crate) async fn told_to_stop(ground: &Ground, mode: Mode) -> Result<()> {
+    let cluster = ground.cluster().await?;
+    let release = Release::installed(cluster, &format!("stops-{}", mode.as_str()), mode, &[]).await?;
+    let tested = async {
+        let leader = leader(&release).await?;
+        let begun = Instant::now();
+        release.kubectl(&["delete", "pod", &leader, "--wait=false"]).await?;
+        another_than(&leader, &release).await?;
+        println!("handover, {} mode, from `kubectl delete pod` on: {:?}", mode.as_str(), begun.elapsed());
+        Ok(())
+    };
+    let tested = tested.await;
+    release.close(tested).await
+}
+
+/// One that was stopped past its time, and wakes, begins no request.
+pub(crate) async fn asleep_past_its_time(ground: &Ground, mode: Mode) -> Result<()> {
+    let cluster = ground.cluster().await?;
+    let (address, upstream) = (cluster.own()?.host_address(), cluster.consul_address().to_owned());
+    let proxy = cluster.in_background(async move { Proxy::start_at(address, &upstream).await }).await?;
+    let way = format!("consul.address={}", proxy.addr());
+    let release = Release::installed(cluster, &format!("sleep-{}", mode.as_str()), mode, &[&way]).await?;
+    let shop = Shop::open(&release, "sleep", &App::default()).await?;
+    let tested = slept(&release, &shop, &proxy).await;
+    let tested = shop.close(tested).await;
+    release.close(tested).await
+}
+
+async fn slept(release: &Release<'_>, shop: &Shop<'_>, proxy: &Proxy) -> Result<()> {
+    shop.wait_for_all(3).await?;
+    let leader = leader(release).await?;
+    let address = ["get", "pod", &leader, "--output=jsonpath={.status.podIP}"];
+    let address: std::net::IpAddr = release.kubectl(&address).await?.parse()?;
+    let by_it = || proxy.records().iter().filter(|record| record.from == address).count();
+    ensure!(by_it() > 0, "the proxy does not see who asks");
+
+    signal(release, &leader, "STOP").await?;
+    another_than(&leader, release).await?;
+    // Something to do for whoever thinks that it leads.
+    shop.namespace.kubectl(&["scale", "deployment/user", "--replicas=4"]).await?;
+    shop.wait_for_all(4).await?;
+    proxy.clear();
+    signal(release, &leader, "CONT").await?;
+    until("it knows that it leads no more", || async {
+        let metrics = release.ask(&leader, "/metrics").await?;
+        Ok(metrics.lines().any(|line| line == "lictor_leader 0").then_some(()))
+    })
+    .await?;
+    shop.namespace.kubectl(&["scale", "deployment/user", "--replicas=5"]).await?;
+    shop.wait_for_all(5).await?;
+    ensure!(by_it() == 0, "the sleeper asked Consul: {:#?}", proxy.records());
+    Ok(())
+}
+
+/// Sends a signal to the program of a pod. On nodes of our own that is a process of this machine; elsewhere a kill is a
+/// deletion without grace.
+async fn signal(release: &Release<'_>, pod: &str, name: &str) -> Result<()> {
+    if release.cluster.own().is_ok() {
+        let pid = process_of(pod)?.to_string();
+        lictor_testbed::helm::run(tokio::process::Command::new("kill").args(["-s", name, &pid])).await.map(drop)
+    } else if name == "KILL" {
+        release.kubectl(&["delete", "pod", pod, "--force", "--grace-period=0"]).await.map(drop)
+    } else {
+        bail!("no way to send {name} there")
+    }
+}
+
+/// The process whose host has the name of this pod, and which runs the operator.
+fn process_of(pod: &str) -> Result<u32> {
+    let host = format!("HOSTNAME={pod}");
+    for entry in std::fs::read_dir("/proc")?.flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        let read = |what: &str| std::fs::read(entry.path().join(what)).unwrap_or_default();
+        let (environment, arguments) = (read("environ"), read("cmdline"));
+        let is = |bytes: &[u8], wanted: &str| bytes.split(|byte| *byte == 0).any(|part| part == wanted.as_bytes());
+        if is(&environment, &host) && is(&arguments, "run") {
+            return Ok(pid);
+        }
+    }
+    bail!("no process of {pod}")
+}

@@ -1,0 +1,94 @@
+//! A rolling restart of an app under load, by clients that find it through Consul: by its HTTP API, and by DNS.
+
+use anyhow::{Context, Result, ensure};
+use lictor_testbed::node::APP_IMAGE;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::ground::Ground;
+use crate::release::{Mode, Release};
+use crate::shop::{App, Shop};
+
+/// What `app load` prints.
+#[derive(Debug, Deserialize)]
+struct Load {
+    requests: u64,
+    failures: u64,
+    #[serde(default)]
+    errors: std::collections::BTreeMap<String, u64>,
+    pods: std::collections::BTreeMap<String, u64>,
+}
+
+/// Seconds of load; the restart takes place meanwhile.
+const SECONDS: u32 = 30;
+/// Requests a second, by each of the two clients.
+const RATE: u32 = 25;
+
+/// An app that ends as soon as it is told to loses the requests of those who have just found it: so many. One that goes on
+/// serving for some seconds (`preStop`) loses none.
+pub(crate) async fn loses_nothing_that_waits(ground: &Ground, mode: Mode) -> Result<()> {
+    let cluster = ground.cluster().await?;
+    let release = Release::shared(cluster, &format!("pods-{}", mode.as_str()), mode).await?;
+    for pre_stop in [0, 3] {
+        let shop = Shop::open(&release, "roll", &App { replicas: 4, pre_stop, ..App::default() }).await?;
+        let tested = rolled(&shop).await;
+        let loads = shop.close(tested).await?;
+        for (finder, load) in loads {
+            println!(
+                "rolling restart, {} mode, preStop {pre_stop} s, by {finder}: {} requests, {} failed {:?}",
+                mode.as_str(),
+                load.requests,
+                load.failures,
+                load.errors
+            );
+            ensure!(load.requests > u64::from(SECONDS * RATE / 2), "hardly a load: {load:?}");
+            // The old four and the new four.
+            ensure!(load.pods.len() == 8, "the restart was not under load: {load:?}");
+            // A time-out is the machine's; to be turned away is a wrong answer of Consul's.
+            let turned_away = load.errors.keys().filter(|error| !error.contains("timeout")).collect::<Vec<_>>();
+            ensure!(pre_stop == 0 || turned_away.is_empty(), "{finder}: {load:?}");
+        }
+    }
+    Ok(())
+}
+
+async fn rolled(shop: &Shop<'_>) -> Result<Vec<(&'static str, Load)>> {
+    shop.wait_for_all(4).await?;
+    let dns = format!("-dns={}.service.consul", shop.service);
+    let service = format!("-service={}", shop.service);
+    let clients = [
+        ("DNS", client("by-dns", &[&dns])),
+        ("HTTP", client("by-http", &["-consul=http://consul.consul.svc:8500", &service])),
+    ];
+    shop.apply(&clients.clone().map(|(_, job)| job)).await?;
+    for name in ["by-dns", "by-http"] {
+        let pod = format!("--selector=job-name={name}");
+        shop.namespace.kubectl(&["wait", "pods", &pod, "--for=condition=Ready", "--timeout=60s"]).await?;
+    }
+    shop.namespace.kubectl(&["rollout", "restart", "deployment/user"]).await?;
+    shop.namespace.kubectl(&["rollout", "status", "deployment/user", "--timeout=60s"]).await?;
+    let mut loads = Vec::new();
+    for (finder, job) in clients {
+        let job = format!("job/{}", job["metadata"]["name"].as_str().context("no name")?);
+        shop.namespace.kubectl(&["wait", &job, "--for=condition=Complete", "--timeout=90s"]).await?;
+        loads.push((finder, serde_json::from_str(&shop.namespace.kubectl(&["logs", &job]).await?)?));
+    }
+    shop.wait_for_all(4).await?;
+    Ok(loads)
+}
+
+/// A pod that asks for as long as the test is to take.
+fn client(name: &str, finder: &[&str]) -> Value {
+    let (duration, rate) = (format!("-duration={SECONDS}s"), format!("-rate={RATE}"));
+    let args: Vec<&str> = ["load", &duration, &rate].into_iter().chain(finder.iter().copied()).collect();
+    json!({
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": { "name": name },
+        "spec": { "backoffLimit": 0, "template": { "spec": {
+            "restartPolicy": "Never",
+            "enableServiceLinks": false,
+            "containers": [{ "name": "load", "image": APP_IMAGE, "imagePullPolicy": "IfNotPresent", "args": args }],
+        }}},
+    })
+}

@@ -1,0 +1,117 @@
+//! What goes wrong at an installation, and who says so: Helm, the pod's log, `/readyz`, and `helm test` in the same words.
+
+use anyhow::{Context, Result, ensure};
+
+use crate::ground::{Ground, until};
+use crate::release::{Mode, OPERATORS, Release};
+
+/// A wrong value is refused by Helm, and nothing is installed.
+pub(crate) async fn a_wrong_value(ground: &Ground) -> Result<()> {
+    let release = Release::prepare(ground.cluster().await?, "wrong", Mode::Catalog).await?;
+    for (value, words) in [
+        ("registration=nowhere", "registration"),
+        ("sweepIntervall=5s", "sweepIntervall"),
+        ("replicaCount=two", "replicaCount"),
+        ("leaderElection.leaseDuration=1s", "is not from 2s to 5m"),
+    ] {
+        let refused = release.install(&[value]).await.err().with_context(|| format!("{value} is taken"))?;
+        ensure!(format!("{refused:#}").contains(words), "{value}: {refused:#}");
+    }
+    let left = release.kubectl(&["get", "deployments,serviceaccounts,secrets", "--output=name"]).await?;
+    ensure!(left.trim() == "serviceaccount/default", "this is left: {left}");
+    Ok(())
+}
+
+/// The Secret with the token is missing: it is waited for, without a restart, and then found.
+pub(crate) async fn a_missing_secret(ground: &Ground) -> Result<()> {
+    let release = Release::prepare(ground.cluster().await?, "secret", Mode::Catalog).await?;
+    let tested = async {
+        let words = "/etc/lictor/consul-token/token: there is no such file yet";
+        troubled(&release, &["consul.token.existingSecret=consul-token"], words, Who::Each).await?;
+        // Consul has no ACLs here, and takes any token.
+        let token = ["create", "secret", "generic", "consul-token", "--from-literal=token=anything"];
+        release.kubectl(&token).await?;
+        well_again(&release).await
+    };
+    let tested = tested.await;
+    release.close(tested).await
+}
+
+/// Nobody is at Consul's address.
+pub(crate) async fn an_unreachable_consul(ground: &Ground) -> Result<()> {
+    let release = Release::prepare(ground.cluster().await?, "nobody", Mode::Catalog).await?;
+    let tested = async {
+        let address = "http://consul.consul.svc:8501";
+        troubled(&release, &[&format!("consul.address={address}")], address, Who::TheLeader).await?;
+        release.upgrade(release.cluster.chart(), &[]).await?;
+        well_again(&release).await
+    };
+    let tested = tested.await;
+    release.close(tested).await
+}
+
+/// No role is bound to its account.
+pub(crate) async fn no_permission(ground: &Ground) -> Result<()> {
+    let release = Release::prepare(ground.cluster().await?, "rights", Mode::Catalog).await?;
+    let tested = async {
+        troubled(&release, &["rbac.create=false"], "forbidden", Who::Each).await?;
+        release.upgrade(release.cluster.chart(), &[]).await?;
+        well_again(&release).await
+    };
+    let tested = tested.await;
+    release.close(tested).await
+}
+
+/// Whose trouble it is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Who {
+    Each,
+    /// Others do not ask Consul.
+    TheLeader,
+}
+
+/// Installs it with what is wrong: the pods whose trouble it is say these words in their logs and their `/readyz`, and so
+/// does `helm test`, which fails; nothing is restarted.
+async fn troubled(release: &Release<'_>, values: &[&str], words: &str, who: Who) -> Result<()> {
+    release.helm("install", release.cluster.chart(), &[], values).await?;
+    let pods = until("the pods", || async {
+        if who == Who::TheLeader {
+            return Ok(release.leader().await?.map(|leader| vec![leader]));
+        }
+        Ok(Some(release.pods().await?).filter(|pods| pods.len() == 2))
+    })
+    .await?;
+    for pod in &pods {
+        until(format!("{words:?} in the log of {pod}"), || async {
+            let log = release.kubectl(&["logs", pod]).await?;
+            ensure!(log.contains(words), "it is {log}");
+            Ok(Some(()))
+        })
+        .await?;
+        until(format!("{words:?} in /readyz of {pod}"), || async {
+            let said = release.ask(pod, "/readyz").await.err().context("it is ready")?;
+            ensure!(format!("{said:#}").contains(words), "it is {said:#}");
+            Ok(Some(()))
+        })
+        .await?;
+    }
+    let (tested, said) = release.test().await;
+    ensure!(tested.is_err(), "helm test succeeds: {said}");
+    ensure!(said.contains("FAIL") && said.contains(words), "helm test said {said}");
+    never_restarted(release).await
+}
+
+async fn never_restarted(release: &Release<'_>) -> Result<()> {
+    let restarts = "--output=jsonpath={.items[*].status.containerStatuses[*].restartCount}";
+    let restarts = release.kubectl(&["get", "pods", OPERATORS, restarts]).await?;
+    ensure!(!restarts.is_empty() && restarts.split(' ').all(|count| count == "0"), "restarts: {restarts}");
+    Ok(())
+}
+
+async fn well_again(release: &Release<'_>) -> Result<()> {
+    let deployment = format!("deployment/{}", release.full_name());
+    release.kubectl(&["rollout", "status", &deployment, "--timeout=120s"]).await?;
+    let (tested, said) = release.test().await;
+    tested.context(said)?;
+    never_restarted(release).await
+}
