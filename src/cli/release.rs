@@ -10,7 +10,8 @@ use clap::Args;
 use kube::Client;
 use tokio::task::JoinHandle;
 
-use super::{identify, prepare, registry};
+use super::{identify, prepare};
+use crate::cluster::definition::{self, Definition};
 use crate::cluster::kubernetes::ApiServer;
 use crate::cluster::lease::{self, LeaseSettings};
 use crate::cluster::watch::Orders;
@@ -50,22 +51,33 @@ pub(super) fn release(args: ReleaseArgs) -> anyhow::Result<ExitCode> {
 }
 
 async fn let_go(settings: Settings, deregister: bool) -> anyhow::Result<()> {
+    // Its token and certificates may be gone already, and this alone needs them.
+    let http = deregister.then(|| Http::new(&settings.consul)).transpose().context("reaching Consul")?;
     let client = connect::client(settings.kubeconfig.as_deref(), settings.context.as_deref())
         .await
         .context("reaching Kubernetes")?;
-    let http = Http::new(&settings.consul).context("reaching Consul")?;
-    let identity = identify(&client, &settings).await?;
-    let (transport, _lead): (Arc<dyn Transport>, _) = if let Some(election) = &settings.election {
-        let lead = Lead::take(&client, election).await?;
-        (Arc::new(http.with_leave(lead.leave.clone())), Some(lead))
+    if http.is_none() && matches!(definition::look(&client).await, Definition::Missing) {
+        println!("there are no resources: the CustomResourceDefinition is not there");
+        return Ok(());
+    }
+    let mut lead = None;
+    if let Some(election) = &settings.election {
+        lead = Some(Lead::take(&client, election).await?);
     } else {
         println!("without --leader-election, a Lictor that still runs would undo this: stop it first");
-        (Arc::new(http), None)
-    };
+    }
+    let mut registry = None;
+    if let Some(http) = http {
+        let identity = identify(&client, &settings).await?;
+        let transport: Arc<dyn Transport> = match &lead {
+            Some(lead) => Arc::new(http.with_leave(lead.leave.clone())),
+            None => Arc::new(http),
+        };
+        registry = Some(super::registry(settings.registration, &identity, transport));
+    }
     let kubernetes = ApiServer::new(client, settings.scopes, Arc::new(settings.rules), Orders::default());
     let mut refused = None;
-    if deregister {
-        let registry = registry(settings.registration, &identity, transport);
+    if let Some(registry) = registry {
         let world = kubernetes.read_again().await?;
         let (removed, words) = remove_all(&*registry, &world).await?;
         println!("{removed} instances deregistered");
