@@ -86,9 +86,10 @@ impl Probe<'_> {
         self.transact(&json!([
             { "Node": { "Verb": "set", "Node": { "Node": node, "Address": ADDRESS } } },
             { "Service": { "Verb": "set", "Node": node, "Service": service } },
-            // Critical, so that nobody is sent there.
+            // Critical, so that nobody is sent there. By the service's name Consul judges whether the token may.
             { "Check": { "Verb": "set", "Check": {
                 "Node": node, "CheckID": self.id, "Name": "lictor-doctor", "Status": "critical", "ServiceID": self.id,
+                "ServiceName": self.service,
             } } },
         ]))
         .await?;
