@@ -77,6 +77,11 @@ pub struct RunArgs {
     #[arg(long, env = "LICTOR_CONSUL_ESM")]
     pub consul_esm: bool,
 
+    /// With --registration=catalog: do without Nodes, which are in no namespace, where Lictor may not read them. The
+    /// nodes in Consul that stand for them then have no address of a machine.
+    #[arg(long, env = "LICTOR_WITHOUT_NODES")]
+    pub without_nodes: bool,
+
     /// Consul's HTTP address, such as `http://127.0.0.1:8500`.
     #[arg(long, value_name = "URL", default_value = CONSUL_ADDRESS, env = "CONSUL_HTTP_ADDR")]
     pub consul_address: String,
@@ -226,6 +231,8 @@ pub struct Settings {
     pub cluster_uid: Option<Str>,
     /// What is watched; never empty.
     pub scopes: Vec<Scope>,
+    /// Whether Nodes are watched too, whatever resources need.
+    pub nodes: bool,
     /// How resources are judged.
     pub rules: Rules,
     /// How Consul is reached.
@@ -308,6 +315,7 @@ impl Settings {
             cluster_name,
             cluster_uid: args.cluster_uid.map(Str::from),
             scopes,
+            nodes: args.registration == Registration::Catalog && !args.without_nodes,
             rules: Rules {
                 class: args.class,
                 allow_static,

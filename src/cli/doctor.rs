@@ -98,13 +98,12 @@ async fn kubernetes_of(client: &Client, settings: &Settings, report: &mut Report
         definition => definition.advice().map_or_else(|| Ok(((), "it fits this version".to_owned())), Err),
     };
     report.say("CustomResourceDefinition", definition);
-    let nodes = settings.registration == Registration::Catalog;
     let lease = settings
         .election
         .as_ref()
         .map(|election| election.namespace.clone().unwrap_or_else(|| client.default_namespace().to_owned()));
     let lease = lease.as_deref().zip(settings.election.as_ref().map(|election| &*election.lease));
-    let needs = permissions::needs(&settings.scopes, nodes, settings.cluster_uid.is_none(), lease);
+    let needs = permissions::needs(&settings.scopes, settings.nodes, settings.cluster_uid.is_none(), lease);
     let all = needs.len();
     let lacking = permissions::lacking(client, needs).await;
     let lacking = lacking.and_then(|lacking| {

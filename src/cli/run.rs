@@ -23,7 +23,7 @@ use crate::consul::transport::{BadSettings, Http, Leave, Transport};
 use crate::engine::metrics::Metrics;
 use crate::engine::{Config, Engine};
 use crate::model::names::Identity;
-use crate::settings::{Election, Registration, RunArgs, Settings};
+use crate::settings::{Election, RunArgs, Settings};
 
 /// How many events of the watches may wait for the engine.
 const EVENTS: usize = 16_384;
@@ -81,7 +81,6 @@ async fn operate(settings: Settings) -> anyhow::Result<()> {
     );
 
     tokio::spawn(mind_the_definition(client.clone(), admin.clone()));
-    let watches_nodes = settings.registration == Registration::Catalog;
     let registry = registry(settings.registration, &identity, transport);
     let rules = Arc::new(settings.rules);
     let (sink, events) = mpsc::channel(EVENTS);
@@ -92,7 +91,7 @@ async fn operate(settings: Settings) -> anyhow::Result<()> {
     let trouble = election.as_ref().map(|elected| elected.trouble.clone()).unwrap_or_default();
     admin.runs(ask, health, trouble);
 
-    let world = World::new(settings.scopes.clone(), watches_nodes);
+    let world = World::new(settings.scopes.clone(), settings.nodes);
     let kubernetes = ApiServer::new(client, settings.scopes, rules, orders);
     let config = Config {
         identity,

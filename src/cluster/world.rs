@@ -383,10 +383,11 @@ impl World {
         self.always.watches.keys().all(|(kind, scope)| self.is_listed(*kind, scope))
     }
 
-    /// Whether all resources and Nodes were listed to the end.
+    /// Whether all resources were listed to the end and, unless it goes without them, all Nodes.
     #[must_use]
     pub fn knows_nodes(&self) -> bool {
-        self.knows_all_resources() && self.nodes.is_listed(&Scope::All)
+        let always = self.always.watches.contains_key(&(Kind::Node, Scope::All));
+        self.knows_all_resources() && (!always || self.nodes.is_listed(&Scope::All))
     }
 
     fn knows_all_resources(&self) -> bool {

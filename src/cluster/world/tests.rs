@@ -243,6 +243,18 @@ fn absence_means_something_only_after_every_list_of_every_scope() {
 }
 
 #[test]
+fn nodes_are_waited_for_unless_it_goes_without_them() {
+    for nodes in [true, false] {
+        let mut world = World::new([Scope::All], nodes);
+        assert!(!world.knows_nodes(), "before the list of resources");
+        for change in [begins(Kind::Resource), is_done(Kind::Resource)] {
+            world.apply(event(&Scope::All, change));
+        }
+        assert!(world.is_synced() != nodes && world.knows_nodes() != nodes, "with Nodes: {nodes}");
+    }
+}
+
+#[test]
 fn what_a_watch_says_is_observed_and_what_a_list_lacks_is_inferred() {
     let (mut world, r) = listed(spec("s"));
     let mut hear = |change| world.hear(change);
