@@ -4,9 +4,13 @@
 #   docker build --target prebuilt DIR    takes DIR/lictor, which was built elsewhere, against a C library no newer
 #                                         than that of the runtime
 #
-# It needs nothing of BuildKit. What caching there is, comes of the order of the layers.
-ARG BUILDER=docker.io/library/rust:1.95-slim-bookworm
-ARG RUNTIME=gcr.io/distroless/cc-debian12:nonroot
+# It needs nothing of BuildKit. What caching there is, comes of the order of the layers. Other images to build in and to
+# run in may be given as BUILDER and RUNTIME; these have stages of their own, since what looks for newer versions does
+# not look at arguments.
+ARG BUILDER=rust
+ARG RUNTIME=distroless
+
+FROM gcr.io/distroless/cc-debian12:nonroot AS distroless
 
 FROM ${RUNTIME} AS runtime
 ARG VERSION=unknown
@@ -29,6 +33,8 @@ CMD ["run"]
 # the program, which a pattern need not match.
 FROM runtime AS prebuilt
 COPY LICENSE licto[r] /
+
+FROM docker.io/library/rust:1.95-slim-bookworm AS rust
 
 FROM ${BUILDER} AS builder
 WORKDIR /src

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
 use super::machine::{Machine, Network};
 use super::tools;
@@ -79,7 +79,7 @@ impl Docker {
     pub async fn build(&self, repository: &Path, from: From<'_>) -> Result<PathBuf> {
         let dockerfile = repository.join("Dockerfile");
         let stages = std::fs::read_to_string(&dockerfile)?;
-        self.make_base(&default_of(&stages, "RUNTIME")?, "runtime-base", repository).await?;
+        self.make_base(&base_of(&stages, "distroless")?, "runtime-base", repository).await?;
         let mut args = vec!["build", "--force-rm", "--tag", LICTOR_IMAGE];
         let context = match from {
             From::Program(program) => {
@@ -87,7 +87,7 @@ impl Docker {
                 self.context_with(program, repository)?
             }
             From::Source => {
-                self.make_base(&default_of(&stages, "BUILDER")?, "builder-base", repository).await?;
+                self.make_base(&base_of(&stages, "rust")?, "builder-base", repository).await?;
                 args.push("--network=host");
                 repository.to_owned()
             }
@@ -164,11 +164,9 @@ fn base(script: &Path) -> Result<PathBuf> {
     Ok(archive)
 }
 
-/// The default of a Dockerfile's argument.
-fn default_of(dockerfile: &str, argument: &str) -> Result<String> {
-    let start = format!("ARG {argument}=");
-    let found = dockerfile.lines().find_map(|line| line.strip_prefix(&start));
-    let found = found.with_context(|| format!("no {start} in the Dockerfile"))?;
-    ensure!(!found.is_empty(), "an empty {argument} in the Dockerfile");
-    Ok(found.to_owned())
+/// The image that a stage of a Dockerfile begins with.
+fn base_of(dockerfile: &str, stage: &str) -> Result<String> {
+    let end = format!(" AS {stage}");
+    let found = dockerfile.lines().find_map(|line| line.strip_prefix("FROM ")?.strip_suffix(&end));
+    Ok(found.with_context(|| format!("no stage {stage} in the Dockerfile"))?.to_owned())
 }
