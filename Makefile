@@ -9,12 +9,20 @@ DENY_VERSION := 0.20.2
 DENY := $(CACHE)/tools/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
 MDBOOK_VERSION := 0.5.4
 MDBOOK := $(CACHE)/tools/mdbook-$(MDBOOK_VERSION)/bin/mdbook
+CYCLONEDX_VERSION := 0.5.9
+CYCLONEDX := $(CACHE)/tools/cargo-cyclonedx-$(CYCLONEDX_VERSION)/bin/cargo-cyclonedx
+
+# Of all that is released.
+VERSION := $(shell awk -F '"' '/^version = / { print $$2; exit }' Cargo.toml)
+REVISION = $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
+DOCKER ?= docker
+IMAGE ?= lictor:$(VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long lint fmt doc book deny crd reference build clean-cache
+.PHONY: help demo test test-long e2e lint fmt doc book deny crd reference build image chart sbom version clean-cache
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## Watch it work: a real Kubernetes, a real Consul, the operator (DEMO_ONCE=1 ends by itself)
 	@$(CARGO) build --locked --release --package lictor --package lictor-testbed
@@ -26,6 +34,9 @@ test: ## All that a change must pass
 test-long: ## What takes longer: 50,000 seeds of the simulation, 10,000 random resources, 20 kills of a leader
 	@LICTOR_SEEDS=$${LICTOR_SEEDS:-50000} LICTOR_FUZZ_RESOURCES=$${LICTOR_FUZZ_RESOURCES:-10000} LICTOR_KILLS=$${LICTOR_KILLS:-20} \
 		tests/run --test simulation --test fuzz_resources --test e2e
+
+e2e: ## Lictor in pods, on nodes within this machine or the cluster of KUBECONFIG (REQUIRE_E2E=1: or fail)
+	@tests/run --test cluster
 
 lint: ## Formatting, lints, documentation, licences and sources, the book
 	$(CARGO) fmt --all --check
@@ -49,6 +60,9 @@ deny: $(DENY) ## Check licences, bans and sources of all crates
 $(DENY):
 	$(CARGO) install --quiet --locked --root $(CACHE)/tools/cargo-deny-$(DENY_VERSION) --version $(DENY_VERSION) cargo-deny
 
+$(CYCLONEDX):
+	$(CARGO) install --quiet --locked --root $(CACHE)/tools/cargo-cyclonedx-$(CYCLONEDX_VERSION) --version $(CYCLONEDX_VERSION) cargo-cyclonedx
+
 $(MDBOOK):
 	$(CARGO) install --quiet --locked --root $(CACHE)/tools/mdbook-$(MDBOOK_VERSION) --version $(MDBOOK_VERSION) \
 		--no-default-features --features search mdbook
@@ -61,6 +75,26 @@ reference: ## Write docs/reference.md and docs/refusals.md anew, from the CRD an
 
 build: ## Build the operator: target/release/lictor
 	$(CARGO) build --release --package lictor
+
+image: ## Build the image IMAGE (lictor:VERSION) with DOCKER, with or without BuildKit; DOCKER_FLAGS for more
+	$(DOCKER) build --tag $(IMAGE) --build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION) $(DOCKER_FLAGS) .
+
+# `helm` on PATH, or else the one of the tests.
+chart: ## Package the Helm chart: target/chart/lictor-VERSION.tgz
+	@helm=$$(command -v helm || $(CARGO) run --quiet --locked --package lictor-testbed --bin testbed -- tool helm) \
+		&& "$$helm" package charts/lictor --destination $(TARGET)/chart
+
+# Of the commit's time, so that one commit has one list; without the folder in which it was made. The program writes
+# beside the Cargo.toml of each package.
+sbom: $(CYCLONEDX) ## List what the program is made of, as CycloneDX: target/lictor.cdx.json
+	@mkdir -p $(TARGET)
+	@SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(CYCLONEDX) cyclonedx --quiet --format json --spec-version 1.5 \
+		--describe binaries --no-build-deps
+	@sed 's|path+file://$(CURDIR)#|pkg:cargo/|' lictor_bin.cdx.json > $(TARGET)/lictor.cdx.json
+	@rm -f lictor_bin.cdx.json tests/testbed/*_bin.cdx.json
+
+version: ## Print the version that is in Cargo.toml
+	@echo $(VERSION)
 
 clean-cache: ## Remove the programs of the testbed and the tools that were built
 	rm -rf $(CACHE)

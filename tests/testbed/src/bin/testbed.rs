@@ -4,6 +4,7 @@ use std::io;
 
 use anyhow::Result;
 use clap::Parser;
+use lictor_testbed::programs::tools::Tool;
 use lictor_testbed::{Consul, ConsulOptions, ControlPlane, NodeCluster, NodeClusterOptions, NodePrograms, Programs};
 use tokio::sync::oneshot;
 
@@ -16,6 +17,12 @@ enum Command {
         #[arg(long)]
         nodes: bool,
     },
+    /// Builds a program that works on the chart if it is missing, and prints where it is.
+    Tool {
+        /// Which.
+        #[arg(value_enum)]
+        tool: Tool,
+    },
     /// Starts a control plane and a Consul, and prints the environment that leads to them.
     Up {
         /// So many nodes that run pods; without, pods are objects that nobody runs. Needs Linux and root.
@@ -26,18 +33,21 @@ enum Command {
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    let command = Command::parse();
-    let programs = Programs::ensure().await?;
-    match command {
+    match Command::parse() {
         Command::Programs { nodes } => {
+            let programs = Programs::ensure().await?;
             let of_nodes = if nodes { Some(NodePrograms::ensure().await?) } else { None };
             for (name, path) in programs.list().into_iter().chain(of_nodes.iter().flat_map(NodePrograms::list)) {
                 println!("{name}\t{}", path.display());
             }
             Ok(())
         }
-        Command::Up { nodes: 0 } => up(&programs).await,
-        Command::Up { nodes } => up_with_nodes(&programs, nodes).await,
+        Command::Tool { tool } => {
+            println!("{}", tool.ensure().await?.display());
+            Ok(())
+        }
+        Command::Up { nodes: 0 } => up(&Programs::ensure().await?).await,
+        Command::Up { nodes } => up_with_nodes(&Programs::ensure().await?, nodes).await,
     }
 }
 

@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use clap::ValueEnum;
 use serde::Deserialize;
 
 use super::Program;
 
 /// One of these programs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 #[allow(missing_docs, reason = "each is the program of its name")]
 pub enum Tool {
     Helm,
@@ -114,9 +115,7 @@ mod tests {
 
     #[test]
     fn every_tool_is_pinned() -> Result<()> {
-        let tools =
-            [Tool::Helm, Tool::HelmUnittest, Tool::HelmDocs, Tool::Promtool, Tool::Prometheus, Tool::Actionlint];
-        for tool in tools {
+        for tool in Tool::value_variants() {
             let pins = Pins::read(&tool.program())?;
             assert!(major_minor(&pins.version).is_some(), "{tool:?}: {}", pins.version);
         }
