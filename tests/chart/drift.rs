@@ -9,10 +9,9 @@ use lictor::settings::{RunArgs, Settings};
 use lictor_testbed::programs::tools::Tool;
 use serde_json::{Value, json};
 
-use crate::helm::{Helm, all_values, chart, documents, one, say, values, with};
-use crate::{check_file, read};
-
-const LICTOR: &str = env!("CARGO_BIN_EXE_lictor");
+use crate::helm::{Helm, all_values, arguments, chart, documents, one, say, values, with};
+use crate::installed::LICTOR;
+use crate::{check_file, file, read};
 
 #[test]
 fn the_crd_is_that_of_the_code() {
@@ -42,6 +41,8 @@ fn there_is_one_version() -> Result<()> {
     let chart: Value = serde_saphyr::from_str(&read("charts/lictor/Chart.yaml"))?;
     let version = env!("CARGO_PKG_VERSION");
     assert_eq!((&chart["version"], &chart["appVersion"]), (&json!(version), &json!(version)));
+    let made = Command::new("make").args(["--silent", "version"]).current_dir(file(".")).output()?;
+    assert_eq!(String::from_utf8_lossy(&made.stdout).trim(), version);
     let images = chart["annotations"]["artifacthub.io/images"].as_str().context("images")?;
     ensure!(images.contains(&format!("ghcr.io/lictor-dev/lictor:{version}\n")), "{images}");
     let examples = chart["annotations"]["artifacthub.io/crdsExamples"].as_str().context("examples")?;
@@ -54,14 +55,6 @@ fn there_is_one_version() -> Result<()> {
 struct Run {
     #[command(flatten)]
     args: RunArgs,
-}
-
-/// The arguments of the container that runs this subcommand.
-fn arguments(objects: &[Value], subcommand: &str) -> Option<Vec<String>> {
-    let specs = objects.iter().flat_map(|object| [&object["spec"], &object["spec"]["template"]["spec"]]);
-    let containers = specs.filter_map(|spec| spec["containers"].as_array()).flatten();
-    let args = containers.filter_map(|container| serde_json::from_value::<Vec<String>>(container["args"].clone()).ok());
-    args.into_iter().find(|args| args.first().is_some_and(|first| first == subcommand))
 }
 
 /// What the pods are told is what the program understands.

@@ -110,6 +110,14 @@ pub(crate) fn one<'a>(objects: &'a [Value], kind: &str) -> &'a Value {
     first
 }
 
+/// The arguments of the container that runs this subcommand.
+pub(crate) fn arguments(objects: &[Value], subcommand: &str) -> Option<Vec<String>> {
+    let specs = objects.iter().flat_map(|object| [&object["spec"], &object["spec"]["template"]["spec"]]);
+    let containers = specs.filter_map(|spec| spec["containers"].as_array()).flatten();
+    let args = containers.filter_map(|container| serde_json::from_value::<Vec<String>>(container["args"].clone()).ok());
+    args.into_iter().find(|args| args.first().is_some_and(|first| first == subcommand))
+}
+
 /// `-f FILE`.
 pub(crate) fn with(values: &Path) -> [&OsStr; 2] {
     [OsStr::new("-f"), values.as_os_str()]

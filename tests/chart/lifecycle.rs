@@ -3,6 +3,7 @@
 //! There is no node, so pods are only wanted, and hooks do not end.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -11,6 +12,7 @@ use serde_json::Value;
 use tokio::sync::{Mutex, MutexGuard, OnceCell};
 
 use crate::helm::{Helm, chart};
+use crate::installed::LICTOR;
 use crate::read;
 
 const SOON: Duration = Duration::from_secs(30);
@@ -160,7 +162,14 @@ async fn it_comes_changes_and_goes() -> Result<()> {
     cluster.helm("upgrade", Some(&chart), &["--set", "crds.keep=false"]).await?;
     cluster.helm("uninstall", None, &[]).await?;
     let gone = || async { Ok(cluster.kubectl(&["get", CRD]).await.is_err().then_some(())) };
-    wait::until("the CRD is gone", SOON, gone).await
+    wait::until("the CRD is gone", SOON, gone).await?;
+    // Where somebody took it away, nothing keeps the hook from ending well.
+    let mut release = Command::new(LICTOR);
+    release.args(["release", "--leader-election", "--lease-namespace=lictor"]);
+    let release = release.env("KUBECONFIG", cluster.plane.kubeconfig()).output()?;
+    ensure!(release.status.success(), "{}", String::from_utf8_lossy(&release.stderr));
+    ensure!(String::from_utf8_lossy(&release.stdout).contains("there are no resources"));
+    Ok(())
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@
 //! - [`schema`]: which values are refused, and in which words
 //! - [`manifests`]: the apiserver takes all that the values in `charts/lictor/ci` make, with Pod Security `restricted`
 //! - [`lifecycle`]: installed, upgraded, uninstalled
+//! - [`rights`]: the roles are enough for what the program does
 //! - [`monitoring`]: alerts, dashboard and runbooks
 //! - [`workflows`]: what runs on GitHub
 //!
@@ -15,10 +16,12 @@
 
 mod drift;
 mod helm;
+mod installed;
 mod lifecycle;
 mod lint;
 mod manifests;
 mod monitoring;
+mod rights;
 mod schema;
 mod workflows;
 

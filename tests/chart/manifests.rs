@@ -12,6 +12,7 @@ use tokio::process::Command;
 use tokio::sync::OnceCell;
 
 use crate::helm::{Helm, all_values, with};
+use crate::read;
 
 /// The servers of this process.
 pub(crate) struct Servers {
@@ -43,6 +44,8 @@ impl Servers {
             let crd = format!("crd/{kind}.monitoring.coreos.com");
             plane.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", &crd]).await?;
         }
+        let crd = read("crds/consulservices.lictor.dev.yaml");
+        plane.kubectl_program().run_with_input(&["apply", "--server-side", "-f", "-"], &crd).await?;
         for name in NAMESPACES {
             let namespace = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name, "labels": {
                 "pod-security.kubernetes.io/enforce": "restricted",

@@ -1,25 +1,19 @@
 //! Alerts, dashboard and runbooks, by promtool and by a Prometheus that reads a real operator.
-//!
-//! The operator runs beside the cluster as the chart would have it run inside: with the flags of its Deployment, and as
-//! its service account.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use lictor::engine::metrics::{Kind, Result as Outcome};
 use lictor_testbed::programs::tools::Tool;
-use lictor_testbed::{NewEndpoint, Process, TestNamespace, WorkDir, ports, wait};
+use lictor_testbed::{Process, TestNamespace, WorkDir, ports, wait};
 use serde_json::{Value, json};
 
-use crate::helm::{Helm, RELEASE, chart, documents, one, say};
-use crate::manifests::{Servers, servers};
+use crate::helm::{Helm, one, say};
+use crate::installed::{Installed, SOON, register};
+use crate::manifests::servers;
 use crate::read;
-
-const LICTOR: &str = env!("CARGO_BIN_EXE_lictor");
-const SOON: Duration = Duration::from_secs(60);
 
 /// The chart's rules with all alerts, as a file that Prometheus reads.
 async fn rules(folder: &WorkDir, more: &[&str]) -> Result<(PathBuf, Vec<Value>)> {
@@ -115,114 +109,53 @@ fn metrics_in(query: &str) -> BTreeSet<String> {
 async fn a_prometheus_finds_all_that_is_asked() -> Result<()> {
     let servers = servers().await?;
     let namespace = servers.namespace("metrics").await?;
-    let installed = Installed::make(servers, &namespace).await?;
-    let asked = installed.ask(servers, &namespace).await;
-    let asked = asked.with_context(|| installed.log());
-    installed.helm.run(["uninstall", RELEASE, "--namespace", namespace.name(), "--no-hooks"]).await?;
-    namespace.delete().await;
+    let all = ["serviceMonitor", "prometheusRule", "dashboard"].map(|kind| format!("metrics.{kind}.enabled=true"));
+    let installed = Installed::make(servers, &namespace, &all.join(",")).await?;
+    let asked = ask(&installed, &namespace).await.with_context(|| installed.log());
+    installed.end(&namespace).await?;
     asked
 }
 
-/// The chart in a namespace, and the operator as its Deployment would run it.
-struct Installed {
-    helm: Helm,
-    folder: WorkDir,
-    admin: u16,
-    args: Vec<String>,
-    kubeconfig: PathBuf,
-}
+async fn ask(installed: &Installed, namespace: &TestNamespace) -> Result<()> {
+    // What `helm test` would say: the rights that the chart gives are those that the program asks for.
+    let said = installed.run("doctor")?;
+    ensure!(said.contains("ok    permissions"), "{said}");
 
-impl Installed {
-    async fn make(servers: &Servers, namespace: &TestNamespace) -> Result<Self> {
-        let helm = Helm::on(servers.kubeconfig()).await?;
-        let (folder, admin, name) = (WorkDir::create("monitoring")?, ports::free()?, namespace.name());
-        let consul = servers.consul.http_addr();
-        let set = format!(
-            "clusterName={name},consul.address={consul},admin.address=127.0.0.1,admin.port={admin},sweepInterval=1s,\
-             metrics.serviceMonitor.enabled=true,metrics.prometheusRule.enabled=true,metrics.dashboard.enabled=true"
-        );
-        let chart = chart();
-        let chart = chart.to_str().context("a path")?;
-        helm.run(["install", RELEASE, chart, "--namespace", name, "--no-hooks", "--set", &set]).await?;
+    let _lictor = installed.operate()?;
+    register(namespace).await?;
+    let prometheus = Prometheus::start(&installed.folder, namespace.name(), installed.admin).await?;
 
-        let manifest = documents(&helm.run(["get", "manifest", RELEASE, "--namespace", name]).await?)?;
-        let container = &one(&manifest, "Deployment")["spec"]["template"]["spec"]["containers"][0];
-        let args = serde_json::from_value(container["args"].clone())?;
-        let mut kubeconfig: Value = serde_saphyr::from_str(&std::fs::read_to_string(servers.kubeconfig())?)?;
-        let token = namespace.kubectl(&["create", "token", RELEASE]).await?;
-        kubeconfig["users"][0]["user"] = json!({ "token": token.trim() });
-        let kubeconfig = folder.write("kubeconfig", kubeconfig.to_string())?;
-        Ok(Self { helm, folder, admin, args, kubeconfig })
+    let dashboard: Value = serde_json::from_str(&read("charts/lictor/dashboards/lictor.json"))?;
+    let queries = queries(&dashboard);
+    ensure!(queries.len() > 10, "{queries:?}");
+    for (panel, query) in &queries {
+        let query = query
+            .replace("$namespace", namespace.name())
+            .replace("$job", "lictor-metrics")
+            .replace("$__rate_interval", "30s");
+        let found = || async { Ok(Some(prometheus.query(&query).await?).filter(|found| !found.is_empty())) };
+        wait::until(format!("an answer for the panel {panel:?}: {query}"), SOON, found).await?;
     }
-
-    fn log(&self) -> String {
-        let read = |name| std::fs::read_to_string(self.folder.join(name)).unwrap_or_default();
-        format!("the operator:\n{}\nPrometheus:\n{}", read("lictor.log"), read("prometheus.log"))
+    let there = prometheus.metrics().await?;
+    let (_, alerts) = rules(&installed.folder, &[]).await?;
+    let exprs = words(&alerts, "/expr");
+    for query in queries.iter().map(|(_, query)| query).chain(&exprs) {
+        let missing: Vec<_> = metrics_in(query).into_iter().filter(|name| !there.contains(name)).collect();
+        ensure!(missing.is_empty(), "no such metrics: {missing:?}, of {there:?}\n{query}");
     }
+    // And every one is of use somewhere.
+    let all: BTreeSet<String> = queries.iter().flat_map(|(_, query)| metrics_in(query)).collect();
+    let parts = ["_sum", "_count", "_created"];
+    let unused: Vec<_> =
+        there.iter().filter(|name| !all.contains(*name) && !parts.iter().any(|part| name.ends_with(part))).collect();
+    ensure!(unused.is_empty(), "metrics that the dashboard does not show: {unused:?}");
+    let (kind, outcome) = (Kind::put, Outcome::written);
+    let query = format!("lictor_consul_writes_total{{kind=\"{kind:?}\",outcome=\"{outcome:?}\"}}");
+    ensure!(!prometheus.query(&query).await?.is_empty(), "{query}");
+    prometheus.rules_are_well(exprs.len()).await?;
 
-    async fn ask(&self, servers: &Servers, namespace: &TestNamespace) -> Result<()> {
-        // What `helm test` would say: the rights that the chart gives are those that the program asks for.
-        let flags = self.args.iter().skip(1);
-        let doctor = Command::new(LICTOR).arg("doctor").args(flags).env("KUBECONFIG", &self.kubeconfig).output()?;
-        let said = String::from_utf8_lossy(&doctor.stdout);
-        ensure!(doctor.status.success() && said.contains("ok    permissions"), "{said}");
-
-        let mut lictor = Command::new(LICTOR);
-        lictor.args(&self.args).env("KUBECONFIG", &self.kubeconfig);
-        let _lictor = Process::spawn("lictor", lictor, &self.folder.join("lictor.log"))?;
-        register(namespace).await?;
-        let prometheus = Prometheus::start(servers, &self.folder, namespace.name(), self.admin).await?;
-
-        let dashboard: Value = serde_json::from_str(&read("charts/lictor/dashboards/lictor.json"))?;
-        let queries = queries(&dashboard);
-        ensure!(queries.len() > 10, "{queries:?}");
-        for (panel, query) in &queries {
-            let query = query
-                .replace("$namespace", namespace.name())
-                .replace("$job", "lictor-metrics")
-                .replace("$__rate_interval", "30s");
-            let found = || async { Ok(Some(prometheus.query(&query).await?).filter(|found| !found.is_empty())) };
-            wait::until(format!("an answer for the panel {panel:?}: {query}"), SOON, found).await?;
-        }
-        let there = prometheus.metrics().await?;
-        let (_, alerts) = rules(&self.folder, &[]).await?;
-        let exprs = words(&alerts, "/expr");
-        for query in queries.iter().map(|(_, query)| query).chain(&exprs) {
-            let missing: Vec<_> = metrics_in(query).into_iter().filter(|name| !there.contains(name)).collect();
-            ensure!(missing.is_empty(), "no such metrics: {missing:?}, of {there:?}\n{query}");
-        }
-        // And every one is of use somewhere.
-        let all: BTreeSet<String> = queries.iter().flat_map(|(_, query)| metrics_in(query)).collect();
-        let parts = ["_sum", "_count", "_created"];
-        let unused: Vec<_> = there
-            .iter()
-            .filter(|name| !all.contains(*name) && !parts.iter().any(|part| name.ends_with(part)))
-            .collect();
-        ensure!(unused.is_empty(), "metrics that the dashboard does not show: {unused:?}");
-        for kind in [Kind::put] {
-            let query = format!("lictor_consul_writes_total{{kind=\"{kind:?}\",outcome=\"{:?}\"}}", Outcome::written);
-            ensure!(!prometheus.query(&query).await?.is_empty(), "{query}");
-        }
-        prometheus.rules_are_well(exprs.len()).await?;
-
-        let log = std::fs::read_to_string(self.folder.join("lictor.log"))?;
-        ensure!(!log.to_lowercase().contains("forbidden"), "a right is missing");
-        Ok(())
-    }
-}
-
-/// An instance in Consul, so that there is something to count.
-async fn register(namespace: &TestNamespace) -> Result<()> {
-    namespace.apply_service("web", &[], &[("http", 80, "8080")]).await?;
-    namespace.apply_slice("web-1", "web", &[("http", 8080)], &[NewEndpoint::new([198, 18, 77, 1].into())]).await?;
-    let resource = json!({
-        "apiVersion": "lictor.dev/v1alpha1",
-        "kind": "ConsulService",
-        "metadata": { "name": "web" },
-        "spec": { "name": namespace.name(), "source": { "service": { "name": "web" } } },
-    });
-    namespace.apply_yaml(&resource.to_string()).await?;
-    namespace.wait_for_condition("csvc/web", "Ready", "True", SOON).await
+    ensure!(!installed.log().contains("forbidden"), "a right is missing");
+    Ok(())
 }
 
 /// A Prometheus that reads one operator.
@@ -232,7 +165,7 @@ struct Prometheus {
 }
 
 impl Prometheus {
-    async fn start(_servers: &Servers, folder: &WorkDir, namespace: &str, target: u16) -> Result<Self> {
+    async fn start(folder: &WorkDir, namespace: &str, target: u16) -> Result<Self> {
         let (rules, _) = rules(folder, &[]).await?;
         let config = json!({
             "global": { "scrape_interval": "1s", "evaluation_interval": "1s" },

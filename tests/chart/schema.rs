@@ -152,7 +152,7 @@ fn look_for_defaults(at: &str, schema: &Value, value: &Value, lacking: &mut Vec<
 }
 
 /// What is wrong, and the words for it.
-const REFUSED: [(&str, &str); 67] = [
+const REFUSED: [(&str, &str); 68] = [
     // Names that there are not.
     ("consul.adress=http://consul:8500", "at '/consul': additional properties 'adress' not allowed"),
     ("replicas=3", "at '': additional properties 'replicas' not allowed"),
@@ -212,6 +212,7 @@ const REFUSED: [(&str, &str); 67] = [
     ("watchNamespaces={shop}", "clusterName: with watchNamespaces, Lictor may not read the uid"),
     ("clusterUid=a", "clusterUid: it needs a clusterName"),
     ("leaderElection.enabled=false", "replicaCount: without leaderElection.enabled there may be one replica only"),
+    ("replicaCount=1,leaderElection.enabled=false", "uninstall.release: without leaderElection.enabled the replica"),
     ("registration=agent,consul.esm=true", "consul.esm: it is for registration: catalog"),
     ("consul.tls.ca.existingSecret=a,consul.tls.ca.existingConfigMap=b", "existingConfigMap, not both"),
     ("crds.keep=false,uninstall.release=false", "crds.keep: without it and without uninstall.release"),

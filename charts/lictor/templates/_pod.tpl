@@ -14,6 +14,9 @@
 {{- range .Values.watchNamespaces }}
 - --namespace={{ . }}
 {{- end }}
+{{- if and .Values.watchNamespaces (eq .Values.registration "catalog") }}
+- --without-nodes
+{{- end }}
 {{- with .Values.class }}
 - --class={{ . }}
 {{- end }}

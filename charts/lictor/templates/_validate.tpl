@@ -24,6 +24,9 @@
 {{- if and (gt (int $values.replicaCount) 1) (not $values.leaderElection.enabled) }}
 {{- fail "replicaCount: without leaderElection.enabled there may be one replica only" }}
 {{- end }}
+{{- if and $values.uninstall.release (not $values.leaderElection.enabled) }}
+{{- fail "uninstall.release: without leaderElection.enabled the replica that still runs would undo it; set uninstall.release=false, and see to the finalizers yourself" }}
+{{- end }}
 {{- if and $values.consul.esm (eq $values.registration "agent") }}
 {{- fail "consul.esm: it is for registration: catalog; with agent, the agent itself runs the checks" }}
 {{- end }}
