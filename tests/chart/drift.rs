@@ -51,6 +51,35 @@ fn there_is_one_version() -> Result<()> {
     Ok(())
 }
 
+/// The oldest Kubernetes that the chart allows, and the one that the tests run on, as major.minor.
+pub(crate) fn kubernetes_versions() -> Result<(String, String)> {
+    let chart: Value = serde_saphyr::from_str(&read("charts/lictor/Chart.yaml"))?;
+    let allowed = chart["kubeVersion"].as_str().context("kubeVersion")?;
+    let oldest = allowed.trim_start_matches(">=").trim_end_matches(".0-0").to_owned();
+    let newest = pinned("kubernetes", "k8s.io/kubernetes")?;
+    let newest = newest.rsplit_once('.').context("a version")?.0.to_owned();
+    Ok((oldest, newest))
+}
+
+/// The version of a module that is pinned for a program.
+fn pinned(program: &str, module: &str) -> Result<String> {
+    let pins = read(&format!("tests/testbed/programs/{program}/go.mod"));
+    let mut lines = pins.lines().map(|line| line.trim().trim_start_matches("require "));
+    let version = lines.find_map(|line| line.strip_prefix(module)?.strip_prefix(" v"));
+    Ok(version.and_then(|rest| rest.split_whitespace().next()).with_context(|| format!("no {module}"))?.to_owned())
+}
+
+#[test]
+fn the_docs_name_the_versions_that_are_tested() -> Result<()> {
+    let (oldest, newest) = kubernetes_versions()?;
+    let consul = pinned("consul", "github.com/hashicorp/consul")?;
+    let kubernetes = format!("Kubernetes {oldest} or later; tested on {newest}.");
+    let consul = format!("Consul 1.20 or later; tested on {consul}.");
+    let page = read("docs/install.md");
+    ensure!(page.contains(&kubernetes) && page.contains(&consul), "docs/install.md: {kubernetes} {consul}");
+    Ok(())
+}
+
 #[derive(Parser)]
 struct Run {
     #[command(flatten)]

@@ -8,9 +8,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use anyhow::{Context, Result, ensure};
+use lictor_testbed::WorkDir;
 use serde_json::{Map, Value, json};
 
-use crate::helm::{Helm, RELEASE, chart};
+use crate::helm::{Helm, RELEASE, chart, with};
 use crate::manifests::servers;
 use crate::{check_file, read};
 
@@ -255,5 +256,27 @@ async fn nothing_is_installed_with_wrong_values() -> Result<()> {
     let left = namespace.kubectl(&["get", "all,secrets,leases,roles", "--output=name"]).await?;
     ensure!(left.is_empty(), "{left}");
     namespace.delete().await;
+    Ok(())
+}
+
+/// What the docs say to set, in files and on command lines, is taken.
+#[tokio::test]
+async fn what_the_docs_set_is_taken() -> Result<()> {
+    let (helm, folder) = (Helm::new().await?, WorkDir::create("values")?);
+    let mut blocks = 0;
+    for name in ["docs/install.md", "charts/lictor/README.md"] {
+        let page = read(name);
+        for block in page.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next()) {
+            let file = folder.write("values.yaml", block)?;
+            helm.template(&with(&file)).await.with_context(|| format!("{name}:\n{block}"))?;
+            blocks += 1;
+        }
+        let mut words = page.split_whitespace();
+        while words.any(|word| word == "--set") {
+            let set = words.next().context("--set at the end")?;
+            helm.template(&["--set", set]).await.with_context(|| name.to_owned())?;
+        }
+    }
+    ensure!(blocks > 4, "{blocks} blocks were found: is this test blind?");
     Ok(())
 }
