@@ -1,8 +1,12 @@
 //! What runs on GitHub.
 
+use std::collections::BTreeSet;
+
 use anyhow::{Context, Result, ensure};
 use lictor_testbed::programs::tools::Tool;
+use serde_json::Value;
 
+use crate::drift::kubernetes_versions;
 use crate::helm::say;
 use crate::{file, read};
 
@@ -23,24 +27,91 @@ async fn actionlint_has_nothing_to_say() -> Result<()> {
     say(&Tool::Actionlint.ensure().await?, args.into_iter().chain(files)).await.map(drop)
 }
 
-/// What they do is what people do: the Makefile knows each target that they name.
+/// What they do is what people do: the Makefile knows each target that they name, and `make help` tells of it.
 #[test]
 fn they_call_targets_that_there_are() -> Result<()> {
     let makefile = read("Makefile");
-    let mut targets = 0;
+    let mut targets = BTreeSet::new();
     for name in workflows()? {
-        for line in read(&name).lines() {
+        for line in read(&name).lines().filter(|line| !line.trim_start().starts_with('#')) {
             let Some((_, rest)) = line.split_once("make ") else { continue };
-            if line.trim_start().starts_with('#') {
-                continue;
-            }
-            let target = rest.split_whitespace().find(|word| !word.contains('=')).context("a target")?;
-            let there = makefile.lines().any(|line| line.starts_with(&format!("{target}:")));
-            ensure!(there, "{name}: the Makefile has no {target}");
-            targets += 1;
+            // Up to what the shell takes for the end of a command.
+            let words = rest.split(['&', '|', ';', ')']).next().unwrap_or_default().split_whitespace();
+            targets.extend(words.filter(|word| !word.starts_with('-') && !word.contains('=')).map(ToOwned::to_owned));
         }
     }
-    ensure!(targets > 3, "{targets} targets were found: is this test blind?");
+    for target in &targets {
+        let rule = makefile.lines().find(|line| line.starts_with(&format!("{target}:")));
+        let rule = rule.with_context(|| format!("the Makefile has no {target}"))?;
+        ensure!(rule.contains(" ## "), "{rule}: not in `make help`");
+    }
+    for target in ["chart", "e2e", "image", "lint", "sbom", "test", "version"] {
+        ensure!(targets.contains(target), "nothing runs {target}: {targets:?}");
+    }
+    Ok(())
+}
+
+/// What they set for the tests, the tests read.
+#[test]
+fn what_they_set_is_read() -> Result<()> {
+    let mut sources = String::new();
+    for folder in ["tests/cluster", "tests/testbed/src/node"] {
+        for entry in std::fs::read_dir(file(folder))? {
+            let path = entry?.path();
+            if path.is_file() {
+                sources.push_str(&std::fs::read_to_string(path)?);
+            }
+        }
+    }
+    let mut names = BTreeSet::new();
+    for name in workflows()? {
+        let text = read(&name);
+        let keys = text.lines().filter_map(|line| Some(line.split_once(": ")?.0.trim().to_owned()));
+        names.extend(keys.filter(|key| key.starts_with("LICTOR_") || key == "REQUIRE_E2E"));
+    }
+    ensure!(names.len() == 3, "{names:?}");
+    for name in names {
+        ensure!(sources.contains(&format!("\"{name}\"")), "no test reads {name}");
+    }
+    Ok(())
+}
+
+/// The cluster tests run on the oldest Kubernetes that the chart allows and on the newest that all others run on; and
+/// what is linted is built with the same Rust as the image.
+#[test]
+fn they_use_the_versions_that_we_name() -> Result<()> {
+    let workflow: Value = serde_saphyr::from_str(&read(".github/workflows/ci.yaml"))?;
+    let matrix = workflow.pointer("/jobs/e2e/strategy/matrix/include").and_then(Value::as_array).context("a matrix")?;
+    let versions: Vec<_> = matrix.iter().filter_map(|one| one["version"].as_str()).collect();
+    let (oldest, newest) = kubernetes_versions()?;
+    ensure!(versions == [&*oldest, &*newest], "{versions:?}, and not {oldest} and {newest}");
+    for one in matrix {
+        let (version, node) = (one["version"].as_str().context("a version")?, one["node"].as_str().context("a node")?);
+        ensure!(node.starts_with(&format!("kindest/node:v{version}.")) && node.contains("@sha256:"), "{node}");
+    }
+
+    let rust = read("Dockerfile");
+    let rust = rust.lines().find_map(|line| line.strip_prefix("FROM docker.io/library/rust:")).context("rust")?;
+    let linted = workflow["env"]["RUSTUP_TOOLCHAIN"].as_str().context("a toolchain")?;
+    ensure!(rust.starts_with(&format!("{linted}-")), "{rust} and {linted}");
+    Ok(())
+}
+
+/// Each program of the tests has its updates.
+#[test]
+fn no_program_is_forgotten() -> Result<()> {
+    let updates = read(".github/dependabot.yml");
+    let allowed: Vec<_> = updates.lines().filter_map(|line| line.trim().strip_prefix("- dependency-name: ")).collect();
+    for entry in std::fs::read_dir(file("tests/testbed/programs"))? {
+        let folder = entry?.path();
+        // A program of our own has nothing to be updated.
+        if !folder.join("go.sum").is_file() {
+            continue;
+        }
+        let pins = std::fs::read_to_string(folder.join("go.mod"))?;
+        let mut modules = pins.lines().filter_map(|line| line.trim().trim_start_matches("require ").split_once(" v"));
+        ensure!(modules.any(|(module, _)| allowed.contains(&module)), "{}: no update", folder.display());
+    }
     Ok(())
 }
 
