@@ -9,9 +9,7 @@ use lictor::consul::Registry;
 use lictor::model::names::Str;
 use lictor::model::registration::{Health, RowKey};
 use lictor_testbed::certificates::{Authority, Pair};
-use lictor_testbed::{
-    Consul, ConsulApi, ConsulOptions, Heard, Listener, LocalAddress, Message, Over, Protocol, WorkDir, wait,
-};
+use lictor_testbed::{Consul, ConsulApi, ConsulOptions, Listener, LocalAddress, Message, Protocol, wait};
 
 use crate::bed::{HERE, checks, edit, health, instance, with_checks};
 use crate::registries::{SOON, agent, connect, consul, key, put, settled, write};
@@ -22,11 +20,8 @@ const NAME: &str = "checks.example";
 
 /// A Consul whose agent trusts an authority when it runs checks.
 async fn trusting(authority: &Authority) -> Consul {
-    let files = WorkDir::create("checks-ca").unwrap();
-    let ca = files.write("ca.pem", authority.certificate()).unwrap();
-    let extra_hcl =
-        format!("enable_agent_tls_for_checks = true\ntls {{ internal_rpc {{ ca_file = {:?} }} }}", ca.display());
-    consul(ConsulOptions { extra_hcl, ..ConsulOptions::default() }).await
+    let trust = Some(authority.certificate().to_owned());
+    consul(ConsulOptions { trust, ..ConsulOptions::default() }).await
 }
 
 /// A check with its listener and its instance.
@@ -103,50 +98,6 @@ async fn becomes(api: &ConsulApi, key: &RowKey, what: &str, wanted: &str) {
     }
 }
 
-/// Headers of the connection and of Go's own.
-const OF_GO: [&str; 3] = ["accept-encoding", "connection", "content-length"];
-
-/// Headers that a request has in any case, with what is in them unless the resource says otherwise.
-const OF_CONSUL: [(&str, &str); 3] =
-    [("accept", "text/plain, text/*, */*"), ("host", "ADDRESS:PORT"), ("user-agent", "Consul Health Check")];
-
-/// What was heard, in words that are the same each time.
-fn told(heard: &Heard, own: SocketAddr) -> String {
-    let mut words = match &heard.what {
-        Message::Request { method, target, headers, body } => {
-            let mut words = vec![format!("`{method} {target}`")];
-            words.extend(unusual(headers, own));
-            words.extend((!body.is_empty()).then(|| format!("and then `{body}`")));
-            words
-        }
-        Message::Connection => vec!["a connection".to_owned()],
-        Message::Call { path, service } if service.is_empty() => vec![format!("`{path}` of the server as a whole")],
-        Message::Call { path, service } => vec![format!("`{path}` of `{service}`")],
-        Message::Ping => vec!["a ping".to_owned()],
-        Message::Datagram(bytes) => vec![format!("a datagram of {} bytes", bytes.len())],
-    };
-    match &heard.over {
-        Over::Plain => {}
-        Over::Tls { sni: Some(name) } => words.push(format!("over TLS, asking for `{name}`")),
-        Over::Tls { sni: None } => words.push("over TLS, asking for no name".to_owned()),
-    }
-    words.join(", ")
-}
-
-/// The headers that the resource has asked for.
-fn unusual(headers: &[(String, String)], own: SocketAddr) -> Vec<String> {
-    for (name, _) in OF_CONSUL {
-        assert!(headers.iter().any(|(there, _)| there == name), "no {name} in {headers:?}");
-    }
-    let own = own.to_string();
-    headers
-        .iter()
-        .map(|(name, value)| (name.as_str(), value.replace(&own, "ADDRESS:PORT")))
-        .filter(|(name, value)| !OF_GO.contains(name) && !OF_CONSUL.contains(&(name, value)))
-        .map(|(name, value)| format!("`{name}: {value}`"))
-        .collect()
-}
-
 /// Passes, goes critical and comes back, and answers what arrived.
 async fn is_run(api: &ConsulApi, address: IpAddr, case: &mut Case) -> String {
     let Case { yaml, listener, key } = case;
@@ -156,7 +107,7 @@ async fn is_run(api: &ConsulApi, address: IpAddr, case: &mut Case) -> String {
     becomes(api, key, yaml, "critical").await;
     listener.recover().await.unwrap();
     becomes(api, key, yaml, "passing").await;
-    told(&heard, SocketAddr::new(address, listener.port()))
+    heard.in_words(SocketAddr::new(address, listener.port()))
 }
 
 #[tokio::test]

@@ -45,6 +45,8 @@ pub struct ConsulOptions {
     /// The `address:port` of another agent's [`Consul::serf_addr`]: makes this one a client agent
     /// with its data on disk, whatever `persistent` says.
     pub join: Option<String>,
+    /// The certificate, as PEM, of the authority that it trusts when it runs checks over TLS.
+    pub trust: Option<String>,
     /// More configuration, in Consul's own language.
     pub extra_hcl: String,
 }
@@ -60,6 +62,7 @@ impl Default for ConsulOptions {
             address: Ipv4Addr::LOCALHOST.into(),
             http_port: None,
             join: None,
+            trust: None,
             extra_hcl: String::new(),
         }
     }
@@ -137,6 +140,11 @@ impl Consul {
             // The timing of a server with a machine of its own: a leader in a second or two.
             "performance": { "raft_multiplier": 1 },
         });
+        if let Some(certificate) = &options.trust {
+            let file = self.work_dir.write("trust.pem", certificate)?;
+            config["enable_agent_tls_for_checks"] = json!(true);
+            config["tls"] = json!({ "internal_rpc": { "ca_file": file.display().to_string() } });
+        }
         if !self.dev {
             config["data_dir"] = json!(self.work_dir.join("data").display().to_string());
         }

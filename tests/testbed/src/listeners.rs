@@ -6,6 +6,7 @@
 mod grpc;
 mod h2ping;
 mod http;
+mod words;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU16, Ordering};
