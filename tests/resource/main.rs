@@ -20,6 +20,8 @@ mod links;
 mod reference;
 mod refusals;
 mod refused;
+#[path = "../support/fields.rs"]
+mod schema;
 
 use std::path::{Path, PathBuf};
 

@@ -4,12 +4,11 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use anyhow::{Context, Result, anyhow, ensure};
-use lictor::cluster::api;
 use serde_json::Value;
 
 use crate::bed::{self, Bed};
 use crate::examples::{self, Example};
-use crate::{check_page, file};
+use crate::{check_page, file, schema};
 
 /// A field, as the CRD has it.
 struct Field {
@@ -73,36 +72,13 @@ async fn the_apiserver_takes_what_the_pages_show() -> Result<()> {
     Ok(())
 }
 
-/// The fields below `part` by their paths, in which `[]` is each item of a list and `*` each value of a map.
+/// The fields below `part` by their paths.
 fn fields(part: &str) -> BTreeMap<String, Field> {
     let mut found = BTreeMap::new();
-    collect(part, &self::part(part), &mut found);
+    schema::each(part, |path, schema, required| {
+        found.insert(path.to_owned(), Field { schema: schema.clone(), required });
+    });
     found
-}
-
-fn part(name: &str) -> Value {
-    schema()["properties"][name].take()
-}
-
-fn schema() -> Value {
-    let mut crd: Value = serde_saphyr::from_str(&api::crd_yaml()).unwrap();
-    crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"].take()
-}
-
-fn collect(path: &str, schema: &Value, found: &mut BTreeMap<String, Field>) {
-    let required = |name: &str| {
-        schema["required"].as_array().is_some_and(|names| names.iter().any(|required| required.as_str() == Some(name)))
-    };
-    for (name, schema) in schema["properties"].as_object().into_iter().flatten() {
-        let path = format!("{path}.{name}");
-        collect(&path, schema, found);
-        found.insert(path, Field { schema: schema.clone(), required: required(name) });
-    }
-    for (kind, mark) in [("items", "[]"), ("additionalProperties", ".*")] {
-        if schema[kind].is_object() {
-            collect(&format!("{path}{mark}"), &schema[kind], found);
-        }
-    }
 }
 
 /// Whether there is something at a path.
@@ -141,7 +117,8 @@ fn page() -> String {
         let _ = writeln!(text, "| [`{}`](#{}) | {} | {needed} | {first} |", &path[5..], slug(path), type_of(schema));
     }
     text.push_str("\n## `spec`\n\n");
-    let whole = [schema(), part("spec")].iter().flat_map(rules).collect::<Vec<_>>();
+    let whole = schema::schema();
+    let whole = [&whole, &whole["properties"]["spec"]].into_iter().flat_map(rules).collect::<Vec<_>>();
     list("Of the whole, it is refused with the words:", &whole, &mut text);
     for Example { path, yaml } in &examples {
         describe(path, &of_spec[*path], &mut text);
