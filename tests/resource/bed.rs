@@ -51,10 +51,21 @@ impl Bed {
 
     /// Sends one request, and gives the answer or the refusal.
     pub(crate) async fn send(&self, method: &str, uri: &str, body: &Value) -> Result<Result<Value, Box<Status>>> {
+        self.request(method, uri, "application/json", body).await
+    }
+
+    /// Makes a resource or gives it another spec, as `kubectl apply --server-side` does.
+    pub(crate) async fn apply(&self, name: &str, spec: &Value, query: &str) -> Result<Result<Value, Box<Status>>> {
+        let uri = format!("{}/{name}?fieldManager=test{query}", self.path());
+        let applied = self.request("PATCH", &uri, "application/apply-patch+yaml", &resource(name, spec)).await?;
+        Ok(applied.map(|mut applied| applied["spec"].take()))
+    }
+
+    async fn request(&self, method: &str, uri: &str, kind: &str, body: &Value) -> Result<Result<Value, Box<Status>>> {
         let request = http::Request::builder()
             .method(method)
             .uri(uri)
-            .header("content-type", "application/json")
+            .header("content-type", kind)
             .body(serde_json::to_vec(body)?)?;
         match self.client().request::<Value>(request).await {
             Ok(answer) => Ok(Ok(answer)),

@@ -3,6 +3,7 @@
 //! - [`accepted`]: what the apiserver takes, defaults and the largest resource there can be included
 //! - [`refused`]: what it refuses; [`conditioned`]: what Lictor answers with a condition. Both are in
 //!   `docs/refusals.md`, which [`refusals`] writes and checks
+//! - [`edited`]: what may be made may also be edited to
 //! - [`examples`]: one of each field, for `docs/reference.md`, which [`reference`] makes of the CRD
 //! - [`explained`]: `kubectl explain` has words for every field
 //! - [`links`]: the links between the pages lead somewhere
@@ -14,6 +15,7 @@ mod bed;
 
 mod accepted;
 mod conditioned;
+mod edited;
 mod examples;
 mod explained;
 mod links;

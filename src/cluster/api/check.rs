@@ -102,6 +102,7 @@ pub struct Check {
 /// Asks for a page: 2xx passes, 429 warns, all else is critical. Redirects are not followed.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-map-type" = "atomic"))]
 #[x_kube(
     validation = Rule::new("self.scheme == 'https' || !((has(self.tlsSkipVerify) && self.tlsSkipVerify) || has(self.tlsServerName))")
         .message("tlsSkipVerify and tlsServerName need scheme: https")
@@ -182,6 +183,7 @@ pub struct Header {
 /// Opens a connection: that it opens is enough to pass.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-map-type" = "atomic"))]
 #[x_kube(validation = tls_options_need_tls())]
 pub struct TcpCheck {
     /// Whether a TLS handshake must succeed, too. By default not.
@@ -196,6 +198,7 @@ pub struct TcpCheck {
 /// Calls the standard gRPC health service: `SERVING` passes, all else is critical.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-map-type" = "atomic"))]
 #[x_kube(validation = tls_options_need_tls())]
 pub struct GrpcCheck {
     /// The service to ask about, such as `shop.v1.User`. By default the server as a whole.
@@ -221,6 +224,7 @@ pub struct UdpCheck {}
 /// Sends an HTTP/2 ping: an answer passes, all else is critical.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-map-type" = "atomic"))]
 #[x_kube(validation = tls_options_need_tls())]
 pub struct H2PingCheck {
     /// Whether to speak TLS. By default it does.

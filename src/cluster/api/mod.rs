@@ -150,7 +150,7 @@ pub struct ConsulServiceSpec {
     /// kind of address. They are the same for every instance. The administrator of Lictor says which
     /// addresses are allowed (`--allow-static`); none is by default.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(extend("maxProperties" = 16))]
+    #[schemars(extend("maxProperties" = 16, "x-kubernetes-map-type" = "atomic"))]
     #[x_kube(
         validation = Rule::new("self.all(k, k.matches('^[A-Za-z0-9_-]{1,128}$'))")
             .message("names of tagged addresses hold letters, digits, '-' and '_', at most 128 of them"),
@@ -209,6 +209,7 @@ pub struct ConsulServiceSpec {
 /// How much of the traffic an instance gets from clients that weigh their answers, such as DNS SRV. By
 /// default 1 and 1, as in Consul.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[schemars(extend("x-kubernetes-map-type" = "atomic"))]
 pub struct Weights {
     /// Weight while all checks pass, at least 1. By default 1.
     #[serde(default = "one")]

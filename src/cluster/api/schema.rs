@@ -104,6 +104,7 @@ fn meta_map(max: u32) -> Schema {
     json_schema!({
         "type": "object",
         "maxProperties": max,
+        "x-kubernetes-map-type": "atomic",
         "additionalProperties": {
             "type": "string",
             "maxLength": 512,
