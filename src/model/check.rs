@@ -30,9 +30,9 @@ pub struct Check {
     pub timeout: Str,
     /// Runs in a row that must succeed before it passes.
     pub success_before_passing: u8,
-    /// Runs in a row that may fail before it warns; none for as many as before it is critical.
+    /// Runs in a row that must fail before it warns; none for as many as before it is critical.
     pub failures_before_warning: Option<u8>,
-    /// Runs in a row that may fail before it is critical.
+    /// Runs in a row that must fail before it is critical; with 0 one is enough.
     pub failures_before_critical: u8,
     /// For people.
     pub notes: Str,

@@ -7,7 +7,7 @@ use futures::future::join_all;
 use lictor::cluster::convert::ChecksRunBy;
 use lictor::consul::Registry;
 use lictor::model::names::Str;
-use lictor::model::registration::{Health, RowKey};
+use lictor::model::registration::{Health, Registration, RowKey};
 use lictor_testbed::certificates::{Authority, Pair};
 use lictor_testbed::{Consul, ConsulApi, ConsulOptions, Listener, LocalAddress, Message, Protocol, wait};
 
@@ -293,6 +293,32 @@ async fn a_check_of_another_kind_takes_the_place_of_the_old_one() {
     }
     assert_eq!(http.heard().len(), requests, "the old check is run no more");
     health(&registry, &key, Health::Passing).await;
+}
+
+/// An agent takes the first run of a check as it comes, and an edit of anything of its instance makes it begin anew.
+#[tokio::test]
+async fn the_first_run_decides_whatever_the_thresholds() {
+    let consul = consul(ConsulOptions::default()).await;
+    let (registry, api) = (agent(&consul.http_addr(), None), consul.api());
+    let node = connect(&registry).await;
+    let mut listener = Listener::start(Protocol::Http, HERE, None).await.unwrap();
+    listener.fail().await.unwrap();
+    let key = key(&node, "a");
+    let yaml = "[{ name: c, interval: 3s, http: {}, failuresBeforeCritical: 3 }]";
+    let checks = checks(yaml, ChecksRunBy::Agent, listener.port(), Health::Passing).unwrap();
+    let before = instance(HERE, listener.port(), checks);
+    write(&registry, &node, vec![put(&key, &before)]).await;
+    becomes(&api, &key, yaml, "critical").await;
+    assert_eq!(listener.heard().len(), 1, "of a new check");
+
+    listener.recover().await.unwrap();
+    becomes(&api, &key, yaml, "passing").await;
+    let heard = listener.heard().len();
+    let after = Registration { tags: ["edited".into()].into(), ..before.clone() };
+    listener.fail().await.unwrap();
+    write(&registry, &node, vec![edit(&key, &before, &after)]).await;
+    becomes(&api, &key, yaml, "critical").await;
+    assert_eq!(listener.heard().len() - heard, 1, "of one whose instance was edited");
 }
 
 /// Consul waits for an answer to its datagram without end, and asks no more.

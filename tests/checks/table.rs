@@ -56,6 +56,8 @@ const NOTES: &str = "
 
 - A new check of an instance begins with what Kubernetes says: passing if the pod is ready, critical if not. An edit of
   a check keeps its state until the next run. Another kind under the same name is another check.
+- The thresholds count from the second run on: the first run of a new check decides at once, and so does, where an agent
+  runs it, the first after an edit of anything of its instance.
 - A `udp` check is for servers that answer, whatever they say. One that never answers is asked once, and then never
   again: Consul waits for the answer without end, and the check stays as it was.
 - An agent does not follow redirects. consul-esm does, also to other hosts, and has no setting for it.

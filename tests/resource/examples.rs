@@ -468,7 +468,7 @@ checks:
 checks:
 - name: alive
   tcp: {}
-  failuresBeforeCritical: 2      # two failures are forgiven",
+  failuresBeforeCritical: 2      # one failure is forgiven",
     ),
     (
         "spec.checks[].notes",

@@ -10,8 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::schema::DURATION;
 use super::{PortRef, is_false, schema};
 
-/// A check that Consul runs against each instance: a name and exactly one of `http`, `tcp`, `grpc`, `udp`
-/// and `h2ping`.
+/// Each has a name and exactly one of `http`, `tcp`, `grpc`, `udp` and `h2ping`.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
@@ -80,14 +79,14 @@ pub struct Check {
     #[schemars(range(max = 100))]
     pub success_before_passing: Option<u8>,
 
-    /// How many runs in a row may fail before the check warns, at most `failuresBeforeCritical`. By default as many:
-    /// then it never warns.
+    /// How many runs in a row must fail before the check warns, at most `failuresBeforeCritical`. By default as many:
+    /// it is then critical without warning first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 100))]
     pub failures_before_warning: Option<u8>,
 
-    /// How many runs in a row may fail before the check is critical, at most 100. By default 0: the first failure
-    /// makes it so.
+    /// How many runs in a row must fail before the check is critical, at most 100. By default 0: the first failure is
+    /// enough. The very first run of a check decides at once, whatever this says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 100))]
     pub failures_before_critical: Option<u8>,
@@ -99,7 +98,7 @@ pub struct Check {
     pub notes: Option<String>,
 }
 
-/// Asks for a page: 2xx passes, 429 warns, all else is critical. Redirects are not followed.
+/// Asks for a page: 2xx passes, 429 warns, all else is critical. An agent does not follow redirects; consul-esm does.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-map-type" = "atomic"))]
@@ -217,7 +216,8 @@ pub struct GrpcCheck {
     pub tls: TlsOptions,
 }
 
-/// Sends a datagram: only a refusal is critical, silence passes.
+/// Sends a datagram, to servers that answer: whatever they say passes, a refusal is critical. One that never answers is
+/// asked only once, and the check stays as it was.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct UdpCheck {}
 
@@ -240,11 +240,11 @@ pub struct H2PingCheck {
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct TlsOptions {
-    /// Whether to accept any certificate. By default not.
+    /// Over TLS: whether to accept any certificate. By default not.
     #[serde(default, skip_serializing_if = "is_false")]
     pub tls_skip_verify: bool,
 
-    /// The name that the certificate must be for, also sent as SNI. By default the instance's address.
+    /// Over TLS: the name that the certificate must be for, also sent as SNI. By default the instance's address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     #[x_kube(validation = Rule::new("self.matches('^[A-Za-z0-9]([-A-Za-z0-9._]*[A-Za-z0-9])?$')")

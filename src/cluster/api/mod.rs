@@ -113,9 +113,9 @@ pub struct ConsulServiceSpec {
     #[allow(missing_docs, reason = "the type's own words are what `kubectl explain` shows")]
     pub source: Source,
 
-    /// The port to register: a name, or a number from 1 to 65535. For a Service it is one of the Service's
-    /// ports, for pods a container port. It may be left out where there is just one. Not with static addresses,
-    /// each of which has its own.
+    /// The port to register: a name, or a number from 1 to 65535. For a Service it is one of the Service's own ports,
+    /// not the pod's; for pods a container port by name, or any number. It may be left out where there is just one.
+    /// Not with static addresses, each of which has its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<PortRef>,
 
@@ -146,9 +146,9 @@ pub struct ConsulServiceSpec {
     #[serde(default, skip_serializing_if = "is_false")]
     pub enable_tag_override: bool,
 
-    /// More addresses of each instance, by name, such as `wan`: Consul hands them to whoever asks for that
-    /// kind of address. They are the same for every instance. The administrator of Lictor says which
-    /// addresses are allowed (`--allow-static`); none is by default.
+    /// More addresses of each instance by name, such as `wan`: Consul hands them to whoever asks for that kind of
+    /// address. There are at most 16, the same for every instance. The administrator of Lictor says which addresses are
+    /// allowed (`--allow-static`); none is by default.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 16, "x-kubernetes-map-type" = "atomic"))]
     #[x_kube(
@@ -162,9 +162,10 @@ pub struct ConsulServiceSpec {
     )]
     pub tagged_addresses: BTreeMap<String, TaggedAddress>,
 
-    /// Also publish the address of the other family, IPv4 or IPv6, of pods that have both: as Consul's tagged address
-    /// `lan_ipv4` or `lan_ipv6`. By default an instance has only the address that comes first in Kubernetes. It
-    /// changes what Consul's DNS answers to SRV queries. Not with static addresses.
+    /// Also publish the address of the other family, IPv4 or IPv6, of pods that have both, as Consul's tagged address
+    /// `lan_ipv4` or `lan_ipv6`. A Service must be of both families, too (`ipFamilyPolicy`): otherwise it has no
+    /// endpoints of the other one. This changes what Consul's DNS answers to SRV queries. By default an instance has only
+    /// the address that comes first in Kubernetes. Not with static addresses.
     #[serde(default, skip_serializing_if = "is_false")]
     pub dual_stack: bool,
 
@@ -172,11 +173,11 @@ pub struct ConsulServiceSpec {
     #[serde(default)]
     pub readiness: Readiness,
 
-    /// Checks that Consul runs besides readiness; none by default. Each goes to the instance's own address.
+    /// Checks that Consul runs besides readiness, at most 16; none by default. They go to the instance's own address.
     ///
-    /// With `--registration=agent` the agent runs them. In the catalog nothing does but consul-esm: where the
-    /// administrator says that it is there (`--consul-esm`), `http`, `tcp` and `grpc` are for it to run; otherwise a
-    /// resource with checks is not accepted, and neither is what consul-esm does not know.
+    /// With `--registration=agent` the agent runs them. With `--registration=catalog` consul-esm does, where the
+    /// administrator has it and says so (`--consul-esm`): `http`, `tcp` and `grpc`, as far as it knows their fields. A
+    /// resource with a check that nobody would run is not accepted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub checks: Vec<Check>,
@@ -206,8 +207,8 @@ pub struct ConsulServiceSpec {
     pub class: Option<String>,
 }
 
-/// How much of the traffic an instance gets from clients that weigh their answers, such as DNS SRV. By
-/// default 1 and 1, as in Consul.
+/// How much of the traffic an instance gets from clients that weigh their answers, such as those of DNS SRV. By default
+/// 1 and 1, as in Consul.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
 #[schemars(extend("x-kubernetes-map-type" = "atomic"))]
 pub struct Weights {

@@ -26,9 +26,9 @@ pub struct Source {
     #[schemars(schema_with = "schema::pod_selector")]
     pub pods: Option<LabelSelector>,
 
-    /// Addresses of what runs elsewhere, each an instance. They are there and pass, unless one of `spec.checks`
-    /// finds otherwise. The administrator of Lictor says which addresses are allowed (`--allow-static`); none is
-    /// by default.
+    /// Addresses of what runs elsewhere, at most 256, each of them an instance. They are there and pass, unless one of
+    /// `spec.checks` finds otherwise. The administrator of Lictor says which addresses are allowed (`--allow-static`);
+    /// none is by default.
     #[serde(default, rename = "static", skip_serializing_if = "Option::is_none")]
     #[schemars(
         length(min = 1, max = 256),

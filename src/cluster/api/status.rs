@@ -66,7 +66,7 @@ pub struct InstanceCounts {
     pub critical: u32,
 }
 
-/// What is wrong with one instance.
+/// Each is about one instance.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     /// The instance's ID in Consul.
