@@ -1,8 +1,8 @@
 //! The whole of Lictor, end to end: its own program, a real apiserver and a real Consul.
 //!
 //! Each scenario is written once, in a room of its own kind, and run in both modes of registration; the list is in
-//! [`scenarios`]. A blank in `docs/scenarios.md` is a test that is ignored, with the same reason. What a scenario
-//! stands on is its [`bed::Bed`].
+//! [`scenarios`], that of the resource's fields in [`fields`]. A blank in `docs/scenarios.md` is a test that is ignored,
+//! with the same reason. What a scenario stands on is its [`bed::Bed`].
 //!
 //! Nearly all of the time is waiting: `cargo test --test e2e -- --test-threads 8`.
 
@@ -11,6 +11,8 @@ mod bed;
 mod launch;
 mod listening;
 mod rows;
+#[path = "../support/fields.rs"]
+mod schema;
 mod table;
 
 mod appearing;
@@ -22,6 +24,7 @@ mod edits;
 mod elsewhere;
 mod ending;
 mod families;
+mod fields;
 mod foreign;
 mod limits;
 mod names;

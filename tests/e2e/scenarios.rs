@@ -1,6 +1,6 @@
 //! The one list of scenarios: the tests of both modes and the table are made from it.
 
-use crate::table::{Cell, Cells, Line, check};
+use crate::table::{Cell, Cells, Line, check_page, document};
 
 /// Makes the tests and the table's lines from one list. Where a mode has a reason in place of `yes`, its test is
 /// ignored with that reason.
@@ -131,6 +131,9 @@ scenarios! {
 
     /// A check that Consul or consul-esm runs beside readiness passes while somebody answers, and goes when it leaves the spec.
     content::checks_that_consul_runs(agent: yes, catalog: yes);
+    /// Each field of `spec` is read back from Consul after the resource was made and after each edit, and nothing is
+    /// left of it: `docs/fields.md`.
+    fields::each_field_is_read_back(agent: yes, catalog: yes);
 
     /// A name in Consul is one namespace's: the other is told whose, keeps what it had, and takes over when the first one goes.
     names::a_name_of_two_namespaces(agent: yes, catalog: yes);
@@ -245,5 +248,5 @@ scenarios! {
 
 #[test]
 fn the_table_is_current() {
-    check(LINES);
+    check_page("docs/scenarios.md", &document(LINES));
 }

@@ -75,13 +75,12 @@ pub(crate) fn document(lines: &[Line]) -> String {
     text
 }
 
-/// Compares the file with the scenarios, or writes it.
-pub(crate) fn check(lines: &[Line]) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/scenarios.md");
-    let wanted = document(lines);
+/// Compares a generated page with the one in the repository, or writes it.
+pub(crate) fn check_page(path: &str, wanted: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
     if std::env::var_os("LICTOR_UPDATE").is_some() {
         let written =
-            path.parent().map_or(Ok(()), std::fs::create_dir_all).and_then(|()| std::fs::write(&path, &wanted));
+            path.parent().map_or(Ok(()), std::fs::create_dir_all).and_then(|()| std::fs::write(&path, wanted));
         if let Err(error) = written {
             panic!("{}: {error}", path.display());
         }

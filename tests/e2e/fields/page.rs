@@ -1,0 +1,68 @@
+//! The page `docs/fields.md`, made of the very list that is held against Consul.
+
+use std::fmt::Write as _;
+
+use super::lines::{Line, Step, Wanted};
+use super::reading::NOTHING;
+use crate::bed::Mode;
+
+const HEAD: &str = "<!-- generated from tests/e2e/fields/; `LICTOR_UPDATE=1 cargo test --test e2e fields::the_page_is_current` writes \
+                    it anew -->\n\
+                    # Fields\n\n\
+                    Each field of `spec`, as Consul has it when a resource was made with it, and again when it was edited, in each \
+                    mode of registration. All of it is tested: the resource is applied to a real Kubernetes API server, the \
+                    operator's own program acts, and what stands in the last two columns is read from a real Consul's \
+                    `/v1/health/service` (`Agent`: from its `/v1/agent/checks`). When the resource is deleted, \
+                    nothing of it is left but what `deletionPolicy` says.\n\n\
+                    An agent shows no one what a check asks, and how often it may fail. There the column has what reached the server that \
+                    was asked, or how many runs it took. Where Lictor answers with a condition in place of acting, the cell \
+                    leads to its [words](#refused), and what was registered stays.\n\n\
+                    Of the resource only what matters here is shown. Where it has no `source`, that is one static address. `ADDRESS` \
+                    and `PORT` are the instance's own, `OTHER` is another port there. Of the pods, `web-0` is ready and `web-1` is \
+                    not, both behind the Service `web`; `green-0` is behind the Services `green` and `two`. Lictor ran without \
+                    `--class`, and in the catalog with `--consul-esm`.\n\n\
+                    | field | | in the resource | `agent` | `catalog` |\n| --- | --- | --- | --- | --- |\n";
+
+/// The whole page.
+pub(crate) fn document(lines: &[Line]) -> String {
+    let mut text = HEAD.to_owned();
+    let mut refusals = Vec::new();
+    for line in lines {
+        let mut field = format!("[`{}`](reference.md#{})", &line.field["spec.".len()..], anchor(line.field));
+        for (number, step) in line.steps.iter().enumerate() {
+            let given = step.yaml.strip_prefix('{').and_then(|yaml| yaml.strip_suffix('}')).unwrap_or(step.yaml);
+            let given = if given.is_empty() { "*left out*".to_owned() } else { format!("`{given}`") };
+            let agent = cell(line, step, Mode::Agent, &mut refusals);
+            let catalog = cell(line, step, Mode::Catalog, &mut refusals);
+            let catalog = if agent == catalog { "the same".to_owned() } else { catalog };
+            let _ = writeln!(text, "| {field} | {} | {given} | {agent} | {catalog} |", line.step_name(number));
+            field.clear();
+        }
+    }
+    text.push_str("\n## Refused\n\n`Accepted` is `False`, for the reason `NotSupported`:\n\n");
+    for (number, why) in refusals.iter().enumerate() {
+        let _ = writeln!(text, "{}. {why}", number + 1);
+    }
+    let steps: usize = lines.iter().map(|line| line.steps.len()).sum();
+    let _ = writeln!(text, "\n{} fields, {} edits, in two modes.", lines.len(), steps - lines.len());
+    text
+}
+
+fn cell(line: &Line, step: &Step, mode: Mode, refusals: &mut Vec<String>) -> String {
+    match (step.wanted(mode), line.reading.path(mode)) {
+        (Wanted::Shown(shown), Some(path)) if *shown != NOTHING => format!("`{path}: {shown}`"),
+        (Wanted::Shown(shown), _) => (*shown).to_owned(),
+        (Wanted::Refused(why), _) => {
+            let number = refusals.iter().position(|known| known == why).unwrap_or_else(|| {
+                refusals.push(why.clone());
+                refusals.len() - 1
+            });
+            format!("refused, [{}](#refused)", number + 1)
+        }
+    }
+}
+
+/// Where the reference has a field.
+fn anchor(field: &str) -> String {
+    field.chars().filter(|c| c.is_alphanumeric()).collect::<String>().to_lowercase()
+}
