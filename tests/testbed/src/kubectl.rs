@@ -7,6 +7,8 @@ use anyhow::{Context, Result, ensure};
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
+use crate::watchdog::Watchdog;
+
 /// The program, and the cluster that it talks to.
 #[derive(Debug, Clone)]
 pub struct Kubectl {
@@ -41,8 +43,10 @@ impl Kubectl {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .kill_on_drop(true)
+            .process_group(0)
             .spawn()
             .with_context(|| format!("starting {}", self.program.display()))?;
+        let _watched = Watched::new(child.id().context("kubectl has ended already")?)?;
         if let Some(mut stdin) = child.stdin.take() {
             // It may end without having read its input; its own words say why.
             let _ = stdin.write_all(input.as_bytes()).await;
@@ -55,5 +59,23 @@ impl Kubectl {
             String::from_utf8_lossy(&output.stderr).trim()
         );
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+}
+
+/// A process group that ends with us while it is watched.
+struct Watched(u32);
+
+impl Watched {
+    fn new(group: u32) -> Result<Self> {
+        Watchdog::global()?.watch_group(group)?;
+        Ok(Self(group))
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        if let Ok(watchdog) = Watchdog::global() {
+            let _ = watchdog.forget_group(self.0);
+        }
     }
 }
