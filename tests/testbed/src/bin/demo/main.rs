@@ -1,23 +1,26 @@
 //! `make demo`: Lictor at work between a real Kubernetes and a real Consul, told step by step.
 //!
-//! In: the operator's program as the one argument; `KUBECONFIG` for a cluster that is there already,
-//! `DEMO_REGISTRATION=catalog` for the other mode, `DEMO_ONCE=1` to end after the last step. Out: each
-//! step as the command that a user would type, its output, and what it shows.
+//! In: the operator's program as the one argument; `KUBECONFIG` for a cluster that is there already, `DEMO_NODES=0` for
+//! one whose pods do not run, `DEMO_REGISTRATION=catalog` for the other mode, `DEMO_ONCE=1` to end after the last step.
+//! Out: each step as the command that a user would type, its output, and what it shows.
 //!
 //! - [`story`]: the steps, in order
 //! - [`stage`]: what runs, and how all of it ends
-//! - [`pods`]: the pods that the story is about, and servers that answer at their addresses
+//! - [`cluster`]: which Kubernetes it is
+//! - [`pods`]: the pods that the story is about
+//! - [`servers`]: what answers at their addresses, where they do not run
 //! - [`look`]: what is asked of Consul on the way, through its DNS too
 //! - [`show`]: how it is printed
 
+mod cluster;
 mod look;
 mod pods;
+mod servers;
 mod show;
 mod stage;
 mod story;
 
 use std::env;
-use std::ffi::OsString;
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
@@ -58,11 +61,11 @@ async fn main() -> Result<()> {
     if !args.lictor.is_file() {
         bail!("{} is not there: build it with `make build`", args.lictor.display());
     }
-    let once = is_set(env::var_os("DEMO_ONCE"));
+    let (once, nodes) = (said("DEMO_ONCE").unwrap_or(false), said("DEMO_NODES").unwrap_or(true));
     let mut stop = std::pin::pin!(stop_signal()?);
 
     let mut stage = tokio::select! {
-        stage = Stage::start(args.lictor, args.registration) => stage?,
+        stage = Stage::start(args.lictor, args.registration, nodes) => stage?,
         () = &mut stop => return Ok(()),
     };
     let told = tokio::select! {
@@ -93,7 +96,8 @@ fn stop_signal() -> Result<impl Future<Output = ()>> {
     })
 }
 
-/// Whether a variable says yes: everything does but nothing, `0` and `false`.
-fn is_set(value: Option<OsString>) -> bool {
-    value.is_some_and(|value| !value.is_empty() && value != "0" && value != "false")
+/// What a variable says, if anything: everything is yes but `0` and `false`.
+fn said(variable: &str) -> Option<bool> {
+    let value = env::var_os(variable).filter(|value| !value.is_empty())?;
+    Some(value != "0" && value != "false")
 }

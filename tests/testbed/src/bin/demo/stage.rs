@@ -2,17 +2,17 @@
 //!
 //! What the demo starts ends with it. What it makes in a cluster that was there already, it removes.
 
-use std::env;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use lictor_testbed::{Consul, ConsulApi, ConsulOptions, ControlPlane, Operator, Programs, TestNamespace};
+use tokio::sync::oneshot;
 
-use crate::Registration;
-use crate::show;
+use crate::cluster::{Cluster, Way};
+use crate::{Registration, show};
 
 /// How the cluster calls itself in Consul.
 const CLUSTER: &str = "demo";
@@ -24,11 +24,9 @@ const STOP: Duration = Duration::from_secs(15);
 
 /// Everything that runs.
 pub struct Stage {
-    pub plane: ControlPlane,
+    pub cluster: Cluster,
     pub consul: Consul,
     pub registration: Registration,
-    /// False for a cluster that was there already.
-    pub cluster_is_ours: bool,
     lictor: PathBuf,
     programs: Programs,
     operator: Option<Operator>,
@@ -37,32 +35,31 @@ pub struct Stage {
 }
 
 impl Stage {
-    /// Brings up Kubernetes, or takes what `KUBECONFIG` names, and Consul.
-    pub async fn start(lictor: PathBuf, registration: Registration) -> Result<Self> {
-        let given = env::var_os("KUBECONFIG").filter(|path| !path.is_empty());
-        let programs = if given.is_some() { programs_beside_a_cluster().await? } else { Programs::ensure().await? };
-        let options = ConsulOptions { ui: true, node_name: Some("consul-0".to_owned()), ..ConsulOptions::default() };
-        show::say(if given.is_some() { "Starting Consul …" } else { "Starting Kubernetes and Consul …" });
+    /// Brings up Consul and Kubernetes, with `nodes` if it can be, or takes what `KUBECONFIG` names.
+    pub async fn start(lictor: PathBuf, registration: Registration, nodes: bool) -> Result<Self> {
+        let way = Way::choose(nodes).await?;
+        let programs = way.programs().await?;
+        show::say(way.announcement());
         let begun = Instant::now();
-        let plane = async {
-            match &given {
-                Some(kubeconfig) => ControlPlane::given(Path::new(kubeconfig)).await,
-                None => ControlPlane::start(&programs).await,
-            }
-        };
-        let (plane, consul) = tokio::try_join!(plane, Consul::start(&programs, options))?;
+        let options = ConsulOptions { ui: true, node_name: Some("consul-0".to_owned()), ..ConsulOptions::default() };
+        let consul = Consul::start(&programs, options).await?;
+        let cluster = way.start(&programs, &consul).await?;
         show::say(&format!("Up after {}.", show::time(begun.elapsed())));
         Ok(Self {
-            plane,
+            cluster,
             consul,
             registration,
-            cluster_is_ours: given.is_none(),
             lictor,
             programs,
             operator: None,
             namespace: None,
             crd_is_ours: false,
         })
+    }
+
+    /// Kubernetes.
+    pub fn plane(&self) -> &ControlPlane {
+        self.cluster.plane()
     }
 
     /// Consul's API.
@@ -84,7 +81,7 @@ impl Stage {
 
     /// Makes the namespace of the story.
     pub async fn make_namespace(&mut self) -> Result<()> {
-        self.namespace = Some(TestNamespace::create(&self.plane, "demo").await?);
+        self.namespace = Some(TestNamespace::create(self.plane(), "demo").await?);
         Ok(())
     }
 
@@ -95,7 +92,7 @@ impl Stage {
 
     /// Installs the CRD, unless the cluster has it.
     pub async fn install_crd(&mut self) -> Result<()> {
-        if self.plane.kubectl(&["get", CRD]).await.is_ok() {
+        if self.plane().kubectl(&["get", CRD]).await.is_ok() {
             show::say("The cluster has the CustomResourceDefinition already; it is left as it is.");
             return Ok(());
         }
@@ -103,8 +100,8 @@ impl Stage {
         let crd = String::from_utf8(crd.stdout)?;
         // Before it is: should we be stopped in the middle, it is removed.
         self.crd_is_ours = true;
-        let applied = self.plane.kubectl_program().run_with_input(&["apply", "-f", "-"], &crd).await?;
-        self.plane.kubectl(&["wait", CRD, "--for=condition=Established", "--timeout=30s"]).await?;
+        let applied = self.plane().kubectl_program().run_with_input(&["apply", "-f", "-"], &crd).await?;
+        self.plane().kubectl(&["wait", CRD, "--for=condition=Established", "--timeout=30s"]).await?;
         show::command("lictor crd | kubectl apply -f -", &applied);
         Ok(())
     }
@@ -113,10 +110,10 @@ impl Stage {
     pub async fn start_operator(&mut self) -> Result<String> {
         let mut args = vec!["--cluster-name", CLUSTER, "--registration", self.registration.as_str()];
         // Whatever else is in a cluster that was there already is none of our business.
-        if !self.cluster_is_ours {
+        if !self.cluster.is_ours() {
             args.extend(["--namespace", self.namespace()?.name()]);
         }
-        let (kubeconfig, consul) = (self.plane.kubeconfig().display().to_string(), self.consul.http_addr());
+        let (kubeconfig, consul) = (self.plane().kubeconfig().display().to_string(), self.consul.http_addr());
         let envs = [("KUBECONFIG", kubeconfig.as_str()), ("CONSUL_HTTP_ADDR", consul.as_str())];
         let operator = Operator::start(&self.lictor, &args, &envs)?;
         let line = format!("CONSUL_HTTP_ADDR={consul} lictor run {}", args.join(" "));
@@ -163,7 +160,7 @@ impl Stage {
     /// Ends everything that runs, and removes what was made in a cluster that stays.
     pub async fn end(mut self) {
         show::say("Stopping what was started …");
-        if !self.cluster_is_ours
+        if !self.cluster.is_ours()
             && let Err(error) = self.clean().await
         {
             eprintln!("not everything could be removed from the cluster: {error:#}");
@@ -172,13 +169,21 @@ impl Stage {
             // If it does not end by itself in time, it is killed.
             let _ = operator.terminate(STOP).await;
         }
+        // Nodes take some seconds. Whoever is told to stop at once does not wait for this thread, nor does the process
+        // when it ends: what is left then ends as after a crash.
+        let (ended, end) = oneshot::channel();
+        std::thread::spawn(move || {
+            drop(self);
+            let _ = ended.send(());
+        });
+        let _ = end.await;
     }
 
     async fn clean(&self) -> Result<()> {
         if let Some(namespace) = &self.namespace {
             // The operator removes what belongs to them from Consul and then lets go of them.
             let deleted = namespace.kubectl(&["delete", "csvc", "--all", "--timeout=20s"]).await;
-            if deleted.is_err() && self.plane.kubectl(&["get", CRD]).await.is_ok() {
+            if deleted.is_err() && self.plane().kubectl(&["get", CRD]).await.is_ok() {
                 let list = ["get", "csvc", "-o", "name"];
                 for name in namespace.kubectl(&list).await?.lines() {
                     let patch = r#"{"metadata":{"finalizers":null}}"#;
@@ -187,28 +192,16 @@ impl Stage {
             }
             namespace.delete().await;
             let namespace = format!("namespace/{}", namespace.name());
-            self.plane.kubectl(&["wait", &namespace, "--for=delete", "--timeout=60s"]).await?;
+            self.plane().kubectl(&["wait", &namespace, "--for=delete", "--timeout=60s"]).await?;
         }
         if self.crd_is_ours {
-            let left = self.plane.kubectl(&["get", "csvc", "--all-namespaces", "-o", "name"]).await?;
+            let left = self.plane().kubectl(&["get", "csvc", "--all-namespaces", "-o", "name"]).await?;
             if left.trim().is_empty() {
-                self.plane.kubectl(&["delete", CRD]).await?;
+                self.plane().kubectl(&["delete", CRD]).await?;
             } else {
                 eprintln!("{CRD} stays: somebody else uses it by now");
             }
         }
         Ok(())
     }
-}
-
-/// All that a cluster that is there already needs beside it.
-async fn programs_beside_a_cluster() -> Result<Programs> {
-    Ok(Programs {
-        consul: Programs::ensure_consul().await?,
-        kubectl: Programs::ensure_kubectl().await?,
-        etcd: PathBuf::new(),
-        kube_apiserver: PathBuf::new(),
-        kube_controller_manager: PathBuf::new(),
-        kube_scheduler: PathBuf::new(),
-    })
 }

@@ -8,10 +8,9 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use lictor_testbed::Instance;
 use lictor_testbed::dns::Kind;
-use tokio::io::AsyncReadExt;
-use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
+use crate::cluster::Cluster;
 use crate::pods::{FIRST, Pods, Role, SUCCESSOR};
 use crate::stage::Stage;
 use crate::{Registration, look, show};
@@ -29,7 +28,7 @@ pub async fn tell(stage: &mut Stage, once: bool) -> Result<()> {
     examples(stage, &checks).await?;
     discovery(stage, &pods).await?;
     readiness(stage, &pods).await?;
-    consuls_checks(stage, &checks).await?;
+    consuls_checks(stage, &pods, &checks).await?;
     crash(stage, &mut pods, &checks).await?;
     deletion(stage, &checks).await?;
     closing(stage, &pods, &checks, once)?;
@@ -92,23 +91,46 @@ impl Checks {
 }
 
 async fn opening(stage: &Stage) -> Result<()> {
-    let version = stage.plane.kubectl(&["version", "-o", "json"]).await?;
+    let version = stage.plane().kubectl(&["version", "-o", "json"]).await?;
     let version: serde_json::Value = serde_json::from_str(&version)?;
     let kubernetes = version["serverVersion"]["gitVersion"].as_str().unwrap_or("of unknown version");
     let agent = stage.api().get("/v1/agent/self").await?;
     let consul = agent["Config"]["Version"].as_str().unwrap_or("of unknown version");
 
-    let simulated = if stage.cluster_is_ours {
-        "nodes and pods. No kubelet runs here: the demo writes the status that one would."
-    } else {
-        "pods. Your nodes are left alone: the demo writes EndpointSlices, in a namespace of its own."
+    let all = "and all that they say to each other";
+    let without_nodes = format!("Kubernetes {kubernetes}, Consul {consul}, Lictor, {all}.");
+    let (real, simulated) = match &stage.cluster {
+        Cluster::Nodes(_) => (
+            format!(
+                "Kubernetes {kubernetes} with two nodes and the pods that run there, Consul {consul}, Lictor,\n{all}."
+            ),
+            "machines. The two nodes are namespaces of this one's Linux, with a kubelet and a containerd each.\n\
+             What runs in the pods is a small server of the demo's, that can be told to fail."
+                .to_owned(),
+        ),
+        Cluster::Objects { why, .. } => (
+            without_nodes,
+            format!(
+                "nodes and pods. No kubelet runs here: the demo writes the status that one would.\n\
+                 Where it may add addresses to this machine, small servers of its own answer at the pods'.\n\
+                 Pods would run, on nodes within this machine, but {why}."
+            ),
+        ),
+        Cluster::Given(_) => (
+            without_nodes,
+            "pods. Your nodes are left alone: the demo writes EndpointSlices, in a namespace of its own.\n\
+             Where it may add addresses to this machine, small servers of its own answer at the pods'."
+                .to_owned(),
+        ),
     };
+    let indented = |text: String| text.replace('\n', &format!("\n{INDENT}"));
     show::heading("What is real here, and what is not");
     show::say(&format!(
-        "Real:       Kubernetes {kubernetes}, Consul {consul}, Lictor, and all that they say to each other.\n\
-         Simulated:  {simulated}\n\
-         {INDENT}Behind the pods' addresses are small servers in the demo's own process.\n\
-         By proxy:   dig, nc and curl are shown as you would type them; the demo itself asks just that."
+        "Real:       {}\n\
+         Simulated:  {}\n\
+         By proxy:   dig and curl are shown as you would type them; the demo itself asks just that.",
+        indented(real),
+        indented(simulated)
     ));
     Ok(())
 }
@@ -131,10 +153,8 @@ async fn operator(stage: &mut Stage) -> Result<()> {
 async fn endpoints(stage: &Stage) -> Result<Pods> {
     show::heading("2. Five pods");
     let namespace = stage.namespace()?;
-    let mut pods = Pods::new(namespace, stage.cluster_is_ours).await?;
-    for role in &FIRST {
-        pods.run(namespace, role).await?;
-    }
+    let mut pods = Pods::new(namespace, &stage.cluster).await?;
+    pods.begin(namespace, &FIRST).await?;
     if pods.are_pods() {
         let columns = "custom-columns=NAME:.metadata.name,IP:.status.podIP,\
                        READY:.status.containerStatuses[0].ready,NODE:.spec.nodeName";
@@ -143,7 +163,11 @@ async fn endpoints(stage: &Stage) -> Result<Pods> {
         stage.kubectl(&["get", "endpointslices"]).await?;
     }
     match &pods.no_servers {
-        None => show::say("Each address is a real one of this machine, and something answers there."),
+        None if pods.really_run() => show::say(
+            "Each runs in a container, and a kubelet asks for its /ready every second. Consul reaches these addresses from\n\
+             outside the cluster, and so can you.",
+        ),
+        None => show::say("Each address is a real one of this machine, and a small server answers there."),
         Some(why) => show::say(&format!(
             "Nobody answers at these addresses, since they could not be added here: {why}.\nEverything else works without."
         )),
@@ -176,15 +200,11 @@ async fn discovery(stage: &Stage, pods: &Pods) -> Result<()> {
     stage.consul(&["catalog", "services", "-tags"]).await?;
     look::instances(&stage.api(), USER).await?;
     look::addresses(stage.dns(), "user_service.service.consul", Kind::A).await?;
-    let answer = look::addresses(stage.dns(), "grpc.user_service.service.consul", Kind::Srv).await?;
+    look::addresses(stage.dns(), "grpc.user_service.service.consul", Kind::Srv).await?;
     show::say("The second name asks for the tag grpc; SRV answers carry the port.");
     if pods.no_servers.is_some() {
         return Ok(());
     }
-    let srv = answer.srv.first().context("no SRV record")?;
-    let address = answer.along.get(&srv.target).context("an SRV record without its address")?;
-    let words = read_line(&format!("{address}:{}", srv.port)).await?;
-    show::command(&format!("nc {address} {}", srv.port), &words);
     let answer = look::addresses(stage.dns(), "web.service.consul", Kind::Srv).await?;
     let srv = answer.srv.first().context("no SRV record")?;
     let address = answer.along.get(&srv.target).context("an SRV record without its address")?;
@@ -192,6 +212,11 @@ async fn discovery(stage: &Stage, pods: &Pods) -> Result<()> {
     let words = reqwest::get(&url).await?.error_for_status()?.text().await?;
     show::command(&format!("curl {url}"), &words);
     show::say("Whoever can ask Consul and reach the pods' addresses finds them: a VM, a Nomad job, Envoy, Prometheus.");
+    if pods.really_run() {
+        let [.., web_1] = &FIRST;
+        stage.kubectl(&["exec", web_1.name, "--", "/app", "lookup", "user_service.service.consul"]).await?;
+        show::say("Pods do, too: this cluster's DNS passes names that end in consul on to Consul.");
+    }
     Ok(())
 }
 
@@ -213,7 +238,7 @@ async fn readiness(stage: &Stage, pods: &Pods) -> Result<()> {
 /// Makes a pod ready or not, and says how long it took until Consul showed it.
 async fn move_readiness(stage: &Stage, pods: &Pods, role: &Role, ready: bool) -> Result<()> {
     let (namespace, api) = (stage.namespace()?, stage.api());
-    let address = role.address().ip().to_string();
+    let address = pods.address(role)?.ip().to_string();
     let (wanted, word) = if ready { ("passing", "passing again") } else { ("critical", "critical") };
     let before = look::latency(&stage.operator()?.metrics().await?);
     let begun = Instant::now();
@@ -224,13 +249,12 @@ async fn move_readiness(stage: &Stage, pods: &Pods, role: &Role, ready: bool) ->
     .await?;
     let all = begun.elapsed();
     pods.show_ready(namespace, role, ready).await?;
-    let how = if pods.are_pods() {
-        "The demo writes into the pod's status what a kubelet writes after a probe"
-    } else {
-        "The demo writes it into the EndpointSlice"
-    };
-    let mut line =
-        format!("{how}: {}ready.\nIt was {word} in Consul {} later", if ready { "" } else { "not " }, show::time(all));
+    let mut line = format!(
+        "{}: {}ready.\nIn all it took {} until it was {word} in Consul",
+        pods.who_says(),
+        if ready { "" } else { "not " },
+        show::time(all)
+    );
     // Exactly one change has come through since, or it is not known whose time it was.
     let after = look::latency(&stage.operator()?.metrics().await?);
     if let (Some((count, sum)), Some((count_after, sum_after))) = (before, after)
@@ -244,32 +268,31 @@ async fn move_readiness(stage: &Stage, pods: &Pods, role: &Role, ready: bool) ->
 }
 
 /// What Kubernetes does not see, a check of Consul's own does.
-async fn consuls_checks(stage: &Stage, checks: &Checks) -> Result<()> {
+async fn consuls_checks(stage: &Stage, pods: &Pods, checks: &Checks) -> Result<()> {
     let [.., web_1] = &FIRST;
     show::heading(&format!("6. {} is ready, and broken", web_1.name));
     if let Checks::LeftOut(why) = checks {
         show::say(&format!("{why}: this step is left out."));
         return Ok(());
     }
-    break_or_mend(stage, web_1, "break", "critical").await?;
+    break_or_mend(stage, pods, web_1, false).await?;
     look::check(&stage.api(), WEB, "health").await?;
     look::addresses(stage.dns(), "web.service.consul", Kind::A).await?;
     show::say(
         "Kubernetes does not know of it: the pod is as ready as before. Consul asks each instance for /health every 10 s,\n\
          as examples/web.yaml has it, and leaves out what does not answer well.",
     );
-    break_or_mend(stage, web_1, "mend", "passing").await?;
+    break_or_mend(stage, pods, web_1, true).await?;
     look::addresses(stage.dns(), "web.service.consul", Kind::A).await?;
     Ok(())
 }
 
 /// Has a pod's server fail or not, and says how long it took until Consul had found out.
-async fn break_or_mend(stage: &Stage, role: &Role, order: &str, wanted: &str) -> Result<()> {
-    let url = format!("http://{}/{order}", role.address());
-    let words = reqwest::get(&url).await?.error_for_status()?.text().await?;
+async fn break_or_mend(stage: &Stage, pods: &Pods, role: &Role, healthy: bool) -> Result<()> {
+    let wanted = if healthy { "passing" } else { "critical" };
     let begun = Instant::now();
-    show::command(&format!("curl {url}"), &words);
-    let address = role.address().ip().to_string();
+    pods.set_healthy(role, healthy).await?;
+    let address = pods.address(role)?.ip().to_string();
     look::until(&stage.api(), WEB, &format!("{address} is {wanted}"), |found| {
         found.iter().any(|instance| instance.address == address && instance.status == wanted)
     })
@@ -285,21 +308,27 @@ async fn crash(stage: &mut Stage, pods: &mut Pods, checks: &Checks) -> Result<()
     stage.kill_operator()?;
     let namespace = stage.namespace()?;
     show::command("kill -KILL $(pidof lictor)", "");
+    let gone = pods.address(user_1)?.ip();
     pods.end(namespace, user_1).await?;
-    pods.run(namespace, &SUCCESSOR).await?;
-    show::say(&format!("While it is away, {} ends and {} begins, at another address.", user_1.name, SUCCESSOR.name));
-    look::addresses(stage.dns(), "user_service.service.consul", Kind::A).await?;
+    pods.begin(namespace, std::slice::from_ref(&SUCCESSOR)).await?;
+    let new = pods.address(&SUCCESSOR)?.ip();
+    show::say(&format!(
+        "While it is away, {} ends and {} begins, at another address: {new}, not {gone}.",
+        user_1.name, SUCCESSOR.name
+    ));
+    let answer = look::addresses(stage.dns(), "user_service.service.consul", Kind::A).await?;
     show::say("Consul keeps the last state that was true: nothing expires because Lictor is not there.");
     if checks.run() {
+        let fails = if answer.addresses.contains(&gone) { "will fail within 10 s" } else { "has failed by now" };
         show::say(&format!(
-            "(Its own check of {} will leave that one out within 10 s; of {} only Lictor tells it.)",
+            "(Its own check of {} {fails}, and DNS leaves out what fails; of {} only Lictor tells it.)",
             user_1.name, SUCCESSOR.name
         ));
     }
     let begun = Instant::now();
     let line = stage.start_operator().await?;
     show::command(&line, "");
-    let (gone, new) = (user_1.address().ip().to_string(), SUCCESSOR.address().ip().to_string());
+    let gone = gone.to_string();
     look::until(&stage.api(), USER, &format!("{new} has taken the place of {gone}"), |found| {
         passing(found) == 3 && found.iter().all(|instance| instance.address != gone)
     })
@@ -351,7 +380,7 @@ fn closing(stage: &Stage, pods: &Pods, checks: &Checks, once: bool) -> Result<()
     }
     let namespace = stage.namespace()?.name();
     let (dns, consul) = (stage.dns(), stage.consul.http_addr());
-    let (kubeconfig, admin) = (stage.plane.kubeconfig().display(), stage.operator()?.admin_address());
+    let (kubeconfig, admin) = (stage.plane().kubeconfig().display(), stage.operator()?.admin_address());
     show::heading("It stays up: look around, in another terminal");
     let mut places = format!(
         "  export KUBECONFIG={kubeconfig} CONSUL_HTTP_ADDR={consul}\n\
@@ -364,16 +393,21 @@ fn closing(stage: &Stage, pods: &Pods, checks: &Checks, once: bool) -> Result<()
         dns.ip(),
         dns.port()
     );
-    if pods.are_pods() {
+    let [user_0, .., web_1] = &FIRST;
+    if pods.really_run() {
+        let url = pods.switch(user_0, "/ready", false)?;
+        let _ = writeln!(places, "  An unready pod      curl -X PUT '{url}', and then ok=true");
+    } else if pods.are_pods() {
         let patch = r#"{"status":{"conditions":[{"type":"Ready","status":"False"}]}}"#;
         let _ = writeln!(
             places,
-            "  An unready pod      kubectl -n {namespace} patch pod user-0 --subresource=status --type=merge -p '{patch}'"
+            "  An unready pod      kubectl -n {namespace} patch pod {} --subresource=status --type=merge -p '{patch}'",
+            user_0.name
         );
     }
     if checks.run() {
-        let [.., web_1] = &FIRST;
-        let _ = writeln!(places, "  A broken pod        curl http://{}/break, and then /mend", web_1.address());
+        let url = pods.switch(web_1, "/health", false)?;
+        let _ = writeln!(places, "  A broken pod        curl -X PUT '{url}', and then ok=true");
     }
     show::say(places.trim_end());
     show::say("Ctrl-C stops everything and leaves nothing behind.");
@@ -389,14 +423,4 @@ async fn await_counts(stage: &Stage, kind: &str, count: usize) -> Result<()> {
     let wanted = format!("--for=jsonpath={{.status.instances.{kind}}}={count}");
     stage.namespace()?.kubectl(&["wait", "csvc/user", &wanted, "--timeout=20s"]).await?;
     Ok(())
-}
-
-/// What a server says to whoever connects.
-async fn read_line(address: &str) -> Result<String> {
-    let read = async {
-        let mut words = String::new();
-        TcpStream::connect(address).await?.read_to_string(&mut words).await?;
-        anyhow::Ok(words)
-    };
-    timeout(Duration::from_secs(3), read).await.with_context(|| format!("{address} does not answer"))?
 }
