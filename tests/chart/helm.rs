@@ -2,11 +2,8 @@
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 
-use anyhow::{Context, Result, bail, ensure};
-use lictor_testbed::WorkDir;
-use lictor_testbed::programs::tools::Tool;
+use anyhow::{Result, bail};
 use serde_json::Value;
 use tokio::process::Command;
 
@@ -35,44 +32,26 @@ pub(crate) fn values(name: &str) -> PathBuf {
 
 /// Runs a program and gives what it prints on stdout; fails with all that it says.
 pub(crate) async fn say<A: AsRef<OsStr>>(program: &Path, args: impl IntoIterator<Item = A>) -> Result<String> {
-    finish(Command::new(program).args(args)).await
+    lictor_testbed::helm::run(Command::new(program).args(args)).await
 }
 
-async fn finish(command: &mut Command) -> Result<String> {
-    let output = command.stdin(Stdio::null()).kill_on_drop(true).output();
-    let output = output.await.with_context(|| format!("starting {}", command.as_std().get_program().display()))?;
-    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    ensure!(output.status.success(), "{:?}\n{}: {out}{err}", command.as_std().get_args(), output.status);
-    Ok(out.into_owned())
-}
-
-/// Helm, with a home of its own: nobody's plug-ins or settings.
-pub(crate) struct Helm {
-    program: PathBuf,
-    home: WorkDir,
-    kubeconfig: Option<PathBuf>,
-}
+/// Helm, and what it makes of the chart.
+pub(crate) struct Helm(lictor_testbed::Helm);
 
 impl Helm {
     /// Helm without a cluster.
     pub(crate) async fn new() -> Result<Self> {
-        Ok(Self { program: Tool::Helm.ensure().await?, home: WorkDir::create("helm")?, kubeconfig: None })
+        Ok(Self(lictor_testbed::Helm::new().await?))
     }
 
     /// Helm on a cluster.
     pub(crate) async fn on(kubeconfig: &Path) -> Result<Self> {
-        Ok(Self { kubeconfig: Some(kubeconfig.to_owned()), ..Self::new().await? })
+        Ok(Self(lictor_testbed::Helm::on(kubeconfig).await?))
     }
 
     /// Runs it.
     pub(crate) async fn run<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Result<String> {
-        let mut command = Command::new(&self.program);
-        for name in ["HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME"] {
-            command.env(name, self.home.path());
-        }
-        // Where there is no cluster, none is to be found either.
-        command.env("KUBECONFIG", self.kubeconfig.as_deref().unwrap_or(Path::new("/dev/null")));
-        finish(command.args(args)).await
+        self.0.run(args).await
     }
 
     /// What the chart makes of these arguments, such as `-f FILE` or `--set KEY=VALUE`.
