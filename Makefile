@@ -19,7 +19,7 @@ DOCKER ?= docker
 IMAGE ?= lictor:$(VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long e2e lint fmt doc book deny crd reference build image chart sbom version clean-cache
+.PHONY: help demo test test-long test-oldest e2e lint fmt doc book deny crd reference build image chart sbom version clean-cache
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,9 +31,13 @@ demo: ## Watch it work: a real Kubernetes, a real Consul, the operator (DEMO_ONC
 test: ## All that a change must pass
 	@tests/run
 
-test-long: ## What takes longer: 50,000 seeds of the simulation, 10,000 random resources, 20 kills of a leader
+test-long: ## What takes longer: 50,000 seeds of the simulation, 10,000 random resources, 20 kills of a leader, old versions
 	@LICTOR_SEEDS=$${LICTOR_SEEDS:-50000} LICTOR_FUZZ_RESOURCES=$${LICTOR_FUZZ_RESOURCES:-10000} LICTOR_KILLS=$${LICTOR_KILLS:-20} \
-		tests/run --test simulation --test fuzz_resources --test e2e
+		LICTOR_IMAGE_FROM=source tests/run --test simulation --test fuzz_resources --test e2e --test cluster
+	@$(MAKE) --no-print-directory test-oldest
+
+test-oldest: ## The tests end to end on the oldest Kubernetes and Consul that are supported
+	@LICTOR_TEST_KUBERNETES=1.31 LICTOR_TEST_CONSUL=1.20 tests/run --test e2e --test cluster
 
 e2e: ## Lictor in pods, on nodes within this machine or the cluster of KUBECONFIG (REQUIRE_E2E=1: or fail)
 	@tests/run --test cluster
