@@ -14,7 +14,7 @@ CYCLONEDX := $(CACHE)/tools/cargo-cyclonedx-$(CYCLONEDX_VERSION)/bin/cargo-cyclo
 
 # Of all that is released.
 VERSION := $(shell awk -F '"' '/^version = / { print $$2; exit }' Cargo.toml)
-REVISION = $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
+REVISION = $(shell git describe --always --abbrev=40 --dirty --exclude='*' 2>/dev/null || echo unknown)
 DOCKER ?= docker
 IMAGE ?= lictor:$(VERSION)
 
