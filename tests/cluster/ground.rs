@@ -119,7 +119,7 @@ impl Cluster {
     async fn start() -> Result<Self> {
         init_tls();
         let begun = Instant::now();
-        let programs = Programs::ensure().await?;
+        let consul = Programs::ensure_consul().await?;
         let work_dir = WorkDir::create("e2e")?;
         let place = async {
             Ok(match given_cluster() {
@@ -130,7 +130,7 @@ impl Cluster {
         let (place, image) = tokio::try_join!(place, image(&work_dir))?;
         println!("a cluster and an image: {:?}", begun.elapsed());
 
-        let mut archives = vec![consul_image(&programs.consul, &work_dir)?];
+        let mut archives = vec![consul_image(&consul, &work_dir)?];
         archives.extend(image);
         if let Place::Given(_) = place {
             archives.push(app_image(&NodePrograms::ensure_app().await?, &work_dir)?);
