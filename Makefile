@@ -40,7 +40,7 @@ test-oldest: ## The tests end to end on the oldest Kubernetes and Consul that ar
 	@LICTOR_TEST_KUBERNETES=1.31 LICTOR_TEST_CONSUL=1.20 tests/run --test e2e --test cluster
 
 e2e: ## Lictor in pods, on nodes within this machine or the cluster of KUBECONFIG (REQUIRE_E2E=1: or fail)
-	@tests/run --test cluster
+	@E2E_ON_KUBECONFIG=1 tests/run --test cluster
 
 lint: ## Formatting, lints, documentation, licences and sources, the book
 	$(CARGO) fmt --all --check

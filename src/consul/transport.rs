@@ -537,4 +537,20 @@ mod tests {
         assert_eq!(source.header().await.unwrap(), "another");
         std::fs::remove_file(&path).unwrap();
     }
+
+    /// A Secret that is mounted may come later; a path that leads nowhere is a mistake.
+    #[test]
+    fn a_file_may_come_later_only_where_its_folder_is() {
+        let folder = std::env::temp_dir();
+        let absent = format!("lictor-not-there-{}", std::process::id());
+        for (file, later) in [(folder.join(&absent), true), (folder.join(&absent).join("token"), false)] {
+            let by_token = ConsulSettings { token_file: Some(file.clone()), ..ConsulSettings::new("x:1") };
+            let by_authority = ConsulSettings { ca_cert: Some(file.clone()), ..ConsulSettings::new("x:1") };
+            for settings in [by_token, by_authority] {
+                let error = Http::new(&settings).err().unwrap();
+                assert_eq!(matches!(error, BadSettings::NotYet(_)), later, "{error}");
+                assert!(error.to_string().contains(&file.display().to_string()), "{error}");
+            }
+        }
+    }
 }

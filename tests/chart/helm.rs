@@ -32,7 +32,7 @@ pub(crate) fn values(name: &str) -> PathBuf {
 
 /// Runs a program and gives what it prints on stdout; fails with all that it says.
 pub(crate) async fn say<A: AsRef<OsStr>>(program: &Path, args: impl IntoIterator<Item = A>) -> Result<String> {
-    lictor_testbed::helm::run(Command::new(program).args(args)).await
+    lictor_testbed::process::run(Command::new(program).args(args)).await
 }
 
 /// Helm, and what it makes of the chart.

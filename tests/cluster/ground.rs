@@ -2,12 +2,13 @@
 //!
 //! - By default, three nodes within this machine, and the image that the Dockerfile makes of the program that cargo
 //!   built; with `LICTOR_IMAGE_FROM=source`, of what the Dockerfile itself builds.
-//! - With `KUBECONFIG`, that cluster, such as one of `kind`. `LICTOR_LOAD` is the command that takes an archive of images
+//! - With `E2E_ON_KUBECONFIG=1`, the cluster of `KUBECONFIG`, such as one of `kind`, which has to be for these tests alone:
+//!   they bring the CRD, a Consul and much else, and remove it in the end. `LICTOR_LOAD` is the command that takes an archive of images
 //!   to it, such as `kind load image-archive`; without, the images have to be there. The image is made by the Docker
 //!   that is on `PATH`.
 //! - With `LICTOR_IMAGE`, the image of that name in place of our own.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::PoisonError;
@@ -18,7 +19,7 @@ use lictor_testbed::node::suite::given_cluster;
 use lictor_testbed::node::{APP_IMAGE, CONSUL_IMAGE, Docker, From, LICTOR_IMAGE, Node, app_image, consul_image};
 use lictor_testbed::{
     ConsulApi, ControlPlane, Esm, Helm, Kubectl, NodeCluster, NodeClusterOptions, NodePrograms, Process, Programs,
-    TestNamespace, WorkDir, init_tls, ports, wait,
+    TestNamespace, WorkDir, init_tls, ports, process, wait,
 };
 use tokio::runtime::Runtime;
 use tokio::sync::{Mutex, MutexGuard, OnceCell};
@@ -31,6 +32,11 @@ const REPOSITORY: &str = env!("CARGO_MANIFEST_DIR");
 
 /// The node that a test may let go silent: only what asks for it runs there.
 pub(crate) const LONELY_NODE: &str = "node-3";
+
+/// The label of namespaces that the tests have made.
+pub(crate) const OURS: &str = "lictor.dev/e2e";
+
+pub(crate) const CRD: &str = "crd/consulservices.lictor.dev";
 
 /// What [`LONELY_NODE`] is tainted and labelled with.
 pub(crate) const LONELY: &str = "lictor.dev/lonely";
@@ -64,12 +70,13 @@ impl Ground {
 pub(crate) struct Cluster {
     helm: Helm,
     chart: PathBuf,
+    image: Option<PathBuf>,
     consul_address: String,
     _consul_forward: Option<Process>,
     /// What has to go on between tests, each of which has a runtime of its own.
     background: Background,
     shared_releases: Mutex<BTreeSet<String>>,
-    granted: std::sync::Mutex<BTreeSet<Right>>,
+    granted: std::sync::Mutex<BTreeMap<String, BTreeSet<Right>>>,
     lonely_node: Mutex<()>,
     place: Place,
     work_dir: WorkDir,
@@ -131,7 +138,7 @@ impl Cluster {
         println!("a cluster and an image: {:?}", begun.elapsed());
 
         let mut archives = vec![consul_image(&consul, &work_dir)?];
-        archives.extend(image);
+        archives.extend(image.clone());
         if let Place::Given(_) = place {
             archives.push(app_image(&NodePrograms::ensure_app().await?, &work_dir)?);
         }
@@ -140,6 +147,9 @@ impl Cluster {
         }
         println!("the images are loaded: {:?}", begun.elapsed());
 
+        if let Place::Given(plane) = &place {
+            ensure_unused(plane).await?;
+        }
         install(place.plane()).await?;
         let (consul_address, consul_forward) = place.way_to_consul(&work_dir).await?;
         println!("Consul runs: {:?}", begun.elapsed());
@@ -149,6 +159,7 @@ impl Cluster {
         Ok(Self {
             helm,
             chart,
+            image,
             consul_address,
             _consul_forward: consul_forward,
             background,
@@ -186,6 +197,11 @@ impl Cluster {
         &self.work_dir
     }
 
+    /// The archive of the image under test, unless that was there already.
+    pub(crate) fn image(&self) -> Option<&Path> {
+        self.image.as_deref()
+    }
+
     /// The names of the releases that several tests share, as far as they are installed. While this is held, nobody else
     /// installs one.
     pub(crate) async fn shared_releases(&self) -> MutexGuard<'_, BTreeSet<String>> {
@@ -193,15 +209,26 @@ impl Cluster {
     }
 
     /// Notes the rights that a release gives, as its manifest has them.
-    pub(crate) fn note_rights(&self, manifest: &str) -> Result<()> {
+    pub(crate) fn note_rights(&self, release: &str, manifest: &str) -> Result<()> {
         let rights = rights::given_by(manifest)?;
-        self.granted.lock().unwrap_or_else(PoisonError::into_inner).extend(rights);
+        let mut granted = self.granted.lock().unwrap_or_else(PoisonError::into_inner);
+        granted.entry(release.to_owned()).or_default().extend(rights);
         Ok(())
     }
 
-    /// The rights that any release has given.
-    pub(crate) fn granted(&self) -> BTreeSet<Right> {
+    /// The rights that each release has given at any time.
+    pub(crate) fn granted(&self) -> BTreeMap<String, BTreeSet<Right>> {
         self.granted.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The DNS server that pods ask for Consul's names, as `HOST:PORT`; none where it is the cluster's own, which leads
+    /// there. Others' clusters are not changed for that.
+    pub(crate) async fn consul_names(&self) -> Result<Option<String>> {
+        if self.own().is_ok() {
+            return Ok(None);
+        }
+        let address = ["--namespace=consul", "get", "service", "consul-dns", "--output=jsonpath={.spec.clusterIP}"];
+        Ok(Some(format!("{}:53", self.kubectl().run(&address).await?)))
     }
 
     /// The API of the Consul that runs in the cluster.
@@ -253,6 +280,42 @@ impl Cluster {
     }
 }
 
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if let Place::Given(plane) = &self.place {
+            clear_away(plane.kubectl_program());
+        }
+    }
+}
+
+/// Removes from a cluster that stays what the tests have made in it. What fails here may have been what failed before.
+fn clear_away(kubectl: &Kubectl) {
+    let run = |args: &[&str]| {
+        let output = kubectl.command(args).output();
+        output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default()
+    };
+    let ours = format!("--selector={OURS}");
+    run(&["delete", "namespaces", &ours, "--wait=false"]);
+    let names = r#"--output=jsonpath={range .items[*]}{.metadata.namespace} {.metadata.name}{"\n"}{end}"#;
+    for resource in run(&["get", "csvc", "--all-namespaces", names]).lines() {
+        if let Some((namespace, name)) = resource.split_once(' ') {
+            let without = r#"{"metadata":{"finalizers":null}}"#;
+            run(&["--namespace", namespace, "patch", "csvc", name, "--type=merge", "--patch", without]);
+        }
+    }
+    run(&["delete", "clusterroles,clusterrolebindings", "--selector=app.kubernetes.io/name=lictor"]);
+    run(&["delete", CRD]);
+}
+
+/// Fails if somebody has in a cluster what the tests would change.
+async fn ensure_unused(plane: &ControlPlane) -> Result<()> {
+    for object in ["namespace/consul", CRD] {
+        let there = plane.kubectl(&["get", object, "--ignore-not-found", "--output=name"]).await?;
+        ensure!(there.is_empty(), "{object} is there already: these tests need a cluster of their own");
+    }
+    Ok(())
+}
+
 /// Nodes of our own, one of which is not for everybody.
 async fn nodes(work_dir: &WorkDir) -> Result<NodeCluster> {
     let policy = work_dir.write("audit-policy.yaml", AUDIT_POLICY)?;
@@ -276,7 +339,7 @@ async fn image(work_dir: &WorkDir) -> Result<Option<PathBuf>> {
     if given_cluster().is_some() {
         let path = archive.display().to_string();
         for args in [&["build", "--tag", LICTOR_IMAGE, REPOSITORY][..], &["save", "--output", &path, LICTOR_IMAGE]] {
-            lictor_testbed::helm::run(tokio::process::Command::new("docker").args(args)).await?;
+            process::run(tokio::process::Command::new("docker").args(args)).await?;
         }
     } else {
         // The engine goes as soon as it has built.
@@ -298,7 +361,7 @@ async fn install(plane: &ControlPlane) -> Result<()> {
     for manifest in [String::from_utf8(crd.stdout)?, with_images(include_str!("manifests/consul.yaml"))] {
         plane.kubectl_program().run_with_input(&apply, &manifest).await?;
     }
-    plane.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", "crd/consulservices.lictor.dev"]).await?;
+    plane.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", CRD]).await?;
     let rollout = ["--namespace=consul", "rollout", "status", "deployment/consul", "--timeout=90s"];
     if let Err(error) = plane.kubectl(&rollout).await {
         let pods = plane.kubectl(&["--namespace=consul", "describe", "pods"]).await;

@@ -1,24 +1,19 @@
 //! From the first installation to the last: what is registered stays as it is, until it is told to go.
 
-use std::path::{Path, PathBuf};
-
 use anyhow::{Context, Result, ensure};
+use lictor_testbed::Instance;
 use serde_json::Value;
 
-use crate::ground::{Cluster, Ground, SOON, until};
+use crate::ground::{CRD, Cluster, Ground, SOON, until};
+use crate::older_chart::{LATER, is_current, older_chart};
 use crate::release::{Mode, Release};
 use crate::shop::{App, Shop, Watch};
-
-/// A field of the CRD that came later, as far as these tests are concerned. None of them uses it.
-const LATER: &str = "enableTagOverride";
-const CRD: &str = "crd/consulservices.lictor.dev";
-const FIELDS: &str = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties";
 
 /// An upgrade of the chart brings the CRD along. Until then Lictor works, says that the CRD is older than it needs, and
 /// what to do.
 pub(crate) async fn the_crd_goes_along(ground: &Ground) -> Result<()> {
     let cluster = ground.cluster().await?;
-    let older = older_chart(cluster)?;
+    let older = older_chart(cluster.chart(), cluster.work_dir().join("older-chart"))?;
     let release = Release::prepare(cluster, "crd", Mode::Catalog).await?;
     // Others have brought the CRD.
     let flags = ["--wait", "--timeout=120s", "--take-ownership", "--force-conflicts"];
@@ -60,33 +55,7 @@ async fn upgraded(cluster: &Cluster, release: &Release<'_>, shop: &Shop<'_>) -> 
 
 async fn has_later(cluster: &Cluster) -> Result<bool> {
     let crd: Value = serde_json::from_str(&cluster.kubectl().run(&["get", CRD, "--output=json"]).await?)?;
-    Ok(crd.pointer(FIELDS).context("no fields")?.get(LATER).is_some())
-}
-
-/// The chart with a CRD that lacks a field.
-fn older_chart(cluster: &Cluster) -> Result<PathBuf> {
-    let older = cluster.work_dir().join("older-chart");
-    copy(cluster.chart(), &older)?;
-    let path = older.join("files/consulservices.lictor.dev.yaml");
-    let mut crd: Value = serde_saphyr::from_str(&std::fs::read_to_string(&path)?)?;
-    let fields = crd.pointer_mut(FIELDS).and_then(Value::as_object_mut).context("no fields")?;
-    ensure!(fields.remove(LATER).is_some(), "no {LATER}");
-    std::fs::write(path, crd.to_string())?;
-    Ok(older)
-}
-
-fn copy(from: &Path, to: &Path) -> Result<()> {
-    std::fs::create_dir_all(to)?;
-    for entry in std::fs::read_dir(from)? {
-        let entry = entry?;
-        let target = to.join(entry.file_name());
-        if entry.file_type()?.is_dir() {
-            copy(&entry.path(), &target)?;
-        } else {
-            std::fs::copy(entry.path(), target)?;
-        }
-    }
-    Ok(())
+    Ok(is_current(&crd))
 }
 
 /// Installed, tested, upgraded, uninstalled and installed again, under a reader that looks all the time: no write touches
@@ -99,9 +68,34 @@ pub(crate) async fn nothing_moves_until_it_is_told(ground: &Ground, mode: Mode) 
     ensure!(said.contains("ok    Consul can be written"), "{said}");
 
     let shop = Shop::open(&release, "life", &App::default()).await?;
+    take_an_example(&release, &shop).await?;
     let tested = lived(&release, &shop).await;
     let tested = shop.close(tested).await;
     release.close(tested).await
+}
+
+/// The repository's example, as the README has it applied, over the app.
+async fn take_an_example(release: &Release<'_>, shop: &Shop<'_>) -> Result<()> {
+    let mut objects: Vec<Value> = serde_saphyr::from_multiple(include_str!("../../examples/web.yaml"))?;
+    for object in &mut objects {
+        match object["kind"].as_str().context("no kind")? {
+            // These tests have a class for each release, and a Consul for all of them.
+            "ConsulService" => {
+                object["spec"]["class"] = release.name.clone().into();
+                object["spec"]["name"] = format!("example-{}", shop.service).into();
+                if release.mode == Mode::Catalog {
+                    object["spec"]["checks"] = Value::Null;
+                }
+            }
+            "Service" => object["spec"]["selector"] = serde_json::json!({ "app": "user" }),
+            other => anyhow::bail!("an example of {other}"),
+        }
+    }
+    shop.apply(&objects).await?;
+    shop.namespace.kubectl(&["wait", "csvc/web", "--for=condition=Ready", "--timeout=60s"]).await?;
+    let passing = |found: &[Instance]| found.len() == 3 && found.iter().all(|one| one.status == "passing");
+    let consul = shop.consul();
+    consul.wait_for(&format!("example-{}", shop.service), "three, passing", passing, SOON).await.map(drop)
 }
 
 async fn lived(release: &Release<'_>, shop: &Shop<'_>) -> Result<()> {

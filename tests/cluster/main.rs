@@ -4,6 +4,7 @@
 //! The cluster is made of nodes within this machine, or it is the one of `KUBECONFIG`; see [`ground`]. Where no pods
 //! can run, all of this is ignored, and `REQUIRE_E2E=1` makes that an error.
 //!
+//! - [`image`]: what the Dockerfile makes
 //! - [`lifecycle`]: installed, upgraded, uninstalled, installed again
 //! - [`checks`]: Consul's checks against pods
 //! - [`pods`], [`rolling`]: what happens to pods
@@ -13,7 +14,10 @@
 
 mod checks;
 mod ground;
+mod image;
 mod lifecycle;
+#[path = "../support/older_chart.rs"]
+mod older_chart;
 mod pods;
 mod release;
 mod replicas;
@@ -55,8 +59,8 @@ macro_rules! stage {
 }
 
 fn main() -> ExitCode {
-    // What changes the CRD, which is everybody's, comes first; what measures has the machine to itself; what looks back
-    // on all others comes last.
+    // What changes the CRD, which is everybody's, comes first; what measures has the machine almost to itself; what
+    // looks back on all others comes last.
     let first = stage![lifecycle::the_crd_goes_along,];
     let all = stage![
         lifecycle::nothing_moves_until_it_is_told(Agent),
@@ -79,18 +83,16 @@ fn main() -> ExitCode {
         pods::picked_by_labels(Catalog),
         pods::of_a_node_that_falls_silent(Agent)[own],
         pods::of_a_node_that_falls_silent(Catalog)[own],
+        image::holds_what_it_needs[own],
         trouble::a_wrong_value,
         trouble::a_missing_secret,
         trouble::an_unreachable_consul,
         trouble::no_permission,
     ];
     let quiet = [
-        stage![replicas::killed_in_turn(Agent),],
-        stage![replicas::killed_in_turn(Catalog),],
-        stage![replicas::told_to_stop(Agent),],
-        stage![replicas::told_to_stop(Catalog),],
-        stage![rolling::loses_nothing_that_waits(Agent),],
-        stage![rolling::loses_nothing_that_waits(Catalog),],
+        stage![replicas::killed_in_turn(Agent)[own], replicas::killed_in_turn(Catalog)[own],],
+        stage![replicas::told_to_stop(Agent), replicas::told_to_stop(Catalog),],
+        stage![rolling::loses_nothing_that_waits(Agent), rolling::loses_nothing_that_waits(Catalog),],
     ];
     let last = stage![rights::are_just_those_that_are_used[own],];
     suite::run(Ground::default(), [first, all].into_iter().chain(quiet).chain([last]).collect())

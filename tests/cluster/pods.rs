@@ -1,6 +1,8 @@
 //! What happens to pods, as Consul tells it.
 
-use anyhow::{Context, Result, ensure};
+use std::collections::BTreeSet;
+
+use anyhow::{Context, Result, anyhow, ensure};
 use lictor_testbed::Instance;
 use serde_json::json;
 
@@ -29,29 +31,28 @@ pub(crate) async fn scaled_up_and_down(ground: &Ground, mode: Mode) -> Result<()
     shop.close(tested.await).await
 }
 
-/// A pod whose process dies is critical until it is there again; one that is killed for good is replaced. The others are
-/// not touched.
+/// A pod whose process dies, and is started again, stays the instance that it is; one that is killed for good is replaced. The
+/// others are not touched.
 pub(crate) async fn killed(ground: &Ground, mode: Mode) -> Result<()> {
     let release = release(ground.cluster().await?, mode).await?;
     let shop = Shop::open(&release, "kill", &App::default()).await?;
     let tested = async {
-        shop.wait_for_all(3).await?;
+        let before = ids(&shop.wait_for_all(3).await?);
         let pods = shop.pods().await?;
         let (first, second) = (pods.first().context("no pod")?, pods.get(1).context("no pod")?);
         Watch::new()
             .during(&shop, 2, async {
                 // Its connection goes with it.
                 let _ = shop.tell(&first.name, "/crash").await;
-                let fails = |found: &[Instance]| {
-                    found.len() == 3
-                        && found
-                            .iter()
-                            .any(|one| one.address == first.address && shop.fails_by(one, &[shop.readiness()]))
-                };
-                shop.wait_for("the one whose process died critical", fails).await?;
-                shop.wait_for_all(3).await?;
-                let delete = ["delete", "pod", &second.name, "--force", "--grace-period=0"];
-                shop.namespace.kubectl(&delete).await?;
+                let restarts = "--output=jsonpath={.status.containerStatuses[0].restartCount}";
+                until("a restart", || async {
+                    Ok((shop.namespace.kubectl(&["get", "pod", &first.name, restarts]).await? == "1").then_some(()))
+                })
+                .await?;
+                let after = ids(&shop.wait_for_all(3).await?);
+                ensure!(after == before, "{before:?} became {after:?}");
+
+                shop.namespace.kubectl(&["delete", "pod", &second.name, "--force", "--grace-period=0"]).await?;
                 let gone = |found: &[Instance]| found.iter().all(|one| !one.id.contains(&second.uid));
                 shop.wait_for("the killed one gone", gone).await?;
                 shop.wait_for_all(3).await.map(drop)
@@ -61,18 +62,28 @@ pub(crate) async fn killed(ground: &Ground, mode: Mode) -> Result<()> {
     shop.close(tested.await).await
 }
 
-/// Pods that crash again and again are there, and critical; they pass once they stay.
+fn ids(found: &[Instance]) -> BTreeSet<String> {
+    found.iter().map(|instance| instance.id.clone()).collect()
+}
+
+/// A pod that crashes again and again stays the instance that it is, critical while it waits for its next start; what takes its
+/// place passes.
 pub(crate) async fn crash_looping(ground: &Ground, mode: Mode) -> Result<()> {
     let release = release(ground.cluster().await?, mode).await?;
-    let app = App { replicas: 1, args: &["-crash=1s", "-unready"], ..App::default() };
+    let app = App { replicas: 1, args: &["-crash=3s"], ..App::default() };
     let shop = Shop::open(&release, "crash", &app).await?;
     let tested = async {
+        let first = shop.wait_for("one", |found| found.len() == 1).await?.remove(0);
         let restarts = "--output=jsonpath={.items[*].status.containerStatuses[*].restartCount}";
         until("two restarts", || async {
             let restarts = shop.namespace.kubectl(&["get", "pods", restarts]).await?;
-            Ok((restarts.parse::<u32>()? >= 2).then_some(()))
+            let found = shop.instances().await?;
+            if !matches!(&found[..], [one] if one.id == first.id) {
+                return Ok(Some(Err(anyhow!("it did not stay: {found:#?}"))));
+            }
+            Ok((restarts.parse::<u32>()? >= 2).then_some(Ok(())))
         })
-        .await?;
+        .await??;
         shop.wait_for("one, critical", |found| matches!(found, [one] if shop.fails_by(one, &[shop.readiness()])))
             .await?;
         // It is mended.
@@ -151,13 +162,18 @@ pub(crate) async fn of_a_node_that_falls_silent(ground: &Ground, mode: Mode) -> 
                 };
                 shop.wait_for("the silent node's critical", critical).await?;
                 shop.wait_for("the silent node's gone", |found| found.iter().all(|one| !of_it(&one))).await?;
-                node.start_kubelet()?;
-                cluster.own()?.wait_ready(node, true).await
+                Ok(())
             })
-            .await?;
-        shop.wait_for_all(4).await.map(drop)
+            .await
     };
     let tested = tested.await;
+    // Whatever came of it: others need the node.
+    node.start_kubelet()?;
+    cluster.own()?.wait_ready(node, true).await?;
+    let tested = match tested {
+        Ok(()) => shop.wait_for_all(4).await.map(drop),
+        failed => failed,
+    };
     shop.close(tested).await
 }
 

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::{Api, Client};
 
-use crate::ground::{Cluster, lictor_image};
+use crate::ground::{Cluster, OURS, lictor_image};
 
 /// What picks the operators' pods, and not those of hooks.
 pub(crate) const OPERATORS: &str = "--selector=app.kubernetes.io/component=operator";
@@ -45,7 +45,7 @@ impl<'a> Release<'a> {
     pub(crate) async fn prepare(cluster: &'a Cluster, name: &str, mode: Mode) -> Result<Self> {
         let release = Self::of(cluster, name, mode).await?;
         let namespace = format!(
-            "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {}\n  labels:\n    \
+            "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {}\n  labels:\n    {OURS}: \"\"\n    \
              pod-security.kubernetes.io/enforce: restricted\n    pod-security.kubernetes.io/warn: restricted\n",
             release.name
         );
@@ -106,7 +106,7 @@ impl<'a> Release<'a> {
         let done = self.cluster.helm().run(args).await;
         let done = self.explain(done).await?;
         let made = self.cluster.helm().run(["get", "manifest", &self.name, &namespace]).await?;
-        self.cluster.note_rights(&made)?;
+        self.cluster.note_rights(&self.name, &made)?;
         Ok(done)
     }
 

@@ -3,9 +3,9 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use kube::api::{Patch, PatchParams};
-use lictor_testbed::{Proxy, wait};
+use lictor_testbed::{Process, Proxy, process, wait};
 use serde_json::json;
 
 use crate::ground::{Ground, SOON, until};
@@ -56,7 +56,7 @@ async fn kill_leader(release: &Release<'_>, shop: &Shop<'_>) -> Result<Duration>
     let leader = leader(release).await?;
     wait::until("changes", SOON, || async { Ok((version(shop).await? > 0).then_some(())) }).await?;
     let killed = Instant::now();
-    signal(release, &leader, "KILL").await?;
+    signal(&leader, "KILL").await?;
     // What the old one had sent may still arrive, as far as a look takes.
     tokio::time::sleep(Duration::from_millis(50)).await;
     let last = version(shop).await?;
@@ -69,10 +69,10 @@ async fn leader(release: &Release<'_>) -> Result<String> {
     wait::until("a leader", SOON, || release.leader()).await
 }
 
-/// Waits until another pod acts.
-async fn another_than(former: &str, release: &Release<'_>) -> Result<()> {
+/// Waits until another pod acts, and gives its name.
+async fn another_than(former: &str, release: &Release<'_>) -> Result<String> {
     let other = || async { Ok(release.leader().await?.filter(|leader| leader != former)) };
-    wait::until("another leader", SOON, other).await.map(drop)
+    wait::until("another leader", SOON, other).await
 }
 
 /// Edits a tag all the time.
@@ -96,20 +96,42 @@ async fn version(shop: &Shop<'_>) -> Result<u64> {
     Ok(found.iter().map(|instance| of(&instance.tags)).min().unwrap_or(0))
 }
 
-/// A replica that is told to stop hands over at once.
+/// A replica that is told to stop hands over at once: as their own logs have it, and as `kubectl` sees it, with what the
+/// kubelet takes to tell it.
 pub(crate) async fn told_to_stop(ground: &Ground, mode: Mode) -> Result<()> {
     let cluster = ground.cluster().await?;
     let release = Release::installed(cluster, &format!("stops-{}", mode.as_str()), mode, &[]).await?;
     let tested = async {
         let leader = leader(&release).await?;
+        // Its log goes with it.
+        let log = cluster.work_dir().join(format!("{leader}.log"));
+        let follow = [&format!("--namespace={}", release.name), "logs", "--follow", &leader];
+        let _following = Process::spawn("kubectl logs", cluster.kubectl().command(&follow), &log)?;
+        wait::until("its log", SOON, || async { Ok(std::fs::read_to_string(&log)?.contains("leads").then_some(())) })
+            .await?;
+
         let begun = Instant::now();
         release.kubectl(&["delete", "pod", &leader, "--wait=false"]).await?;
-        another_than(&leader, &release).await?;
-        println!("handover, {} mode, from `kubectl delete pod` on: {:?}", mode.as_str(), begun.elapsed());
+        let next = another_than(&leader, &release).await?;
+        let all = begun.elapsed();
+        let told =
+            wait::until("its last words", SOON, || async { Ok(time_of(&std::fs::read_to_string(&log)?, "SIGTERM")) });
+        let (told, next) = (told.await?, release.kubectl(&["logs", &next]).await?);
+        let leads = time_of(&next, "leads identity").context("it does not say that it leads")?;
+        println!(
+            "handover, {} mode: {:#} from SIGTERM to the next one's lead, {all:?} from `kubectl delete pod` on",
+            mode.as_str(),
+            leads.duration_since(told)
+        );
         Ok(())
     };
-    let tested = tested.await;
+    let tested = Box::pin(tested).await;
     release.close(tested).await
+}
+
+/// The time at the beginning of the first line of a log that has these words.
+fn time_of(log: &str, words: &str) -> Option<jiff::Timestamp> {
+    log.lines().find(|line| line.contains(words))?.split_whitespace().next()?.parse().ok()
 }
 
 /// One that was stopped past its time, and wakes, begins no request.
@@ -133,13 +155,13 @@ async fn slept(release: &Release<'_>, shop: &Shop<'_>, proxy: &Proxy) -> Result<
     let by_it = || proxy.records().iter().filter(|record| record.from == address).count();
     ensure!(by_it() > 0, "the proxy does not see who asks");
 
-    signal(release, &leader, "STOP").await?;
+    signal(&leader, "STOP").await?;
     another_than(&leader, release).await?;
     // Something to do for whoever thinks that it leads.
     shop.namespace.kubectl(&["scale", "deployment/user", "--replicas=4"]).await?;
     shop.wait_for_all(4).await?;
     proxy.clear();
-    signal(release, &leader, "CONT").await?;
+    signal(&leader, "CONT").await?;
     until("it knows that it leads no more", || async {
         let metrics = release.ask(&leader, "/metrics").await?;
         Ok(metrics.lines().any(|line| line == "lictor_leader 0").then_some(()))
@@ -151,17 +173,10 @@ async fn slept(release: &Release<'_>, shop: &Shop<'_>, proxy: &Proxy) -> Result<
     Ok(())
 }
 
-/// Sends a signal to the program of a pod. On nodes of our own that is a process of this machine; elsewhere a kill is a
-/// deletion without grace.
-async fn signal(release: &Release<'_>, pod: &str, name: &str) -> Result<()> {
-    if release.cluster.own().is_ok() {
-        let pid = process_of(pod)?.to_string();
-        lictor_testbed::helm::run(tokio::process::Command::new("kill").args(["-s", name, &pid])).await.map(drop)
-    } else if name == "KILL" {
-        release.kubectl(&["delete", "pod", pod, "--force", "--grace-period=0"]).await.map(drop)
-    } else {
-        bail!("no way to send {name} there")
-    }
+/// Sends a signal to the program of a pod: on nodes of our own that is a process of this machine.
+async fn signal(pod: &str, name: &str) -> Result<()> {
+    let pid = process_of(pod)?.to_string();
+    process::run(tokio::process::Command::new("kill").args(["-s", name, &pid])).await.map(drop)
 }
 
 /// The process whose host has the name of this pod, and which runs the operator.

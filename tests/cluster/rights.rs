@@ -12,39 +12,47 @@ use crate::ground::Ground;
 /// A right: by which kind of role, API group, resource, verb and, where the role names one, object.
 pub(crate) type Right = (String, String, String, String, String);
 
-/// What is asked for without a right to it, and why that is as it should be: (resource, verb).
-const TOLD_NO: &[(&str, &str)] = &[
+/// What is asked for without a right to it, and why that is as it should be: (release, resource, verb).
+const TOLD_NO: &[(&str, &str, &str)] = &[
     // With `watchNamespaces` there is no ClusterRole, and whether the CRD fits is not known.
-    ("customresourcedefinitions", "get"),
+    ("lictor-picks-agent", "customresourcedefinitions", "get"),
 ];
+
+/// The release that is installed without any rights first, and must say so.
+const WITHOUT: &str = "lictor-rights";
 
 pub(crate) async fn are_just_those_that_are_used(ground: &Ground) -> Result<()> {
     let cluster = ground.cluster().await?;
-    let granted = cluster.granted();
+    let by_release = cluster.granted();
+    let granted: BTreeSet<Right> = by_release.values().flatten().cloned().collect();
     ensure!(is_partial() || granted.len() > 10, "hardly a right: {granted:#?}");
 
     let (mut used, mut refused) = (BTreeSet::new(), BTreeSet::new());
     for line in cluster.audit_log()?.lines() {
         // The last line may be written just now.
         let Ok(event) = serde_json::from_str::<Value>(line) else { continue };
+        // The account's namespace is the release's name.
         let account = event["user"]["username"].as_str().unwrap_or_default();
+        let account = account.strip_prefix("system:serviceaccount:").and_then(|account| account.split_once(':'));
+        let Some((release, _)) = account.filter(|(release, _)| release.starts_with("lictor-")) else { continue };
         let reason = event["annotations"]["authorization.k8s.io/reason"].as_str().unwrap_or_default();
-        let is_ours = account.starts_with("system:serviceaccount:lictor-");
         // What everybody may: discovery, and to ask what one may do.
-        if !is_ours || event["objectRef"].is_null() || reason.contains("Binding \"system:") {
+        if event["objectRef"].is_null() || reason.contains("Binding \"system:") {
             continue;
         }
+        let own = by_release.get(release).cloned().unwrap_or_default();
         if event["annotations"]["authorization.k8s.io/decision"] == "allow" {
-            used.insert(right_of(&event, reason, &granted));
-        } else {
-            refused.insert(right_of(&event, reason, &granted));
+            used.insert(right_of(&event, reason, &own));
+            continue;
+        }
+        // A role may be not there yet when a pod starts, and gone before it ends: it is enough that the release has it.
+        let (_, group, resource, verb, _) = right_of(&event, reason, &own);
+        let given = own.iter().any(|right| (&right.1, &right.2, &right.3) == (&group, &resource, &verb));
+        let told_no = TOLD_NO.contains(&(release, resource.as_str(), verb.as_str()));
+        if !given && !told_no && release != WITHOUT {
+            refused.insert((release.to_owned(), group, resource, verb));
         }
     }
-    // A role may be not there yet, or not any more, when somebody asks who had it: it is enough that the chart gives it.
-    refused.retain(|(_, group, resource, verb, _)| {
-        let given = granted.iter().any(|right| (&right.1, &right.2, &right.3) == (group, resource, verb));
-        !given && !TOLD_NO.contains(&(resource.as_str(), verb.as_str()))
-    });
     ensure!(refused.is_empty(), "used, and not granted: {refused:#?}");
     let foreign: Vec<_> = used.difference(&granted).collect();
     ensure!(foreign.is_empty(), "used by other roles than the chart's: {foreign:#?}");

@@ -188,8 +188,11 @@ impl<'a> Shop<'a> {
     /// Waits until a pod finds these addresses by Consul's DNS.
     pub(crate) async fn wait_for_names(&self, pod: &str, wanted: &BTreeSet<String>) -> Result<()> {
         let name = format!("{}.service.consul", self.service);
+        let server = self.cluster.consul_names().await?.map(|server| format!("-server={server}"));
+        let lookup: Vec<&str> =
+            ["exec", pod, "--", "/app", "lookup"].into_iter().chain(server.as_deref()).chain([name.as_str()]).collect();
         until(format!("{wanted:?} for {name}"), || async {
-            let found = self.namespace.kubectl(&["exec", pod, "--", "/app", "lookup", &name]).await?;
+            let found = self.namespace.kubectl(&lookup).await?;
             let found: BTreeSet<String> = found.lines().map(str::to_owned).collect();
             ensure!(found == *wanted, "it is {found:?}");
             Ok(Some(()))
@@ -262,9 +265,9 @@ impl Watch {
         done: impl Future<Output = Result<T>>,
     ) -> Result<T> {
         let done = async {
-            let done = done.await;
+            let value = done.await?;
             ensure!(self.end() > 10, "hardly a look");
-            done
+            Ok(value)
         };
         tokio::try_join!(self.look(shop, least), done).map(|((), done)| done)
     }

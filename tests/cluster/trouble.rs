@@ -22,12 +22,21 @@ pub(crate) async fn a_wrong_value(ground: &Ground) -> Result<()> {
     Ok(())
 }
 
-/// The Secret with the token is missing: it is waited for, without a restart, and then found.
+/// Secrets that are missing are waited for, without a restart, and then found: that of the authority, and that of the token.
 pub(crate) async fn a_missing_secret(ground: &Ground) -> Result<()> {
     let release = Release::prepare(ground.cluster().await?, "secret", Mode::Catalog).await?;
     let tested = async {
+        let values = ["consul.tls.ca.existingSecret=consul-ca", "consul.token.existingSecret=consul-token"];
+        let words = "/etc/lictor/consul-ca/ca.crt: there is no such file yet";
+        troubled(&release, &values, words, Who::Each).await?;
+        // An authority, as good as any to a Consul without TLS: the cluster's own.
+        let ca = ["get", "configmap", "kube-root-ca.crt", "--output=jsonpath={.data.ca\\.crt}"];
+        let ca = format!("--from-literal=ca.crt={}", release.kubectl(&ca).await?);
+        release.kubectl(&["create", "secret", "generic", "consul-ca", &ca]).await?;
         let words = "/etc/lictor/consul-token/token: there is no such file yet";
-        troubled(&release, &["consul.token.existingSecret=consul-token"], words, Who::Each).await?;
+        for pod in release.pods().await? {
+            says(&release, &pod, words).await?;
+        }
         // Consul has no ACLs here, and takes any token.
         let token = ["create", "secret", "generic", "consul-token", "--from-literal=token=anything"];
         release.kubectl(&token).await?;
@@ -82,23 +91,28 @@ async fn troubled(release: &Release<'_>, values: &[&str], words: &str, who: Who)
     })
     .await?;
     for pod in &pods {
-        until(format!("{words:?} in the log of {pod}"), || async {
-            let log = release.kubectl(&["logs", pod]).await?;
-            ensure!(log.contains(words), "it is {log}");
-            Ok(Some(()))
-        })
-        .await?;
-        until(format!("{words:?} in /readyz of {pod}"), || async {
-            let said = release.ask(pod, "/readyz").await.err().context("it is ready")?;
-            ensure!(format!("{said:#}").contains(words), "it is {said:#}");
-            Ok(Some(()))
-        })
-        .await?;
+        says(release, pod, words).await?;
     }
     let (tested, said) = release.test().await;
     ensure!(tested.is_err(), "helm test succeeds: {said}");
     ensure!(said.contains("FAIL") && said.contains(words), "helm test said {said}");
     never_restarted(release).await
+}
+
+/// Waits until a pod says these words in its log and in `/readyz`, which is not ready.
+async fn says(release: &Release<'_>, pod: &str, words: &str) -> Result<()> {
+    until(format!("{words:?} in the log of {pod}"), || async {
+        let log = release.kubectl(&["logs", pod]).await?;
+        ensure!(log.contains(words), "it is {log}");
+        Ok(Some(()))
+    })
+    .await?;
+    until(format!("{words:?} in /readyz of {pod}"), || async {
+        let said = release.ask(pod, "/readyz").await.err().context("it is ready")?;
+        ensure!(format!("{said:#}").contains(words), "it is {said:#}");
+        Ok(Some(()))
+    })
+    .await
 }
 
 async fn never_restarted(release: &Release<'_>) -> Result<()> {

@@ -11,7 +11,7 @@ use k8s_openapi::api::core::v1::Namespace;
 use kube::Api;
 use kube::config::Kubeconfig;
 use lictor_testbed::{
-    ConsulOptions, ControlPlane, Fault, NewEndpoint, Operator, Proxy, TestNamespace, WorkDir, ports, wait,
+    ConsulOptions, ControlPlane, Fault, Instance, NewEndpoint, Operator, Proxy, TestNamespace, WorkDir, ports, wait,
 };
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
@@ -63,8 +63,9 @@ pub(crate) async fn killed_in_a_loop_under_change(bed: &Bed) -> Result<()> {
     bed.operate().await?;
     bed.namespace.set_ready("web-1", true).await?;
     let last = format!("round-{}", KILLS - 1);
-    let found = bed.wait_for_pods(&[&pods[0], &pods[1], &pods[2], &pods[3]]).await?;
-    ensure!(found.iter().all(|i| i.tags == [last.clone()]), "not all as specified last: {found:?}");
+    bed.wait_for_pods(&[&pods[0], &pods[1], &pods[2], &pods[3]]).await?;
+    let as_last = |found: &[Instance]| found.iter().all(|instance| instance.tags == [last.clone()]);
+    bed.wait_for("all as specified last", as_last).await?;
     bed.wait_ready("web").await?;
     bed.wait_ready(&format!("extra-{}", KILLS - 1)).await?;
     for (round, name) in names.iter().enumerate() {

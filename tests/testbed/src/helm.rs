@@ -2,12 +2,12 @@
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::Result;
 use tokio::process::Command;
 
 use crate::WorkDir;
+use crate::process;
 use crate::programs::tools::Tool;
 
 /// Helm, with a home of its own: nobody's plug-ins or settings.
@@ -37,15 +37,6 @@ impl Helm {
         }
         // Where there is no cluster, none is to be found either.
         command.env("KUBECONFIG", self.kubeconfig.as_deref().unwrap_or(Path::new("/dev/null")));
-        run(command.args(args)).await
+        process::run(command.args(args)).await
     }
-}
-
-/// Runs a program and gives what it prints on stdout; fails with all that it says.
-pub async fn run(command: &mut Command) -> Result<String> {
-    let output = command.stdin(Stdio::null()).kill_on_drop(true).output();
-    let output = output.await.with_context(|| format!("starting {}", command.as_std().get_program().display()))?;
-    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    ensure!(output.status.success(), "{:?}\n{}: {out}{err}", command.as_std().get_args(), output.status);
-    Ok(out.into_owned())
 }

@@ -136,3 +136,12 @@ pub fn tail(file: &Path, lines: usize) -> String {
     let all: Vec<&str> = content.lines().collect();
     all[all.len().saturating_sub(lines)..].join("\n")
 }
+
+/// Runs a program and gives what it prints on stdout; fails with all that it says.
+pub async fn run(command: &mut tokio::process::Command) -> Result<String> {
+    let output = command.stdin(Stdio::null()).kill_on_drop(true).output();
+    let output = output.await.with_context(|| format!("starting {}", command.as_std().get_program().display()))?;
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    ensure!(output.status.success(), "{:?}\n{}: {out}{err}", command.as_std().get_args(), output.status);
+    Ok(out.into_owned())
+}

@@ -15,12 +15,25 @@ import (
 	"time"
 )
 
-func lookup(names []string) error {
-	if len(names) == 0 {
+// resolver asks this DNS server, as HOST:PORT; where it is empty, the machine's own.
+func resolver(server string) *net.Resolver {
+	if server == "" {
+		return net.DefaultResolver
+	}
+	return &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, network, server)
+	}}
+}
+
+func lookup(args []string) error {
+	flags := flag.NewFlagSet("lookup", flag.ExitOnError)
+	server := flags.String("server", "", "the DNS server to ask, HOST:PORT; by default the machine's own")
+	_ = flags.Parse(args)
+	if flags.NArg() == 0 {
 		return errors.New("lookup: which name?")
 	}
-	for _, name := range names {
-		addresses, err := net.LookupHost(name)
+	for _, name := range flags.Args() {
+		addresses, err := resolver(*server).LookupHost(context.Background(), name)
 		if err != nil {
 			return err
 		}
@@ -76,78 +89,99 @@ func do(client *http.Client, request *http.Request) ([]byte, error) {
 
 // result is what load prints at its end, as one line of JSON.
 type result struct {
-	Requests int            `json:"requests"`
-	Failures int            `json:"failures"`
-	Errors   map[string]int `json:"errors,omitempty"`
+	Requests int `json:"requests"`
+	// What failed: that nobody was found, that the one who was found takes no connection, or that the answer did not come.
+	NotFound   int            `json:"not_found"`
+	NotReached int            `json:"not_reached"`
+	NoAnswer   int            `json:"no_answer"`
+	Errors     map[string]int `json:"errors,omitempty"`
 	// How many answers came from each pod.
 	Pods map[string]int `json:"pods"`
 }
 
+type outcome struct {
+	pod     string
+	failure *int
+	err     error
+}
+
 // load asks a service at an even rate, each time at an address that it finds anew, over a connection of its own: what
-// a client sees that keeps nothing and tries nothing twice.
+// a client sees that keeps nothing and tries nothing twice. PUT /end at the control port ends it before its time.
 func load(args []string) error {
 	flags := flag.NewFlagSet("load", flag.ExitOnError)
 	dns := flags.String("dns", "", "find the service by this name in DNS")
+	server := flags.String("server", "", "the DNS server to ask, HOST:PORT; by default the machine's own")
 	port := flags.Int("port", 8080, "its port, with -dns")
 	consul := flags.String("consul", "", "find the service at this Consul, http://HOST:PORT")
 	service := flags.String("service", "", "its name, with -consul")
 	path := flags.String("path", "/", "what to ask for")
 	rate := flags.Int("rate", 50, "requests a second")
-	duration := flags.Duration("duration", 10*time.Second, "for how long")
+	duration := flags.Duration("duration", 10*time.Second, "for how long at the most")
+	control := flags.String("control", "", "where to be told to end, ADDRESS:PORT")
 	_ = flags.Parse(args)
 
 	finder := &http.Client{Timeout: 2 * time.Second}
-	find := func() (string, error) { return findByDNS(*dns, *port) }
+	find := func() (string, error) { return findByDNS(resolver(*server), *dns, *port) }
 	if *consul != "" {
 		find = func() (string, error) { return findByConsul(finder, *consul, *service) }
 	}
-	client := &http.Client{Timeout: 2 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
-
-	type outcome struct {
-		pod string
-		err error
+	end, cancel := context.WithTimeout(context.Background(), *duration)
+	defer cancel()
+	if *control != "" {
+		mux := http.NewServeMux()
+		mux.HandleFunc("PUT /end", func(http.ResponseWriter, *http.Request) { cancel() })
+		go func() { _ = http.ListenAndServe(*control, mux) }()
 	}
+
+	total := result{Errors: map[string]int{}, Pods: map[string]int{}}
+	client := &http.Client{Timeout: 2 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	ask := func() outcome {
+		address, err := find()
+		if err != nil {
+			return outcome{failure: &total.NotFound, err: err}
+		}
+		body, err := fetch(client, "http://"+address+*path)
+		var operation *net.OpError
+		switch {
+		case err == nil:
+			return outcome{pod: string(body[:max(0, len(body)-1)])}
+		case errors.As(err, &operation) && operation.Op == "dial":
+			return outcome{failure: &total.NotReached, err: err}
+		default:
+			return outcome{failure: &total.NoAnswer, err: err}
+		}
+	}
+
 	outcomes := make(chan outcome, 1)
-	end := time.Now().Add(*duration)
 	sent := make(chan int, 1)
 	go func() {
 		requests := 0
-		for tick := time.Tick(time.Second / time.Duration(*rate)); time.Now().Before(end); requests++ {
+		for tick := time.Tick(time.Second / time.Duration(*rate)); end.Err() == nil; requests++ {
 			<-tick
-			go func() {
-				address, err := find()
-				if err != nil {
-					outcomes <- outcome{err: fmt.Errorf("not found: %w", err)}
-					return
-				}
-				body, err := fetch(client, "http://"+address+*path)
-				outcomes <- outcome{pod: string(body), err: err}
-			}()
+			go func() { outcomes <- ask() }()
 		}
 		sent <- requests
 	}()
-
-	total := result{Errors: map[string]int{}, Pods: map[string]int{}}
 	for requests := -1; total.Requests != requests; {
 		select {
 		case requests = <-sent:
 		case o := <-outcomes:
 			total.Requests++
 			if o.err != nil {
-				total.Failures++
+				*o.failure++
 				total.Errors[o.err.Error()]++
 			} else {
-				total.Pods[o.pod[:max(0, len(o.pod)-1)]]++
+				total.Pods[o.pod]++
 			}
 		}
 	}
 	return json.NewEncoder(os.Stdout).Encode(total)
 }
 
-func findByDNS(name string, port int) (string, error) {
+func findByDNS(resolver *net.Resolver, name string, port int) (string, error) {
 	context, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
-	addresses, err := net.DefaultResolver.LookupHost(context, name)
+	addresses, err := resolver.LookupHost(context, name)
 	if err != nil {
 		return "", err
 	}

@@ -10,7 +10,7 @@ import (
 const usage = `usage:
   app pause              hold a pod's namespaces
   app serve [flags]      serve HTTP, gRPC health and TCP; see app serve -h
-  app lookup NAME...     print the addresses of each name, one a line
+  app lookup [flags] NAME...  print the addresses of each name, one a line
   app get URL            print the body of an HTTP answer
   app put URL            send an empty PUT, as to a server's switches
   app load [flags]       ask a service again and again, and count; see app load -h

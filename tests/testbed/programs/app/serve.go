@@ -28,8 +28,6 @@ func serve(args []string) error {
 	tcpAddress := flags.String("tcp", ":7070", "where TCP connections are taken and closed")
 	unready := flags.Bool("unready", false, "begin with /ready failing")
 	crash := flags.Duration("crash", 0, "end with 1 after this time; 0 is never")
-	rude := flags.Bool("rude", false, "end at once on SIGTERM, in the middle of requests")
-	drain := flags.Duration("drain", 0, "how long to go on serving after SIGTERM")
 	_ = flags.Parse(args)
 
 	name, err := os.Hostname()
@@ -70,12 +68,6 @@ func serve(args []string) error {
 		return err
 	case <-terminated:
 	}
-	if *rude {
-		log.Print("ending at once")
-		return nil
-	}
-	log.Printf("ending in %v", *drain)
-	time.Sleep(*drain)
 	// New connections are refused from here on; requests under way are answered.
 	_ = web.Shutdown(context.Background())
 	return nil
@@ -84,10 +76,6 @@ func serve(args []string) error {
 func (s *server) web() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, s.name) })
-	mux.HandleFunc("GET /slow", func(w http.ResponseWriter, _ *http.Request) {
-		time.Sleep(time.Second)
-		fmt.Fprintln(w, s.name)
-	})
 	switches := map[string]*atomic.Bool{"/health": &s.healthy, "/ready": &s.ready}
 	for path, state := range switches {
 		mux.HandleFunc("GET "+path, func(w http.ResponseWriter, _ *http.Request) {

@@ -1,13 +1,14 @@
 //! Container images made of files that are here already, as archives that `ctr`, `docker load` and `kind load` take.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use ring::digest::{Context as Digest, SHA256};
-use serde_json::json;
-use tar::{Builder, EntryType, Header, HeaderMode};
+use serde_json::{Value, json};
+use tar::{Archive, Builder, EntryType, Header, HeaderMode};
 
 use crate::work_dir::{WorkDir, random_suffix};
 
@@ -111,6 +112,48 @@ pub fn consul_image(consul: &Path, work_dir: &WorkDir) -> Result<PathBuf> {
         user: "65532:65532",
     };
     image.write(work_dir)
+}
+
+/// What is in an image.
+#[derive(Debug)]
+pub struct Contents {
+    /// How it is run, in the words of the OCI image specification.
+    pub config: Value,
+    /// The files of all layers, without a leading slash.
+    pub files: BTreeSet<String>,
+    /// The size of all layers, in bytes.
+    pub size: u64,
+}
+
+/// Reads an archive, in the layout of `docker save`.
+pub fn contents_of(archive: &Path) -> Result<Contents> {
+    let read = |wanted: &str| {
+        let mut found = Vec::new();
+        let mut entries = Archive::new(File::open(archive)?);
+        for entry in entries.entries()? {
+            let mut entry = entry?;
+            if entry.path()?.to_str() == Some(wanted) {
+                entry.read_to_end(&mut found)?;
+                return Ok(found);
+            }
+        }
+        bail!("{}: no {wanted}", archive.display())
+    };
+    let manifest: Value = serde_json::from_slice(&read("manifest.json")?)?;
+    let path = |value: &Value| value.as_str().map(str::to_owned).context("no path");
+    let config: Value = serde_json::from_slice(&read(&path(&manifest[0]["Config"])?)?)?;
+    let mut contents = Contents { config: config["config"].clone(), files: BTreeSet::new(), size: 0 };
+    for layer in manifest[0]["Layers"].as_array().context("no layers")? {
+        let layer = read(&path(layer)?)?;
+        contents.size += u64::try_from(layer.len())?;
+        for entry in Archive::new(&layer[..]).entries()? {
+            let entry = entry?;
+            if !entry.header().entry_type().is_dir() {
+                contents.files.insert(entry.path()?.to_string_lossy().trim_start_matches("./").to_owned());
+            }
+        }
+    }
+    Ok(contents)
 }
 
 fn append(archive: &mut Builder<impl Write>, name: &str, content: &[u8]) -> Result<()> {

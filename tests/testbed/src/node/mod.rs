@@ -31,7 +31,7 @@ use kube::Api;
 use self::dns::Dns;
 pub use self::docker::{Docker, From, LICTOR_IMAGE};
 use self::image::pause_image;
-pub use self::image::{APP_IMAGE, CONSUL_IMAGE, Image, PAUSE_IMAGE, app_image, consul_image};
+pub use self::image::{APP_IMAGE, CONSUL_IMAGE, Contents, Image, PAUSE_IMAGE, app_image, consul_image, contents_of};
 use self::kubelet::About;
 use self::machine::{Machine, Network};
 use self::network::Switch;
@@ -70,7 +70,7 @@ pub struct NodeCluster {
     _dns: Dns,
     nodes: Vec<Node>,
     plane: ControlPlane,
-    switch: Switch,
+    _switch: Switch,
     work_dir: WorkDir,
     site: Site,
 }
@@ -79,7 +79,6 @@ pub struct NodeCluster {
 #[derive(Debug)]
 pub struct Node {
     name: String,
-    index: u8,
     zone: String,
     address: Ipv4Addr,
     programs: NodePrograms,
@@ -140,7 +139,7 @@ impl NodeCluster {
             try_join_all(nodes),
             Dns::start(&plane, &node_programs, &work_dir, site.gateway(), &consul_dns)
         )?;
-        let cluster = Self { _dns: dns, nodes, plane, switch, work_dir, site };
+        let cluster = Self { _dns: dns, nodes, plane, _switch: switch, work_dir, site };
         for node in &cluster.nodes {
             cluster.wait_ready(node, true).await?;
         }
@@ -197,11 +196,6 @@ impl NodeCluster {
         });
         waited.await?
     }
-
-    /// Pulls a node's cable out, or puts it back.
-    pub fn set_connected(&self, node: &Node, connected: bool) -> Result<()> {
-        self.switch.set_connected(node.index, connected)
-    }
 }
 
 impl Node {
@@ -224,7 +218,7 @@ impl Node {
         kubelet::configure_kubelet(&about, plane)?;
         let kubelet = Mutex::new(Some(kubelet::start_kubelet(&about, programs)?));
         let proxy = kubelet::start_proxy(&about, plane, programs)?;
-        Ok(Self { name, index, zone, address, programs: programs.clone(), kubelet, proxy, runtime, machine })
+        Ok(Self { name, zone, address, programs: programs.clone(), kubelet, proxy, runtime, machine })
     }
 
     /// Its name.

@@ -48,12 +48,6 @@ impl Switch {
         in_network(node, &format!("route add default via {}", site.gateway()))?;
         ip(&format!("route add {} via {}", site.pods(index), site.node(index)))
     }
-
-    /// Pulls a node's cable out, or puts it back.
-    pub(super) fn set_connected(&self, index: u8, connected: bool) -> Result<()> {
-        let state = if connected { "up" } else { "down" };
-        in_network(self.process.pid(), &format!("link set port{index} {state}"))
-    }
 }
 
 /// Tells a node the way to another one's pods.
