@@ -84,7 +84,7 @@ async fn take_an_example(release: &Release<'_>, shop: &Shop<'_>) -> Result<()> {
                 object["spec"]["class"] = release.name.clone().into();
                 object["spec"]["name"] = format!("example-{}", shop.service).into();
                 if release.mode == Mode::Catalog {
-                    object["spec"]["checks"] = Value::Null;
+                    object["spec"].as_object_mut().context("no spec")?.remove("checks");
                 }
             }
             "Service" => object["spec"]["selector"] = serde_json::json!({ "app": "user" }),

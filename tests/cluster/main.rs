@@ -65,8 +65,6 @@ fn main() -> ExitCode {
     let all = stage![
         lifecycle::nothing_moves_until_it_is_told(Agent),
         lifecycle::nothing_moves_until_it_is_told(Catalog),
-        replicas::asleep_past_its_time(Agent)[own],
-        replicas::asleep_past_its_time(Catalog)[own],
         checks::reach_the_pods(Agent),
         checks::reach_the_pods(Catalog),
         pods::scaled_up_and_down(Agent),
@@ -92,6 +90,7 @@ fn main() -> ExitCode {
     let quiet = [
         stage![replicas::killed_in_turn(Agent)[own], replicas::killed_in_turn(Catalog)[own],],
         stage![replicas::told_to_stop(Agent), replicas::told_to_stop(Catalog),],
+        stage![replicas::asleep_past_its_time(Agent)[own], replicas::asleep_past_its_time(Catalog)[own],],
         stage![rolling::loses_nothing_that_waits(Agent), rolling::loses_nothing_that_waits(Catalog),],
     ];
     let last = stage![rights::are_just_those_that_are_used[own],];

@@ -8,6 +8,9 @@ use kube::{Api, Client};
 
 use crate::ground::{Cluster, OURS, lictor_image};
 
+/// The value that gives the Lease its default duration.
+pub(crate) const DEFAULT_LEASE: &str = "leaderElection.leaseDuration=4s";
+
 /// What picks the operators' pods, and not those of hooks.
 pub(crate) const OPERATORS: &str = "--selector=app.kubernetes.io/component=operator";
 
@@ -95,6 +98,8 @@ impl<'a> Release<'a> {
             "crds.install=false".to_owned(),
             "sweepInterval=2s".to_owned(),
             "readinessProbe.periodSeconds=1".to_owned(),
+            // Many tests side by side keep a machine busy. Those that are about the Lease have it as it comes.
+            "leaderElection.leaseDuration=15s".to_owned(),
         ];
         let chart = chart.to_str().context("a path")?;
         let namespace = format!("--namespace={}", self.name);

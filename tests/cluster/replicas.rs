@@ -9,7 +9,7 @@ use lictor_testbed::{Process, Proxy, process, wait};
 use serde_json::json;
 
 use crate::ground::{Ground, SOON, until};
-use crate::release::{Mode, Release};
+use crate::release::{DEFAULT_LEASE, Mode, Release};
 use crate::shop::{App, Shop, Watch};
 
 /// Kills in `make test`; `LICTOR_KILLS` says how many others.
@@ -22,7 +22,7 @@ const PROMISED: Duration = Duration::from_secs(5);
 pub(crate) async fn killed_in_turn(ground: &Ground, mode: Mode) -> Result<()> {
     let cluster = ground.cluster().await?;
     let kills = std::env::var("LICTOR_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(KILLS);
-    let release = Release::installed(cluster, &format!("kills-{}", mode.as_str()), mode, &[]).await?;
+    let release = Release::installed(cluster, &format!("kills-{}", mode.as_str()), mode, &[DEFAULT_LEASE]).await?;
     let shop = Shop::open(&release, "kills", &App::default()).await?;
     let done = AtomicBool::new(false);
     let tested = async {
@@ -100,7 +100,7 @@ async fn version(shop: &Shop<'_>) -> Result<u64> {
 /// kubelet takes to tell it.
 pub(crate) async fn told_to_stop(ground: &Ground, mode: Mode) -> Result<()> {
     let cluster = ground.cluster().await?;
-    let release = Release::installed(cluster, &format!("stops-{}", mode.as_str()), mode, &[]).await?;
+    let release = Release::installed(cluster, &format!("stops-{}", mode.as_str()), mode, &[DEFAULT_LEASE]).await?;
     let tested = async {
         let leader = leader(&release).await?;
         // Its log goes with it.
@@ -140,7 +140,8 @@ pub(crate) async fn asleep_past_its_time(ground: &Ground, mode: Mode) -> Result<
     let (address, upstream) = (cluster.own()?.host_address(), cluster.consul_address().to_owned());
     let proxy = cluster.in_background(async move { Proxy::start_at(address, &upstream).await }).await?;
     let way = format!("consul.address={}", proxy.addr());
-    let release = Release::installed(cluster, &format!("sleep-{}", mode.as_str()), mode, &[&way]).await?;
+    let release =
+        Release::installed(cluster, &format!("sleep-{}", mode.as_str()), mode, &[&way, DEFAULT_LEASE]).await?;
     let shop = Shop::open(&release, "sleep", &App::default()).await?;
     let tested = slept(&release, &shop, &proxy).await;
     let tested = shop.close(tested).await;

@@ -8,6 +8,10 @@ use std::sync::Arc;
 use anyhow::Result;
 use libtest_mimic::{Arguments, Failed, Trial};
 
+/// How many tests run side by side, if the command line does not say: they wait for pods more than they compute, and each
+/// has pods of its own.
+const SIDE_BY_SIDE: usize = 5;
+
 /// Asks for the tests to be run, so that a machine that cannot run them is an error.
 const REQUIRE: &str = "REQUIRE_E2E";
 
@@ -46,9 +50,7 @@ pub fn is_partial() -> bool {
 /// side, and one stage after the other. What they share is dropped, and so cleared away, before this returns.
 pub fn run<T: Send + Sync + 'static>(shared: T, stages: Vec<Vec<Test<T>>>) -> ExitCode {
     let mut arguments = Arguments::from_args();
-    // As Rust's own harness does.
-    let threads = || std::env::var("RUST_TEST_THREADS").ok()?.parse().ok();
-    arguments.test_threads = arguments.test_threads.or_else(threads);
+    arguments.test_threads = arguments.test_threads.or(Some(SIDE_BY_SIDE));
     let required = std::env::var_os(REQUIRE).is_some_and(|value| value == "1");
     let given = given_cluster().is_some();
     let reason = if arguments.list || given { None } else { super::prepare().err() };
