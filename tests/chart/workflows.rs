@@ -97,22 +97,49 @@ fn they_use_the_versions_that_we_name() -> Result<()> {
     Ok(())
 }
 
-/// Each program of the tests has its updates.
+/// Each program of the tests has its updates, but for the oldest versions that are supported: these stay as old as the
+/// names of their folders say.
 #[test]
 fn no_program_is_forgotten() -> Result<()> {
-    let updates = read(".github/dependabot.yml");
-    let allowed: Vec<_> = updates.lines().filter_map(|line| line.trim().strip_prefix("- dependency-name: ")).collect();
+    let updates: Value = serde_saphyr::from_str(&read(".github/dependabot.yml"))?;
+    let updates = updates["updates"].as_array().context("updates")?;
+    let updates = updates.iter().find(|one| one["package-ecosystem"] == "gomod").context("nothing for Go modules")?;
+    let list = |name: &str| updates[name].as_array().into_iter().flatten();
+    let allowed: BTreeSet<_> = list("allow").filter_map(|one| one["dependency-name"].as_str()).collect();
+    let directories: BTreeSet<_> = list("directories").filter_map(Value::as_str).map(ToOwned::to_owned).collect();
+    let (mut wanted, mut old) = (BTreeSet::new(), 0);
     for entry in std::fs::read_dir(file("tests/testbed/programs"))? {
         let folder = entry?.path();
         // A program of our own has nothing to be updated.
         if !folder.join("go.sum").is_file() {
             continue;
         }
+        let name = folder.file_name().context("a name")?.to_string_lossy().into_owned();
         let pins = std::fs::read_to_string(folder.join("go.mod"))?;
-        let mut modules = pins.lines().filter_map(|line| line.trim().trim_start_matches("require ").split_once(" v"));
-        ensure!(modules.any(|(module, _)| allowed.contains(&module)), "{}: no update", folder.display());
+        let modules = pins.lines().filter_map(|line| line.trim().trim_start_matches("require ").split_once(" v"));
+        let mut versions = modules.filter(|(module, _)| allowed.contains(*module)).map(|(_, version)| version);
+        if let Some(version) = oldest(&name) {
+            ensure!(
+                versions.any(|pinned| pinned.starts_with(&format!("{version}."))),
+                "{name}: not pinned to {version}"
+            );
+            old += 1;
+        } else {
+            ensure!(versions.next().is_some(), "{name}: no update");
+            wanted.insert(format!("/tests/testbed/programs/{name}"));
+        }
     }
+    assert_eq!(directories, wanted);
+    ensure!(old > 0, "no program of an old version: is this test blind?");
     Ok(())
+}
+
+/// The version at the end of the name of a folder: `1.20` of `consul-1.20`.
+fn oldest(name: &str) -> Option<&str> {
+    let (_, version) = name.rsplit_once('-')?;
+    let (major, minor) = version.split_once('.')?;
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    (is_number(major) && is_number(minor)).then_some(version)
 }
 
 /// Actions run with our rights: each is pinned to what cannot be moved, and no job has more rights than it needs.
