@@ -11,12 +11,11 @@ use kube::Client;
 use tokio::task::JoinHandle;
 
 use super::{identify, prepare};
-use crate::cluster::definition::{self, Definition};
 use crate::cluster::kubernetes::ApiServer;
 use crate::cluster::lease::{self, LeaseSettings};
 use crate::cluster::watch::Orders;
 use crate::cluster::world::World;
-use crate::cluster::{Finalizers, Kubernetes, Write, WriteError, connect};
+use crate::cluster::{Finalizers, Kubernetes, ReadError, Write, WriteError, connect};
 use crate::consul::transport::{Http, Leave, Transport};
 use crate::consul::{Bundle, Outcome, Registry};
 use crate::model::diff::Op;
@@ -56,10 +55,6 @@ async fn let_go(settings: Settings, deregister: bool) -> anyhow::Result<()> {
     let client = connect::client(settings.kubeconfig.as_deref(), settings.context.as_deref())
         .await
         .context("reaching Kubernetes")?;
-    if http.is_none() && matches!(definition::look(&client).await, Definition::Missing) {
-        println!("there are no resources: the CustomResourceDefinition is not there");
-        return Ok(());
-    }
     let mut lead = None;
     if let Some(election) = &settings.election {
         lead = Some(Lead::take(&client, election).await?);
@@ -75,10 +70,11 @@ async fn let_go(settings: Settings, deregister: bool) -> anyhow::Result<()> {
         };
         registry = Some(super::registry(settings.registration, &identity, transport));
     }
+    let scopes = settings.scopes.clone();
     let kubernetes = ApiServer::new(client, settings.scopes, Arc::new(settings.rules), Orders::default());
     let mut refused = None;
     if let Some(registry) = registry {
-        let world = kubernetes.read_again().await?;
+        let world = read(&kubernetes).await?.unwrap_or_else(|| World::new(scopes, false));
         let (removed, words) = remove_all(&*registry, &world).await?;
         println!("{removed} instances deregistered");
         refused = words;
@@ -124,6 +120,14 @@ impl Drop for Lead {
     }
 }
 
+/// What there is; none where Kubernetes does not know our kind. The definition itself may not be looked at by everybody.
+async fn read(kubernetes: &ApiServer) -> Result<Option<World>, ReadError> {
+    match kubernetes.read_again().await {
+        Err(ReadError { code: Some(404), .. }) => Ok(None),
+        read => read.map(Some),
+    }
+}
+
 /// Deregisters all that is ours to judge: of resources of our class, and of those that are not there any more. Gives how
 /// many, and what Consul said of the first one that it refused.
 async fn remove_all(registry: &dyn Registry, world: &World) -> anyhow::Result<(usize, Option<String>)> {
@@ -160,7 +164,10 @@ async fn remove_all(registry: &dyn Registry, world: &World) -> anyhow::Result<(u
 async fn release_all(kubernetes: &ApiServer) -> anyhow::Result<usize> {
     let mut released = 0;
     for _ in 0..ROUNDS {
-        let world = kubernetes.read_again().await?;
+        let Some(world) = read(kubernetes).await? else {
+            println!("there are no resources: the CustomResourceDefinition is not there");
+            return Ok(released);
+        };
         let mut left = 0;
         for entry in world.entries() {
             let resource = &entry.resource;

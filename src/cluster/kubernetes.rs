@@ -83,20 +83,19 @@ impl ApiServer {
     async fn look_at_definition(&self) -> Result<bool, ReadError> {
         let definitions = Api::<PartialObjectMeta<CustomResourceDefinition>>::all(self.client.clone());
         let name = ConsulService::crd_name();
-        let failed = |reason: String| ReadError { what: format!("the CustomResourceDefinition {name}"), reason };
+        let failed = |failure: Failure| unread(format!("the CustomResourceDefinition {name}"), &failure);
         match tokio::time::timeout(REQUEST_TIMEOUT, definitions.get(name)).await {
             Ok(Ok(found)) => Ok(found.metadata.deletion_timestamp.is_some()),
             Ok(Err(kube::Error::Api(status))) if status.code == 404 => Ok(true),
             // An operator of single namespaces may not look.
             Ok(Err(kube::Error::Api(status))) if status.code == 403 => Ok(false),
-            Ok(Err(error)) => Err(failed(in_words(&error))),
-            Err(_) => Err(failed("no answer in time".to_owned())),
+            Ok(Err(error)) => Err(failed(error.into())),
+            Err(_) => Err(failed(Failure::NoAnswer)),
         }
     }
 
     async fn read<K: Watched>(&self, api: Api<K>, scope: &Scope, world: &mut World) -> Result<(), ReadError> {
-        let failed =
-            |failure: Failure| ReadError { what: format!("{} of {scope}", K::KIND), reason: failure.to_string() };
+        let failed = |failure: Failure| unread(format!("{} of {scope}", K::KIND), &failure);
         let mut decoder = Decoder::new(self.rules.clone(), world.wanted().annotations);
         let mut apply = |step: watcher::Event<K>| {
             if let Some(change) = decoder.decode(step) {
@@ -184,6 +183,10 @@ impl Kubernetes for ApiServer {
         }
         .boxed()
     }
+}
+
+fn unread(what: String, failure: &Failure) -> ReadError {
+    ReadError { what, reason: failure.to_string(), code: failure.code() }
 }
 
 /// Why the cluster did not say which it is.

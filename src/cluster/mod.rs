@@ -127,4 +127,6 @@ pub struct ReadError {
     pub what: String,
     /// Kubernetes' own words.
     pub reason: String,
+    /// The HTTP status of its answer, if there was one.
+    pub code: Option<u16>,
 }

@@ -6,11 +6,10 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use lictor_testbed::{NewEndpoint, Process, TestNamespace, WorkDir, ports};
+use lictor_testbed::{Consul, NewEndpoint, Process, TestNamespace, WorkDir, ports};
 use serde_json::{Value, json};
 
 use crate::helm::{Helm, RELEASE, arguments, chart, documents};
-use crate::manifests::Servers;
 
 pub(crate) const LICTOR: &str = env!("CARGO_BIN_EXE_lictor");
 /// For anything that should come within moments, on a machine that is busy.
@@ -28,14 +27,15 @@ pub(crate) struct Installed {
 }
 
 impl Installed {
-    /// Installs it with these values, beside those that it needs here: its class keeps the operators of other tests off.
-    pub(crate) async fn make(servers: &Servers, namespace: &TestNamespace, set: &str) -> Result<Self> {
-        let helm = Helm::on(servers.kubeconfig()).await?;
+    /// Installs it with these values in the cluster of a kubeconfig, beside those that it needs here: its class keeps the
+    /// operators of other tests off.
+    pub(crate) async fn make(kubernetes: &Path, consul: &Consul, namespace: &TestNamespace, set: &str) -> Result<Self> {
+        let helm = Helm::on(kubernetes).await?;
         let (folder, admin, name) = (WorkDir::create("installed")?, ports::free()?, namespace.name());
         let set = format!(
             "crds.install=false,class={name},clusterName={name},consul.address={},admin.address={ADMIN},admin.port={admin},\
              sweepInterval=1s,{set}",
-            servers.consul.http_addr()
+            consul.http_addr()
         );
         let chart = chart();
         let chart = chart.to_str().context("a path")?;
@@ -44,7 +44,7 @@ impl Installed {
         let made = helm.run(["get", "manifest", RELEASE, "--namespace", name]).await?;
         let hooks = helm.run(["get", "hooks", RELEASE, "--namespace", name]).await?;
         let objects = documents(&format!("{made}\n{hooks}"))?;
-        let mut kubeconfig: Value = serde_saphyr::from_str(&std::fs::read_to_string(servers.kubeconfig())?)?;
+        let mut kubeconfig: Value = serde_saphyr::from_str(&std::fs::read_to_string(kubernetes)?)?;
         let token = namespace.kubectl(&["create", "token", RELEASE]).await?;
         kubeconfig["users"][0]["user"] = json!({ "token": token.trim() });
         // Where a pod finds itself, too.
@@ -67,9 +67,9 @@ impl Installed {
         Ok(command)
     }
 
-    /// What a hook prints, which succeeds.
-    pub(crate) fn run(&self, subcommand: &str) -> Result<String> {
-        let output = self.command(subcommand)?.output()?;
+    /// What a hook prints, which succeeds with more flags than the chart's own.
+    pub(crate) fn run(&self, subcommand: &str, more: &[&str]) -> Result<String> {
+        let output = self.command(subcommand)?.args(more).output()?;
         let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         ensure!(output.status.success(), "{subcommand}: {}\n{out}{err}", output.status);
         Ok(out.into_owned())

@@ -7,12 +7,12 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use lictor_testbed::{ControlPlane, Programs, WorkDir, wait};
+use lictor_testbed::{Consul, ConsulOptions, ControlPlane, Programs, TestNamespace, WorkDir, init_tls, wait};
 use serde_json::Value;
 use tokio::sync::{Mutex, MutexGuard, OnceCell};
 
 use crate::helm::{Helm, chart};
-use crate::installed::LICTOR;
+use crate::installed::{Installed, LICTOR, register};
 use crate::read;
 
 const SOON: Duration = Duration::from_secs(30);
@@ -69,6 +69,13 @@ impl Cluster {
         let label = format!("app.kubernetes.io/instance={release},app.kubernetes.io/managed-by=Helm");
         let names = self.kubectl(&["get", kinds, "-A", "-l", &label, "--output=name"]).await?;
         Ok(names.lines().map(ToOwned::to_owned).collect())
+    }
+
+    /// Installs the CRD without the chart.
+    async fn define(&self) -> Result<()> {
+        let crd = read("crds/consulservices.lictor.dev.yaml");
+        self.plane.kubectl_program().run_with_input(&["apply", "--server-side", "-f", "-"], &crd).await?;
+        self.kubectl(&["wait", "--for=condition=Established", "--timeout=30s", CRD]).await.map(drop)
     }
 
     /// A resource of a user.
@@ -172,6 +179,33 @@ async fn it_comes_changes_and_goes() -> Result<()> {
     Ok(())
 }
 
+/// Without the definition there is nothing to release, for one who may not look at it either; and what is in Consul can
+/// still be deregistered.
+#[tokio::test]
+async fn it_lets_go_although_the_definition_is_gone() -> Result<()> {
+    init_tls();
+    let cluster = Cluster::take().await?;
+    let consul = Consul::start(&Programs::ensure().await?, ConsulOptions::default()).await?;
+    let namespace = TestNamespace::create(&cluster.plane, "letting-go").await?;
+    cluster.define().await?;
+    let set = format!("watchNamespaces={{{}}},rbac.aggregateToUserRoles=false", namespace.name());
+    let installed = Installed::make(cluster.plane.kubeconfig(), &consul, &namespace, &set).await?;
+    let lictor = installed.operate()?;
+    register(&namespace).await.with_context(|| installed.log())?;
+    drop(lictor);
+    installed.run("release", &[])?;
+    cluster.kubectl(&["delete", CRD]).await?;
+
+    let said = installed.run("release", &[])?;
+    ensure!(said.contains("there are no resources") && said.contains("0 resources released"), "{said}");
+    ensure!(consul.api().instances(namespace.name()).await?.len() == 1, "it was deregistered unasked");
+    let said = installed.run("release", &["--deregister"])?;
+    ensure!(said.contains("1 instances deregistered") && said.contains("there are no resources"), "{said}");
+    let left = consul.api().instances(namespace.name()).await?;
+    ensure!(left.is_empty(), "{left:?}");
+    installed.end(&namespace).await
+}
+
 #[tokio::test]
 async fn a_hook_that_fails_uninstalls_nothing() -> Result<()> {
     let cluster = Cluster::take().await?;
@@ -194,8 +228,7 @@ async fn a_hook_that_fails_uninstalls_nothing() -> Result<()> {
 #[tokio::test]
 async fn a_crd_of_somebody_else_is_not_taken_unasked() -> Result<()> {
     let (cluster, chart) = (Cluster::take().await?, chart());
-    let crd = read("crds/consulservices.lictor.dev.yaml");
-    cluster.plane.kubectl_program().run_with_input(&["apply", "--server-side", "-f", "-"], &crd).await?;
+    cluster.define().await?;
     cluster.make_resource().await?;
     let resource = cluster.resource().await?;
 

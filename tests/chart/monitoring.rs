@@ -110,7 +110,7 @@ async fn a_prometheus_finds_all_that_is_asked() -> Result<()> {
     let servers = servers().await?;
     let namespace = servers.namespace("metrics").await?;
     let all = ["serviceMonitor", "prometheusRule", "dashboard"].map(|kind| format!("metrics.{kind}.enabled=true"));
-    let installed = Installed::make(servers, &namespace, &all.join(",")).await?;
+    let installed = Installed::make(servers.kubeconfig(), &servers.consul, &namespace, &all.join(",")).await?;
     let asked = ask(&installed, &namespace).await.with_context(|| installed.log());
     installed.end(&namespace).await?;
     asked
@@ -118,7 +118,7 @@ async fn a_prometheus_finds_all_that_is_asked() -> Result<()> {
 
 async fn ask(installed: &Installed, namespace: &TestNamespace) -> Result<()> {
     // What `helm test` would say: the rights that the chart gives are those that the program asks for.
-    let said = installed.run("doctor")?;
+    let said = installed.run("doctor", &[])?;
     ensure!(said.contains("ok    permissions"), "{said}");
 
     let _lictor = installed.operate()?;

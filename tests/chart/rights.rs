@@ -17,14 +17,14 @@ async fn roles_in_its_namespaces_are_enough() -> Result<()> {
     let servers = servers().await?;
     let namespace = servers.namespace("roles").await?;
     let set = format!("watchNamespaces={{{}}},rbac.aggregateToUserRoles=false", namespace.name());
-    let installed = Installed::make(servers, &namespace, &set).await?;
+    let installed = Installed::make(servers.kubeconfig(), &servers.consul, &namespace, &set).await?;
     let worked = work(servers, &namespace, &installed).await.with_context(|| installed.log());
     installed.end(&namespace).await?;
     worked
 }
 
 async fn work(servers: &Servers, namespace: &TestNamespace, installed: &Installed) -> Result<()> {
-    let said = installed.run("doctor")?;
+    let said = installed.run("doctor", &[])?;
     ensure!(said.contains("ok    permissions") && !said.contains("FAIL"), "{said}");
 
     let _lictor = installed.operate()?;
@@ -37,7 +37,7 @@ async fn work(servers: &Servers, namespace: &TestNamespace, installed: &Installe
     register(namespace).await?;
     let finalizers = || namespace.kubectl(&["get", "csvc/web", "--output=jsonpath={.metadata.finalizers}"]);
     ensure!(!finalizers().await?.is_empty(), "no finalizer, and so nothing to release");
-    let said = installed.run("release")?;
+    let said = installed.run("release", &[])?;
     ensure!(said.contains("1 resources released"), "{said}");
     ensure!(finalizers().await?.is_empty(), "the finalizer is still there");
     let instances = servers.consul.api().instances(namespace.name()).await?;

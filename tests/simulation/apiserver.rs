@@ -88,7 +88,7 @@ impl ApiServer {
         };
         sleep(wait).await;
         if fails {
-            return Err(ReadError { what: format!("{kind} of {scope}"), reason: "unavailable".to_owned() });
+            return Err(ReadError { what: format!("{kind} of {scope}"), reason: "unavailable".to_owned(), code: None });
         }
         let objects = self.sim.state().cluster.list(kind, scope);
         let (annotations, plant) = (world.wanted().annotations, self.sim.state().setup.plant);
