@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 use lictor_testbed::{Consul, ConsulOptions, Process, TestNamespace, WorkDir, ports, wait};
 use serde_json::json;
 
+use crate::helm::RELEASE;
 use crate::installed::{Installed, LICTOR, SOON, register};
 use crate::manifests::{Servers, servers};
 use crate::read;
@@ -26,6 +27,11 @@ async fn roles_in_its_namespaces_are_enough() -> Result<()> {
 async fn work(servers: &Servers, namespace: &TestNamespace, installed: &Installed) -> Result<()> {
     let said = installed.run("doctor", &[])?;
     ensure!(said.contains("ok    permissions") && !said.contains("FAIL"), "{said}");
+    // Nobody else's Lease.
+    let account = format!("--as=system:serviceaccount:{}:{RELEASE}", namespace.name());
+    namespace.kubectl(&["auth", "can-i", "update", "leases/lictor", &account]).await?;
+    let other = namespace.kubectl(&["auth", "can-i", "update", "leases/other", &account]).await;
+    ensure!(other.is_err(), "it may update every Lease");
 
     let _lictor = installed.operate()?;
     register(namespace).await?;
