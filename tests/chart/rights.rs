@@ -59,6 +59,24 @@ async fn work(servers: &Servers, namespace: &TestNamespace, installed: &Installe
     Ok(())
 }
 
+/// Whether Nodes are read or not, the roles have just what the flags ask for.
+#[tokio::test]
+async fn nodes_are_read_as_the_values_say() -> Result<()> {
+    let servers = servers().await?;
+    for nodes in [true, false] {
+        let namespace = servers.namespace("nodes").await?;
+        // The other way round than `auto`.
+        let more = if nodes { format!(",watchNamespaces={{{}}}", namespace.name()) } else { String::new() };
+        let set = format!("watchNodes={nodes}{more}");
+        let installed = Installed::make(servers.kubeconfig(), &servers.consul, &namespace, &set).await?;
+        let said = installed.run("doctor", &[]);
+        installed.end(&namespace).await?;
+        let said = said.with_context(|| set.clone())?;
+        ensure!(said.contains("ok    permissions") && !said.contains("FAIL"), "{set}: {said}");
+    }
+    Ok(())
+}
+
 /// A policy of Consul that people are told to give, and what it is for.
 struct Policy {
     registration: &'static str,

@@ -153,7 +153,7 @@ fn look_for_defaults(at: &str, schema: &Value, value: &Value, lacking: &mut Vec<
 }
 
 /// What is wrong, and the words for it.
-const REFUSED: [(&str, &str); 68] = [
+const REFUSED: [(&str, &str); 69] = [
     // Names that there are not.
     ("consul.adress=http://consul:8500", "at '/consul': additional properties 'adress' not allowed"),
     ("replicas=3", "at '': additional properties 'replicas' not allowed"),
@@ -180,6 +180,7 @@ const REFUSED: [(&str, &str); 68] = [
     ("watchNamespaces=shop", "at '/watchNamespaces': got string, want array"),
     ("watchNamespaces={shop,shop},clusterName=a", "at '/watchNamespaces': items at 0 and 1 are equal"),
     ("watchNamespaces={-},clusterName=a", "at '/watchNamespaces/0': '-' does not match pattern"),
+    ("watchNodes=maybe", "at '/watchNodes': value must be one of 'auto', true, false"),
     ("allowStatic={10.0.0.1}", "at '/allowStatic/0': '10.0.0.1' does not match pattern"),
     ("allowSharedNames=maybe", "at '/allowSharedNames': got string, want boolean"),
     ("sweepInterval=30", "at '/sweepInterval': got number, want string"),

@@ -14,7 +14,7 @@
 {{- range .Values.watchNamespaces }}
 - --namespace={{ . }}
 {{- end }}
-{{- if and .Values.watchNamespaces (eq .Values.registration "catalog") }}
+{{- if and (eq .Values.registration "catalog") (not (include "lictor.watchesNodes" .)) }}
 - --without-nodes
 {{- end }}
 {{- with .Values.class }}

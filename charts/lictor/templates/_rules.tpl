@@ -20,11 +20,16 @@
   verbs: [create, patch]
 {{- end }}
 
-{{/* What it reads besides that is in no namespace. */}}
+{{/* Whether it may read Nodes: a word, or nothing. */}}
+{{- define "lictor.watchesNodes" -}}
+{{- $auto := eq (toString .Values.watchNodes) "auto" }}
+{{- if ternary (not .Values.watchNamespaces) .Values.watchNodes $auto }}yes{{ end }}
+{{- end }}
+
+{{/* What it does in the whole cluster; nothing, where it is for single namespaces and without Nodes. */}}
 {{- define "lictor.clusterRules" -}}
-- apiGroups: [""]
-  resources: [nodes] # in catalog mode, and while a resource holds zones or regions
-  verbs: [list, watch]
+{{- if not .Values.watchNamespaces }}
+{{- include "lictor.rules" . }}
 - apiGroups: [""]
   resources: [namespaces] # its uid tells this cluster from others
   resourceNames: [kube-system]
@@ -33,6 +38,12 @@
   resources: [customresourcedefinitions] # whether it is being deleted, and all resources with it
   resourceNames: [consulservices.lictor.dev]
   verbs: [get]
+{{- end }}
+{{- if include "lictor.watchesNodes" . }}
+- apiGroups: [""]
+  resources: [nodes] # in catalog mode, and while a resource holds zones or regions
+  verbs: [list, watch]
+{{- end }}
 {{- end }}
 
 {{- define "lictor.subjects" -}}
