@@ -39,7 +39,7 @@ impl Cluster {
             cluster.helm.run(["uninstall", release, "--namespace=lictor", "--no-hooks"]).await?;
         }
         cluster.kubectl(&["delete", CRD, "--ignore-not-found"]).await?;
-        cluster.kubectl(&["delete", "jobs", "--all", "--namespace=lictor"]).await?;
+        cluster.kubectl(&["delete", "jobs,pods", "--all", "--namespace=lictor"]).await?;
         Ok(cluster)
     }
 
@@ -222,6 +222,19 @@ async fn a_hook_that_fails_uninstalls_nothing() -> Result<()> {
     // As the README has it.
     cluster.helm("uninstall", None, &[]).await?;
     ensure!(cluster.made("lictor").await?.iter().all(|name| name.contains("lictor-release")));
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_pod_of_helm_test_stays() -> Result<()> {
+    let cluster = Cluster::take().await?;
+    cluster.helm("install", Some(&chart()), &[]).await?;
+    // No node runs it.
+    cluster.helm.run(["test", "lictor", "--namespace=lictor", "--timeout=3s"]).await.expect_err("it has run");
+    cluster.helm("uninstall", None, &[]).await?;
+    let doctor = "app.kubernetes.io/component=doctor";
+    let left = cluster.kubectl(&["get", "pods", "--namespace=lictor", "-l", doctor, "--output=name"]).await?;
+    ensure!(left.trim() == "pod/lictor-doctor", "{left}");
     Ok(())
 }
 
