@@ -1,8 +1,10 @@
 //! What runs on GitHub.
 
 use std::collections::BTreeSet;
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use lictor_testbed::WorkDir;
 use lictor_testbed::programs::tools::Tool;
 use serde_json::Value;
 
@@ -47,6 +49,40 @@ fn they_call_targets_that_there_are() -> Result<()> {
     }
     for target in ["chart", "e2e", "image", "lint", "sbom", "test", "version"] {
         ensure!(targets.contains(target), "nothing runs {target}: {targets:?}");
+    }
+    Ok(())
+}
+
+/// A release has a section in the changelog, or ends before anything is pushed.
+#[test]
+fn a_release_has_its_notes() -> Result<()> {
+    let workflow: Value = serde_saphyr::from_str(&read(".github/workflows/release.yaml"))?;
+    let steps = workflow.pointer("/jobs/version/steps").and_then(Value::as_array).context("steps")?;
+    let script = steps.iter().find(|step| step["id"] == "notes").and_then(|step| step["run"].as_str());
+    let script = script.context("no step finds the notes")?;
+    let notes = |changelog: &str| -> Result<Option<String>> {
+        let folder = WorkDir::create("notes")?;
+        folder.write("CHANGELOG.md", changelog)?;
+        let output = folder.join("output");
+        // As GitHub runs `shell: bash`.
+        let mut bash = Command::new("bash");
+        bash.args(["--noprofile", "--norc", "-eo", "pipefail", "-c", script]).current_dir(folder.path());
+        let ended = bash.env("VERSION", "0.1.0").env("GITHUB_OUTPUT", &output).output()?;
+        let said = String::from_utf8_lossy(&ended.stdout);
+        ensure!(ended.status.success() != said.contains("::error::"), "{said}");
+        Ok(ended.status.success().then(|| std::fs::read_to_string(&output)).transpose()?)
+    };
+    let told = notes("# Changelog\n\n## [0.1.1]\n\nLater.\n\n## [0.1.0] - 2026-01-02\n\nNew.\n\n## [0.0.9]\n\nOld.\n")?;
+    assert_eq!(told.as_deref(), Some("notes<<END-OF-NOTES\n\nNew.\n\nEND-OF-NOTES\n"));
+    assert_eq!(notes("## [0.1.0]\n\n## [0.0.9]\n\nOld.\n")?, None);
+    assert_eq!(notes("## [Unreleased]\n\nNew.\n")?, None);
+
+    let jobs = workflow["jobs"].as_object().context("jobs")?;
+    for (name, job) in jobs {
+        let mut writes = job["permissions"].as_object().into_iter().flat_map(|rights| rights.values());
+        let mut needs = job["needs"].as_array().into_iter().flatten();
+        let waits = !writes.any(|right| right == "write") || needs.any(|needed| needed == "version");
+        ensure!(waits, "{name} may push before the version is looked at");
     }
     Ok(())
 }
