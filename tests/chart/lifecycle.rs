@@ -2,7 +2,7 @@
 //!
 //! There is no node, so pods are only wanted, and hooks do not end.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -13,13 +13,11 @@ use tokio::sync::{Mutex, MutexGuard, OnceCell};
 
 use crate::helm::{Helm, chart};
 use crate::installed::{Installed, LICTOR, register};
+use crate::older_chart::{is_current, older_chart};
 use crate::read;
 
 const SOON: Duration = Duration::from_secs(30);
 const CRD: &str = "crd/consulservices.lictor.dev";
-/// The fields of a spec in the CRD, and one that may have come later.
-const FIELDS: &str = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties";
-const LATER: &str = "enableTagOverride";
 
 /// A cluster of which a test may remove what belongs to all: one test after the other has it to itself.
 struct Cluster {
@@ -102,40 +100,10 @@ impl Cluster {
     }
 }
 
-/// The chart as it might have been in an earlier version, whose CRD lacks a field.
-fn older_chart(folder: &WorkDir) -> Result<PathBuf> {
-    let older = folder.join("lictor");
-    copy(&chart(), &older)?;
-    let file = older.join("files/consulservices.lictor.dev.yaml");
-    let mut crd: Value = serde_saphyr::from_str(&std::fs::read_to_string(&file)?)?;
-    let fields = crd.pointer_mut(FIELDS).and_then(Value::as_object_mut).context(FIELDS)?;
-    fields.remove(LATER).context(LATER)?;
-    std::fs::write(&file, crd.to_string())?;
-    Ok(older)
-}
-
-fn copy(from: &Path, to: &Path) -> Result<()> {
-    std::fs::create_dir_all(to)?;
-    for entry in std::fs::read_dir(from)? {
-        let entry = entry?;
-        let (from, to) = (entry.path(), to.join(entry.file_name()));
-        if from.is_dir() {
-            copy(&from, &to)?;
-        } else {
-            std::fs::copy(&from, &to)?;
-        }
-    }
-    Ok(())
-}
-
-fn is_current(crd: &Value) -> bool {
-    crd.pointer(FIELDS).is_some_and(|fields| fields.get(LATER).is_some())
-}
-
 #[tokio::test]
 async fn it_comes_changes_and_goes() -> Result<()> {
     let (cluster, folder, chart) = (Cluster::take().await?, WorkDir::create("older-chart")?, chart());
-    let older = older_chart(&folder)?;
+    let older = older_chart(&chart, folder.join("lictor"))?;
 
     let notes = cluster.helm("install", Some(&older), &[]).await?;
     ensure!(notes.contains("Uninstalling deregisters nothing"), "{notes}");

@@ -21,6 +21,8 @@ mod lifecycle;
 mod lint;
 mod manifests;
 mod monitoring;
+#[path = "../support/older_chart.rs"]
+mod older_chart;
 mod rights;
 mod schema;
 mod workflows;
