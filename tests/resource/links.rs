@@ -42,12 +42,12 @@ fn pages() -> Vec<PathBuf> {
     pages
 }
 
-/// The targets of the links in a page; what stands in code is no link.
+/// The targets of the links in a page; what stands in code, or whose brackets are escaped, is no link.
 fn links(text: &str) -> Vec<String> {
     let mut links = Vec::new();
     for line in prose(text) {
         let line: String = line.split('`').step_by(2).collect::<Vec<_>>().join("``");
-        for (at, _) in line.match_indices("](") {
+        for (at, _) in line.match_indices("](").filter(|(at, _)| !line[..*at].ends_with('\\')) {
             let rest = &line[at + 2..];
             links.extend(rest.find(')').map(|end| rest[..end].to_owned()));
         }

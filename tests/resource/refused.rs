@@ -317,7 +317,8 @@ fn checks() -> Vec<Row> {
         row("a name in capitals", "checks: [{name: Alive, tcp: {}}]", "a check's name holds lower-case letters"),
         row("too many", format!("checks: [{many}]"), "must have at most 16 items")
             .shown("checks: [{name: a0, tcp: {}}, …, {name: a16, tcp: {}}]"),
-        row("a port in quotes", check("tcp: {}, port: \"80\""), "a port number is written without quotes"),
+        row("a port in quotes", check("tcp: {}, port: \"80\""), "should match '^([a-z]|[0-9][-0-9]*[a-z])("),
+        row("a port in capitals", check("tcp: {}, port: HTTP"), "should match '^([a-z]|[0-9][-0-9]*[a-z])("),
         row("a port out of range", check("tcp: {}, port: 65536"), "a port number is from 1 to 65535"),
         row("an interval without a unit", check("tcp: {}, interval: \"10\""), "such as 10s, 1m30s or 500ms"),
         row("a number as interval", check("tcp: {}, interval: 10"), "must be of type string: \"integer\""),

@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::schema::DURATION;
-use super::{PortRef, is_false, schema};
+use super::{PortRef, is_false, port, schema};
 
 /// Each has a name and exactly one of `http`, `tcp`, `grpc`, `udp` and `h2ping`.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
@@ -55,8 +55,10 @@ pub struct Check {
     pub h2ping: Option<H2PingCheck>,
 
     /// The port to check: the name of another port of the Service, or a number, which is the instance's own (not
-    /// the Service's). By default the port that is registered.
+    /// the Service's). By default the port that is registered. A name holds lower-case letters, digits and '-', of
+    /// them at least one letter, and neither begins nor ends with '-'; a number is written without quotes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "port::of_check")]
     pub port: Option<PortRef>,
 
     /// How often the check runs, such as `5s` or `1m30s`; at least `1s`. By default `10s`.
