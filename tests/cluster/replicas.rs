@@ -28,18 +28,20 @@ pub(crate) async fn killed_in_turn(ground: &Ground, mode: Mode) -> Result<()> {
     let tested = async {
         shop.wait_for_all(3).await?;
         let watch = Watch::new();
-        let kill = async {
+        let in_turn = async {
             let mut gaps = Vec::new();
             for _ in 0..kills {
-                gaps.push(kill_leader(&release, &shop).await?);
-                release
-                    .kubectl(&["rollout", "status", &format!("deployment/{}", release.full_name()), "--timeout=60s"])
-                    .await?;
+                let killed = leader(&release).await?;
+                gaps.push(kill(&killed, &shop).await?);
+                // Another pod in its place: a container that was killed often is started again later and later.
+                release.kubectl(&["delete", "pod", &killed]).await?;
+                let deployment = format!("deployment/{}", release.full_name());
+                release.kubectl(&["rollout", "status", &deployment, "--timeout=60s"]).await?;
             }
             done.store(true, Ordering::SeqCst);
             anyhow::Ok(gaps)
         };
-        let gaps = watch.during(&shop, 3, async { tokio::try_join!(kill, keep_changing(&shop, &done)) });
+        let gaps = watch.during(&shop, 3, async { tokio::try_join!(in_turn, keep_changing(&shop, &done)) });
         let (mut gaps, ()) = Box::pin(gaps).await?;
         gaps.sort();
         println!("next write after a kill, {} mode: {gaps:?}", mode.as_str());
@@ -52,11 +54,10 @@ pub(crate) async fn killed_in_turn(ground: &Ground, mode: Mode) -> Result<()> {
 }
 
 /// Kills the replica that acts, and gives how long it takes until Consul has a newer version of the tags.
-async fn kill_leader(release: &Release<'_>, shop: &Shop<'_>) -> Result<Duration> {
-    let leader = leader(release).await?;
+async fn kill(leader: &str, shop: &Shop<'_>) -> Result<Duration> {
     wait::until("changes", SOON, || async { Ok((version(shop).await? > 0).then_some(())) }).await?;
     let killed = Instant::now();
-    signal(&leader, "KILL").await?;
+    signal(leader, "KILL").await?;
     // What the old one had sent may still arrive, as far as a look takes.
     tokio::time::sleep(Duration::from_millis(50)).await;
     let last = version(shop).await?;
