@@ -147,10 +147,17 @@ impl Generator {
         let (least, most) = (bound(schema.min_length, 0), bound(schema.max_length, 300));
         let fits = |text: &String| (least..=most).contains(&text.chars().count());
         let written = author::text(self, path);
-        let known = schema.pattern.is_none() || written.is_some();
-        assert!(known, "{path} has a pattern, and nobody writes it: teach the generator, or write a rule");
         assert!(!self.careful || written.as_ref().is_none_or(fits), "{path} may not be {written:?}");
-        let mut text = written.filter(fits).unwrap_or_else(|| self.any_text(least, most));
+        let mut text = match (written.filter(fits), &schema.pattern) {
+            (Some(written), _) => written,
+            (None, None) => self.any_text(least, most),
+            (None, Some(pattern)) => loop {
+                let text = self.matching(pattern.trim_start_matches('^').trim_end_matches('$'));
+                if fits(&text) {
+                    break text;
+                }
+            },
+        };
         // Bounds count characters, and rules count bytes.
         while self.careful && text.len() > most {
             text.pop();
