@@ -86,6 +86,12 @@ pub struct RunArgs {
     #[arg(long, value_name = "URL", default_value = CONSUL_ADDRESS, env = "CONSUL_HTTP_ADDR")]
     pub consul_address: String,
 
+    /// With --registration=agent: an agent that this cluster registered with before, such as `http://10.0.0.7:8500`. What
+    /// is left there is deregistered as soon as the present agent has it. It is sent the same token as --consul-address:
+    /// name only agents that you trust. Several are separated by commas.
+    #[arg(long = "previous-agent", value_name = "URL,...", value_delimiter = ',', env = "LICTOR_PREVIOUS_AGENT")]
+    pub previous_agents: Vec<String>,
+
     /// A file with the token for Consul; it is read again when it changes. A token may also stand in
     /// `CONSUL_HTTP_TOKEN`; there is no flag for it, since other users of a machine can see flags.
     #[arg(long, value_name = "FILE", env = "CONSUL_HTTP_TOKEN_FILE")]
@@ -237,6 +243,8 @@ pub struct Settings {
     pub rules: Rules,
     /// How Consul is reached.
     pub consul: ConsulSettings,
+    /// The addresses of agents that were registered with before, in `agent` mode.
+    pub previous_agents: Vec<String>,
     /// How this replica takes part in an election, if it does.
     pub election: Option<Election>,
     /// Where the kubeconfig is, where one is given.
@@ -303,6 +311,11 @@ impl Settings {
             (Registration::Catalog, true) => ChecksRunBy::Esm,
             (Registration::Catalog, false) => ChecksRunBy::Nobody,
         };
+        args.previous_agents.retain(|address| !address.is_empty());
+        ensure!(
+            args.registration == Registration::Agent || args.previous_agents.is_empty(),
+            "--previous-agent is for --registration=agent"
+        );
         let ssl_verify = match args.consul_ssl_verify.to_ascii_lowercase().as_str() {
             "" | "true" | "1" | "t" => true,
             "false" | "0" | "f" => false,
@@ -336,6 +349,7 @@ impl Settings {
                 ssl_verify,
                 tls_server_name: args.consul_tls_server_name,
             },
+            previous_agents: args.previous_agents,
             election,
             kubeconfig: args.kubeconfig,
             context: args.context,

@@ -168,6 +168,7 @@ fn gauges(snapshot: &Snapshot) -> Registry {
     gauge("lictor_dirty_resources", "Resources that are to be looked at", snapshot.dirty);
     gauge("lictor_outstanding_writes", "Writes to Consul that wait or are under way", snapshot.outstanding);
     gauge("lictor_refused_instances", "Instances that Consul refuses", snapshot.refused);
+    gauge("lictor_instances_on_other_agents", "Our instances that another Consul agent holds", snapshot.elsewhere);
     gauge("lictor_held_resources", "Resources whose removals wait for a second look", snapshot.held);
     let by_state = prometheus_client::metrics::family::Family::<Vec<(String, String)>, Gauge>::default();
     let states = [("passing", snapshot.passing), ("warning", snapshot.warning), ("critical", snapshot.critical)];

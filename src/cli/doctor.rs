@@ -1,5 +1,6 @@
 //! `lictor doctor`: whether everything is there that `run` needs, line by line.
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -11,8 +12,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::{DIFFERS, identify, prepare, registry};
 use crate::cluster::definition::{self, Definition};
 use crate::cluster::{connect, permissions};
+use crate::consul::Rows;
 use crate::consul::probe::{self, Way};
 use crate::consul::transport::{Http, Transport};
+use crate::model::desired::Placement;
 use crate::model::names::Identity;
 use crate::settings::{Registration, RunArgs, Settings};
 
@@ -76,9 +79,20 @@ async fn examine(settings: Settings, service: &str, report: &mut Report) {
         return;
     }
     let Some(identity) = identity else { return };
-    let registry = registry(settings.registration, &identity, Arc::clone(&transport));
+    let registry = registry(&settings, &identity, Arc::clone(&transport), None);
+    let registry = match registry {
+        Ok(registry) => registry,
+        Err(error) => {
+            report.say::<()>("the agents of before are configured", Err(format!("{error:#}")));
+            return;
+        }
+    };
     let survey = registry.survey().await;
-    report.say("Consul can be read", found(survey, |(_, rows)| format!("{} instances of ours", rows.len())));
+    let survey =
+        report.say("Consul can be read", found(survey, |(_, rows)| format!("{} instances of ours", rows.len())));
+    if let Some((placement, rows)) = &survey {
+        say_where(placement, rows, report);
+    }
     let way = match settings.registration {
         Registration::Agent => Way::Agent,
         Registration::Catalog => Way::Catalog(&identity.cluster),
@@ -88,6 +102,23 @@ async fn examine(settings: Settings, service: &str, report: &mut Report) {
     let id = format!("lictor-doctor-{:016x}", fastrand::u64(..));
     let there = probe::there_and_back(transport, way, service, &id).await;
     report.say("Consul can be written", found(there, |()| format!("an instance of {service:?} was there and back")));
+}
+
+/// Says which other agents hold instances of ours, where there are any.
+fn say_where(placement: &Placement, rows: &Rows, report: &mut Report) {
+    let mut others: BTreeMap<&str, usize> = BTreeMap::new();
+    for (key, _) in rows.iter().filter(|(key, _)| placement.is_another_agent(&key.node)) {
+        *others.entry(&key.node).or_default() += 1;
+    }
+    if !others.is_empty() {
+        let each: Vec<String> = others.iter().map(|(node, count)| format!("{count} of them with {node}")).collect();
+        let what = format!(
+            "instances of ours are registered with other Consul agents, {}: only those can deregister them, which takes \
+             --previous-agent with their addresses",
+            each.join(", ")
+        );
+        report.say::<()>("Consul agent", Err(what));
+    }
 }
 
 async fn kubernetes_of(client: &Client, settings: &Settings, report: &mut Report) -> Option<Identity> {

@@ -18,7 +18,7 @@ use crate::cluster::kubernetes;
 use crate::consul::Registry;
 use crate::consul::agent::Agent;
 use crate::consul::catalog::Catalog;
-use crate::consul::transport::Transport;
+use crate::consul::transport::{ConsulSettings, Http, Leave, Transport};
 use crate::model::names::{ClusterName, Identity, Str};
 use crate::settings::{LogFormat, Registration, RunArgs, Settings};
 
@@ -136,10 +136,27 @@ fn identity_of(uid: Str, name: Option<ClusterName>) -> anyhow::Result<Identity> 
     Ok(Identity { cluster, uid })
 }
 
-/// Where registrations go.
-fn registry(registration: Registration, identity: &Identity, transport: Arc<dyn Transport>) -> Arc<dyn Registry> {
-    match registration {
-        Registration::Agent => Arc::new(Agent::new(identity.clone(), transport)),
+/// Where registrations go. Of several replicas only the one with the `leave` writes.
+fn registry(
+    settings: &Settings,
+    identity: &Identity,
+    transport: Arc<dyn Transport>,
+    leave: Option<&Leave>,
+) -> anyhow::Result<Arc<dyn Registry>> {
+    Ok(match settings.registration {
+        Registration::Agent => {
+            let previous = settings.previous_agents.iter().map(|address| {
+                let consul = ConsulSettings { address: address.clone(), ..settings.consul.clone() };
+                let http = Http::new(&consul).with_context(|| format!("--previous-agent {address}"))?;
+                let transport: Arc<dyn Transport> = match leave {
+                    None => Arc::new(http),
+                    Some(leave) => Arc::new(http.with_leave(leave.clone())),
+                };
+                Ok((address.clone(), transport))
+            });
+            let previous = previous.collect::<anyhow::Result<Vec<_>>>()?;
+            Arc::new(Agent::new(identity.clone(), transport).with_previous(previous))
+        }
         Registration::Catalog => Arc::new(Catalog::new(identity.clone(), transport)),
-    }
+    })
 }

@@ -65,7 +65,7 @@ async fn look(settings: Settings) -> anyhow::Result<(Vec<Step>, Vec<Note>)> {
         .await
         .context("reaching Kubernetes")?;
     let identity = identify(&client, &settings).await?;
-    let registry = registry(settings.registration, &identity, transport);
+    let registry = registry(&settings, &identity, transport, None)?;
     let kubernetes = ApiServer::new(client, settings.scopes, Arc::new(settings.rules), Orders::default());
     let world = kubernetes.read_again().await?;
     let (placement, rows) = registry.survey().await?;

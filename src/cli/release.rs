@@ -68,7 +68,8 @@ async fn let_go(settings: Settings, deregister: bool) -> anyhow::Result<()> {
             Some(lead) => Arc::new(http.with_leave(lead.leave.clone())),
             None => Arc::new(http),
         };
-        registry = Some(super::registry(settings.registration, &identity, transport));
+        let leave = lead.as_ref().map(|lead| &lead.leave);
+        registry = Some(super::registry(&settings, &identity, transport, leave)?);
     }
     let scopes = settings.scopes.clone();
     let kubernetes = ApiServer::new(client, settings.scopes, Arc::new(settings.rules), Orders::default());

@@ -63,9 +63,10 @@ async fn operate(settings: Settings) -> anyhow::Result<()> {
         .await
         .context("reaching Kubernetes")?;
     let election = settings.election.as_ref().map(|election| Elected::begin(&client, election));
-    let transport: Arc<dyn Transport> = match &election {
+    let leave = election.as_ref().map(|elected| Leave::new(elected.leads.clone(), elected.margin));
+    let transport: Arc<dyn Transport> = match &leave {
         None => Arc::new(http),
-        Some(elected) => Arc::new(http.with_leave(Leave::new(elected.leads.clone(), elected.margin))),
+        Some(leave) => Arc::new(http.with_leave(leave.clone())),
     };
     let identity = tokio::select! {
         identity = identity(&client, &settings, &admin) => identity?,
@@ -81,7 +82,7 @@ async fn operate(settings: Settings) -> anyhow::Result<()> {
     );
 
     tokio::spawn(mind_the_definition(client.clone(), admin.clone()));
-    let registry = registry(settings.registration, &identity, transport);
+    let registry = registry(&settings, &identity, transport, leave.as_ref())?;
     let rules = Arc::new(settings.rules);
     let (sink, events) = mpsc::channel(EVENTS);
     let (ask, questions) = mpsc::channel(16);

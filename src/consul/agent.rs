@@ -3,6 +3,10 @@
 //! In: bundles for the agent's own node. Out: what became of them. The agent carries them on to the catalog
 //! with the token that it was given with each registration; so what counts as there is what the catalog
 //! shows, not what the agent has answered.
+//!
+//! - `elsewhere`: what this cluster has registered with other agents.
+
+mod elsewhere;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -49,6 +53,8 @@ pub struct Agent {
     identity: Identity,
     known: Mutex<Known>,
     winding_down: AtomicBool,
+    /// Agents that this cluster may have registered with before, by address.
+    previous: Vec<(String, Agent)>,
 }
 
 /// Which agents have answered at the address.
@@ -86,7 +92,21 @@ impl Agent {
     /// The agent that a transport leads to.
     #[must_use]
     pub fn new(identity: Identity, transport: Arc<dyn Transport>) -> Self {
-        Self { client: Client::new(transport), identity, known: Mutex::default(), winding_down: AtomicBool::new(false) }
+        Self {
+            client: Client::new(transport),
+            identity,
+            known: Mutex::default(),
+            winding_down: AtomicBool::new(false),
+            previous: Vec::new(),
+        }
+    }
+
+    /// The same, which also takes away what this cluster has registered with the agents at these addresses.
+    #[must_use]
+    pub fn with_previous(mut self, previous: impl IntoIterator<Item = (String, Arc<dyn Transport>)>) -> Self {
+        let agent = |transport| Self::new(self.identity.clone(), transport);
+        self.previous = previous.into_iter().map(|(address, transport)| (address, agent(transport))).collect();
+        self
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
@@ -151,19 +171,20 @@ impl Agent {
     async fn rows(&self) -> Result<Rows, Trouble> {
         let node = self.recognise().await?;
         let our_checks = self.ours("ServiceID");
-        let (held, held_checks, shown, shown_checks) = try_join!(
+        let (held, held_checks, shown, shown_checks, mut rows) = try_join!(
             self.client
                 .get::<BTreeMap<String, Service>>(path(&["agent", "services"], &[("filter", &self.our_services())])),
             self.client.get::<BTreeMap<String, Check>>(path(&["agent", "checks"], &[("filter", &our_checks)])),
             self.client.get::<NodeServices>(self.catalog_services(&node)),
             self.client.get::<Option<Vec<Check>>>(path(&["health", "node", &node], &[("filter", &our_checks)])),
+            self.rows_elsewhere(&node),
         )?;
         let mut pool = Pool::default();
         let shown_checks = Healths::new(shown_checks.value.into_iter().flatten());
         let mut catalog = read_all(shown.value.services.unwrap_or_default(), &shown_checks, &mut pool);
         let held_checks = Healths::new(held_checks.value.into_values());
         let held = read_all(held.value.into_values(), &held_checks, &mut pool);
-        let rows = held.into_iter().map(|(id, mut registration)| {
+        rows.extend(held.into_iter().map(|(id, mut registration)| {
             let in_catalog = catalog.remove(&id);
             if let Some(there) = in_catalog.as_ref().filter(|_| registration.enable_tag_override) {
                 // Its users edit them there, and the agent takes them over only with its next full sync.
@@ -178,8 +199,7 @@ impl Agent {
                 shown,
             };
             (RowKey { node: Arc::clone(&node), id }, row)
-        });
-        let mut rows: Rows = rows.collect();
+        }));
         // The agent has forgotten these and the servers have not: neither registered nor gone.
         rows.extend(catalog.into_iter().map(|(id, registration)| {
             let row = Row {
@@ -369,7 +389,13 @@ impl Registry for Agent {
     }
 
     fn apply<'a>(&'a self, bundle: &'a Bundle) -> BoxFuture<'a, Vec<Outcome>> {
-        Box::pin(self.carry_out(bundle))
+        Box::pin(async move {
+            if self.is_elsewhere(&bundle.node) {
+                self.carry_out_elsewhere(bundle).await
+            } else {
+                self.carry_out(bundle).await
+            }
+        })
     }
 
     fn tidy<'a>(&'a self, _: &'a BTreeMap<Str, IpAddr>) -> BoxFuture<'a, Result<(), Trouble>> {
@@ -379,6 +405,7 @@ impl Registry for Agent {
 
     fn wind_down(&self) {
         self.winding_down.store(true, Ordering::SeqCst);
+        self.previous.iter().for_each(|(_, agent)| agent.wind_down());
     }
 
     fn bundle_size(&self) -> usize {

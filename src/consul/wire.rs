@@ -99,6 +99,18 @@ pub struct NodeServices {
     pub services: Option<Vec<Service>>,
 }
 
+/// An instance, as `/v1/health/service` shows it.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct HealthEntry {
+    /// Its node.
+    pub node: Node,
+    /// The instance.
+    pub service: Service,
+    /// Its checks, and those of its node.
+    pub checks: Vec<Check>,
+}
+
 /// What we read of `/v1/agent/self`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]

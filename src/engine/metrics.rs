@@ -100,6 +100,8 @@ pub struct Snapshot {
     pub outstanding: usize,
     /// Instances that Consul refuses.
     pub refused: usize,
+    /// Instances of ours that another Consul agent holds.
+    pub elsewhere: usize,
     /// Resources whose removals wait for a second look at Kubernetes.
     pub held: usize,
     /// Since the last whole look at Consul; none before the first.

@@ -33,7 +33,7 @@ use crate::model::desired::Placement;
 use crate::model::guard::Cause;
 use crate::model::names::{Identity, ResourceKey, Str};
 use crate::model::plan::{Plan, Planned};
-use crate::model::registration::{Health, RowKey};
+use crate::model::registration::{Health, Ownership, Row, RowKey};
 
 mod alarms;
 mod lanes;
@@ -449,7 +449,8 @@ impl Engine {
             sweep_age: self.last_sweep.map(|at| at.elapsed()),
             ..Snapshot::default()
         };
-        for (_, row) in self.mirror.rows().filter(|(_, row)| row.is_ours()) {
+        for (key, row) in self.mirror.rows().filter(|(_, row)| row.is_ours()) {
+            snapshot.elsewhere += usize::from(self.is_left_elsewhere(key, row));
             match row.health {
                 Health::Passing => snapshot.passing += 1,
                 Health::Warning => snapshot.warning += 1,
@@ -457,6 +458,16 @@ impl Engine {
             }
         }
         snapshot
+    }
+
+    /// Whether another agent holds an instance that is for this Lictor to take away.
+    fn is_left_elsewhere(&self, key: &RowKey, row: &Row) -> bool {
+        let (Footing::Standing(placement), Ownership::Ours(owner)) = (&self.footing, &row.ownership) else {
+            return false;
+        };
+        placement.is_another_agent(&key.node)
+            && self.world.watches(&owner.namespace)
+            && self.world.resource(owner).is_none_or(|entry| entry.resource.ours)
     }
 
     fn not_ready(&self) -> Option<String> {

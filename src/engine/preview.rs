@@ -97,6 +97,16 @@ pub fn preview(world: &World, rows: Rows, identity: &Identity, placement: &Place
                 diff.ops.into_iter().chain(later).collect()
             }
         };
+        notes.extend(ops.iter().filter(|op| placement.is_another_agent(&op.key().node)).map(|op| Note {
+            resource: key.clone(),
+            reason: "OnAnotherAgent".to_owned(),
+            message: format!(
+                "the Consul agent {} holds {}: while it lives, only it can deregister that, which takes \
+                 --previous-agent with its address",
+                op.key().node,
+                op.key().id
+            ),
+        }));
         steps.extend(ops.iter().filter_map(|op| step(&key, op, &mirror)));
         notes.extend(notes_of(world, &key));
     }

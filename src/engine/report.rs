@@ -15,6 +15,7 @@ use crate::model::desired::Placement;
 use crate::model::diff::count;
 use crate::model::names::{ResourceKey, Str};
 use crate::model::reasons::{Counts, Problem, ProblemReason, Refusal, Unresolved};
+use crate::model::registration::RowKey;
 use crate::model::render;
 use crate::model::resolve::Resolution;
 use crate::model::resource::{Resource, Spec};
@@ -281,9 +282,13 @@ impl Engine {
     }
 
     fn problems(&self, key: &ResourceKey) -> impl Iterator<Item = Problem> {
-        let refused = self.refused.get(key).into_iter().flatten().map(|(row, refusal)| Problem {
+        let elsewhere = |row: &RowKey| match &self.footing {
+            Footing::Standing(placement) => placement.is_another_agent(&row.node),
+            _ => false,
+        };
+        let refused = self.refused.get(key).into_iter().flatten().map(move |(row, refusal)| Problem {
             instance: row.id.to_string(),
-            reason: ProblemReason::Refused,
+            reason: if elsewhere(row) { ProblemReason::OnAnotherAgent } else { ProblemReason::Refused },
             message: refusal.message.clone(),
         });
         let conflicts = self.conflicts.get(key).into_iter().flatten().map(|(row, who)| Problem {

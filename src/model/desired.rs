@@ -43,6 +43,12 @@ impl Placement {
         }
     }
 
+    /// Whether a Consul node is that of another agent than the one that instances go to.
+    #[must_use]
+    pub fn is_another_agent(&self, consul_node: &str) -> bool {
+        matches!(self, Self::Agent { node } if **node != *consul_node)
+    }
+
     /// The Kubernetes node that a Consul node stands for; none for an agent's or a shard's.
     #[must_use]
     pub fn kubernetes_node<'a>(&self, consul_node: &'a str) -> Option<&'a str> {

@@ -38,6 +38,8 @@ pub enum ProblemReason {
     Refused,
     /// Somebody else holds its ID.
     IdTaken,
+    /// It is registered with another Consul agent than the one that is to hold it.
+    OnAnotherAgent,
     /// It has not the port that a check goes to: it is registered without that check.
     CheckPortNotFound,
     /// It has not the port that is to be registered.
@@ -55,6 +57,7 @@ impl ProblemReason {
         match self {
             Self::Refused => "Refused",
             Self::IdTaken => "IdTaken",
+            Self::OnAnotherAgent => "OnAnotherAgent",
             Self::CheckPortNotFound => "CheckPortNotFound",
             Self::PortNotFound => "PortNotFound",
             Self::NotVerified => "NotVerified",
@@ -68,6 +71,7 @@ impl ProblemReason {
         let all = [
             Self::Refused,
             Self::IdTaken,
+            Self::OnAnotherAgent,
             Self::CheckPortNotFound,
             Self::PortNotFound,
             Self::NotVerified,

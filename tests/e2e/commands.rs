@@ -23,7 +23,7 @@ fn lictor(bed: &Bed, subcommand: &str, more: &[&str]) -> Result<Output> {
 }
 
 /// What a subcommand says, which ends with this code.
-fn says(bed: &Bed, subcommand: &str, more: &[&str], code: i32) -> Result<String> {
+pub(crate) fn says(bed: &Bed, subcommand: &str, more: &[&str], code: i32) -> Result<String> {
     let output = lictor(bed, subcommand, more)?;
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     ensure!(output.status.code() == Some(code), "{subcommand} {more:?} ended with {}:\n{out}{err}", output.status);

@@ -27,6 +27,7 @@ mod families;
 mod fields;
 mod foreign;
 mod limits;
+mod moves;
 mod names;
 mod outages;
 mod pausing;

@@ -180,6 +180,10 @@ scenarios! {
     /// `--class`: resources of another class, or of none, are not acted on; one that is given to another class is let go.
     foreign::other_classes_are_untouched(agent: yes, catalog: yes);
 
+    /// Another Consul agent than before: what the first one holds is said, and goes as soon as the second one has it, through the
+    /// first agent where that is named, and through the catalog where that is gone; no instance that lives is ever missing.
+    moves::another_agent(agent: yes, catalog: "there is one catalog, whichever of its servers or agents answers");
+
     /// Killed again and again while everything changes, then left alone: true; and what was ready all the time was never missing.
     outages::killed_in_a_loop_under_change(agent: yes, catalog: yes);
     /// Consul is not there at the start: said, waited for, and then true.

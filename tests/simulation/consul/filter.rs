@@ -1,4 +1,4 @@
-//! As much of Consul's filter language (`go-bexpr`) as the registries use: `==` and `matches "^literal"` over
+//! As much of Consul's filter language (`go-bexpr`) as the registries use: `==`, `!=` and `matches "^literal"` over
 //! fields and `Meta["key"]`, joined by `and` and `or`.
 
 /// Whether something fits a filter; `get` answers the value of a field, or of a meta key by `Meta.KEY`.
@@ -10,6 +10,9 @@ fn holds(term: &str, get: &dyn Fn(&str) -> Option<String>) -> bool {
     let of = |text: &str| get(&text.trim().replace("[\"", ".").replace("\"]", ""));
     if let Some((field, value)) = term.split_once(" == ") {
         return of(field).as_deref() == Some(unquoted(value));
+    }
+    if let Some((field, value)) = term.split_once(" != ") {
+        return of(field).as_deref() != Some(unquoted(value));
     }
     let (field, pattern) = term.split_once(" matches ").unwrap_or_else(|| panic!("not in the model: filter {term}"));
     let literal = unquoted(pattern).strip_prefix('^').unwrap_or_else(|| panic!("not in the model: {pattern}"));
@@ -33,6 +36,8 @@ fn filters_that_the_registries_use() {
         ("Meta[\"lictor-cluster\"] == \"c\" and ID matches \"^c:\"", false),
         ("Meta[\"absent\"] == \"c\"", false),
         ("Meta[\"lictor-cluster\"] == \"d\"", true),
+        ("Meta[\"lictor-cluster\"] != \"d\"", false),
+        ("Meta[\"absent\"] != \"c\"", true),
     ] {
         assert_eq!(fits(filter, &get), expected, "{filter}");
     }

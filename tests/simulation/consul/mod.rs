@@ -159,6 +159,8 @@ impl Consul {
     pub fn answer(&mut self, writes: bool, url: &Url, body: &[u8]) -> Reply {
         let mut reply = match (writes, url.segments()) {
             (false, ["catalog", "nodes", ""]) => self.nodes(url.filter()),
+            (false, ["catalog", "services", ""]) => self.service_names(url.filter()),
+            (false, ["health", "service", name]) => self.health_service(name, url.filter()),
             (false, ["catalog", "node-services", node]) => self.node_services(node, url.filter()),
             (false, ["health", "node", node]) => self.health_node(node, url.filter()),
             (true, ["txn", ..]) => self.transact(body),
@@ -186,6 +188,42 @@ impl Consul {
         let nodes = self.store.nodes().filter(|node| fits(node)).enumerate();
         let nodes: Vec<&Node> = nodes.filter(|(nth, _)| self.shown(*nth)).map(|(_, node)| &**node).collect();
         Reply::json(&nodes).at(self.store.index.max(1))
+    }
+
+    fn service_names(&self, filter: &str) -> Reply {
+        let fits = |node: &str, service: &Service| {
+            let get = |field: &str| match field.split_once('.') {
+                Some(("ServiceMeta", key)) => service.meta.get(key).cloned(),
+                Some(("NodeMeta", key)) => self.store.node(node).and_then(|node| node.meta.get(key).cloned()),
+                None if field == "Node" => self.store.node(node).map(|node| node.node.clone()),
+                _ => panic!("not in the model: field {field} of a service of the catalog"),
+            };
+            filter.is_empty() || filter::fits(filter, &get)
+        };
+        let services = self.store.services().filter(|(node, service)| fits(node, service)).enumerate();
+        let names: BTreeMap<&str, Vec<&str>> = services
+            .filter(|(nth, _)| self.shown(*nth))
+            .map(|(_, (_, service))| (service.service.as_str(), Vec::new()))
+            .collect();
+        Reply::json(&names).at(self.store.index.max(1))
+    }
+
+    fn health_service(&self, name: &str, filter: &str) -> Reply {
+        let fits = |service: &Service| {
+            let get = |field: &str| match field.strip_prefix("Service.Meta.") {
+                Some(key) => service.meta.get(key).cloned(),
+                None => panic!("not in the model: field {field} of an instance"),
+            };
+            filter.is_empty() || filter::fits(filter, &get)
+        };
+        let found = self.store.services().filter(|(_, service)| store::fold(&service.service) == store::fold(name));
+        let found = found.filter(|(_, service)| fits(service)).enumerate().filter(|(nth, _)| self.shown(*nth));
+        let entries = found.filter_map(|(_, (node, service))| {
+            let of = |check: &&Check| check.service_id.is_empty() || check.service_id == service.id;
+            let checks: Vec<&Check> = self.store.checks_on(node).filter(|check| of(&&***check)).map(|c| &**c).collect();
+            Some(json!({ "Node": &**self.store.node(node)?, "Service": &**service, "Checks": checks }))
+        });
+        Reply::json(&entries.collect::<Vec<_>>()).at(self.store.index.max(1))
     }
 
     fn node_services(&self, node: &str, filter: &str) -> Reply {

@@ -1,0 +1,209 @@
+//! What this cluster has registered with other agents, as after a change of the agent's address.
+//!
+//! In: the catalog. Out: our rows on other agents' nodes, and what became of operations on them. An agent owns its node
+//! and brings back what somebody else deletes there, so it has to deregister an instance itself. Which agents are asked
+//! is the administrator's decision: a request carries our token, and whoever may write a node to the catalog chooses the
+//! address that stands there.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use futures::{StreamExt, TryStreamExt, stream};
+
+use super::{Agent, Step, name_and_id, step};
+use crate::consul::client::path;
+use crate::consul::wire::{
+    AgentSelf, By, Check, HealthEntry, Healths, Pool, txn_service_delete, txn_service_get, txn_service_set,
+};
+use crate::consul::{Bundle, Outcome, Rows, Trouble};
+use crate::model::diff::Op;
+use crate::model::names::{Str, meta};
+use crate::model::registration::{Health, Ownership, Row, RowKey};
+
+/// The check by which Consul's servers tell whether the agent of a node lives.
+const SERF_HEALTH: &str = "serfHealth";
+
+/// How many services are read at once.
+const READS: usize = 8;
+
+/// How the instances on another node are changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// Through its agent, which the administrator has named; its place among those.
+    Agent(usize),
+    /// In the catalog, where no living agent brings them back.
+    Catalog,
+    /// Through its agent, which lives and which nobody has named.
+    Unnamed,
+}
+
+/// How to change what is on a node, of which `named` is the agent and `serf` what the servers say of it. A node without
+/// that check has no agent.
+fn way(named: Option<usize>, serf: Option<Health>) -> Way {
+    match (named, serf) {
+        (Some(place), _) => Way::Agent(place),
+        (None, Some(Health::Passing | Health::Warning)) => Way::Unnamed,
+        (None, Some(Health::Critical) | None) => Way::Catalog,
+    }
+}
+
+impl Agent {
+    /// The node, where it is another one than that of the agent that we talk to.
+    pub(super) fn is_elsewhere(&self, node: &str) -> bool {
+        let known = self.known();
+        known.current.as_ref().and_then(name_and_id).is_some_and(|(own, _)| own != node)
+    }
+
+    /// What carries our mark on other nodes than the agent's own. Nodes of our own making are left out: those are of
+    /// the other mode.
+    pub(super) async fn rows_elsewhere(&self, own: &Str) -> Result<Rows, Trouble> {
+        let (cluster, uid) = (self.identity.cluster.as_str(), &*self.identity.uid);
+        let ours = |of: &str| {
+            format!("{of}[\"{}\"] == \"{cluster}\" and {of}[\"{}\"] == \"{uid}\"", meta::CLUSTER, meta::CLUSTER_UID)
+        };
+        let mut filter = format!("{} and NodeMeta[\"{}\"] != \"{cluster}\"", ours("ServiceMeta"), meta::CLUSTER);
+        // Consul takes any name for a node, and a filter has no quotes within quotes.
+        if !own.contains(['"', '\\']) {
+            filter = format!("{filter} and Node != \"{own}\"");
+        }
+        let names = path(&["catalog", "services"], &[("filter", &filter)]);
+        let names = self.client.get::<BTreeMap<String, Option<Vec<String>>>>(names).await?.value;
+        let ours = ours("Service.Meta");
+        let mut reads = stream::iter(names.into_keys())
+            .map(|name| {
+                let query = path(&["health", "service", &name], &[("filter", &ours)]);
+                self.client.get::<Vec<HealthEntry>>(query)
+            })
+            .buffered(READS);
+        let (mut rows, mut pool) = (Rows::new(), Pool::default());
+        while let Some(entries) = reads.try_next().await? {
+            for HealthEntry { node, service, checks } in entries.value {
+                let (Some(name), Some(id)) = (node.node.as_deref(), service.id.as_deref()) else { continue };
+                if *name == **own || node.meta(meta::CLUSTER) == cluster {
+                    continue;
+                }
+                let healths = Healths::new(checks);
+                let registration = service.registration(By::Agent, &healths, &mut pool);
+                let ownership = Ownership::of(&self.identity, id, &registration.meta);
+                let row =
+                    Row { ownership, health: healths.worst(id), registration: Arc::new(registration), shown: true };
+                if row.is_ours() {
+                    rows.insert(RowKey { node: pool.string(name), id: id.into() }, row);
+                }
+            }
+        }
+        Ok(rows)
+    }
+
+    /// Carries out a bundle for the node of another agent. What goes wrong there is about these instances and not about
+    /// Consul: nothing else waits for it.
+    pub(super) async fn carry_out_elsewhere(&self, bundle: &Bundle) -> Vec<Outcome> {
+        let all = |outcome: Outcome| vec![outcome; bundle.ops.len()];
+        let (named, mut silent) = self.named(&bundle.node).await;
+        let health = match self.serf_health(&bundle.node).await {
+            Ok(health) => health,
+            Err(trouble) => return all(Outcome::NotTried(trouble)),
+        };
+        match way(named, health) {
+            Way::Agent(place) => {
+                let (address, agent) = &self.previous[place];
+                let outcomes = agent.carry_out(bundle).await.into_iter();
+                outcomes.map(|outcome| alone(outcome, &format!("the Consul agent at {address}"))).collect()
+            }
+            Way::Catalog => {
+                let mut outcomes = Vec::with_capacity(bundle.ops.len());
+                for op in &bundle.ops {
+                    match self.change_catalog(op).await {
+                        Step::Done { .. } => outcomes.push(Outcome::Written { shown: true }),
+                        Step::Refused(words) => outcomes.push(Outcome::Refused(words)),
+                        Step::Doubtful(trouble) => outcomes.push(Outcome::Unknown(trouble)),
+                        Step::Lost(trouble) => {
+                            outcomes.push(Outcome::Unknown(trouble.clone()));
+                            outcomes.resize(bundle.ops.len(), Outcome::NotTried(trouble));
+                            break;
+                        }
+                        Step::Stop(trouble) => {
+                            outcomes.resize(bundle.ops.len(), Outcome::NotTried(trouble));
+                            break;
+                        }
+                    }
+                }
+                outcomes
+            }
+            Way::Unnamed => {
+                silent
+                    .insert(0, format!("the Consul agent {} holds this instance, and only it can let go", bundle.node));
+                let why = silent.join("; ");
+                let remedy = |op: &Op| {
+                    let id = &op.key().id;
+                    format!(
+                        "{why}: start Lictor with --previous-agent and that agent's address, or run \"consul services \
+                         deregister -id={id}\" on its machine"
+                    )
+                };
+                bundle.ops.iter().map(|op| Outcome::Refused(remedy(op))).collect()
+            }
+        }
+    }
+
+    /// Which of the agents that were named is this node's, and what is wrong with those that do not answer.
+    async fn named(&self, node: &str) -> (Option<usize>, Vec<String>) {
+        let mut silent = Vec::new();
+        for (place, (address, agent)) in self.previous.iter().enumerate() {
+            match agent.client.get::<AgentSelf>(path(&["agent", "self"], &[])).await {
+                Ok(answer) if answer.value.config.node_name.as_deref() == Some(node) => return (Some(place), silent),
+                Ok(_) => {}
+                Err(trouble) => silent.push(format!("the one at {address} does not answer: {trouble}")),
+            }
+        }
+        (None, silent)
+    }
+
+    async fn serf_health(&self, node: &str) -> Result<Option<Health>, Trouble> {
+        let checks = self.client.get::<Option<Vec<Check>>>(path(&["health", "node", node], &[])).await?.value;
+        let found = checks.into_iter().flatten().find(|check| check.id.as_deref() == Some(SERF_HEALTH));
+        Ok(found.map(|check| Health::parse(check.status.as_deref().unwrap_or_default())))
+    }
+
+    /// Changes an instance that no agent holds.
+    async fn change_catalog(&self, op: &Op) -> Step {
+        let RowKey { node, id } = op.key();
+        let change = match op {
+            Op::Remove { service, .. } => txn_service_delete(node, id, service),
+            // Of one that is gone the first fails.
+            Op::Put { registration, .. } | Op::Readiness { registration, .. } | Op::Release { registration, .. } => {
+                format!("{},{}", txn_service_get(node, id), txn_service_set(node, id, registration))
+            }
+        };
+        step(self.client.put(path(&["txn"], &[]), Some(format!("[{change}]").into())).await.map(drop))
+    }
+}
+
+/// What became of an operation whose trouble is nobody else's. A second attempt does no harm, and until then the row
+/// counts as it was read last.
+fn alone(outcome: Outcome, who: &str) -> Outcome {
+    match outcome {
+        Outcome::NotTried(trouble) | Outcome::Unknown(trouble) => Outcome::Refused(format!("{who}: {trouble}")),
+        Outcome::Written { .. } | Outcome::Refused(_) => outcome,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_living_agent_has_to_be_asked_itself() {
+        for (named, serf, expected) in [
+            (None, Some(Health::Passing), Way::Unnamed),
+            (None, Some(Health::Warning), Way::Unnamed),
+            (None, Some(Health::Critical), Way::Catalog),
+            (None, None, Way::Catalog),
+            (Some(1), Some(Health::Passing), Way::Agent(1)),
+            (Some(0), Some(Health::Critical), Way::Agent(0)),
+            (Some(0), None, Way::Agent(0)),
+        ] {
+            assert_eq!(way(named, serf), expected, "{named:?} {serf:?}");
+        }
+    }
+}
