@@ -61,7 +61,8 @@ pub struct RunArgs {
     #[arg(long, env = "LICTOR_VERIFY_ENDPOINTS")]
     pub verify_endpoints: bool,
 
-    /// The most instances that one resource may have, 1 to 100000; one that finds more registers none of them.
+    /// The most instances that one resource may have, 1 to 100000. Of more, those that are registered stay, then ready
+    /// ones come first; the status says how many are left out.
     #[arg(
         long,
         value_name = "NUMBER",

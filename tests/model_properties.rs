@@ -14,10 +14,10 @@ use lictor::model::check::Checks;
 use lictor::model::desired::{Desired, Placement, desired};
 use lictor::model::diff::{Op, diff};
 use lictor::model::facts::PodRef;
-use lictor::model::names::{ClusterName, Identity, ResourceKey, Str};
+use lictor::model::names::{ClusterName, Identity, ResourceKey, Str, instance_id};
 use lictor::model::plan::Plan;
 use lictor::model::registration::{Ownership, Registration, Row, RowKey, TaggedAddress, Weights};
-use lictor::model::resolve::{Hold, Instance};
+use lictor::model::resolve::{Hold, Instance, Resolution, limit};
 use lictor::model::resource::{Limits, Readiness, Source, Spec};
 use lictor::model::template::{Template, Values};
 use proptest::prelude::*;
@@ -206,5 +206,45 @@ proptest! {
                 assert!(!addresses.contains(going) || others.count() > 0, "{going} would be without a registration");
             }
         });
+    }
+
+    #[test]
+    fn a_limit_never_takes_away_what_is_registered_and_desired(
+        spec in spec(),
+        before in instances(),
+        after in instances(),
+        placement in placement(),
+        most in 1_usize..5,
+    ) {
+        let spec = Spec { limits: Limits { instances: most, ..Limits::default() }, ..spec };
+        let mut mirror = Mirror::default();
+        let limited = |instances: &[Instance], mirror: &Mirror| {
+            let found = Resolution {
+                instances: instances.to_vec(),
+                left_out: Vec::new(),
+                unresolved: None,
+                hold: Hold::Nothing,
+            };
+            let id = |i: &Instance| instance_id(&identity().cluster, &owner(), &spec.service, &i.target(), i.port);
+            let rows: Vec<(Str, Arc<Registration>)> =
+                mirror.owned(&owner()).map(|(key, row)| (key.id.clone(), row.registration.clone())).collect();
+            let left = limit(found, &spec, id, rows.iter().map(|(id, there)| (id, &**there)));
+            wants(&spec, &left.instances, &placement)
+        };
+        let first = limited(&before, &mirror);
+        let all = wants(&spec, &before, &placement);
+        prop_assert_eq!(first.len(), all.len().min(most));
+        let unready = |desired: &Desired| desired.values().filter(|there| there.readiness == Some(lictor::model::registration::Health::Critical)).count();
+        let ready = all.len() - unready(&all);
+        prop_assert_eq!(first.len() - unready(&first), ready.min(most), "ready ones come first");
+        converge(&mut mirror, &first, &mut |_, _| {});
+        prop_assert_eq!(&limited(&before, &mirror), &first, "what was chosen is chosen again");
+
+        let (all, second) = (wants(&spec, &after, &placement), limited(&after, &mirror));
+        let ids: BTreeSet<Str> = first.keys().map(|key| key.id.clone()).collect();
+        for key in all.keys().filter(|key| ids.contains(&key.id)) {
+            prop_assert!(second.contains_key(key), "{} was registered and is desired", key);
+        }
+        prop_assert_eq!(second.len(), all.len().min(most));
     }
 }

@@ -190,7 +190,7 @@ impl Engine {
         for one in &planned {
             self.mirror.begin(one.op.key());
             self.again.remove(one.op.key());
-            self.in_flight.insert(one.op.key().clone(), one.owner.clone());
+            self.in_flight.insert(one.op.key().clone(), one.clone());
             if let Some(unsettled) = self.unsettled.get_mut(&one.owner) {
                 unsettled.in_flight += 1;
             }

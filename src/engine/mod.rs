@@ -120,7 +120,7 @@ pub struct Engine {
     in_doubt: BTreeMap<ResourceKey, BTreeSet<Str>>,
     /// Nodes that were read for their users' tags since the last write to them.
     looked: BTreeSet<Str>,
-    in_flight: BTreeMap<RowKey, ResourceKey>,
+    in_flight: BTreeMap<RowKey, Planned>,
     /// How many writes of a resource wait or are under way, and since when it has not been as desired.
     unsettled: BTreeMap<ResourceKey, Unsettled>,
     cursor: Option<Str>,

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 
-use super::reconcile::{Outlook, lives_on, outlook, resolution};
+use super::reconcile::{Outlook, lives_on, outlook, registered, resolution};
 use super::report::name_conflict;
 use crate::cluster::world::World;
 use crate::consul::Rows;
@@ -79,7 +79,7 @@ pub fn preview(world: &World, rows: Rows, identity: &Identity, placement: &Place
     let all: BTreeSet<ResourceKey> = mirror.owners().chain(world.keys()).cloned().collect();
     let (mut steps, mut notes) = (Vec::new(), Vec::new());
     for key in all {
-        let ops = match outlook(world, identity, placement, &key) {
+        let ops = match outlook(world, identity, placement, &key, registered(mirror.owned(&key))) {
             Outlook::Frozen => Vec::new(),
             Outlook::Release => release(mirror.owned(&key)),
             Outlook::Wants { desired, hold } => {
@@ -108,7 +108,7 @@ pub fn preview(world: &World, rows: Rows, identity: &Identity, placement: &Place
             ),
         }));
         steps.extend(ops.iter().filter_map(|op| step(&key, op, &mirror)));
-        notes.extend(notes_of(world, &key));
+        notes.extend(notes_of(world, identity, &mirror, &key));
     }
     (steps, notes)
 }
@@ -177,7 +177,7 @@ fn differences(there: &Registration, wanted: &Registration) -> Vec<String> {
     all
 }
 
-fn notes_of(world: &World, key: &ResourceKey) -> Vec<Note> {
+fn notes_of(world: &World, identity: &Identity, mirror: &Mirror, key: &ResourceKey) -> Vec<Note> {
     let Some(entry) = world.resource(key).filter(|entry| entry.resource.ours) else { return Vec::new() };
     let note = |reason: &str, message: String| Note { resource: key.clone(), reason: reason.to_owned(), message };
     let mut notes = Vec::new();
@@ -200,7 +200,7 @@ fn notes_of(world: &World, key: &ResourceKey) -> Vec<Note> {
     );
     let spec = world.effective_spec(key).filter(|_| !entry.resource.deleting && waits_for.is_none());
     if let Some(spec) = spec {
-        let resolution = resolution(world, key, spec);
+        let resolution = resolution(world, identity, key, spec, registered(mirror.owned(key)));
         notes.extend(resolution.unresolved.map(|why| note(why.reason, why.message)));
         let left_out = resolution.left_out.into_iter();
         notes.extend(left_out.map(|left| note(left.reason.as_str(), format!("{}: {}", left.instance, left.message))));

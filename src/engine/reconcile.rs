@@ -12,9 +12,9 @@ use crate::cluster::world::{Entry, World};
 use crate::model::desired::{Desired, Placement, desired};
 use crate::model::diff::{Op, diff, release};
 use crate::model::guard::{Cause, wants_confirmation};
-use crate::model::names::{Identity, ResourceKey};
-use crate::model::registration::{Registration, RowKey};
-use crate::model::resolve::{Hold, Resolution, lives, resolve};
+use crate::model::names::{Identity, ResourceKey, Str, instance_id};
+use crate::model::registration::{Registration, Row, RowKey};
+use crate::model::resolve::{Hold, Instance, Resolution, limit, lives, resolve};
 use crate::model::resource::{DeletionPolicy, Spec};
 
 /// How long between looks whether a resource that is frozen while it is being deleted may be let go.
@@ -80,8 +80,15 @@ impl Outlook {
     }
 }
 
-/// What `world` wants for `key`. Pure: the same for our World and for a second look's.
-pub(super) fn outlook(world: &World, identity: &Identity, placement: &Placement, key: &ResourceKey) -> Outlook {
+/// What `world` wants for `key`, of which these instances are registered. Pure: the same for our World and for a second
+/// look's.
+pub(super) fn outlook<'a>(
+    world: &World,
+    identity: &Identity,
+    placement: &Placement,
+    key: &ResourceKey,
+    registered: impl Iterator<Item = (&'a Str, &'a Registration)>,
+) -> Outlook {
     let nothing = || Outlook::Wants { desired: Desired::new(), hold: Hold::Nothing };
     if !world.watches(&key.namespace) || !world.is_whole(&key.namespace) {
         return Outlook::Frozen;
@@ -104,14 +111,29 @@ pub(super) fn outlook(world: &World, identity: &Identity, placement: &Placement,
     let Some(spec) = world.effective_spec(key).filter(|_| world.waits_for(key).is_none()) else {
         return Outlook::Frozen;
     };
-    let resolution = resolution(world, key, spec);
+    let resolution = resolution(world, identity, key, spec, registered);
     let desired = desired(identity, key, &entry.resource.uid, spec, &resolution.instances, placement);
     Outlook::Wants { desired, hold: resolution.hold }
 }
 
-/// What the source of a spec comes to.
-pub(super) fn resolution(world: &World, key: &ResourceKey, spec: &Spec) -> Resolution {
-    resolve(spec, &world.facts(key))
+/// What the source of a spec comes to, for a resource of which these instances are registered.
+pub(super) fn resolution<'a>(
+    world: &World,
+    identity: &Identity,
+    key: &ResourceKey,
+    spec: &Spec,
+    registered: impl Iterator<Item = (&'a Str, &'a Registration)>,
+) -> Resolution {
+    let id =
+        |instance: &Instance| instance_id(&identity.cluster, key, &spec.service, &instance.target(), instance.port);
+    limit(resolve(spec, &world.facts(key)), spec, id, registered)
+}
+
+/// The IDs and registrations of rows.
+pub(super) fn registered<'a>(
+    rows: impl Iterator<Item = (&'a RowKey, &'a Row)>,
+) -> impl Iterator<Item = (&'a Str, &'a Registration)> {
+    rows.map(|(key, row)| (&key.id, &*row.registration))
 }
 
 /// Whether what a registration of a resource stands for, which is not desired any more, lives on all the same.
@@ -164,10 +186,17 @@ impl Engine {
         self.guard(inferred);
     }
 
+    /// What is registered of a resource, or is just being: the limit of instances leaves it in.
+    pub(super) fn registered(&self, key: &ResourceKey) -> impl Iterator<Item = (&Str, &Registration)> {
+        let under_way = self.in_flight.iter().filter(move |(_, one)| one.owner == *key);
+        let under_way = under_way.filter_map(|(row, one)| Some((&row.id, &**one.op.registration()?)));
+        registered(self.mirror.owned(key)).chain(under_way)
+    }
+
     /// The writes that a resource wants now.
     fn operations(&mut self, key: &ResourceKey, placement: &Placement, dirty: Dirty) -> Vec<Op> {
         let mut waits = false;
-        let mut ops = match outlook(&self.world, &self.config.identity, placement, key) {
+        let mut ops = match outlook(&self.world, &self.config.identity, placement, key, self.registered(key)) {
             Outlook::Frozen => Vec::new(),
             Outlook::Release => release(self.mirror.owned(key)),
             Outlook::Wants { desired, hold } => {
@@ -361,7 +390,7 @@ impl Engine {
                 continue;
             }
             let key = key.clone();
-            let again = outlook(&fresh, &self.config.identity, &placement, &key);
+            let again = outlook(&fresh, &self.config.identity, &placement, &key, self.registered(&key));
             let dirty = Dirty { cause: Cause::Inferred, since: Instant::now() };
             let mut ops = self.operations(&key, &placement, dirty);
             let before = ops.len();

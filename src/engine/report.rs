@@ -242,7 +242,10 @@ impl Engine {
             reason: NOT_LISTED,
             message: format!("{kind} have not been listed yet: /readyz and the log of Lictor tell if that fails"),
         });
-        let resolution = spec.filter(|_| waits_for.is_none()).map(|spec| resolution(&self.world, key, spec));
+        let identity = &self.config.identity;
+        let resolution = spec
+            .filter(|_| waits_for.is_none())
+            .map(|spec| resolution(&self.world, identity, key, spec, self.registered(key)));
         let of_instances = spec.iter().zip(&resolution).flat_map(|(spec, resolution)| {
             resolution.left_out.iter().cloned().chain(missing_check_ports(spec, resolution))
         });
@@ -250,7 +253,7 @@ impl Engine {
         let row = |key: &_| self.mirror.row(key);
         let (counts, standing) = match placement {
             None => (resource.status.instances, false),
-            Some(placement) => match outlook(&self.world, &self.config.identity, placement, key) {
+            Some(placement) => match outlook(&self.world, identity, placement, key, self.registered(key)) {
                 Outlook::Wants { desired, .. } => (count(&desired, row), true),
                 Outlook::Frozen | Outlook::Release => {
                     (Counts { desired: 0, ..count_owned(self.mirror.owned(key).map(|(_, row)| row)) }, true)

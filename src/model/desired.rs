@@ -83,7 +83,7 @@ pub fn desired(
     let mut tags: Option<Arc<[Str]>> = None;
     instances
         .iter()
-        .filter(|instance| instance.ready || spec.readiness != Readiness::Deregister)
+        .filter(|instance| spec.readiness.registers(instance.ready))
         .map(|instance| {
             let id = instance_id(&identity.cluster, owner, &spec.service, &instance.target(), instance.port);
             let key = RowKey { node: placement.node(instance), id };

@@ -247,6 +247,14 @@ pub enum Readiness {
     Ignore,
 }
 
+impl Readiness {
+    /// Whether an instance is to be registered, given whether Kubernetes calls it ready.
+    #[must_use]
+    pub fn registers(self, ready: bool) -> bool {
+        ready || self != Self::Deregister
+    }
+}
+
 /// What happens to registrations when their resource is deleted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeletionPolicy {

@@ -209,7 +209,7 @@ fn registered(findings: &Findings<'_>) -> (Truth, &'static str, String) {
         let why = findings.trouble.unwrap_or("not read yet");
         return (Truth::Unknown, "ConsulUnavailable", format!("Consul cannot be reached: {why}"));
     }
-    if findings.resolved.is_some_and(|resolved| resolved.is_err()) && !findings.unsettled {
+    if findings.resolved.is_some_and(|resolved| resolved.is_err()) && desired == 0 && !findings.unsettled {
         return (Truth::Unknown, "NotResolved", "the source was not found".to_owned());
     }
     if let Some(first) = findings.problems.first() {

@@ -1,10 +1,13 @@
 //! More instances than a resource may have.
 
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use futures::{StreamExt, TryStreamExt, stream};
-use lictor_testbed::NewPod;
+use lictor_testbed::{NewPod, TestPod};
 use serde_json::json;
 
 use crate::bed::{Bed, SOON};
@@ -58,13 +61,32 @@ pub(crate) async fn too_many_instances(bed: &Bed) -> Result<()> {
     bed.wait_flawless("web").await?;
     bed.namespace.set_ready("web-0", false).await?;
     bed.wait_for_counts("web", [2, 2, 1, 1]).await?;
-    // What was registered stays, but for what is gone from Kubernetes.
+    // What was registered stays.
     bed.wait_for_a_look(&running).await?;
     let after = fingerprint(bed, &picked).await?;
     ensure!(after == before, "what was registered did not stay:\n{before:?}\n{after:?}");
+    bed.wait_for_condition("picked", "Registered", "True", "Registered").await?;
+    // Another takes the place of what is gone from Kubernetes, over a restart too.
+    let of_first = |address: &str| address == "10.128.0.0";
     bed.namespace.force_delete("many-0").await?;
-    bed.consul().wait_for(&picked, "one gone", |found| found.len() == MOST - 1, SOON).await?;
+    let replaced = |found: &[lictor_testbed::Instance]| {
+        found.len() == MOST && !found.iter().any(|instance| of_first(&instance.address))
+    };
+    bed.consul().wait_for(&picked, "another in its place", replaced, SOON).await?;
     counted(many - 1).await?;
+    bed.wait_for_words("picked", "Resolved", &format!("{} are left out", many - 1 - MOST)).await?;
+    let before = fingerprint(bed, &picked).await?;
+    running.terminate(SOON).await?;
+    let running = bed.operator().flag("--max-instances", &MOST.to_string()).ready().await?;
+    bed.wait_for_a_look(&running).await?;
+    let after = fingerprint(bed, &picked).await?;
+    ensure!(after == before, "the restart chose others:\n{before:?}\n{after:?}");
+    // A lower limit takes nothing away that is registered and lives.
+    running.terminate(SOON).await?;
+    let running = bed.operator().flag("--max-instances", &(MOST / 2).to_string()).ready().await?;
+    bed.wait_for_a_look(&running).await?;
+    let after = fingerprint(bed, &picked).await?;
+    ensure!(after == before, "a lower limit took something away:\n{before:?}\n{after:?}");
 
     // Narrowed down it is served again.
     bed.namespace.label_pod("many-1", "group", Some("few")).await?;
@@ -72,4 +94,78 @@ pub(crate) async fn too_many_instances(bed: &Bed) -> Result<()> {
     bed.apply("picked", &bed.spec(narrow)).await?;
     bed.consul().wait_for(&picked, "one", |found| found.len() == 1, SOON).await?;
     bed.wait_flawless("picked").await
+}
+
+/// What a Deployment has here, and what it may have besides while it is rolled out.
+const REPLICAS: usize = 18;
+const SURGE: usize = 8;
+
+/// How often Consul is asked.
+const EVERY: Duration = Duration::from_millis(10);
+
+/// A Deployment of 18 with `maxSurge: 8, maxUnavailable: 0` under a limit of 20, rolled out as its controller does it:
+/// as many old pods go as new ones are ready, and new ones come up to the surge.
+pub(crate) async fn a_rollout_at_the_limit(bed: &Bed) -> Result<()> {
+    let old = bed.web(REPLICAS).await?;
+    bed.operator().flag("--max-instances", &MOST.to_string()).ready().await?;
+    bed.apply_web(json!({})).await?;
+    bed.wait_for_pods(&old.iter().collect::<Vec<_>>()).await?;
+    bed.wait_flawless("web").await?;
+
+    // What has to pass at every look: the old ones until they are deleted, the new ones once they were seen.
+    let living: RefCell<BTreeSet<String>> = RefCell::new(old.iter().map(|pod| pod.ip.to_string()).collect());
+    let done = Cell::new(false);
+    let roll = async {
+        let mut new: Vec<TestPod> = Vec::new();
+        let (mut ready, mut gone) = (0, 0);
+        while ready < REPLICAS {
+            // As many as the surge leaves room for, which are not ready yet.
+            while new.len() < REPLICAS && REPLICAS - gone + new.len() < REPLICAS + SURGE {
+                let name = format!("new-{}", new.len());
+                let node = if new.len().is_multiple_of(2) { "a" } else { "b" };
+                new.push(bed.namespace.create_pod(bed.new_web_pod(&name, node).not_ready()).await?);
+            }
+            let all = REPLICAS - gone + new.len();
+            let registered = all.min(MOST);
+            bed.wait_for("as many as are allowed", |found| found.len() == registered).await?;
+            if all > MOST {
+                bed.wait_for_words("web", "Ready", &format!("{} are left out", all - MOST)).await?;
+            }
+            for pod in &new[ready..] {
+                bed.namespace.set_ready(&pod.name, true).await?;
+            }
+            let before = gone;
+            (ready, gone) = (new.len(), new.len());
+            for pod in &old[before..gone] {
+                living.borrow_mut().remove(&pod.ip.to_string());
+                bed.namespace.force_delete(&pod.name).await?;
+            }
+            let all = old[gone..].iter().chain(&new).collect::<Vec<_>>();
+            bed.wait_for_pods(&all).await?;
+            living.borrow_mut().extend(new.iter().map(|pod| pod.ip.to_string()));
+        }
+        bed.wait_flawless("web").await?;
+        done.set(true);
+        anyhow::Ok(())
+    };
+    let look = async {
+        let (mut looks, mut fewest) = (0_usize, usize::MAX);
+        while !done.get() {
+            let wanted = living.borrow().clone();
+            let found = bed.instances().await?;
+            let passing: BTreeSet<&str> =
+                found.iter().filter(|i| i.status == "passing").map(|i| i.address.as_str()).collect();
+            // One may have been deleted meanwhile.
+            let still = living.borrow().clone();
+            let lost = wanted.iter().find(|address| still.contains(*address) && !passing.contains(address.as_str()));
+            ensure!(lost.is_none(), "{lost:?} lives and does not pass: {passing:?}");
+            (looks, fewest) = (looks + 1, fewest.min(passing.len()));
+            tokio::time::sleep(EVERY).await;
+        }
+        anyhow::Ok((looks, fewest))
+    };
+    let ((), (looks, fewest)) = tokio::try_join!(roll, look)?;
+    println!("a rollout at the limit, {} mode: {looks} looks, fewest passing {fewest}", bed.mode.as_str());
+    ensure!(fewest >= REPLICAS - SURGE, "{fewest} passed, and at least {} lived", REPLICAS - SURGE);
+    Ok(())
 }

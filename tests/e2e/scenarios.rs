@@ -146,8 +146,10 @@ scenarios! {
 
     /// The annotation freezes edits, pods, drift and deletion, over a restart too, until it is gone.
     pausing::a_paused_resource_is_frozen(agent: yes, catalog: yes);
-    /// A source of more instances than `--max-instances`: said, what was registered stays, others are not affected.
+    /// A source of more instances than `--max-instances`: said with how many are left out, what was registered stays, others are not affected.
     limits::too_many_instances(agent: yes, catalog: yes);
+    /// A rolling restart whose surge exceeds `--max-instances`: the old instances pass until they leave, and new ones take their places.
+    limits::a_rollout_at_the_limit(agent: yes, catalog: yes);
 
     /// A deleted resource is gone from Consul before it is gone from Kubernetes.
     ending::a_deletion(agent: yes, catalog: yes);

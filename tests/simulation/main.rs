@@ -39,7 +39,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use plants::Plant;
+use plants::{BLIND_LIMIT, Plant};
 use run::Outcome;
 use setup::Setup;
 use sim::Stats;
@@ -153,8 +153,15 @@ fn planted_faults_are_caught() {
         (Plant::NoRivals, &["one name, one namespace"]),
         (Plant::NoPause, &["paused"]),
         (Plant::DeadWatch, &["true", "nothing hidden"]),
+        (Plant::BlindLimit, &["nothing lost"]),
     ] {
-        let planted = |seed| Setup { plant: Some(plant), ..Setup::draw(seed) };
+        let planted = |seed| {
+            let mut setup = Setup { plant: Some(plant), ..Setup::draw(seed) };
+            if plant == Plant::BlindLimit {
+                setup.limits.instances = BLIND_LIMIT;
+            }
+            setup
+        };
         let caught = (0..300).find_map(|seed| {
             let violations = run(planted(seed), false).violations;
             let breaks = |found: &String| promises.iter().any(|promise| found.starts_with(promise));

@@ -31,7 +31,12 @@ pub enum Plant {
     NoPause,
     /// A watch that ended and is wanted again does not begin again.
     DeadWatch,
+    /// Of a slice only the first endpoints count, whatever is registered.
+    BlindLimit,
 }
+
+/// The limit that a [`Plant::BlindLimit`] takes for itself.
+pub const BLIND_LIMIT: usize = 2;
 
 /// A registry, watched for when Lictor decides, with a fault planted in it or none.
 pub struct Watched {

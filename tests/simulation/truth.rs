@@ -66,6 +66,8 @@ pub struct Rows {
     pub left_out: BTreeSet<&'static str>,
     /// Whether a text lacks a value.
     pub blanks: bool,
+    /// So many of them count, where there are more: which ones depends on what was registered before.
+    pub most: Option<usize>,
 }
 
 /// An instance as it should be.
@@ -98,11 +100,6 @@ impl Want {
             Found::Nothing => return Self::NoService,
             Found::Unclear { reason, living, basis } => return Self::Unclear { reason, living, basis },
         };
-        let most = spec.limits.instances;
-        if found.len() > most {
-            let living = found.iter().map(|instance| instance.address.to_string()).collect();
-            return Self::Unclear { reason: "TooManyInstances", living, basis: format!("more than {most}") };
-        }
         let mut wanted = Rows { left_out, ..Rows::default() };
         for instance in &found {
             let (expected, blank) = expected(mode, object, spec, instance);
@@ -111,7 +108,17 @@ impl Want {
                 wanted.rows.insert((node(mode, instance), expected.service.id.clone()), expected);
             }
         }
+        let most = spec.limits.instances;
+        wanted.most = (wanted.rows.len() > most).then_some(most);
         Self::Rows(wanted)
+    }
+
+    /// The rows, where more are wanted than are allowed.
+    pub fn limited(&self) -> Option<&Rows> {
+        match self {
+            Self::Rows(wanted) => Some(wanted).filter(|wanted| wanted.most.is_some()),
+            _ => None,
+        }
     }
 
     pub fn rows(&self) -> Option<&BTreeMap<Place, Expected>> {

@@ -24,6 +24,8 @@ enum Stands {
     Taken,
     /// Somebody else has the node.
     NodeTaken,
+    /// Not at all, since as many are registered as are allowed.
+    LeftOut,
     /// Not at all.
     Missing,
 }
@@ -56,6 +58,7 @@ type Found = Vec<(&'static str, String)>;
 /// For the statistics: how a resource came out.
 fn ends_as(want: &Want) -> &'static str {
     match want {
+        Want::Rows(Rows { most: Some(_), .. }) => "in the end: more than are allowed",
         Want::Rows(Rows { left_out, .. }) if !left_out.is_empty() => "in the end: with some left out",
         Want::Rows(Rows { blanks: true, .. }) => "in the end: with values missing",
         Want::Rows(_) => "in the end: registered",
@@ -139,7 +142,7 @@ fn rows(state: &State, wants: &BTreeMap<ResourceKey, Want>, found: &mut Found) -
     // Resources and addresses of which something cannot be registered.
     let mut blocked = BTreeSet::new();
     for (place, stand) in stands.iter_mut().filter(|(_, stand)| **stand == Stands::Missing) {
-        let (node, id) = place;
+        let (node, _) = place;
         let taken = state.consul.store.services().any(|(on, service)| {
             crate::truth::place(on, &service.id) == *place && service.meta.keys().any(|key| key.starts_with("lictor-"))
         });
@@ -147,10 +150,19 @@ fn rows(state: &State, wants: &BTreeMap<ResourceKey, Want>, found: &mut Found) -
             *stand = Stands::Taken;
         } else if state.oracle.is_foreign_node(node) {
             *stand = Stands::NodeTaken;
-        } else if !state.setup.name_taken {
+        }
+    }
+    for rows in wants.values().filter_map(Want::limited) {
+        leave_out(rows, &mut stands, found);
+    }
+    for (place, stand) in &stands {
+        let (node, id) = place;
+        if *stand == Stands::Missing && !state.setup.name_taken {
             found.push(("true", format!("{id} is not registered on {node}")));
         }
-        blocked.insert((owner(id), expected[place].service.address.clone()));
+        if !matches!(stand, Stands::Registered | Stands::LeftOut) {
+            blocked.insert((owner(id), expected[place].service.address.clone()));
+        }
     }
     for (node, service) in unwanted {
         // What is to be replaced stays until its replacement is there, if it ever is.
@@ -159,6 +171,22 @@ fn rows(state: &State, wants: &BTreeMap<ResourceKey, Want>, found: &mut Found) -
         }
     }
     stands
+}
+
+/// Where more are wanted than are allowed: as many as are allowed are there, and of the others it is no matter which.
+fn leave_out(limited: &Rows, stands: &mut BTreeMap<Place, Stands>, found: &mut Found) {
+    let Some(most) = limited.most else { return };
+    let places = || limited.rows.keys();
+    let registered = places().filter(|place| stands[*place] == Stands::Registered).count();
+    let missing = places().filter(|place| stands[*place] == Stands::Missing).count();
+    if registered > most {
+        found.push(("true", format!("{registered} are registered, and {most} are allowed")));
+    }
+    // What somebody else has may be among those that Lictor chose.
+    if limited.rows.len() - missing >= most {
+        let stands = stands.iter_mut().filter(|(place, _)| limited.rows.contains_key(*place));
+        stands.filter(|(_, stand)| **stand == Stands::Missing).for_each(|(_, stand)| *stand = Stands::LeftOut);
+    }
 }
 
 /// Whether what is not wanted may be there all the same: nobody can tell what it should be.
@@ -293,8 +321,16 @@ fn status(state: &State, object: &Object, want: &Want, stands: &BTreeMap<Place, 
             let refused = (of(Stands::NodeTaken) > 0).then_some("Refused");
             let taken = (of(Stands::Taken) > 0).then_some("IdTaken");
             let lacks: Vec<&str> = refused.into_iter().chain(taken).chain(wanted.left_out.iter().copied()).collect();
-            says("Resolved", "True", if wanted.blanks { &["ValuesMissing"] } else { &["Resolved"] });
-            if lacks.is_empty() {
+            match wanted.most {
+                Some(_) => says("Resolved", "False", &["TooManyInstances"]),
+                None => says("Resolved", "True", if wanted.blanks { &["ValuesMissing"] } else { &["Resolved"] }),
+            }
+            if wanted.most.is_some() && of(Stands::NodeTaken) + of(Stands::Taken) > 0 {
+                // Those may be among the ones that are left out.
+            } else if lacks.is_empty() && wanted.most.is_some() {
+                says("Ready", "False", &["TooManyInstances"]);
+                says("Registered", "True", &["Registered"]);
+            } else if lacks.is_empty() {
                 says("Ready", "True", &["Ready"]);
             } else {
                 says("Registered", "False", &lacks);
@@ -306,7 +342,8 @@ fn status(state: &State, object: &Object, want: &Want, stands: &BTreeMap<Place, 
             let said = status.instances.unwrap_or_default();
             let said = [said.desired, said.registered, said.passing, said.warning, said.critical];
             let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-            let truth = [rows.len(), of(Stands::Registered), counts["passing"], counts["warning"], counts["critical"]];
+            let desired = wanted.most.map_or(rows.len(), |most| most.max(of(Stands::Registered)));
+            let truth = [desired, of(Stands::Registered), counts["passing"], counts["warning"], counts["critical"]];
             if said != truth.map(number) {
                 wrong(format!(
                     "counts {said:?} instead of {truth:?} (desired, registered, passing, warning, critical)"

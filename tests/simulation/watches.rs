@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::plants::Plant;
+use crate::plants::{BLIND_LIMIT, Plant};
 use crate::sim::{Sim, State};
 
 /// The watches of one life: those that are wanted. They end when this is dropped.
@@ -236,6 +236,11 @@ pub fn seen(change: Change, annotations: &BTreeSet<Str>, plant: Option<Plant>) -
                 _ => {}
             }
             seen
+        })),
+        Change::Slice(step) if plant == Some(Plant::BlindLimit) => Change::Slice(step.map(|_, mut slice| {
+            slice.endpoints.sort_by_key(|endpoint| endpoint.pod.as_ref().map(|pod| pod.uid.clone()));
+            slice.endpoints.truncate(BLIND_LIMIT);
+            slice
         })),
         other => other,
     }

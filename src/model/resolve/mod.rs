@@ -1,5 +1,6 @@
 //! From a source's facts to instances: which endpoints count, at which port, with which values, once each.
 
+mod limit;
 mod pods;
 mod service;
 
@@ -13,6 +14,7 @@ use super::reasons::{Problem, ProblemReason, Unresolved};
 use super::registration::Registration;
 use super::resource::{Own, PortRef, Readiness, Source, Spec, StaticAddress};
 use super::template::{Values, Variable};
+pub use limit::limit;
 
 /// One endpoint of a resource, resolved to a number.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,23 +94,13 @@ impl Hold {
     }
 }
 
-/// Resolves the source of a spec.
+/// Resolves the source of a spec, whatever the [`limit`].
 pub fn resolve(spec: &Spec, facts: &impl Facts) -> Resolution {
-    let resolution = match &spec.source {
+    match &spec.source {
         Source::Service { name } => service::resolve(name, spec, facts),
         Source::Pods { .. } => pods::resolve(spec, facts),
         Source::Static { addresses } => fixed(addresses, spec),
-    };
-    let (found, most) = (resolution.instances.len(), spec.limits.instances);
-    if found <= most {
-        return resolution;
     }
-    let message = format!(
-        "the source has {found} instances, more than the {most} that are allowed: narrow it down, or ask the \
-         administrator of Lictor for more (--max-instances)"
-    );
-    let addresses = resolution.instances.iter().map(|instance| text(instance.address)).collect();
-    unresolved(Unresolved { reason: "TooManyInstances", message }, addresses)
 }
 
 /// Whether what a registration stands for, which the spec does not ask for any more, lives on all the same: then it

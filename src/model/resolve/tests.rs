@@ -298,14 +298,3 @@ fn what_runs_elsewhere_is_where_the_author_says() {
     let resolution = resolve(&from(Source::Static { addresses: vec![given] }), &Known::default());
     assert_eq!(found(&resolution), [("10.0.0.7".to_owned(), 443, true)]);
 }
-
-#[test]
-fn too_many_are_none_and_what_is_there_stays() {
-    let known = known(service(&[("http", 80)]), vec![slice(("http", 8080), vec![endpoint(1), endpoint(2)])]);
-    let spec = |instances| Spec { limits: Limits { instances, ..Limits::default() }, ..web() };
-    assert_eq!(found(&resolve(&spec(2), &known)).len(), 2);
-    let resolution = resolve(&spec(1), &known);
-    assert_eq!(resolution.unresolved.unwrap().reason, "TooManyInstances");
-    assert!(found(&resolve(&spec(1), &known)).is_empty());
-    assert!(resolution.hold.holds(&row("10.0.0.2", "service/web")));
-}
