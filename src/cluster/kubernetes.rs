@@ -21,7 +21,7 @@ use super::api::ConsulService;
 use super::convert::Rules;
 use super::decode::{Decoder, NodeObject, PodObject, ResourceObject, ServiceObject, SliceObject, Watched};
 use super::event::{self, Kind, Scope};
-use super::list::{Failure, Pages, in_words};
+use super::list::{Failure, Pages, in_words, retry_after};
 use super::watch::{Orders, namespaced};
 use super::world::{Wanted, World};
 use super::{Finalizers, Kubernetes, ReadError, Write, WriteError, status};
@@ -226,6 +226,7 @@ fn refusal(error: &kube::Error) -> WriteError {
         // not.
         422 if status.details.as_ref().is_some_and(|details| details.name.is_empty()) => WriteError::Gone,
         409 => WriteError::Conflict,
+        429 | 503 if !retry_after(status).is_zero() => WriteError::Limited(status.message.clone(), retry_after(status)),
         // A token that has just expired, a server that is busy.
         401 | 408 | 429 => WriteError::Unavailable(status.message.clone()),
         400..=499 => WriteError::Refused(status.message.clone()),
@@ -249,6 +250,26 @@ mod tests {
         assert_eq!(cut("short".to_owned()), "short");
         assert_eq!(cut("ä".repeat(600)).len(), 1024);
         assert_eq!(cut(format!("a{}", "ä".repeat(600))).len(), 1023);
+    }
+
+    #[test]
+    fn an_answer_says_when_to_try_again() {
+        let answer = |code: u16, seconds: u32| {
+            let status = json!({ "status": "Failure", "message": "why", "code": code,
+                "details": { "retryAfterSeconds": seconds } });
+            refusal(&kube::Error::Api(serde_json::from_value(status).unwrap()))
+        };
+        for (said, heeded) in [(1, 1), (30, 30), (31, 30), (300, 30), (u32::MAX, 30)] {
+            for code in [429, 503] {
+                let after = match answer(code, said) {
+                    WriteError::Limited(_, after) => after,
+                    other => panic!("{other}"),
+                };
+                assert_eq!(after, Duration::from_secs(heeded), "{code}, {said} s");
+            }
+        }
+        assert!(matches!(answer(429, 0), WriteError::Unavailable(_)));
+        assert!(matches!(answer(409, 30), WriteError::Conflict));
     }
 
     #[test]

@@ -12,6 +12,8 @@ use super::decode::Watched;
 const PAGE: u32 = 500;
 /// The longest that a page may take: kube has no limit of its own.
 const PAGE_TIMEOUT: Duration = Duration::from_secs(30);
+/// The longest that we wait because we were told to: a proxy may say anything.
+const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(30);
 
 /// A list under way. Its resource version is left unset, so that what it has is what is stored, and not
 /// what a cache still has.
@@ -40,6 +42,20 @@ impl Failure {
             _ => None,
         }
     }
+
+    /// How long Kubernetes asks to be left alone.
+    pub(super) fn retry_after(&self) -> Duration {
+        match self {
+            Self::Kube(kube::Error::Api(status)) => retry_after(status),
+            _ => Duration::ZERO,
+        }
+    }
+}
+
+/// How long Kubernetes asks, with an answer, to be left alone, as far as that is heeded.
+pub(super) fn retry_after(status: &kube::core::Status) -> Duration {
+    let seconds = status.details.as_ref().map_or(0, |details| details.retry_after_seconds);
+    Duration::from_secs(seconds.into()).min(LONGEST_RETRY_AFTER)
 }
 
 impl<'a, K: Watched> Pages<'a, K> {

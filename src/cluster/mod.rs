@@ -22,6 +22,7 @@ pub mod watch;
 pub mod world;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 
@@ -117,6 +118,9 @@ pub enum WriteError {
     /// No answer, or none that decides: the same write may fare better later.
     #[error("Kubernetes cannot be reached: {0}")]
     Unavailable(String),
+    /// Kubernetes limits requests: the same write may fare better after this time.
+    #[error("Kubernetes limits requests: {0}")]
+    Limited(String, Duration),
 }
 
 /// Why the second look failed: nothing may be concluded.

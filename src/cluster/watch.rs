@@ -235,6 +235,7 @@ impl<K: Watched> Watch<K> {
     /// Follows what happens until nobody listens.
     async fn follow(mut self) {
         loop {
+            let mut told = Duration::ZERO;
             let end = match self.version.clone() {
                 None => self.list().await,
                 Some(version) => self.watch(version).await,
@@ -243,9 +244,12 @@ impl<K: Watched> Watch<K> {
                 Ok(()) => continue,
                 Err(End::NobodyListens) => return,
                 Err(End::Expired) => debug!(kind = %K::KIND, scope = %self.scope, "{}, listing", End::Expired),
-                Err(End::Failed(failure)) => self.health.fails(K::KIND, &self.scope, &advice(K::KIND, &failure)),
+                Err(End::Failed(failure)) => {
+                    told = failure.retry_after();
+                    self.health.fails(K::KIND, &self.scope, &advice(K::KIND, &failure));
+                }
             }
-            sleep(self.pauses.next()).await;
+            sleep(self.pauses.next().max(told)).await;
         }
     }
 

@@ -214,7 +214,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const NOT_LEADING: &str = "this replica does not lead any more";
 
 /// The longest that we wait because we were told to: a proxy may say anything.
-const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(300);
+const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(30);
 
 /// How often the token's file is looked at.
 const TOKEN_CHECK: Duration = Duration::from_secs(1);
@@ -347,9 +347,7 @@ impl Http {
             status,
             index: text(&headers, "X-Consul-Index").and_then(|index| index.parse().ok()),
             filtered: text(&headers, "X-Consul-Results-Filtered-By-ACLs") == Some("true"),
-            retry_after: text(&headers, RETRY_AFTER.as_str())
-                .and_then(|seconds| seconds.parse().ok())
-                .map(|seconds| Duration::from_secs(seconds).min(LONGEST_RETRY_AFTER)),
+            retry_after: retry_after(&headers),
             body,
         })
     }
@@ -363,6 +361,11 @@ impl Transport for Http {
     fn has_token(&self) -> bool {
         self.token.is_some()
     }
+}
+
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let seconds = text(headers, RETRY_AFTER.as_str())?.parse().ok()?;
+    Some(Duration::from_secs(seconds).min(LONGEST_RETRY_AFTER))
 }
 
 fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
@@ -512,6 +515,14 @@ mod tests {
         }
         for bad in ["", "http://", "ftp://x:1", "http://u:p@x:1", "http://x:1?a=b", "unix:///run/consul.sock"] {
             assert!(parse_address(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_wait_that_is_asked_for_is_heeded_up_to_a_limit() {
+        for (value, heeded) in [("1", Some(1)), ("30", Some(30)), ("300", Some(30)), ("soon", None)] {
+            let headers = HeaderMap::from_iter([(RETRY_AFTER, HeaderValue::from_static(value))]);
+            assert_eq!(retry_after(&headers), heeded.map(Duration::from_secs), "{value}");
         }
     }
 

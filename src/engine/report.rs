@@ -344,7 +344,11 @@ fn blanks(spec: &Spec, resolution: &Resolution) -> Option<String> {
 }
 
 fn retry_after(error: &WriteError) -> Duration {
-    if matches!(error, WriteError::Refused(_)) { RETRY_REFUSED } else { RETRY }
+    match error {
+        WriteError::Refused(_) => RETRY_REFUSED,
+        WriteError::Limited(_, after) => RETRY.max(*after),
+        WriteError::Gone | WriteError::Conflict | WriteError::Unavailable(_) => RETRY,
+    }
 }
 
 /// Whether all that there is to say is that something is under way.

@@ -4,14 +4,15 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::extract::{Request, State};
-use axum::http::{Method, StatusCode};
+use axum::http::{Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use lictor_testbed::WorkDir;
@@ -27,24 +28,43 @@ pub(crate) struct Listening {
     /// A kubeconfig that leads through it.
     pub(crate) kubeconfig: PathBuf,
     log: Arc<Mutex<Vec<Look>>>,
+    rule: Arc<Mutex<Option<Rule>>>,
     _serving: JoinSet<()>,
     _work_dir: WorkDir,
 }
 
 /// A look at a kind: a list, or a watch.
 #[derive(Clone, Debug)]
-struct Look {
+pub(crate) struct Look {
+    /// When it came.
+    pub(crate) at: Instant,
     /// The kind's plural, such as `pods`.
-    kind: String,
-    is_watch: bool,
+    pub(crate) kind: String,
+    pub(crate) is_watch: bool,
     /// Whether the answer is still under way.
     open: bool,
 }
+
+/// What becomes of a request on its way.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Way {
+    /// The apiserver gets it after so long.
+    Late(Duration),
+    /// The body of its answer comes after so long.
+    LateBody(Duration),
+    /// The apiserver does not get it: too many requests, again after so many seconds, as its own priority and fairness
+    /// answers.
+    TooMany(u32),
+}
+
+/// Decides what becomes of a look, or of another request, for which there is none; nothing unusual if it has no answer.
+pub(crate) type Rule = Arc<dyn Fn(Option<&Look>) -> Option<Way> + Send + Sync>;
 
 #[derive(Clone)]
 struct Shared {
     upstream: Client,
     log: Arc<Mutex<Vec<Look>>>,
+    rule: Arc<Mutex<Option<Rule>>>,
 }
 
 impl Listening {
@@ -53,7 +73,8 @@ impl Listening {
         let config =
             Config::from_custom_kubeconfig(Kubeconfig::read_from(kubeconfig)?, &KubeConfigOptions::default()).await?;
         let log = Arc::new(Mutex::default());
-        let shared = Shared { upstream: Client::try_from(config)?, log: Arc::clone(&log) };
+        let rule = Arc::new(Mutex::default());
+        let shared = Shared { upstream: Client::try_from(config)?, log: Arc::clone(&log), rule: Arc::clone(&rule) };
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let server = format!("http://{}", listener.local_addr()?);
         let mut serving = JoinSet::new();
@@ -73,7 +94,17 @@ impl Listening {
             "current-context": "proxy",
         });
         let kubeconfig = work_dir.write("kubeconfig", through.to_string())?;
-        Ok(Self { kubeconfig, log, _serving: serving, _work_dir: work_dir })
+        Ok(Self { kubeconfig, log, rule, _serving: serving, _work_dir: work_dir })
+    }
+
+    /// From now on this becomes of requests.
+    pub(crate) fn rule(&self, rule: impl Fn(Option<&Look>) -> Option<Way> + Send + Sync + 'static) {
+        *locked(&self.rule) = Some(Arc::new(rule));
+    }
+
+    /// Every look so far.
+    pub(crate) fn looks(&self) -> Vec<Look> {
+        locked(&self.log).clone()
     }
 
     /// The kinds that are watched at this moment.
@@ -100,11 +131,23 @@ async fn answer(shared: &Shared, request: Request) -> Result<Response> {
     let body = to_bytes(body, LONGEST).await?;
     let path = head.uri.path_and_query().context("a request without a path")?.clone();
     let look = (head.method == Method::GET).then(|| Look {
+        at: Instant::now(),
         kind: path.path().rsplit('/').next().unwrap_or_default().to_owned(),
         is_watch: path.query().is_some_and(|query| query.split('&').any(|part| part == "watch=true")),
         open: true,
     });
+    let rule = locked(&shared.rule).clone();
+    let way = rule.and_then(|rule| rule(look.as_ref()));
     let open = look.map(|look| Open::note(&shared.log, look));
+    match way {
+        Some(Way::Late(time)) => tokio::time::sleep(time).await,
+        Some(Way::TooMany(seconds)) => {
+            let again = [(header::RETRY_AFTER, seconds.to_string())];
+            let words = "Too many requests, please try again later.\n";
+            return Ok((StatusCode::TOO_MANY_REQUESTS, again, words).into_response());
+        }
+        Some(Way::LateBody(_)) | None => {}
+    }
     head.headers.remove("host");
     head.headers.remove("connection");
     head.uri = path.into();
@@ -115,6 +158,12 @@ async fn answer(shared: &Shared, request: Request) -> Result<Response> {
     }
     // What was noted ends with the body, however that one ends.
     let stream = Body::new(body).into_data_stream().inspect(move |_| _ = &open);
+    let late = async move {
+        if let Some(Way::LateBody(time)) = way {
+            tokio::time::sleep(time).await;
+        }
+    };
+    let stream = late.map(|()| stream).flatten_stream();
     Ok(Response::from_parts(head, Body::from_stream(stream)))
 }
 

@@ -18,6 +18,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
 use crate::bed::{Bed, Mode, SOON, apply, install_crd, merged, resources};
+use crate::listening::{Listening, Way};
 use crate::rows::{fingerprint, remove};
 
 /// How often the operator is killed.
@@ -224,6 +225,32 @@ pub(crate) async fn a_permission_is_taken_away(bed: &Bed) -> Result<()> {
     bind(bed).await?;
     bed.wait_for_pods(&[&pods[1]]).await?;
     operator.wait_ready(SOON).await
+}
+
+pub(crate) async fn kubernetes_limits_requests(bed: &Bed) -> Result<()> {
+    /// More than the first pauses that Lictor makes of its own accord, together.
+    const AFTER: u32 = 4;
+    let pods = bed.web(1).await?;
+    bed.apply_web(json!({})).await?;
+    let listening = Listening::to(&bed.kubeconfig).await?;
+    let limited = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&limited);
+    listening.rule(move |look| {
+        let list = look.is_some_and(|look| !look.is_watch && look.kind == "consulservices");
+        (list && count.fetch_add(1, Ordering::SeqCst) < 2).then_some(Way::TooMany(AFTER))
+    });
+    let operator = bed.operator().kubeconfig(&listening.kubeconfig).start()?;
+    wait_not_ready(&operator, "Too many requests").await?;
+    operator.wait_ready(SOON).await?;
+    bed.wait_for_pods(&[&pods[0]]).await?;
+    let lists: Vec<_> =
+        listening.looks().into_iter().filter(|look| !look.is_watch && look.kind == "consulservices").collect();
+    ensure!(lists.len() == 3, "{lists:?}");
+    for pair in lists.windows(2) {
+        let pause = pair[1].at.duration_since(pair[0].at);
+        ensure!(pause >= Duration::from_secs(AFTER.into()), "it asked again after {pause:?}");
+    }
+    Ok(())
 }
 
 /// A kubeconfig, `kubeconfig` in this folder, of a user who may do in this namespace what the operator does, and no

@@ -202,6 +202,8 @@ scenarios! {
     outages::kubernetes_goes_away(agent: yes, catalog: yes);
     /// A permission is taken away: said, and nothing is removed; given back, what was missed is made good.
     outages::a_permission_is_taken_away(agent: yes, catalog: yes);
+    /// Where Kubernetes limits requests, Lictor lists again no earlier than `Retry-After` says.
+    outages::kubernetes_limits_requests(agent: yes, catalog: yes);
     /// The CRD is not there: how to install it is said, and it works when it comes; an object that does not decode
     /// keeps its last good state; when the CRD is deleted, what is registered stays.
     outages::the_crd_comes_later(agent: yes, catalog: "Consul is not concerned: a second control plane of its own would show nothing new");
