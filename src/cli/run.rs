@@ -62,15 +62,16 @@ async fn operate(settings: Settings) -> anyhow::Result<()> {
     let client = connect::client(settings.kubeconfig.as_deref(), settings.context.as_deref())
         .await
         .context("reaching Kubernetes")?;
+    let identity = tokio::select! {
+        identity = identity(&client, &settings, &admin) => identity?,
+        () = &mut stop => return Ok(()),
+    };
+    // Not before: the Lease is only for who can act.
     let election = settings.election.as_ref().map(|election| Elected::begin(&client, election));
     let leave = election.as_ref().map(|elected| Leave::new(elected.leads.clone(), elected.margin));
     let transport: Arc<dyn Transport> = match &leave {
         None => Arc::new(http),
         Some(leave) => Arc::new(http.with_leave(leave.clone())),
-    };
-    let identity = tokio::select! {
-        identity = identity(&client, &settings, &admin) => identity?,
-        () = &mut stop => return Ok(()),
     };
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),

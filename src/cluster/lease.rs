@@ -9,15 +9,17 @@ use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt, StreamExt};
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::api::PostParams;
 use kube::{Api, Client};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use super::list::{Failure, in_words};
+use super::list::Failure;
 
 /// How a replica takes part.
 #[derive(Clone, Debug)]
@@ -47,6 +49,18 @@ impl LeaseSettings {
     /// Between two looks of a candidate, and between two tries after a failure.
     fn look(&self) -> Duration {
         self.duration / 12
+    }
+
+    /// How long a request may be silent before it is sent once more: two that are lost in a row cost no lead.
+    fn patience(&self) -> Duration {
+        self.duration / 6
+    }
+
+    /// The longest that each request may take for a lead to be kept. A renewal begins only when the one before it is
+    /// answered, which names the version that the next one replaces; and it has to be answered within the time that
+    /// the one before it has gained, counted from when that one began.
+    fn slowest(&self) -> Duration {
+        self.duration.saturating_sub(self.margin()) / 2
     }
 }
 
@@ -109,11 +123,43 @@ impl Seen {
     }
 }
 
+/// Why a replica does not have the Lease.
+#[derive(Debug, thiserror::Error)]
+enum Unable {
+    #[error(transparent)]
+    Failed(#[from] Failure),
+    #[error("Kubernetes did not answer within {} ms", .0.as_millis())]
+    NoAnswer(Duration),
+    #[error(
+        "Kubernetes took {} ms to answer a request, and to keep a Lease of {} s each must take less than {} ms: raise \
+         --lease-duration",
+        .took.as_millis(), .settings.duration.as_secs(), .settings.slowest().as_millis()
+    )]
+    Slow { took: Duration, settings: LeaseSettings },
+}
+
+impl From<kube::Error> for Unable {
+    fn from(error: kube::Error) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+impl Unable {
+    fn code(&self) -> Option<u16> {
+        match self {
+            Self::Failed(failure) => failure.code(),
+            Self::NoAnswer(_) | Self::Slow { .. } => None,
+        }
+    }
+}
+
 /// A replica that takes part.
 pub struct Candidate {
     settings: LeaseSettings,
     leases: Api<Lease>,
     seen: Option<Seen>,
+    /// Whether the Lease may name this replica, as far as is known.
+    named: bool,
     leads: watch::Sender<Option<Instant>>,
     trouble: ElectionTrouble,
 }
@@ -141,7 +187,7 @@ impl Candidate {
     pub fn new(client: Client, settings: LeaseSettings) -> (Self, Leads) {
         let (leads, reader) = watch::channel(None);
         let leases = Api::namespaced(client, &settings.namespace);
-        (Self { settings, leases, seen: None, leads, trouble: ElectionTrouble::default() }, reader)
+        (Self { settings, leases, seen: None, named: false, leads, trouble: ElectionTrouble::default() }, reader)
     }
 
     /// Where to read why it cannot take part.
@@ -152,15 +198,19 @@ impl Candidate {
 
     /// Takes part until `stop` is ready, then gives the Lease back if it is ours.
     pub async fn run(mut self, stop: impl Future<Output = ()>) {
-        let mut stop = std::pin::pin!(stop);
+        let stop = stop.shared();
         loop {
-            // Not cut short: what is given back has to be known.
-            let next = self.once(Instant::now()).await;
+            let margin = self.settings.margin();
+            // What is under way at the end may yet be answered, but not for ever.
+            let next = tokio::select! {
+                next = self.once(Instant::now()) => next,
+                () = stop.clone().then(|()| sleep(margin)) => break,
+            };
             // Should no renewal come through, the time is over by itself.
             let over = *self.leads.borrow();
             tokio::select! {
                 biased;
-                () = &mut stop => break,
+                () = stop.clone() => break,
                 () = sleep_until(next) => {}
                 () = async { sleep_until(over.unwrap_or(next)).await }, if over.is_some_and(|over| over < next) => {}
             }
@@ -168,34 +218,37 @@ impl Candidate {
                 self.follow("the Lease could not be renewed in time");
             }
         }
-        self.give_back().await;
+        self.leads.send_replace(None);
+        match timeout(self.settings.slowest(), self.give_back()).await {
+            Ok(Ok(true)) => tracing::info!("gave the Lease back"),
+            Ok(Ok(false)) => {}
+            Ok(Err(why)) => tracing::warn!("did not give the Lease back: {why}"),
+            Err(_) => tracing::warn!("did not give the Lease back in time"),
+        }
     }
 
     /// Looks at the Lease, takes or renews it where that is due, and says when to do so again.
     async fn once(&mut self, begun: Instant) -> Instant {
-        match timeout(self.settings.renewal(), self.advance(begun)).await {
-            Ok(Ok(next)) => {
+        match self.advance(begun).await {
+            Ok(next) => {
                 if self.trouble.set(None).is_some() {
                     tracing::info!("the Lease can be read and written again");
                 }
                 next
             }
-            Ok(Err(failure)) => self.fails(&failure, begun),
-            Err(_) => self.fails(&Failure::NoAnswer, begun),
+            Err(why) => self.fails(&why, begun),
         }
     }
 
-    fn fails(&mut self, failure: &Failure, begun: Instant) -> Instant {
+    fn fails(&mut self, why: &Unable, begun: Instant) -> Instant {
         // What is there now has to be read.
-        if failure.code() == Some(409) {
+        if why.code() == Some(409) {
             self.seen = None;
             return begun;
         }
-        let why = match failure.code() {
-            Some(403) => {
-                format!("forbidden: the Role of Lictor must grant get, create and update on leases ({failure})")
-            }
-            _ => failure.to_string(),
+        let why = match why.code() {
+            Some(403) => format!("forbidden: the Role of Lictor must grant get, create and update on leases ({why})"),
+            _ => why.to_string(),
         };
         let LeaseSettings { namespace, name, .. } = &self.settings;
         let why = format!("cannot take part in the election for the Lease {namespace}/{name}: {why}");
@@ -205,7 +258,7 @@ impl Candidate {
         begun + self.settings.look()
     }
 
-    async fn advance(&mut self, begun: Instant) -> Result<Instant, Failure> {
+    async fn advance(&mut self, begun: Instant) -> Result<Instant, Unable> {
         let leads = self.leads.borrow().is_some();
         // The holder knows what is there, as long as its writes say so.
         if !leads || self.seen.is_none() {
@@ -214,35 +267,69 @@ impl Candidate {
         let Some(seen) = &self.seen else {
             return Ok(begun);
         };
-        match seen.step(&self.settings.identity, Instant::now()) {
-            Step::Wait(ends) => {
-                if leads {
-                    self.follow("another replica has the Lease");
-                }
-                Ok(ends.min(begun + self.settings.look()))
+        if let Step::Wait(ends) = seen.step(&self.settings.identity, Instant::now()) {
+            if leads {
+                self.follow("another replica has the Lease");
             }
-            Step::Renew | Step::Take => {
-                let wanted = seen.held_by(&self.settings, Timestamp::now());
-                let lease = self.leases.replace(&self.settings.name, &PostParams::default(), &wanted).await?;
-                self.see(lease);
-                self.lead(begun);
-                Ok(begun + self.settings.renewal())
-            }
+            return Ok(ends.min(begun + self.settings.look()));
         }
+        let wanted = seen.held_by(&self.settings, Timestamp::now());
+        if !leads {
+            self.can_keep(begun).await?;
+        }
+        self.named = true;
+        let (sent, lease) = self.replace(&wanted).await?;
+        self.see(lease);
+        if !leads {
+            self.can_keep(sent).await?;
+        }
+        self.lead(sent);
+        Ok(sent + self.settings.renewal())
+    }
+
+    /// Takes no Lease that could not be kept, by a request that began then and is answered now; and has none that names
+    /// a replica which does not act.
+    async fn can_keep(&mut self, begun: Instant) -> Result<(), Unable> {
+        let took = begun.elapsed();
+        if took < self.settings.slowest() {
+            return Ok(());
+        }
+        self.give_back().await?;
+        Err(Unable::Slow { took, settings: self.settings.clone() })
     }
 
     /// Reads the Lease, or makes one that is nobody's.
-    async fn look(&mut self) -> Result<(), Failure> {
-        let found = self.leases.get_opt(&self.settings.name).await?;
+    async fn look(&mut self) -> Result<(), Unable> {
+        let (leases, name) = (&self.leases, &self.settings.name);
+        let (_, found) = self.answer(|| leases.get_opt(name)).await?;
         let lease = if let Some(lease) = found {
             lease
         } else {
             let mut lease = Lease::default();
-            lease.metadata.name = Some(self.settings.name.clone());
-            self.leases.create(&PostParams::default(), &lease).await?
+            lease.metadata.name = Some(name.clone());
+            let params = PostParams::default();
+            self.answer(|| leases.create(&params, &lease)).await?.1
         };
         self.see(lease);
         Ok(())
+    }
+
+    /// Writes the Lease, and says since when it has been so at the earliest.
+    async fn replace(&self, wanted: &Lease) -> Result<(Instant, Lease), Unable> {
+        let params = PostParams::default();
+        self.answer(|| self.leases.replace(&self.settings.name, &params, wanted)).await
+    }
+
+    /// The answer to a request, and when that request was sent. Nobody waits for it longer than a lead lasts that
+    /// depends on it.
+    async fn answer<T, R: Future<Output = kube::Result<T>>>(
+        &self,
+        request: impl Fn() -> R,
+    ) -> Result<(Instant, T), Unable> {
+        let leads = *self.leads.borrow();
+        let longest = leads.map_or(self.settings.duration, |until| until.saturating_duration_since(Instant::now()));
+        let answer = timeout(longest, first_answer(self.settings.patience(), request)).await;
+        Ok(answer.map_err(|_| Unable::NoAnswer(longest))??)
     }
 
     fn see(&mut self, lease: Lease) {
@@ -251,6 +338,13 @@ impl Candidate {
             Some(seen) if same => seen.lease = lease,
             seen => *seen = Some(Seen { lease, since: Instant::now() }),
         }
+        self.named |= self.is_ours();
+    }
+
+    /// Whether the Lease, as last seen, names this replica.
+    fn is_ours(&self) -> bool {
+        let spec = self.seen.as_ref().and_then(|seen| seen.lease.spec.as_ref());
+        spec.is_some_and(|spec| spec.holder_identity.as_ref() == Some(&self.settings.identity))
     }
 
     fn lead(&mut self, begun: Instant) {
@@ -267,21 +361,50 @@ impl Candidate {
         }
     }
 
-    /// Lets the next one begin at once.
-    async fn give_back(mut self) {
-        if self.leads.send_replace(None).is_none() {
-            return;
+    /// Lets the next one begin at once, where the Lease names this replica. Whether it did.
+    async fn give_back(&mut self) -> Result<bool, Unable> {
+        while self.named {
+            // A write of which no answer came may have changed what was seen.
+            if !self.is_ours() {
+                self.look().await?;
+                self.named = self.is_ours();
+                continue;
+            }
+            let Some(Seen { mut lease, .. }) = self.seen.take() else { continue };
+            let before = lease.spec.unwrap_or_default();
+            // As client-go does it: nobody's, and valid for no longer than it must.
+            lease.spec =
+                Some(LeaseSpec { holder_identity: Some(String::new()), lease_duration_seconds: Some(1), ..before });
+            match self.replace(&lease).await {
+                Ok((_, lease)) => {
+                    self.see(lease);
+                    self.named = false;
+                    return Ok(true);
+                }
+                Err(why) if why.code() == Some(409) => {}
+                Err(why) => return Err(why),
+            }
         }
-        let Some(Seen { mut lease, .. }) = self.seen.take() else { return };
-        let before = lease.spec.unwrap_or_default();
-        // As client-go does it: nobody's, and valid for no longer than it must.
-        lease.spec =
-            Some(LeaseSpec { holder_identity: Some(String::new()), lease_duration_seconds: Some(1), ..before });
-        let (name, params) = (&self.settings.name, PostParams::default());
-        match timeout(self.settings.margin(), self.leases.replace(name, &params, &lease)).await {
-            Ok(Ok(_)) => tracing::info!("gave the Lease back"),
-            Ok(Err(error)) => tracing::warn!("did not give the Lease back: {}", in_words(&error)),
-            Err(_) => tracing::warn!("did not give the Lease back in time"),
+        Ok(false)
+    }
+}
+
+/// The answer to a request, and when the one was sent that is answered. While none comes it is sent again and again:
+/// the connection may be dead, and the server may only be slow. The first success counts, else the last failure: what
+/// one of these requests has changed, the next one finds changed.
+async fn first_answer<T, R: Future<Output = kube::Result<T>>>(
+    patience: Duration,
+    request: impl Fn() -> R,
+) -> kube::Result<(Instant, T)> {
+    let send = || {
+        let sent = Instant::now();
+        request().map(move |answer| answer.map(|answer| (sent, answer)))
+    };
+    let mut under_way = FuturesUnordered::from_iter([send()]);
+    loop {
+        tokio::select! {
+            Some(answer) = under_way.next() => if answer.is_ok() || under_way.is_empty() { return answer },
+            () = sleep(patience) => under_way.push(send()),
         }
     }
 }
@@ -296,7 +419,7 @@ pub async fn seize(client: Client, settings: LeaseSettings) -> Result<(Candidate
     let identity = format!("{SEIZED}{}", settings.identity);
     let (mut candidate, leads) = Candidate::new(client, LeaseSettings { identity, ..settings });
     for _ in 0..SEIZURES {
-        let words = |failure: Failure| failure.to_string();
+        let words = |why: Unable| why.to_string();
         candidate.look().await.map_err(words)?;
         let Some(seen) = &candidate.seen else { continue };
         let before = seen.lease.spec.clone().unwrap_or_default();
@@ -305,8 +428,7 @@ pub async fn seize(client: Client, settings: LeaseSettings) -> Result<(Candidate
         // It has to outlast the wait below.
         candidate.settings.duration = candidate.settings.duration.max(2 * before_that);
         let wanted = seen.held_by(&candidate.settings, Timestamp::now());
-        let name = candidate.settings.name.clone();
-        match candidate.leases.replace(&name, &PostParams::default(), &wanted).await.map_err(Failure::from) {
+        match candidate.replace(&wanted).await {
             Ok(_) => {
                 let held =
                     before.holder_identity.is_some_and(|holder| !holder.is_empty() && !holder.starts_with(SEIZED));
@@ -316,8 +438,8 @@ pub async fn seize(client: Client, settings: LeaseSettings) -> Result<(Candidate
                 return Ok((candidate, leads));
             }
             // It was renewed at this very moment.
-            Err(failure) if failure.code() == Some(409) => {}
-            Err(failure) => return Err(words(failure)),
+            Err(why) if why.code() == Some(409) => {}
+            Err(why) => return Err(words(why)),
         }
     }
     Err("the Lease changes all the time".to_owned())
@@ -331,63 +453,4 @@ const SEIZURES: usize = 20;
 const LONGEST: u64 = 300;
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn settings() -> LeaseSettings {
-        LeaseSettings {
-            namespace: "lictor".to_owned(),
-            name: "lictor".to_owned(),
-            identity: "a".to_owned(),
-            duration: Duration::from_secs(4),
-        }
-    }
-
-    fn seen(holder: Option<&str>, seconds: Option<i32>, ago: Duration) -> Seen {
-        let spec = LeaseSpec {
-            holder_identity: holder.map(ToOwned::to_owned),
-            lease_duration_seconds: seconds,
-            lease_transitions: Some(3),
-            ..LeaseSpec::default()
-        };
-        let lease = Lease { spec: Some(spec), ..Lease::default() };
-        Seen { lease, since: Instant::now() - ago }
-    }
-
-    #[test]
-    fn a_lease_is_taken_only_from_nobody_or_after_its_time() {
-        let second = Duration::from_secs(1);
-        let table = [
-            (seen(None, None, second), Some(Step::Take)),
-            (seen(Some(""), Some(1), Duration::ZERO), Some(Step::Take)),
-            (seen(Some("a"), Some(4), 9 * second), Some(Step::Renew)),
-            (seen(Some("b"), Some(4), 3 * second), None),
-            (seen(Some("b"), Some(4), 4 * second), Some(Step::Take)),
-            (seen(Some("b"), Some(15), 9 * second), None),
-        ];
-        for (seen, expected) in table {
-            let step = seen.step("a", Instant::now());
-            match expected {
-                Some(expected) => assert_eq!(step, expected, "{seen:?}"),
-                None => assert!(matches!(step, Step::Wait(ends) if ends > Instant::now()), "{seen:?}: {step:?}"),
-            }
-        }
-    }
-
-    #[test]
-    fn a_take_counts_as_a_transition_and_a_renewal_does_not() {
-        let now = Timestamp::now();
-        let transitions = |holder| {
-            let spec = seen(Some(holder), Some(4), Duration::ZERO).held_by(&settings(), now).spec.unwrap();
-            assert_eq!(spec.holder_identity.as_deref(), Some("a"));
-            (spec.lease_transitions, spec.acquire_time.is_some())
-        };
-        assert_eq!((transitions("b"), transitions("a")), ((Some(4), true), (Some(3), false)));
-    }
-
-    #[test]
-    fn work_ends_a_margin_before_the_lease_does() {
-        let settings = settings();
-        assert_eq!((settings.margin(), settings.renewal()), (Duration::from_secs(1), Duration::from_secs(1)));
-    }
-}
+mod tests;

@@ -7,12 +7,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
+use k8s_openapi::api::coordination::v1::Lease;
 use kube::Api;
 use kube::api::ListParams;
 use lictor_testbed::{Fault, Operator, Proxy, Record, TestPod, wait};
 use serde_json::json;
 
 use crate::bed::{Bed, SOON};
+use crate::launch::Launch;
+use crate::listening::{Listening, Way};
+use crate::outages::wait_not_ready;
 
 /// Kills in `make test`; `LICTOR_KILLS` says how many others.
 const KILLS: usize = 3;
@@ -34,7 +38,7 @@ impl Replica {
     }
 
     async fn leads(&self) -> Result<bool> {
-        Ok(self.operator.metrics().await?.lines().any(|line| line == "lictor_leader 1"))
+        leads(&self.operator).await
     }
 
     async fn until_it_leads(&self) -> Result<()> {
@@ -177,8 +181,96 @@ pub(crate) async fn a_late_write_of_the_old_leader_is_fenced_off(bed: &Bed) -> R
     ensure!(status == 409, "the late write was not rolled back: {writes:?}");
     bed.wait_for_pods(&pods.iter().collect::<Vec<_>>()).await?;
     leader.operator.process().signal("CONT")?;
-    let leases: Api<k8s_openapi::api::coordination::v1::Lease> =
-        Api::namespaced(bed.namespace.client().clone(), bed.namespace.name());
-    ensure!(leases.list(&ListParams::default()).await?.items.len() == 1);
+    ensure!(leases(bed).list(&ListParams::default()).await?.items.len() == 1);
+    Ok(())
+}
+
+fn leases(bed: &Bed) -> Api<Lease> {
+    Api::namespaced(bed.namespace.client().clone(), bed.namespace.name())
+}
+
+/// Whom the one Lease names; nobody if that is empty.
+async fn holder(bed: &Bed) -> Result<String> {
+    let found = leases(bed).list(&ListParams::default()).await?.items.pop();
+    Ok(found.and_then(|lease| lease.spec).and_then(|spec| spec.holder_identity).unwrap_or_default())
+}
+
+/// An operator that takes part in the election, by way of a proxy before the apiserver.
+fn behind<'a>(bed: &'a Bed, listening: &Listening, identity: &str) -> Launch<'a> {
+    let launch = bed.operator().kubeconfig(&listening.kubeconfig).switch("--leader-election");
+    launch.flag("--lease-namespace", bed.namespace.name()).flag("--identity", identity)
+}
+
+async fn leads(operator: &Operator) -> Result<bool> {
+    Ok(operator.metrics().await?.lines().any(|line| line == "lictor_leader 1"))
+}
+
+/// What is logged where a lead ends.
+const LOST: &str = "leads no more";
+
+pub(crate) async fn one_leads_where_kubernetes_is_slow(bed: &Bed) -> Result<()> {
+    let mut pods = bed.web(2).await?;
+    bed.apply_web(json!({})).await?;
+    let listening = Listening::to(&bed.kubeconfig).await?;
+    let slow = |millis| listening.rule(move |_| Some(Way::Late(Duration::from_millis(millis))));
+    // With the default of 4 s.
+    slow(600);
+    let first = behind(bed, &listening, "default").ready().await?;
+    wait::until("it leads", SOON, || async { Ok(leads(&first).await?.then_some(())) }).await?;
+    bed.wait_for_pods(&pods.iter().collect::<Vec<_>>()).await?;
+    first.terminate(SOON).await?;
+    wait::until("the Lease is nobody's", SOON, || async { Ok(holder(bed).await?.is_empty().then_some(())) }).await?;
+
+    // A Lease of 6 s can be kept where a request takes less than 2.25 s: with some to spare for a busy machine.
+    slow(900);
+    let first = behind(bed, &listening, "first").flag("--lease-duration", "6s").ready().await?;
+    wait::until("it leads", SOON, || async { Ok(leads(&first).await?.then_some(())) }).await?;
+    let second = behind(bed, &listening, "second").flag("--lease-duration", "6s").ready().await?;
+    let since = Instant::now();
+    while since.elapsed() < Duration::from_secs(12) {
+        let acts = (leads(&first).await?, leads(&second).await?);
+        ensure!(acts == (true, false), "who acts: {acts:?}");
+        let named = holder(bed).await?;
+        ensure!(named.starts_with("first_"), "the Lease names {named:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    pods.push(bed.web_pod("web-2", "a").await?);
+    bed.wait_for_pods(&pods.iter().collect::<Vec<_>>()).await?;
+    ensure!(!first.log().contains(LOST), "it lost the lead");
+
+    // Too slow for anybody: nobody acts, and nobody is named. What is registered stays.
+    slow(3000);
+    for operator in [&first, &second] {
+        wait_not_ready(operator, "raise --lease-duration").await?;
+    }
+    wait::until("the Lease is nobody's", SOON, || async { Ok(holder(bed).await?.is_empty().then_some(())) }).await?;
+    ensure!(!leads(&first).await? && !leads(&second).await?);
+    bed.wait_for_pods(&pods.iter().collect::<Vec<_>>()).await?;
+    slow(0);
+    pods.push(bed.web_pod("web-3", "b").await?);
+    bed.wait_for_pods(&pods.iter().collect::<Vec<_>>()).await?;
+    Ok(())
+}
+
+pub(crate) async fn a_long_list_costs_no_lead(bed: &Bed) -> Result<()> {
+    let pods = bed.web(2).await?;
+    bed.apply_web(json!({})).await?;
+    let listening = Listening::to(&bed.kubeconfig).await?;
+    // Longer than the Lease holds without a renewal.
+    let long = Duration::from_secs(6);
+    let kinds = ["consulservices", "services", "endpointslices", "nodes", "pods"];
+    listening.rule(move |look| {
+        let list = look.is_some_and(|look| !look.is_watch && kinds.contains(&look.kind.as_str()));
+        list.then_some(Way::LateBody(long))
+    });
+    let operator = behind(bed, &listening, "first").start()?;
+    wait::until("the Lease names it", SOON, || async { Ok(holder(bed).await?.starts_with("first_").then_some(())) })
+        .await?;
+    let begun = Instant::now();
+    bed.wait_for_pods(&pods.iter().collect::<Vec<_>>()).await?;
+    ensure!(begun.elapsed() > long, "the lists were not held back");
+    operator.wait_ready(SOON).await?;
+    ensure!(leads(&operator).await? && holder(bed).await?.starts_with("first_"));
+    ensure!(!operator.log().contains(LOST), "a list cost the lead:\n{}", operator.log());
     Ok(())
 }

@@ -239,6 +239,10 @@ scenarios! {
     replicas::one_hands_over_when_it_is_told_to_stop(agent: yes, catalog: yes);
     /// A leader that was stopped past its Lease and wakes begins no request to Consul.
     replicas::one_that_slept_past_its_time_begins_no_request(agent: yes, catalog: yes);
+    /// Where each request to Kubernetes takes 0.6 s, one replica leads and acts; where requests are too slow to keep the Lease, it names nobody.
+    replicas::one_leads_where_kubernetes_is_slow(agent: yes, catalog: yes);
+    /// Lists that take longer than the Lease's duration cost no lead.
+    replicas::a_long_list_costs_no_lead(agent: yes, catalog: yes);
     /// A write of the old leader that arrives after the new one has written is rolled back.
     replicas::a_late_write_of_the_old_leader_is_fenced_off(agent: "agents have no means to fence a write that is under way; the sweep puts it right", catalog: yes);
 
