@@ -15,7 +15,10 @@ use futures::future::BoxFuture;
 use lictor::cluster::convert::{self, Rules};
 use lictor::cluster::event::ObjectKey;
 use lictor::consul::agent::Agent;
+use lictor::consul::agent::takeover::AgentTakeover;
 use lictor::consul::catalog::Catalog;
+use lictor::consul::catalog::takeover::CatalogTakeover;
+use lictor::consul::takeover::{Taken, Takeover};
 use lictor::consul::transport::{ConsulSettings, Http, Request, Response, Transport, TransportError};
 use lictor::consul::{Outcome, Registry, Rows, Trouble};
 use lictor::model::check::{Check, Checks, PlacedCheck, Probe};
@@ -23,7 +26,7 @@ use lictor::model::desired::{Placement, desired};
 use lictor::model::diff::Op;
 use lictor::model::facts::PodRef;
 use lictor::model::names::{Identity, ResourceKey, Str};
-use lictor::model::registration::{Health, Ownership, Registration, RowKey, TaggedAddress, Weights};
+use lictor::model::registration::{Health, Ownership, Registration, Row, RowKey, TaggedAddress, Weights};
 use lictor::model::resolve::Instance;
 use lictor::model::template::Values;
 use lictor_testbed::certificates::Authority;
@@ -780,6 +783,132 @@ async fn pass(time: Duration) {
     tokio::time::pause();
     tokio::time::advance(time).await;
     tokio::time::resume();
+}
+
+/// Lets so many requests through; whoever sends the next one dies before it leaves, or with its answer on the way.
+struct Dying {
+    inner: Arc<Http>,
+    left: AtomicUsize,
+    last_arrives: bool,
+}
+
+impl Transport for Dying {
+    fn send(&self, request: Request) -> BoxFuture<'_, Result<Response, TransportError>> {
+        Box::pin(async move {
+            let left = self.left.load(Ordering::SeqCst);
+            if left > 0 {
+                self.left.store(left - 1, Ordering::SeqCst);
+                return self.inner.send(request).await;
+            }
+            if self.last_arrives {
+                let _ = self.inner.send(request).await;
+            }
+            Err(TransportError::NoAnswer("dead".to_owned()))
+        })
+    }
+}
+
+const HEIR: &str = "uid-2";
+
+fn registry_of(identity: Identity, transport: Arc<dyn Transport>, in_catalog: bool) -> Box<dyn Registry> {
+    if in_catalog { Box::new(Catalog::new(identity, transport)) } else { Box::new(Agent::new(identity, transport)) }
+}
+
+/// The way from the cluster of the tests to one of its name with another uid.
+fn takeover(transport: &Arc<dyn Transport>, in_catalog: bool) -> Box<dyn Takeover> {
+    let heir = Identity { uid: HEIR.into(), ..identity() };
+    if in_catalog {
+        Box::new(CatalogTakeover::new(Catalog::new(heir, Arc::clone(transport)), &identity().uid))
+    } else {
+        Box::new(AgentTakeover::new(Agent::new(heir, Arc::clone(transport)), &identity().uid))
+    }
+}
+
+/// All of it, but for the time that a sign of life may take.
+async fn take_over(takeover: &dyn Takeover) -> Result<Taken, Trouble> {
+    if takeover.survey().await?.is_empty() {
+        return Ok(Taken::default());
+    }
+    takeover.challenge().await?;
+    assert!(!takeover.is_answered().await?, "nobody lives");
+    takeover.take().await
+}
+
+#[tokio::test]
+async fn a_takeover_that_dies_anywhere_is_finished_by_the_next() {
+    for (in_catalog, last_arrives) in [(false, false), (false, true), (true, false), (true, true)] {
+        let consul = consul(ConsulOptions::default()).await;
+        let http = http(&consul.http_addr(), None);
+        let old = registry_of(identity(), http.clone(), in_catalog);
+        let node = connect(&*old).await;
+        let other = if in_catalog { Str::from("test-other") } else { Arc::clone(&node) };
+        let (up, down) = (full("10.0.0.1", Some(Health::Passing)), full("10.0.0.2", Some(Health::Critical)));
+        let keys = [key(&node, "a"), key(&node, "b"), key(&other, "c")];
+        write(&*old, &node, vec![put(&keys[0], &up), put(&keys[1], &down)]).await;
+        write(&*old, &other, vec![put(&keys[2], &up)]).await;
+        settled(&*old).await;
+
+        let mut deaths = 0;
+        loop {
+            let dying = Dying { inner: Arc::clone(&http), left: AtomicUsize::new(deaths), last_arrives };
+            let transport: Arc<dyn Transport> = Arc::new(dying);
+            if take_over(&*takeover(&transport, in_catalog)).await.is_ok() {
+                break;
+            }
+            deaths += 1;
+            assert!(deaths < 200, "it never gets to its end");
+        }
+        assert!(deaths > 5, "{deaths} deaths show nothing");
+
+        let new = registry_of(Identity { uid: HEIR.into(), ..identity() }, http.clone(), in_catalog);
+        connect(&*new).await;
+        let rows = settled(&*new).await;
+        let of_heir = |registration: &Registration| {
+            let mut of_heir = registration.clone();
+            of_heir.meta.insert("lictor-cluster-uid".into(), HEIR.into());
+            of_heir
+        };
+        let (up, down) = (of_heir(&up), of_heir(&down));
+        assert_eq!(registrations(&rows), rows_of(&[(&keys[0], &up), (&keys[1], &down), (&keys[2], &up)]));
+        assert!(rows.values().all(Row::is_ours), "{rows:?}");
+        write(&*new, &node, vec![remove(&keys[0])]).await;
+        write(&*new, &other, vec![put(&key(&other, "d"), &up)]).await;
+        if in_catalog {
+            let outcome = apply(&*old, &node, vec![put(&keys[0], &full("10.0.0.1", None))]).await.remove(0);
+            assert!(matches!(outcome, Outcome::NotTried(_)), "the old one still writes: {outcome:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_taken_over_from_who_lives() {
+    let consul = consul(ConsulOptions::default()).await;
+    let transport: Arc<dyn Transport> = http(&consul.http_addr(), None);
+    for in_catalog in [false, true] {
+        let old = registry_of(identity(), Arc::clone(&transport), in_catalog);
+        let node = connect(&*old).await;
+        let (one, up) = (key(&node, "one"), full("10.0.0.1", Some(Health::Passing)));
+        write(&*old, &node, vec![put(&one, &up)]).await;
+        let before = registrations(&settled(&*old).await);
+
+        let takeover = takeover(&transport, in_catalog);
+        assert!(takeover.challenge().await.unwrap(), "there is somebody to wait for");
+        assert!(!takeover.is_answered().await.unwrap(), "nobody has looked yet");
+        if in_catalog {
+            let lost = old.read().await.unwrap_err();
+            assert!(lost.lost_footing && lost.retry_after.is_none(), "{lost:?}");
+            connect(&*old).await;
+        } else {
+            let changed = registrations(&old.read().await.unwrap());
+            assert!(changed != before, "a whole look does not see it");
+            write(&*old, &node, vec![put(&one, &up)]).await;
+        }
+        assert!(takeover.is_answered().await.unwrap(), "nobody sees that it lives");
+        let refused = takeover.take().await.unwrap_err();
+        assert!(refused.message.contains("still writes"), "{refused}");
+        assert_eq!(registrations(&settled(&*old).await), before);
+        write(&*old, &node, vec![put(&one, &up)]).await;
+    }
 }
 
 #[tokio::test]

@@ -16,7 +16,7 @@ use crate::consul::Rows;
 use crate::consul::probe::{self, Way};
 use crate::consul::transport::{Http, Transport};
 use crate::model::desired::Placement;
-use crate::model::names::Identity;
+use crate::model::names::{Identity, meta};
 use crate::settings::{Registration, RunArgs, Settings};
 
 /// The flags of `lictor doctor`: those of `run`, and what to register for a moment.
@@ -92,6 +92,7 @@ async fn examine(settings: Settings, service: &str, report: &mut Report) {
         report.say("Consul can be read", found(survey, |(_, rows)| format!("{} instances of ours", rows.len())));
     if let Some((placement, rows)) = &survey {
         say_where(placement, rows, report);
+        say_whose(&identity, rows, report);
     }
     let way = match settings.registration {
         Registration::Agent => Way::Agent,
@@ -118,6 +119,26 @@ fn say_where(placement: &Placement, rows: &Rows, report: &mut Report) {
             each.join(", ")
         );
         report.say::<()>("Consul agent", Err(what));
+    }
+}
+
+/// Says which other clusters have instances under our name, where there are any.
+fn say_whose(identity: &Identity, rows: &Rows, report: &mut Report) {
+    let mut others: BTreeMap<&str, usize> = BTreeMap::new();
+    for row in rows.values() {
+        let meta = |key: &str| row.registration.meta.get(key).map(|value| &**value);
+        let uid = meta(meta::CLUSTER_UID).filter(|uid| *uid != &*identity.uid);
+        if let Some(uid) = uid.filter(|_| meta(meta::CLUSTER) == Some(identity.cluster.as_str())) {
+            *others.entry(uid).or_default() += 1;
+        }
+    }
+    for (uid, count) in others {
+        let what = format!(
+            "{count} instances are of another cluster {} with uid {uid}: two clusters need two names; if that cluster is \
+             gone for good and this one takes its place, run lictor takeover --from-uid={uid}",
+            identity.cluster
+        );
+        report.say::<()>("the cluster's name in Consul", Err(what));
     }
 }
 

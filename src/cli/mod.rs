@@ -27,6 +27,7 @@ mod doctor;
 mod plan;
 mod release;
 mod run;
+mod takeover;
 
 /// Keeps what Consul says about your pods true.
 #[derive(Debug, Parser)]
@@ -49,6 +50,9 @@ enum Command {
     /// Let go of the cluster before Lictor is uninstalled: takes its finalizers off all resources, and leaves what is
     /// registered unless told otherwise. Takes the Lease from an operator that runs (--leader-election).
     Release(Box<release::ReleaseArgs>),
+    /// Print what another cluster has left in Consul under this cluster's name, as where a cluster was built anew, and
+    /// with --yes take it over: then `run` treats it as its own. Refused while a Lictor of that cluster still writes.
+    Takeover(Box<takeover::TakeoverArgs>),
     /// Print the `CustomResourceDefinition` of `ConsulService`, for `kubectl apply -f -`.
     Crd,
 }
@@ -71,6 +75,7 @@ pub fn main() -> ExitCode {
         Command::Plan(args) => plan::plan(*args),
         Command::Doctor(args) => doctor::doctor(*args),
         Command::Release(args) => release::release(*args),
+        Command::Takeover(args) => takeover::takeover(*args),
         Command::Crd => crd::print().map(|()| ExitCode::SUCCESS),
     };
     match done {
@@ -144,19 +149,27 @@ fn registry(
     leave: Option<&Leave>,
 ) -> anyhow::Result<Arc<dyn Registry>> {
     Ok(match settings.registration {
-        Registration::Agent => {
-            let previous = settings.previous_agents.iter().map(|address| {
-                let consul = ConsulSettings { address: address.clone(), ..settings.consul.clone() };
-                let http = Http::new(&consul).with_context(|| format!("--previous-agent {address}"))?;
-                let transport: Arc<dyn Transport> = match leave {
-                    None => Arc::new(http),
-                    Some(leave) => Arc::new(http.with_leave(leave.clone())),
-                };
-                Ok((address.clone(), transport))
-            });
-            let previous = previous.collect::<anyhow::Result<Vec<_>>>()?;
-            Arc::new(Agent::new(identity.clone(), transport).with_previous(previous))
-        }
+        Registration::Agent => Arc::new(agent(settings, identity, transport, leave)?),
         Registration::Catalog => Arc::new(Catalog::new(identity.clone(), transport)),
     })
+}
+
+/// The agent that registrations go to, with those that they went to before.
+fn agent(
+    settings: &Settings,
+    identity: &Identity,
+    transport: Arc<dyn Transport>,
+    leave: Option<&Leave>,
+) -> anyhow::Result<Agent> {
+    let previous = settings.previous_agents.iter().map(|address| {
+        let consul = ConsulSettings { address: address.clone(), ..settings.consul.clone() };
+        let http = Http::new(&consul).with_context(|| format!("--previous-agent {address}"))?;
+        let transport: Arc<dyn Transport> = match leave {
+            None => Arc::new(http),
+            Some(leave) => Arc::new(http.with_leave(leave.clone())),
+        };
+        Ok((address.clone(), transport))
+    });
+    let previous = previous.collect::<anyhow::Result<Vec<_>>>()?;
+    Ok(Agent::new(identity.clone(), transport).with_previous(previous))
 }

@@ -72,7 +72,7 @@ async fn look(settings: Settings) -> anyhow::Result<(Vec<Step>, Vec<Note>)> {
     Ok(preview(&world, rows, &identity, &placement))
 }
 
-fn table(steps: &[Step], notes: &[Note]) -> String {
+pub(super) fn table(steps: &[Step], notes: &[Note]) -> String {
     let mut lines = vec![["ACTION", "RESOURCE", "SERVICE", "ADDRESS", "NODE", "DIFFERENCES"].map(str::to_owned)];
     lines.extend(steps.iter().map(|step| {
         [

@@ -5,8 +5,10 @@
 //! shows, not what the agent has answered.
 //!
 //! - `elsewhere`: what this cluster has registered with other agents.
+//! - `takeover`: what another cluster of our name has left with this one.
 
 mod elsewhere;
+pub mod takeover;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

@@ -8,6 +8,7 @@
 
 mod marker;
 mod nodes;
+pub mod takeover;
 mod transaction;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -18,8 +18,10 @@ use crate::model::registration::{Row, RowKey};
 pub mod agent;
 pub mod catalog;
 pub mod client;
+mod marked;
 pub mod mirror;
 pub mod probe;
+pub mod takeover;
 pub mod transport;
 pub mod wire;
 

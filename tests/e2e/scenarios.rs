@@ -185,6 +185,11 @@ scenarios! {
     /// Another Consul agent than before: what the first one holds is said, and goes as soon as the second one has it, through the
     /// first agent where that is named, and through the catalog where that is gone; no instance that lives is ever missing.
     moves::another_agent(agent: yes, catalog: "there is one catalog, whichever of its servers or agents answers");
+    /// A cluster is built anew under its name: `lictor takeover` shows what the old one left, takes nothing while that still
+    /// writes, and then all of it; the living alone are left, and what lives in both is never missing.
+    moves::a_cluster_built_anew(agent: yes, catalog: yes);
+    /// The same where somebody has deleted the marker node of the old cluster, beside an operator of the new one.
+    moves::a_cluster_built_anew_and_the_marker_deleted(agent: "an agent has no marker node", catalog: yes);
 
     /// Killed again and again while everything changes, then left alone: true; and what was ready all the time was never missing.
     outages::killed_in_a_loop_under_change(agent: yes, catalog: yes);

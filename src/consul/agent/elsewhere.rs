@@ -5,26 +5,17 @@
 //! is the administrator's decision: a request carries our token, and whoever may write a node to the catalog chooses the
 //! address that stands there.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
-
-use futures::{StreamExt, TryStreamExt, stream};
-
 use super::{Agent, Step, name_and_id, step};
 use crate::consul::client::path;
-use crate::consul::wire::{
-    AgentSelf, By, Check, HealthEntry, Healths, Pool, txn_service_delete, txn_service_get, txn_service_set,
-};
+use crate::consul::marked::marked_rows;
+use crate::consul::wire::{AgentSelf, By, Check, txn_service_delete, txn_service_get, txn_service_set};
 use crate::consul::{Bundle, Outcome, Rows, Trouble};
 use crate::model::diff::Op;
 use crate::model::names::{Str, meta};
-use crate::model::registration::{Health, Ownership, Row, RowKey};
+use crate::model::registration::{Health, RowKey};
 
 /// The check by which Consul's servers tell whether the agent of a node lives.
 const SERF_HEALTH: &str = "serfHealth";
-
-/// How many services are read at once.
-const READS: usize = 8;
 
 /// How the instances on another node are changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,42 +48,15 @@ impl Agent {
     /// What carries our mark on other nodes than the agent's own. Nodes of our own making are left out: those are of
     /// the other mode.
     pub(super) async fn rows_elsewhere(&self, own: &Str) -> Result<Rows, Trouble> {
-        let (cluster, uid) = (self.identity.cluster.as_str(), &*self.identity.uid);
-        let ours = |of: &str| {
-            format!("{of}[\"{}\"] == \"{cluster}\" and {of}[\"{}\"] == \"{uid}\"", meta::CLUSTER, meta::CLUSTER_UID)
-        };
-        let mut filter = format!("{} and NodeMeta[\"{}\"] != \"{cluster}\"", ours("ServiceMeta"), meta::CLUSTER);
+        let cluster = self.identity.cluster.as_str();
+        let mut filter = format!("NodeMeta[\"{}\"] != \"{cluster}\"", meta::CLUSTER);
         // Consul takes any name for a node, and a filter has no quotes within quotes.
         if !own.contains(['"', '\\']) {
             filter = format!("{filter} and Node != \"{own}\"");
         }
-        let names = path(&["catalog", "services"], &[("filter", &filter)]);
-        let names = self.client.get::<BTreeMap<String, Option<Vec<String>>>>(names).await?.value;
-        let ours = ours("Service.Meta");
-        let mut reads = stream::iter(names.into_keys())
-            .map(|name| {
-                let query = path(&["health", "service", &name], &[("filter", &ours)]);
-                self.client.get::<Vec<HealthEntry>>(query)
-            })
-            .buffered(READS);
-        let (mut rows, mut pool) = (Rows::new(), Pool::default());
-        while let Some(entries) = reads.try_next().await? {
-            for HealthEntry { node, service, checks } in entries.value {
-                let (Some(name), Some(id)) = (node.node.as_deref(), service.id.as_deref()) else { continue };
-                if *name == **own || node.meta(meta::CLUSTER) == cluster {
-                    continue;
-                }
-                let healths = Healths::new(checks);
-                let registration = service.registration(By::Agent, &healths, &mut pool);
-                let ownership = Ownership::of(&self.identity, id, &registration.meta);
-                let row =
-                    Row { ownership, health: healths.worst(id), registration: Arc::new(registration), shown: true };
-                if row.is_ours() {
-                    rows.insert(RowKey { node: pool.string(name), id: id.into() }, row);
-                }
-            }
-        }
-        Ok(rows)
+        let found = marked_rows(&self.client, &self.identity, By::Agent, Some(&filter)).await?.into_iter();
+        let elsewhere = found.filter(|(node, key, _)| key.node != *own && node.meta(meta::CLUSTER) != cluster);
+        Ok(elsewhere.map(|(_, key, row)| (key, row)).collect())
     }
 
     /// Carries out a bundle for the node of another agent. What goes wrong there is about these instances and not about

@@ -8,7 +8,7 @@ use crate::consul::wire::{Node, txn_node_cas};
 use crate::model::names::meta;
 
 /// The meta key of the marker's term.
-const TERM: &str = "lictor-term";
+pub(super) const TERM: &str = "lictor-term";
 
 /// How long to stay away when another Lictor has taken over: two that run at once must not take turns.
 const YIELD: Duration = Duration::from_secs(60);
@@ -199,13 +199,20 @@ impl Catalog {
         let uid = node.meta(meta::CLUSTER_UID);
         let by =
             if uid.is_empty() { "somebody else's node".to_owned() } else { format!("another cluster (uid {uid})") };
+        let or = if uid.is_empty() {
+            String::new()
+        } else {
+            format!(
+                ", or if that cluster is gone for good and this one takes its place, run lictor takeover --from-uid={uid}"
+            )
+        };
         Trouble::passing(format!(
-            "cluster name {} is already used in this Consul by {by}: {} exists; set --cluster-name",
+            "cluster name {} is already used in this Consul by {by}: {} exists; set --cluster-name{or}",
             self.identity.cluster, self.marker
         ))
     }
 }
 
-fn term(node: &Node) -> u64 {
+pub(super) fn term(node: &Node) -> u64 {
     node.meta(TERM).parse().unwrap_or_default()
 }
