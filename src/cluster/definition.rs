@@ -6,11 +6,13 @@ use std::time::Duration;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray, JSONSchemaPropsOrBool,
 };
-use kube::{Api, Client, CustomResourceExt};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::APIResourceList;
+use kube::{Api, Client, CustomResourceExt, Resource};
 use tokio::time::timeout;
 
 use super::api::{ConsulService, crd};
 use super::list::in_words;
+use crate::model::guard::CrdState;
 
 /// What the cluster's definition is to this version.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,6 +58,22 @@ pub async fn look(client: &Client) -> Definition {
         Ok(Err(error)) => Definition::Unknown(in_words(&error)),
         Err(_) => Definition::Unknown("no answer in time".to_owned()),
     }
+}
+
+/// Where discovery tells of our kind: `/apis/lictor.dev/v1alpha1`.
+#[must_use]
+pub fn discovery_path() -> String {
+    format!("/apis/{}", ConsulService::api_version(&()))
+}
+
+/// What discovery says of our definition. The API server takes the verbs `create`, `update` and `patch` away from a kind
+/// whose definition has the condition `Terminating`, and sets that condition before it deletes the first resource
+/// (apiextensions-apiserver, `customresource_discovery_controller.go` and `crd_finalizer.go`).
+pub(super) fn state(group: &APIResourceList) -> CrdState {
+    let plural = ConsulService::plural(&());
+    let ours = group.resources.iter().find(|resource| resource.name == plural);
+    let is_served = ours.is_some_and(|resource| resource.verbs.iter().any(|verb| verb == "create"));
+    if is_served { CrdState::Stays } else { CrdState::Goes }
 }
 
 /// The most fields that are told.
@@ -110,6 +128,32 @@ mod tests {
         let root = crd.spec.versions[0].schema.as_mut().unwrap().open_api_v3_schema.as_mut().unwrap();
         root.properties.as_mut().unwrap().get_mut("spec").unwrap().properties.as_mut().unwrap().remove(field).unwrap();
         crd
+    }
+
+    #[test]
+    fn discovery_tells_that_the_definition_goes() {
+        let group = |resources: &[(&str, &[&str])]| {
+            let resources = resources.iter().map(|(name, verbs)| {
+                serde_json::json!({
+                    "name": name, "singularName": "", "namespaced": true, "kind": "ConsulService", "verbs": verbs,
+                })
+            });
+            let resources: Vec<_> = resources.collect();
+            serde_json::from_value(serde_json::json!({ "groupVersion": "lictor.dev/v1alpha1", "resources": resources }))
+                .unwrap()
+        };
+        let all: &[&str] = &["delete", "deletecollection", "get", "list", "patch", "create", "update", "watch"];
+        let terminating: &[&str] = &["delete", "deletecollection", "get", "list", "watch"];
+        let status = ("consulservices/status", &["get", "patch", "update"][..]);
+        for (resources, expected) in [
+            (&[("consulservices", all), status][..], CrdState::Stays),
+            (&[status, ("consulservices", terminating)], CrdState::Goes),
+            (&[("others", all), status], CrdState::Goes),
+            (&[], CrdState::Goes),
+        ] {
+            assert_eq!(state(&group(resources)), expected, "{resources:?}");
+        }
+        assert_eq!(discovery_path(), "/apis/lictor.dev/v1alpha1");
     }
 
     #[test]

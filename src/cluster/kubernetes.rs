@@ -9,6 +9,7 @@ use futures::future::BoxFuture;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Namespace, ObjectReference};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::APIResourceList;
 use kube::api::{Patch, PatchParams};
 use kube::core::PartialObjectMeta;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
@@ -24,11 +25,15 @@ use super::event::{self, Kind, Scope};
 use super::list::{Failure, Pages, in_words, retry_after};
 use super::watch::{Orders, namespaced};
 use super::world::{Wanted, World};
-use super::{Finalizers, Kubernetes, ReadError, Write, WriteError, status};
+use super::{Finalizers, Kubernetes, ReadError, Write, WriteError, definition, status};
+use crate::model::guard::CrdState;
 use crate::model::names::{ResourceKey, Str};
 
 /// The longest that a request for one object may take: kube has no limit of its own.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long discovery may be behind a definition's condition: an informer of the API server carries it over, which takes
+/// milliseconds.
+const DISCOVERY_FOLLOWS: Duration = Duration::from_secs(1);
 /// Kubernetes' limit for an Event's message, in bytes.
 const MAX_NOTE: usize = 1024;
 
@@ -80,15 +85,42 @@ impl ApiServer {
         }
     }
 
-    async fn look_at_definition(&self) -> Result<bool, ReadError> {
+    async fn look_at_definition(&self) -> Result<CrdState, ReadError> {
         let definitions = Api::<PartialObjectMeta<CustomResourceDefinition>>::all(self.client.clone());
         let name = ConsulService::crd_name();
         let failed = |failure: Failure| unread(format!("the CustomResourceDefinition {name}"), &failure);
         match tokio::time::timeout(REQUEST_TIMEOUT, definitions.get(name)).await {
-            Ok(Ok(found)) => Ok(found.metadata.deletion_timestamp.is_some()),
-            Ok(Err(kube::Error::Api(status))) if status.code == 404 => Ok(true),
-            // An operator of single namespaces may not look.
-            Ok(Err(kube::Error::Api(status))) if status.code == 403 => Ok(false),
+            Ok(Ok(found)) if found.metadata.deletion_timestamp.is_none() => Ok(CrdState::Stays),
+            Ok(Ok(_)) => Ok(CrdState::Goes),
+            Ok(Err(kube::Error::Api(status))) if status.code == 404 => Ok(CrdState::Goes),
+            // An operator of single namespaces may not look; discovery every service account may ask.
+            Ok(Err(kube::Error::Api(status))) if status.code == 403 => self.discover_definition().await,
+            Ok(Err(error)) => Err(failed(error.into())),
+            Err(_) => Err(failed(Failure::NoAnswer)),
+        }
+    }
+
+    /// The same by discovery. It follows the definition by an informer, so only what it says twice, a moment apart,
+    /// counts as what it was when it was asked.
+    async fn discover_definition(&self) -> Result<CrdState, ReadError> {
+        match self.discover().await? {
+            CrdState::Stays => {
+                tokio::time::sleep(DISCOVERY_FOLLOWS).await;
+                self.discover().await
+            }
+            other => Ok(other),
+        }
+    }
+
+    async fn discover(&self) -> Result<CrdState, ReadError> {
+        let path = definition::discovery_path();
+        let failed = |failure: Failure| unread(path.clone(), &failure);
+        let request =
+            http::Request::get(&path).body(Vec::new()).map_err(|error| failed(kube::Error::HttpError(error).into()))?;
+        match tokio::time::timeout(REQUEST_TIMEOUT, self.client.request::<APIResourceList>(request)).await {
+            Ok(Ok(group)) => Ok(definition::state(&group)),
+            Ok(Err(kube::Error::Api(status))) if status.code == 404 => Ok(CrdState::Goes),
+            Ok(Err(kube::Error::Api(status))) if status.code == 403 => Ok(CrdState::Unknown),
             Ok(Err(error)) => Err(failed(error.into())),
             Err(_) => Err(failed(Failure::NoAnswer)),
         }
@@ -146,7 +178,7 @@ impl Kubernetes for ApiServer {
         .boxed()
     }
 
-    fn definition_goes(&self) -> BoxFuture<'_, Result<bool, ReadError>> {
+    fn definition_goes(&self) -> BoxFuture<'_, Result<CrdState, ReadError>> {
         self.look_at_definition().boxed()
     }
 

@@ -26,6 +26,7 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 
+use crate::model::guard::CrdState;
 use crate::model::names::{ResourceKey, Str};
 use crate::model::status::Status;
 use status::Transitions;
@@ -36,18 +37,15 @@ pub trait Kubernetes: Send + Sync {
     /// Makes one write. It ends within seconds, with an answer or with [`WriteError::Unavailable`].
     fn write(&self, write: Write) -> BoxFuture<'_, Result<(), WriteError>>;
 
-    /// Whether our `CustomResourceDefinition` is going or gone, and all resources with it: then a resource that
-    /// ends does not say that its instances should. The default is for what has no such thing.
-    fn definition_goes(&self) -> BoxFuture<'_, Result<bool, ReadError>> {
-        Box::pin(std::future::ready(Ok(false)))
-    }
+    /// Whether our `CustomResourceDefinition` is being deleted or gone, and all resources with it: then a resource that
+    /// ended before this was asked does not say that its instances should end.
+    fn definition_goes(&self) -> BoxFuture<'_, Result<CrdState, ReadError>>;
 
-    /// Has everything that is watched listed anew: what the watches say is in doubt. The default is for what
-    /// watches nothing.
-    fn list_anew(&self) {}
+    /// Has everything that is watched listed anew: what the watches say is in doubt.
+    fn list_anew(&self);
 
-    /// Has just this watched from now on. The default is for what watches everything.
-    fn want(&self, _wanted: &Wanted) {}
+    /// Has just this watched from now on.
+    fn want(&self, wanted: &Wanted);
 
     /// Reads everything that is watched again, by consistent lists, into a World that is whole.
     fn read_again(&self) -> BoxFuture<'_, Result<World, ReadError>>;

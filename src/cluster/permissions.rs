@@ -2,12 +2,15 @@
 
 use std::time::Duration;
 
-use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
+use k8s_openapi::api::authorization::v1::{
+    NonResourceAttributes, ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
+};
 use kube::api::PostParams;
 use kube::{Api, Client, CustomResourceExt};
 use tokio::time::timeout;
 
 use super::api::ConsulService;
+use super::definition::discovery_path;
 use super::event::Scope;
 use super::list::in_words;
 
@@ -21,17 +24,27 @@ pub struct Need {
     /// Empty for all namespaces, or for what has none.
     namespace: String,
     name: String,
+    /// A path that is no resource's; then all but the verb is empty.
+    path: String,
 }
 
 impl Need {
     const fn all(verb: &'static str, group: &'static str, resource: &'static str) -> Self {
-        Self { verb, group, resource, subresource: "", namespace: String::new(), name: String::new() }
+        Self {
+            verb,
+            group,
+            resource,
+            subresource: "",
+            namespace: String::new(),
+            name: String::new(),
+            path: String::new(),
+        }
     }
 }
 
 impl std::fmt::Display for Need {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} {}", self.verb, self.resource)?;
+        write!(f, "{} {}{}", self.verb, self.resource, self.path)?;
         if !self.subresource.is_empty() {
             write!(f, "/{}", self.subresource)?;
         }
@@ -83,6 +96,9 @@ pub fn needs(scopes: &[Scope], nodes: bool, uid: bool, lease: Option<(&str, &str
     if scopes.contains(&Scope::All) {
         let name = ConsulService::crd_name().to_owned();
         all.push(Need { name, ..Need::all("get", "apiextensions.k8s.io", "customresourcedefinitions") });
+    } else {
+        // Without it nobody tells a deleted resource from a deleted definition.
+        all.push(Need { path: discovery_path(), ..Need::all("get", "", "") });
     }
     if let Some((namespace, lease)) = lease {
         // What is created has no name to the apiserver's rules yet.
@@ -113,7 +129,12 @@ pub async fn lacking(client: &Client, needs: Vec<Need>) -> Result<Vec<Need>, Str
             name: text(&need.name),
             ..ResourceAttributes::default()
         };
-        let spec = SelfSubjectAccessReviewSpec { resource_attributes: Some(attributes), ..Default::default() };
+        let spec = if need.path.is_empty() {
+            SelfSubjectAccessReviewSpec { resource_attributes: Some(attributes), ..Default::default() }
+        } else {
+            let attributes = NonResourceAttributes { path: text(&need.path), verb: text(need.verb) };
+            SelfSubjectAccessReviewSpec { non_resource_attributes: Some(attributes), ..Default::default() }
+        };
         let review = SelfSubjectAccessReview { spec, ..SelfSubjectAccessReview::default() };
         let params = PostParams::default();
         let answer = timeout(Duration::from_secs(10), reviews.create(&params, &review)).await;
@@ -135,6 +156,7 @@ mod tests {
         let said: Vec<String> = needs.iter().map(ToString::to_string).collect();
         assert!(said.contains(&"patch consulservices/status.lictor.dev in namespace shop".to_owned()), "{said:#?}");
         assert!(said.contains(&"update leases.coordination.k8s.io lease in namespace lictor".to_owned()), "{said:#?}");
+        assert!(said.contains(&"get /apis/lictor.dev/v1alpha1".to_owned()), "{said:#?}");
         assert!(!said.iter().any(|need| need.contains("nodes") || need.contains("kube-system")), "{said:#?}");
     }
 }

@@ -393,6 +393,7 @@ impl Engine {
         self.held.clear();
         self.ended.clear();
         self.ended_alone.clear();
+        self.undecided.clear();
         for key in self.all_keys() {
             self.mark(key, Cause::Inferred, Instant::now());
         }

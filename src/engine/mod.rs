@@ -30,7 +30,7 @@ use crate::cluster::{Kubernetes, ReadError, WriteError};
 use crate::consul::mirror::Mirror;
 use crate::consul::{Outcome, Registry, Rows, Trouble};
 use crate::model::desired::Placement;
-use crate::model::guard::Cause;
+use crate::model::guard::{Cause, CrdState};
 use crate::model::names::{Identity, ResourceKey, Str};
 use crate::model::plan::{Plan, Planned};
 use crate::model::registration::{Health, Ownership, Row, RowKey};
@@ -105,6 +105,8 @@ pub struct Engine {
     asked_about: Option<BTreeSet<ResourceKey>>,
     /// Those of which it is known that they ended by themselves.
     ended_alone: BTreeSet<ResourceKey>,
+    /// Resources that ended, whose instances stay since nobody can say whether their definition does.
+    undecided: BTreeSet<ResourceKey>,
     definition_went: bool,
     refused: BTreeMap<ResourceKey, BTreeMap<RowKey, Refused>>,
     /// Instances to be registered again although nothing about them has changed.
@@ -174,7 +176,7 @@ enum Landing {
     Applied { era: u64, node: Str, planned: Vec<Planned>, outcomes: Vec<Outcome> },
     Tidied { era: u64, answer: Result<(), Trouble> },
     SecondLook { era: u64, answer: Box<Result<World, ReadError>> },
-    Definition { era: u64, answer: Result<bool, ReadError> },
+    Definition { era: u64, answer: Result<CrdState, ReadError> },
     StatusWritten { key: ResourceKey, answer: Result<(), WriteError> },
     FinalizerWritten { key: ResourceKey, answer: Result<(), WriteError> },
     EventWritten(Result<(), WriteError>),
@@ -216,6 +218,7 @@ impl Engine {
             ended: BTreeMap::new(),
             asked_about: None,
             ended_alone: BTreeSet::new(),
+            undecided: BTreeSet::new(),
             definition_went: false,
             refused: BTreeMap::new(),
             again: BTreeSet::new(),
@@ -445,7 +448,7 @@ impl Engine {
             dirty: self.dirty.len() + self.parked.len(),
             outstanding: self.plan.len() + self.in_flight.len(),
             refused: self.refused.values().map(BTreeMap::len).sum(),
-            held: self.held.len(),
+            held: self.held.len() + self.undecided.len(),
             sweep_age: self.last_sweep.map(|at| at.elapsed()),
             ..Snapshot::default()
         };

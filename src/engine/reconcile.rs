@@ -11,7 +11,7 @@ use crate::cluster::ReadError;
 use crate::cluster::world::{Entry, World};
 use crate::model::desired::{Desired, Placement, desired};
 use crate::model::diff::{Op, diff, release};
-use crate::model::guard::{Cause, wants_confirmation};
+use crate::model::guard::{Cause, CrdState, Ending, ending, wants_confirmation};
 use crate::model::names::{Identity, ResourceKey, Str, instance_id};
 use crate::model::registration::{Registration, Row, RowKey};
 use crate::model::resolve::{Hold, Instance, Resolution, limit, lives, resolve};
@@ -19,6 +19,9 @@ use crate::model::resource::{DeletionPolicy, Spec};
 
 /// How long between looks whether a resource that is frozen while it is being deleted may be let go.
 const FROZEN: Duration = Duration::from_secs(10);
+
+/// How long after a question about ended resources that was not answered, or not in their favour, it is asked again.
+const ASK_AGAIN: Duration = Duration::from_secs(3);
 
 /// Why a resource is to be looked at, and since when.
 #[derive(Clone, Copy, Debug)]
@@ -170,6 +173,7 @@ impl Engine {
                 .is_some_and(|Entry { resource, .. }| resource.paused && resource.deleting && resource.has_finalizer());
             if !ends || !removes {
                 self.ended_alone.remove(&key);
+                self.undecided.remove(&key);
             }
             if frozen || removes && ends && !self.ended_alone.contains(&key) {
                 self.unsettle(&key, dirty);
@@ -427,7 +431,7 @@ impl Engine {
     }
 
     /// Lets the instances of ended resources go, or the resources without them.
-    pub(super) fn land_definition(&mut self, era: u64, answer: Result<bool, ReadError>) {
+    pub(super) fn land_definition(&mut self, era: u64, answer: Result<CrdState, ReadError>) {
         let mut asked_about = self.asked_about.take().unwrap_or_default();
         if era != self.era {
             // Nothing that ended since was asked about.
@@ -437,31 +441,59 @@ impl Engine {
             std::mem::take(&mut self.ended).into_iter().partition(|(key, _)| asked_about.contains(key));
         self.ended = later;
         self.ask_for_definition();
-        let later = Instant::now() + Duration::from_secs(3);
-        match answer {
-            Ok(false) => {
-                self.definition_went = false;
-                for (key, dirty) in ended {
-                    if self.world.resource(&key).is_some_and(|entry| entry.resource.paused) {
-                        // It waits for its author; should the definition go, for nobody.
-                        self.alarms.set(Instant::now() + FROZEN, Alarm::Reconcile(key));
-                        continue;
-                    }
-                    self.ended_alone.insert(key.clone());
-                    self.mark(key, dirty.cause, dirty.since);
+        let crd = match answer {
+            Ok(crd) => crd,
+            Err(error) => {
+                tracing::warn!(%error, "the instances of ended resources stay until Kubernetes answers");
+                let later = Instant::now() + ASK_AGAIN;
+                for key in ended.into_keys() {
+                    self.alarms.set(later, Alarm::Reconcile(key));
                 }
                 return;
             }
-            Ok(true) => {
-                if !std::mem::replace(&mut self.definition_went, true) {
-                    tracing::warn!("the CustomResourceDefinition goes: resources are let go, registrations stay");
-                }
-                ended.keys().cloned().for_each(|key| self.reports.let_go(key));
-            }
-            Err(error) => tracing::warn!(%error, "the instances of ended resources stay until Kubernetes answers"),
+        };
+        let went = std::mem::replace(&mut self.definition_went, crd == CrdState::Goes);
+        if crd == CrdState::Goes && !went {
+            tracing::warn!("the CustomResourceDefinition goes: resources are let go, registrations stay");
         }
-        for key in ended.into_keys() {
-            self.alarms.set(later, Alarm::Reconcile(key));
+        for (key, dirty) in ended {
+            self.end(key, dirty, crd);
+        }
+    }
+
+    /// Lets the instances of one ended resource go, or the resource without them.
+    fn end(&mut self, key: ResourceKey, dirty: Dirty, crd: CrdState) {
+        let now = Instant::now();
+        if crd != CrdState::Goes && self.world.resource(&key).is_some_and(|entry| entry.resource.paused) {
+            // It waits for its author; should the definition go, for nobody.
+            self.alarms.set(now + FROZEN, Alarm::Reconcile(key));
+            return;
+        }
+        let (removals, owned) = (self.mirror.owned(&key).count(), self.mirror.owned_rows());
+        match ending(crd, || self.let_pass.may(removals, owned)) {
+            Ending::Deregister => {
+                self.undecided.remove(&key);
+                self.ended_alone.insert(key.clone());
+                self.mark(key, dirty.cause, dirty.since);
+            }
+            Ending::Detach => {
+                self.undecided.remove(&key);
+                // Should the definition come back without the resource, what is left of it is an orphan.
+                self.unsettle(&key, Dirty { cause: Cause::Inferred, since: dirty.since });
+                self.reports.let_go(key.clone());
+                self.alarms.set(now + ASK_AGAIN, Alarm::Reconcile(key));
+            }
+            Ending::Wait => {
+                if self.undecided.insert(key.clone()) {
+                    tracing::warn!(
+                        resource = %key,
+                        instances = removals,
+                        "the instances of a deleted resource stay: Lictor may read neither the CustomResourceDefinition \
+                         nor discovery, so it cannot tell whether all resources are being deleted"
+                    );
+                }
+                self.alarms.set(now + ASK_AGAIN, Alarm::Reconcile(key));
+            }
         }
     }
 

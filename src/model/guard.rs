@@ -22,9 +22,54 @@ pub fn wants_confirmation(inferred: usize, owned: usize) -> bool {
     inferred * 100 > owned * SHARE_PERCENT
 }
 
+/// What Kubernetes says of the `CustomResourceDefinition` of our kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CrdState {
+    /// It stays: a resource that ends was deleted itself.
+    Stays,
+    /// It is being deleted or gone, and all resources with it: nobody asked to deregister anything.
+    Goes,
+    /// Lictor may not ask.
+    Unknown,
+}
+
+/// What becomes of the instances of a resource that ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// They are deregistered.
+    Deregister,
+    /// They stay, and the finalizer is removed.
+    Detach,
+    /// They stay until Kubernetes can be asked.
+    Wait,
+}
+
+/// What becomes of the instances of a resource that ended. `few` answers whether they are within the share of what we
+/// own that may go by inference; it is asked only where the state is not known.
+pub fn ending(crd: CrdState, few: impl FnOnce() -> bool) -> Ending {
+    match crd {
+        CrdState::Stays => Ending::Deregister,
+        CrdState::Goes => Ending::Detach,
+        CrdState::Unknown if few() => Ending::Deregister,
+        CrdState::Unknown => Ending::Wait,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_ends_goes_unless_the_definition_does_or_may() {
+        for (crd, few, expected) in [
+            (CrdState::Stays, false, Ending::Deregister),
+            (CrdState::Goes, true, Ending::Detach),
+            (CrdState::Unknown, true, Ending::Deregister),
+            (CrdState::Unknown, false, Ending::Wait),
+        ] {
+            assert_eq!(ending(crd, || few), expected, "{crd:?}, few: {few}");
+        }
+    }
 
     #[test]
     fn more_than_a_share_wants_a_second_look() {

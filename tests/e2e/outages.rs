@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
-use crate::bed::{Bed, Mode, SOON, apply, install_crd, merged, resources};
+use crate::bed::{Bed, Mode, SOON, apply, install_crd, merged, metric, resources};
 use crate::listening::{Listening, Way};
 use crate::rows::{fingerprint, remove};
 
@@ -454,6 +454,92 @@ pub(crate) async fn the_crd_comes_later(bed: &Bed) -> Result<()> {
     bed.wait_for_a_look(&operator).await?;
     ensure!(bed.instances().await?.len() == 1, "an instance went with the CRD");
     Ok(())
+}
+
+pub(crate) async fn the_crd_goes_where_it_may_not_be_read(bed: &Bed) -> Result<()> {
+    let plane = ControlPlane::start(bed.programs).await?;
+    install_crd(&plane).await?;
+    let shop = TestNamespace::create(&plane, "shop").await?;
+    let kubeconfig = bounded(&plane, &shop).await?;
+    let mut operator = bed.operator().kubeconfig(&kubeconfig.path().join("kubeconfig")).namespace(shop.name());
+    operator = operator.flag("--cluster-uid", "5f0c");
+    if bed.mode == Mode::Catalog {
+        operator = operator.switch("--without-nodes");
+    }
+    let operator = operator.ready().await?;
+    for (name, address) in [("web", "10.1.0.1"), ("api", "10.1.0.2"), ("job", "10.1.0.3")] {
+        shop.apply_service(name, &[], &[("http", 80, "8080")]).await?;
+        let endpoints = [NewEndpoint::new(address.parse()?)];
+        shop.apply_slice(&format!("{name}-1"), name, &[("http", 8080)], &endpoints).await?;
+        let spec = json!({ "name": bed.service, "source": { "service": { "name": name } } });
+        apply(&resources(&shop), name, &spec).await?;
+        shop.wait_for_condition(&format!("csvc/{name}"), "Ready", "True", SOON).await?;
+    }
+    bed.wait_for("all three", |found| found.len() == 3).await?;
+
+    // A user deletes one, and it goes.
+    shop.kubectl(&["delete", "csvc", "job", "--timeout=30s"]).await?;
+    bed.wait_for("two", |found| found.len() == 2).await?;
+
+    // Where not even discovery may be asked, nobody can tell what that means: of many, all stay.
+    let role = plane.kubectl(&["get", "clusterrolebinding", "system:discovery", "-o", "json"]).await?;
+    plane.kubectl(&["delete", "clusterrolebinding", "system:discovery"]).await?;
+    shop.kubectl(&["delete", "csvc", "api", "--wait=false"]).await?;
+    wait::until("a resource is held", SOON, || async {
+        let held = metric(&operator.metrics().await?, "lictor_held_resources")?;
+        Ok((held > 0.0).then_some(()))
+    })
+    .await?;
+    ensure!(operator.log().contains("nor discovery"), "why is not in its log");
+    bed.wait_for_a_look(&operator).await?;
+    ensure!(bed.instances().await?.len() == 2, "an instance went although nobody could tell");
+    let mut role: Value = serde_json::from_str(&role)?;
+    role["metadata"] = json!({ "name": role["metadata"]["name"] });
+    plane.kubectl_program().run_with_input(&["apply", "-f", "-"], &role.to_string()).await?;
+    bed.wait_for("one", |found| found.len() == 1).await?;
+    shop.kubectl(&["wait", "csvc/api", "--for=delete", "--timeout=30s"]).await?;
+
+    plane.kubectl(&["delete", "crd", "consulservices.lictor.dev", "--timeout=60s"]).await?;
+    bed.wait_for_a_look(&operator).await?;
+    ensure!(bed.instances().await?.len() == 1, "an instance went with the CRD");
+    ensure!(operator.log().contains("the CustomResourceDefinition goes"), "{}", operator.log());
+    Ok(())
+}
+
+/// A kubeconfig, `kubeconfig` in this folder, of a user with no more rights than the chart's Role in one namespace.
+async fn bounded(plane: &ControlPlane, namespace: &TestNamespace) -> Result<WorkDir> {
+    let user = "bounded";
+    let rule = |groups: &[&str], resources: &[&str], verbs: &[&str]| json!({ "apiGroups": groups, "resources": resources, "verbs": verbs });
+    let rbac = |kind: &str, more: Value| {
+        merged(
+            json!({ "apiVersion": "rbac.authorization.k8s.io/v1", "kind": kind, "metadata": { "name": user } }),
+            more,
+        )
+    };
+    let read = ["get", "list", "watch"];
+    let items = [
+        rbac(
+            "Role",
+            json!({ "rules": [
+                rule(&["lictor.dev"], &["consulservices"], &["get", "list", "watch", "patch"]),
+                rule(&["lictor.dev"], &["consulservices/status"], &["patch"]),
+                rule(&["discovery.k8s.io"], &["endpointslices"], &read),
+                rule(&[""], &["services", "pods"], &read),
+                rule(&["events.k8s.io"], &["events"], &["create", "patch"]),
+            ] }),
+        ),
+        rbac(
+            "RoleBinding",
+            json!({
+                "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": user },
+                "subjects": [{ "apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": user }],
+            }),
+        ),
+    ];
+    namespace.apply_yaml(&json!({ "apiVersion": "v1", "kind": "List", "items": items }).to_string()).await?;
+    let work_dir = WorkDir::create("bounded")?;
+    work_dir.write("kubeconfig", plane.kubeconfig_for(user, None)?)?;
+    Ok(work_dir)
 }
 
 /// Waits until `/readyz` is not ready for a reason that holds `words`, and gives it.

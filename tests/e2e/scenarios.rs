@@ -212,6 +212,9 @@ scenarios! {
     /// The CRD is not there: how to install it is said, and it works when it comes; an object that does not decode
     /// keeps its last good state; when the CRD is deleted, what is registered stays.
     outages::the_crd_comes_later(agent: yes, catalog: "Consul is not concerned: a second control plane of its own would show nothing new");
+    /// Where the CRD may not be read, discovery tells a deleted resource from a deleted CRD, with which nothing goes; where
+    /// neither may be read, many instances stay until Lictor can tell.
+    outages::the_crd_goes_where_it_may_not_be_read(agent: yes, catalog: yes);
 
     /// Nothing changes for half a minute: Consul sees no request but reads, and no index of ours moves.
     quiet::no_change_no_write(agent: yes, catalog: yes);

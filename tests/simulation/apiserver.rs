@@ -1,15 +1,19 @@
 //! Kubernetes' API: the writes, and the second look.
 
+use std::time::Duration;
+
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use jiff::Timestamp;
 use lictor::cluster::event::{Change, Event, Kind, Scope, Step};
 use lictor::cluster::world::{Wanted, World};
 use lictor::cluster::{Kubernetes, ReadError, Write, WriteError};
+use lictor::model::guard::CrdState;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::sleep;
 
 use crate::plants::Plant;
+use crate::setup::CrdRights;
 use crate::sim::Sim;
 use crate::watches::{Watches, pause, seen, step};
 
@@ -67,6 +71,43 @@ impl ApiServer {
         answer.await.expect("the model of Kubernetes answers")
     }
 
+    /// Whether the definition stays, as the API server or, a moment later, discovery has it.
+    async fn ask_for_definition(&self) -> Result<CrdState, ReadError> {
+        let (there, back, fails, rights, plant) = {
+            let mut state = self.sim.state();
+            let fails = state.weather.kubernetes_fails;
+            // Whoever notices that a right is missing gives it in the end.
+            let rights = if state.calm { CrdRights::Discovers } else { state.setup.crd_rights };
+            let plant = state.setup.plant;
+            (pause(&mut state), pause(&mut state), state.strikes(fails), rights, plant)
+        };
+        sleep(there).await;
+        if fails {
+            return Err(ReadError { what: "the definition".to_owned(), reason: "unavailable".to_owned(), code: None });
+        }
+        if rights == CrdRights::Discovers {
+            sleep(Duration::from_secs(1)).await;
+        }
+        let answer = {
+            let mut state = self.sim.state();
+            let answer = match rights {
+                _ if plant == Some(Plant::CrdStays) => CrdState::Stays,
+                CrdRights::None => CrdState::Unknown,
+                _ if state.cluster.crd_deleted => CrdState::Goes,
+                CrdRights::Reads | CrdRights::Discovers => CrdState::Stays,
+            };
+            state.stats.count(match answer {
+                CrdState::Stays => "asked for the definition: it stays",
+                CrdState::Goes => "asked for the definition: it goes",
+                CrdState::Unknown => "asked for the definition: nobody can tell",
+            });
+            state.trace(|| format!("life {} asks for the definition: {answer:?}", self.life));
+            answer
+        };
+        sleep(back).await;
+        Ok(answer)
+    }
+
     async fn look(&self) -> Result<World, ReadError> {
         let setup = self.sim.state().setup.clone();
         self.sim.state().stats.count("second looks");
@@ -120,6 +161,10 @@ fn told(write: &Write) -> String {
 impl Kubernetes for ApiServer {
     fn write(&self, write: Write) -> BoxFuture<'_, Result<(), WriteError>> {
         self.send(write).boxed()
+    }
+
+    fn definition_goes(&self) -> BoxFuture<'_, Result<CrdState, ReadError>> {
+        self.ask_for_definition().boxed()
     }
 
     fn list_anew(&self) {

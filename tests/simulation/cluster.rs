@@ -75,6 +75,8 @@ pub struct Cluster {
     /// With all of their annotations.
     pub pods: BTreeMap<ObjectKey, Pod>,
     pub nodes: BTreeMap<ObjectKey, Node>,
+    /// The definition of our kind is being deleted or gone: no resource can be made.
+    pub crd_deleted: bool,
     /// All changes, in order. A position in it is the number of changes before it.
     log: Vec<Logged>,
     uids: u64,

@@ -153,6 +153,7 @@ fn planted_faults_are_caught() {
         (Plant::NoRivals, &["one name, one namespace"]),
         (Plant::NoPause, &["paused"]),
         (Plant::DeadWatch, &["true", "nothing hidden"]),
+        (Plant::CrdStays, &["nothing lost"]),
         (Plant::BlindLimit, &["nothing lost"]),
     ] {
         let planted = |seed| {

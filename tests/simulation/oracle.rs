@@ -11,7 +11,7 @@ use lictor::cluster::event::{Kind, Scope};
 use lictor::model::names::{ResourceKey, Str};
 use lictor::model::resource::DeletionPolicy;
 
-use crate::cluster::Object;
+use crate::cluster::{Cluster, Object};
 use crate::consul::store::{Change, Check, Entity, Node, Service, fold};
 use crate::setup::{CLUSTER, CLUSTER_UID, MARKER, Mode, PREFIX};
 use crate::sim::{Sim, State};
@@ -79,6 +79,10 @@ pub struct Oracle {
     paused: BTreeMap<ResourceKey, u64>,
     /// Resources that ask for a name which their status calls accepted.
     holders: BTreeMap<ResourceKey, Holder>,
+    /// Resources as they were when the definition of our kind was deleted, while it is not back: their instances stay.
+    kept: BTreeMap<ResourceKey, Object>,
+    /// How many instances of those Lictor may remove where it may not find out what became of the definition.
+    spare: usize,
     /// How far each watch has told of the log; none before its first list is whole.
     seen: BTreeMap<(Kind, Scope), Option<u64>>,
     /// For each Consul node, what Lictor had seen at its last decision.
@@ -96,6 +100,19 @@ pub struct Oracle {
 impl Oracle {
     pub fn sees_nothing(&mut self) {
         self.seen.clear();
+    }
+
+    /// The definition of our kind is about to be deleted, and all resources with it.
+    pub fn definition_goes(&mut self, cluster: &Cluster, spare: usize) {
+        let stays = |object: &&Object| !object.deleting && object.deletion == DeletionPolicy::Deregister;
+        let all = cluster.resources.values().filter(stays);
+        self.kept = all.map(|object| (object.key.clone(), object.clone())).collect();
+        self.spare = spare;
+    }
+
+    /// It is installed again: nobody claims what is left of them.
+    pub fn definition_returns(&mut self) {
+        self.kept.clear();
     }
 
     pub fn begins_to_see(&mut self, watch: &(Kind, Scope)) {
@@ -231,8 +248,12 @@ impl State {
     pub fn work_out_what_is_wanted(&mut self) {
         let now = self.cluster.position();
         let (mut wanted, mut held) = (BTreeMap::new(), BTreeMap::new());
-        for (key, want) in self.wants() {
-            let object = &self.cluster.resources[&key];
+        let kept = self.oracle.kept.iter();
+        let kept = kept.map(|(key, object)| (key.clone(), Want::of(&self.cluster, self.setup.mode, object)));
+        let wants: BTreeMap<ResourceKey, Want> = self.wants().into_iter().chain(kept).collect();
+        for (key, want) in wants {
+            let kept = self.oracle.kept.get(&key);
+            let Some(object) = kept.or_else(|| self.cluster.resources.get(&key)) else { continue };
             let wish = (object.uid.clone(), object.generation);
             let kinds: Arc<[Kind]> = kinds(object).into();
             let keep = |known: Option<&Wanted>, ready: bool| {
@@ -287,6 +308,10 @@ impl State {
     /// Lictor has taken its finalizer off: it says that nothing of a resource is left.
     pub fn finalizer_was_removed(&mut self, key: &ResourceKey) {
         self.stats.count("resources let go");
+        // What goes with the definition of our kind leaves its instances behind.
+        if self.cluster.crd_deleted {
+            return;
+        }
         // An agent has yet to tell the catalog, and what it was sent may still land.
         if self.setup.mode == Mode::Agent || self.oracle.was_restored {
             return;
@@ -418,7 +443,10 @@ impl State {
         let Some(key) = owner(id) else { return };
         let wanted = self.oracle.wanted.get(&place(node, id));
         let wanted = wanted.filter(|wanted| sent.had_seen(node, &wanted.kinds, wanted.since));
-        if let Some(wanted) = wanted
+        let spared = wanted.is_some() && self.oracle.kept.contains_key(&key) && self.oracle.spare > 0;
+        if spared {
+            self.oracle.spare -= 1;
+        } else if let Some(wanted) = wanted
             && !self.is_contested(&key, &before.service)
         {
             let (since, seen) = (wanted.since, sent.decided.get(&fold(node)).cloned().unwrap_or_default());

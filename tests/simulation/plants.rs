@@ -31,6 +31,8 @@ pub enum Plant {
     NoPause,
     /// A watch that ended and is wanted again does not begin again.
     DeadWatch,
+    /// Whoever asks is told that the definition of our kind stays: what ends with it was deleted by a user.
+    CrdStays,
     /// Of a slice only the first endpoints count, whatever is registered.
     BlindLimit,
 }

@@ -14,7 +14,8 @@ use lictor::model::names::{ResourceKey, Str};
 use lictor::model::reasons::Refusal;
 use lictor::model::resource::{DeletionPolicy, Spec};
 
-use crate::setup::NAMESPACES;
+use crate::oracle::is_marked;
+use crate::setup::{CrdRights, NAMESPACES};
 use crate::sim::State;
 
 /// The Kubernetes nodes; the last one's Consul node would be that of another cluster's node.
@@ -46,6 +47,8 @@ pub enum Later {
     Resumed { key: ResourceKey },
     /// Somebody else's finalizer comes off.
     OtherFinalizerGoes { key: ResourceKey },
+    /// The definition of our kind is installed again, once all resources are gone; somebody helps after so many tries.
+    CrdReturns { tries: u32 },
     /// A Service's slices follow a change of its ports.
     PortsFollow { service: ObjectKey },
 }
@@ -97,7 +100,7 @@ impl State {
 
     /// Something happens to Kubernetes.
     pub fn turn(&mut self) -> Consequences {
-        let what = self.random.script.u8(..112);
+        let what = self.random.script.u8(..113);
         match what {
             0..14 => self.add_some_pod(),
             14..30 => self.on_a_pod(Self::flip_ready),
@@ -121,6 +124,7 @@ impl State {
             97..100 => self.change_node(),
             100..101 => self.delete_namespace(),
             101..108 => self.on_a_resource(Self::pause_or_resume),
+            112 => self.delete_crd(),
             _ => self.on_a_resource(Self::refuse_spec),
         }
     }
@@ -141,6 +145,7 @@ impl State {
             NAMESPACES.iter().flat_map(|namespace| RESOURCES.iter().map(|name| ResourceKey::new(namespace, name)));
         let free: Vec<ResourceKey> = all.filter(|key| !self.cluster.resources.contains_key(key)).collect();
         if self.cluster.resources.len() < 4
+            && !self.cluster.crd_deleted
             && let Some(key) = self.pick(&free)
         {
             let spec = self.draw_spec(&key.namespace);
@@ -268,6 +273,45 @@ impl State {
         consequences
     }
 
+    /// Somebody deletes the definition of our kind: all resources are deleted, and nobody means their instances.
+    fn delete_crd(&mut self) -> Consequences {
+        if self.cluster.crd_deleted {
+            return Vec::new();
+        }
+        self.stats.count("definitions deleted");
+        self.trace(|| "the definition is deleted");
+        self.cluster.crd_deleted = true;
+        // Where nobody can tell, a tenth may go within a minute, and the definition is back within four.
+        let owned = self.consul.store.services().filter(|(_, service)| is_marked(service)).count();
+        let spare = if self.setup.crd_rights == CrdRights::None { owned / 10 * 4 } else { 0 };
+        self.oracle.definition_goes(&self.cluster, spare);
+        let mut consequences = vec![(self.while_of(60), Later::CrdReturns { tries: 0 })];
+        let all: Vec<ResourceKey> = self.cluster.resources.keys().cloned().collect();
+        for key in all {
+            self.cluster.delete(&key);
+            if self.cluster.resources.contains_key(&key) {
+                consequences.push((self.while_of(10), Later::OtherFinalizerGoes { key }));
+            }
+        }
+        consequences
+    }
+
+    fn crd_returns(&mut self, tries: u32) -> Consequences {
+        if !self.cluster.resources.is_empty() && tries < 20 {
+            return vec![(Duration::from_secs(5), Later::CrdReturns { tries: tries + 1 })];
+        }
+        let left: Vec<ResourceKey> = self.cluster.resources.keys().cloned().collect();
+        for key in left {
+            self.stats.count("resources forced away");
+            self.cluster.set_finalizers(&key, Vec::new());
+        }
+        self.trace(|| "the definition is back");
+        self.cluster.crd_deleted = false;
+        self.oracle.definition_returns();
+        self.work_out_what_is_wanted();
+        Vec::new()
+    }
+
     fn refuse_spec(&mut self, key: &ResourceKey) -> Consequences {
         let Ok(spec) = self.cluster.resources[key].spec.clone() else { return Vec::new() };
         self.stats.count("specs refused");
@@ -304,7 +348,7 @@ impl State {
                 }
             }
             Later::Recreated { key, spec } => {
-                if !self.cluster.resources.contains_key(&key) {
+                if !self.cluster.resources.contains_key(&key) && !self.cluster.crd_deleted {
                     self.stats.count("resources made again");
                     self.cluster.create(&key, spec, DeletionPolicy::Deregister);
                 }
@@ -323,6 +367,7 @@ impl State {
                     }
                 }
             }
+            Later::CrdReturns { tries } => return self.crd_returns(tries),
             Later::PortsFollow { service } => self.ports_follow(&service),
         }
         Vec::new()

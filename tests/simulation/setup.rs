@@ -29,6 +29,17 @@ pub enum Mode {
     Catalog,
 }
 
+/// What Lictor may ask about the definition of its kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CrdRights {
+    /// The definition itself.
+    Reads,
+    /// Discovery.
+    Discovers,
+    /// Nothing.
+    None,
+}
+
 /// The outline of a run.
 #[derive(Clone, Debug)]
 pub struct Setup {
@@ -45,6 +56,8 @@ pub struct Setup {
     pub name_taken: bool,
     /// What the administrator allows resources.
     pub limits: Limits,
+    /// How Lictor may find out whether the definition of its kind is being deleted.
+    pub crd_rights: CrdRights,
     /// A fault of the product's that is to be caught.
     pub plant: Option<Plant>,
 }
@@ -72,6 +85,11 @@ impl Setup {
             pace: Duration::from_millis(random.u64(500..5_000)),
             faults: random.u8(..8) > 0,
             name_taken: mode == Mode::Catalog && random.u8(..40) == 0,
+            crd_rights: match random.u8(..6) {
+                0..3 => CrdRights::Reads,
+                3..5 => CrdRights::Discovers,
+                _ => CrdRights::None,
+            },
             plant: None,
         }
     }
