@@ -17,11 +17,13 @@
 //! - [`cluster`]: Kubernetes: the resource, watches, the World, status and Events.
 //! - [`consul`]: Consul: transport, client, the mirror, and the registries.
 //! - [`engine`]: the loop from what changed to what was written.
+//! - [`certificates`]: whether certificates and keys can be used; pure, and known to `cluster` and `consul`.
 //! - [`admin`]: `/healthz`, `/readyz`, `/metrics`.
 //! - [`settings`]: flags and environment, parsed once.
 //! - [`cli`]: one file for each subcommand.
 
 pub mod admin;
+pub mod certificates;
 pub mod cli;
 pub mod cluster;
 pub mod consul;

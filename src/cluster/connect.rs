@@ -1,20 +1,26 @@
 //! The way to the cluster: where it is and who we are to it.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use http::header::RETRY_AFTER;
-use http::{HeaderMap, Response};
+use http::{HeaderMap, Response, StatusCode};
 use http_body_util::BodyExt;
+use jiff::Timestamp;
 use kube::client::{ClientBuilder, DynBody};
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::config::{AuthInfo, Cluster, KubeConfigOptions, Kubeconfig};
 use kube::core::Status;
 use kube::{Client, Config};
+use secrecy::ExposeSecret;
 use serde_json::json;
 use tower::BoxError;
-use tower::util::AndThenLayer;
+use tower::util::ThenLayer;
 
 use super::list::chain;
+use crate::certificates::{Credentials, Fault, Source};
 
 /// A connection on which nothing comes for so long is dead. More than the time for which the apiserver
 /// keeps a silent watch open.
@@ -29,6 +35,9 @@ pub enum ConnectError {
     /// The client cannot be made of what the configuration says.
     #[error("the configuration of the Kubernetes cluster cannot be used: {0}")]
     Client(String),
+    /// A certificate or a key that cannot be used.
+    #[error(transparent)]
+    Certificate(#[from] Fault),
 }
 
 /// The configuration by `kubectl`'s rules: `kubeconfig` if given, else `$KUBECONFIG`, else
@@ -53,9 +62,92 @@ pub async fn config(kubeconfig: Option<&Path>, context: Option<&str>) -> Result<
 
 /// A client for the cluster that [`config`] finds.
 pub async fn client(kubeconfig: Option<&Path>, context: Option<&str>) -> Result<Client, ConnectError> {
+    let mut credentials = credentials(kubeconfig, context)?;
     let config = config(kubeconfig, context).await?;
+    if let Some(path) = &config.root_cert_file {
+        // A pod's own: nothing but its token shows who it is.
+        credentials = Credentials::new(file(path).as_ref(), None)?;
+    }
+    if let Some(fault) = credentials.fault_at(Timestamp::now()) {
+        tracing::warn!("{fault}");
+    }
+    let credentials = Arc::new(credentials);
     let builder = ClientBuilder::try_from(config).map_err(|error| ConnectError::Client(chain(&error)))?;
-    Ok(builder.with_layer(&AndThenLayer::new(keep_retry_after)).build())
+    let layer = ThenLayer::new(move |answer| explained(answer, Arc::clone(&credentials)));
+    Ok(builder.with_layer(&layer).build())
+}
+
+/// What a kubeconfig has of certificates and keys, judged before it is used. What cannot be read of it is left to kube,
+/// which says so.
+fn credentials(kubeconfig: Option<&Path>, context: Option<&str>) -> Result<Credentials, Fault> {
+    let (read, place) = match kubeconfig {
+        Some(path) => (Kubeconfig::read_from(path), format!("the kubeconfig {}", path.display())),
+        None => (Kubeconfig::read(), "the kubeconfig".to_owned()),
+    };
+    read.map_or_else(|_| Ok(Credentials::default()), |read| credentials_of(&read, context, &place))
+}
+
+fn credentials_of(kubeconfig: &Kubeconfig, context: Option<&str>, place: &str) -> Result<Credentials, Fault> {
+    let name = context.or(kubeconfig.current_context.as_deref());
+    let context = kubeconfig.contexts.iter().find(|named| Some(&*named.name) == name);
+    let Some(context) = context.and_then(|named| named.context.as_ref()) else { return Ok(Credentials::default()) };
+    let cluster = kubeconfig.clusters.iter().find(|named| named.name == context.cluster);
+    let user = kubeconfig.auth_infos.iter().find(|named| Some(&named.name) == context.user.as_ref());
+
+    let mut authorities = None;
+    if let Some((name, cluster)) = cluster.and_then(|named| Some((&named.name, named.cluster.as_ref()?))) {
+        let Cluster { certificate_authority_data: data, certificate_authority: path, .. } = cluster;
+        if cluster.insecure_skip_tls_verify != Some(true) {
+            let what = format!("certificate-authority-data of the cluster {name:?} in {place}");
+            authorities = source(data.as_deref(), path.as_deref(), what)?;
+        }
+    }
+    let mut identity = None;
+    if let Some((name, user)) = user.and_then(|named| Some((&named.name, named.auth_info.as_ref()?))) {
+        let AuthInfo { client_certificate_data, client_certificate, client_key_data, client_key, .. } = user;
+        let what = |data: &str| format!("{data} of the user {name:?} in {place}");
+        let certificate = what("client-certificate-data");
+        let certificate = source(client_certificate_data.as_deref(), client_certificate.as_deref(), certificate)?;
+        let data = client_key_data.as_ref().map(ExposeSecret::expose_secret);
+        let key = source(data, client_key.as_deref(), what("client-key-data"))?;
+        identity = certificate.zip(key);
+    }
+    Credentials::new(authorities.as_ref(), identity.as_ref().map(|(certificate, key)| (certificate, key)))
+}
+
+/// What is in the kubeconfig itself, `what` by name, goes before a file.
+fn source(data: Option<&str>, path: Option<&str>, what: String) -> Result<Option<Source>, Fault> {
+    let Some(data) = data else { return Ok(path.and_then(|path| file(Path::new(path)))) };
+    match STANDARD.decode(data) {
+        Ok(text) => Ok(Some(Source { from: what, text })),
+        Err(_) => Err(Fault::NotBase64(what)),
+    }
+}
+
+/// A file that can be read.
+fn file(path: &Path) -> Option<Source> {
+    let text = std::fs::read(path).ok()?;
+    Some(Source { from: path.display().to_string(), text })
+}
+
+/// Says more of a failure than kube does, where that is a matter of certificates or of time.
+async fn explained(
+    answer: Result<Response<Box<DynBody>>, BoxError>,
+    credentials: Arc<Credentials>,
+) -> Result<Response<Box<DynBody>>, BoxError> {
+    let now = Timestamp::now();
+    let response = answer.map_err(|error| match credentials.explain(&*error, now) {
+        Some(why) => format!("{}; {why}", chain(&*error)).into(),
+        None => error,
+    })?;
+    // The apiserver takes any certificate for a connection, and refuses a bad one by each answer.
+    match credentials.fault_at(now) {
+        Some(fault) if response.status() == StatusCode::UNAUTHORIZED => {
+            let status = Status::failure(&format!("Unauthorized: {fault}"), "Unauthorized").with_code(401);
+            Err(kube::Error::Api(status.boxed()).into())
+        }
+        _ => keep_retry_after(response).await,
+    }
 }
 
 /// Puts the header `Retry-After` into the answer's status, which is all that kube keeps of a failure. The apiserver's

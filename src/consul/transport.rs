@@ -14,11 +14,14 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use jiff::Timestamp;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::header::{CONNECTION, HeaderMap, HeaderValue, RETRY_AFTER};
 use reqwest::{Certificate, Identity, Url, redirect};
 use tokio::sync::{Mutex, Semaphore, watch};
 use tokio::time::Instant;
+
+use crate::certificates::{Credentials, Fault, Source};
 
 /// What a request does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -192,6 +195,9 @@ pub enum BadSettings {
         /// What is wrong with it.
         why: String,
     },
+    /// A certificate or a key that cannot be used.
+    #[error(transparent)]
+    Certificate(#[from] Fault),
     /// A file that is not there, in a folder that is: what comes from a Secret may come later.
     #[error("{}: there is no such file yet", .0.display())]
     NotYet(PathBuf),
@@ -224,6 +230,7 @@ pub struct Http {
     base: String,
     client: reqwest::Client,
     token: Option<TokenSource>,
+    credentials: Credentials,
     slots: Semaphore,
     leave: Option<Leave>,
 }
@@ -232,6 +239,10 @@ impl Http {
     /// Sets up a client. Connections are made when they are needed. The process's TLS provider must have
     /// been installed.
     pub fn new(settings: &ConsulSettings) -> Result<Self, BadSettings> {
+        let credentials = credentials(settings)?;
+        if let Some(fault) = credentials.fault_at(Timestamp::now()) {
+            tracing::warn!("{fault}");
+        }
         let mut url = parse_address(&settings.address)?;
         let mut builder = reqwest::Client::builder()
             .http1_only()
@@ -272,6 +283,7 @@ impl Http {
             base: url.as_str().trim_end_matches('/').to_owned(),
             client,
             token: TokenSource::new(settings),
+            credentials,
             slots: Semaphore::new(CONNECTIONS),
             leave: None,
         })
@@ -312,8 +324,12 @@ impl Http {
         let failed = |error: reqwest::Error| {
             // The URL has our filters in it, which tell a user nothing.
             let error = error.without_url();
+            let mut why = chain(&error);
+            if let Some(explained) = self.credentials.explain(&error, Timestamp::now()) {
+                why = format!("{why}; {explained}");
+            }
             if error.is_connect() || error.is_builder() {
-                not_sent(&chain(&error))
+                not_sent(&why)
             } else if error.is_timeout() && longest < request.timeout {
                 TransportError::NoAnswer(format!(
                     "Consul at {}: no answer within {} ms, a quarter of --lease-duration",
@@ -321,7 +337,7 @@ impl Http {
                     longest.as_millis()
                 ))
             } else {
-                TransportError::NoAnswer(format!("Consul at {}: {}", self.base, chain(&error)))
+                TransportError::NoAnswer(format!("Consul at {}: {why}", self.base))
             }
         };
         // The last moment before it leaves; a process may have been stopped anywhere before.
@@ -419,6 +435,21 @@ fn read(file: &Path) -> Result<Vec<u8>, BadSettings> {
 
 fn bad_file(path: &Path, error: &dyn std::error::Error) -> BadSettings {
     BadSettings::File { path: path.to_owned(), why: chain(error) }
+}
+
+/// What the files of certificates hold, judged before they are used.
+fn credentials(settings: &ConsulSettings) -> Result<Credentials, BadSettings> {
+    let source = |file: &PathBuf| {
+        let text = read(file)?;
+        Ok::<_, BadSettings>(Source { from: file.display().to_string(), text })
+    };
+    // Whoever checks nothing needs nobody to trust.
+    let authorities = settings.ca_cert.as_ref().filter(|_| settings.ssl_verify).map(source).transpose()?;
+    let identity = match (&settings.client_cert, &settings.client_key) {
+        (Some(certificate), Some(key)) => Some((source(certificate)?, source(key)?)),
+        _ => None,
+    };
+    Ok(Credentials::new(authorities.as_ref(), identity.as_ref().map(|(certificate, key)| (certificate, key)))?)
 }
 
 fn certificates(file: &Path) -> Result<Vec<Certificate>, BadSettings> {

@@ -19,6 +19,7 @@ mod appearing;
 mod bad_input;
 mod commands;
 mod content;
+mod credentials;
 mod drift;
 mod edits;
 mod elsewhere;

@@ -260,6 +260,10 @@ scenarios! {
     commands::a_doctor_says_what_is_missing(agent: yes, catalog: yes);
     /// `lictor release` takes the finalizers off while an operator runs, which stands by; `--deregister` leaves nothing.
     commands::a_release_lets_go_of_the_cluster(agent: yes, catalog: yes);
+    /// A certificate of X.509 version 1, an encrypted key, a key of another certificate, authorities that are none, no PEM, nothing: one sentence with file, fault and remedy, for Consul and for Kubernetes.
+    credentials::certificates_that_cannot_be_used(agent: yes, catalog: yes);
+    /// A client certificate expires while Lictor runs: what is registered stays, and `/readyz` names the file and its time.
+    credentials::a_client_certificate_expires(agent: yes, catalog: yes);
 
     once:
     /// A wrong flag, value or file is one line on stderr and an exit code above 1.

@@ -1,5 +1,8 @@
 //! The control plane's own certificate authority.
 
+use std::ops::Range;
+use std::time::SystemTime;
+
 use anyhow::Result;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
@@ -53,6 +56,14 @@ impl Authority {
         if let Some(group) = group {
             params.distinguished_name.push(DnType::OrganizationName, group);
         }
+        self.issue(params, ExtendedKeyUsagePurpose::ClientAuth)
+    }
+
+    /// A certificate of a client that is valid in this time alone.
+    pub fn client_within(&self, user: &str, time: Range<SystemTime>) -> Result<Pair> {
+        let mut params = CertificateParams::new(Vec::new())?;
+        params.distinguished_name.push(DnType::CommonName, user);
+        (params.not_before, params.not_after) = (time.start.into(), time.end.into());
         self.issue(params, ExtendedKeyUsagePurpose::ClientAuth)
     }
 
