@@ -23,7 +23,7 @@ use super::convert::{self, Rules};
 use super::event::{Change, Kind, ObjectKey, SeenResource, Step};
 use super::interner::Interner;
 use crate::model::facts::{ContainerPort, Endpoint, Family, Node, Pod, PodRef, Service, ServicePort, Slice, SlicePort};
-use crate::model::names::Str;
+use crate::model::names::{Str, is_pod_name, is_uid};
 use crate::model::render::MAX_META_VALUE;
 
 /// A kind that is watched.
@@ -202,15 +202,27 @@ fn endpoint(object: EndpointObject, strings: &mut Interner) -> Option<Endpoint> 
         return None;
     };
     let conditions = object.conditions.unwrap_or_default();
-    let pod = object.target_ref.filter(|target| target.kind.as_deref() == Some("Pod"));
-    let pod = pod.and_then(|target| Some(PodRef { name: target.name?.into(), uid: target.uid?.into() }));
     Some(Endpoint {
         address,
         ready: conditions.ready.unwrap_or(true) && conditions.serving.unwrap_or(true),
         terminating: conditions.terminating.unwrap_or(false),
         node: object.node_name.map(|node| strings.get(&node)),
-        pod,
+        pod: object.target_ref.and_then(|target| pod(target, address)),
     })
+}
+
+/// The pod that an endpoint stands for. Kubernetes checks neither name nor uid in a `targetRef` (1.37), and both are
+/// in what is written to Consul: what is in no form of Kubernetes' own names no pod.
+fn pod(target: TargetObject, address: IpAddr) -> Option<PodRef> {
+    if target.kind.as_deref() != Some("Pod") {
+        return None;
+    }
+    let (name, uid) = (target.name?, target.uid?);
+    if !is_pod_name(&name) || !is_uid(&uid) {
+        tracing::warn!(%address, "the targetRef of an endpoint has not the name and uid of a pod: it is left out");
+        return None;
+    }
+    Some(PodRef { name: name.into(), uid: uid.into() })
 }
 
 /// A `Service`.

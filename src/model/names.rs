@@ -38,6 +38,26 @@ impl fmt::Display for ClusterName {
     }
 }
 
+/// Whether a text has the form of the uids that Kubernetes gives: a UUID (RFC 4122).
+#[must_use]
+pub fn is_uid(text: &str) -> bool {
+    let fits = |(index, byte): (usize, u8)| match index {
+        8 | 13 | 18 | 23 => byte == b'-',
+        _ => byte.is_ascii_hexdigit(),
+    };
+    text.len() == 36 && text.bytes().enumerate().all(fits)
+}
+
+/// Whether a text has the form of a pod's name: a DNS subdomain, as Kubernetes checks it (RFC 1123, 253 characters,
+/// its labels of any length).
+#[must_use]
+pub fn is_pod_name(text: &str) -> bool {
+    let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    let fits =
+        |part: &str| !part.is_empty() && part.chars().all(inner) && !part.starts_with('-') && !part.ends_with('-');
+    text.len() <= 253 && text.split('.').all(fits)
+}
+
 /// Which cluster we act for. The name may be chosen; the uid (of the namespace `kube-system`) tells two
 /// clusters of one name apart.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -172,6 +192,30 @@ pub fn check_name<'a>(instance: &str, check_id: &'a str) -> Option<&'a str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pod_is_called_as_kubernetes_calls_one() {
+        let long = "a".repeat(253);
+        for name in ["p", "web-0", "7", "a.b-c.d", &long] {
+            assert!(is_pod_name(name), "{name}");
+        }
+        for name in ["", "-a", "a-", "a..b", ".a", "A", "a_b", "a:b", "a b", "\u{e9}", &format!("{long}a")] {
+            assert!(!is_pod_name(name), "{name}");
+        }
+        assert!(is_uid("0b4f2a6e-9c1d-4E3f-8a7b-5c6d7e8f9a0b"));
+        for uid in [
+            "",
+            "u1",
+            "0b4f2a6e9c1d4e3f8a7b5c6d7e8f9a0b",
+            "0b4f2a6e-9c1d-4e3f-8a7b-5c6d7e8f9a0",
+            "0b4f2a6e-9c1d-4e3f-8a7b-5c6d7e8f9a0b0",
+            "0b4f2a6e-9c1d-4e3f-8a7b-5c6d7e8f9a0g",
+            "0b4f2a6e:9c1d:4e3f:8a7b:5c6d7e8f9a0b",
+            &"x".repeat(20_000),
+        ] {
+            assert!(!is_uid(uid), "{uid}");
+        }
+    }
 
     #[test]
     fn cluster_names_are_dns_labels() {

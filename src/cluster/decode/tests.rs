@@ -25,13 +25,36 @@ fn slice(endpoints: &Value, ports: &Value) -> Slice {
     fact::<SliceObject>(object).unwrap()
 }
 
+const UID: &str = "0b4f2a6e-9c1d-4e3f-8a7b-5c6d7e8f9a0b";
+
+/// What names no pod is an endpoint all the same, at its address.
+#[test]
+fn a_pod_is_only_what_may_be_one() {
+    let long = "x".repeat(20_000);
+    for (kind, name, uid) in [
+        (json!("Pod"), json!("p1"), json!(long)),
+        (json!("Pod"), json!(long), json!(UID)),
+        (json!("Pod"), json!("p1"), json!("u:1")),
+        (json!("Pod"), json!("P_1"), json!(UID)),
+        (json!("Pod"), json!(""), json!("")),
+        (json!("Pod"), json!("p1"), Value::Null),
+        (json!("Pod"), Value::Null, json!(UID)),
+        (Value::Null, json!("p1"), json!(UID)),
+    ] {
+        let target = json!({ "kind": kind, "name": name, "uid": uid });
+        let endpoints = json!([{ "addresses": ["10.0.0.1"], "targetRef": target }]);
+        let found = slice(&endpoints, &Value::Null).endpoints;
+        assert_eq!((found.len(), &found[0].pod), (1, &None), "{kind} {name:.40} {uid:.40}");
+    }
+}
+
 #[test]
 fn an_endpoint_is_its_first_address_and_absent_means_ready() {
     let endpoints = json!([
         {
             "addresses": ["10.0.0.1", "10.0.0.2"],
             "nodeName": "n1",
-            "targetRef": { "kind": "Pod", "name": "p1", "uid": "u1" },
+            "targetRef": { "kind": "Pod", "name": "p1", "uid": UID },
             "conditions": { "ready": false, "serving": true, "terminating": true },
         },
         { "addresses": ["10.0.0.3"], "targetRef": { "kind": "VirtualMachine", "name": "v", "uid": "u" } },
@@ -47,7 +70,7 @@ fn an_endpoint_is_its_first_address_and_absent_means_ready() {
         node: None,
         pod: None,
     };
-    let pod = PodRef { name: "p1".into(), uid: "u1".into() };
+    let pod = PodRef { name: "p1".into(), uid: UID.into() };
     let first = Endpoint { node: Some("n1".into()), pod: Some(pod), ..endpoint(1, false, true) };
     assert_eq!(slice(&endpoints, &Value::Null).endpoints, [first, endpoint(3, true, false), endpoint(4, false, false)]);
 }
