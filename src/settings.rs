@@ -83,9 +83,16 @@ pub struct RunArgs {
     #[arg(long, env = "LICTOR_WITHOUT_NODES")]
     pub without_nodes: bool,
 
-    /// Consul's HTTP address, such as `http://127.0.0.1:8500`.
-    #[arg(long, value_name = "URL", default_value = CONSUL_ADDRESS, env = "CONSUL_HTTP_ADDR")]
-    pub consul_address: String,
+    /// Consul's HTTP address, such as `http://127.0.0.1:8500`. With --registration=catalog there may be several,
+    /// separated by commas: servers of one datacenter, which are tried in turn.
+    #[arg(
+        long,
+        value_name = "URL,...",
+        value_delimiter = ',',
+        default_value = CONSUL_ADDRESS,
+        env = "CONSUL_HTTP_ADDR"
+    )]
+    pub consul_address: Vec<String>,
 
     /// With --registration=agent: an agent that this cluster registered with before, such as `http://10.0.0.7:8500`. What
     /// is left there is deregistered as soon as the present agent has it. It is sent the same token as --consul-address:
@@ -197,8 +204,9 @@ impl RunArgs {
         ] {
             path.take_if(|path| path.as_os_str().is_empty());
         }
+        self.consul_address.retain(|address| !address.trim().is_empty());
         if self.consul_address.is_empty() {
-            CONSUL_ADDRESS.clone_into(&mut self.consul_address);
+            self.consul_address.push(CONSUL_ADDRESS.to_owned());
         }
     }
 }
@@ -322,6 +330,12 @@ impl Settings {
             "false" | "0" | "f" => false,
             other => bail!("--consul-ssl-verify {other:?}: write true or false"),
         };
+        // What was registered with one agent is deregistered with that one.
+        ensure!(
+            args.registration == Registration::Catalog || args.consul_address.len() == 1,
+            "--consul-address: {} addresses, which are for the servers of --registration=catalog; an agent has one",
+            args.consul_address.len()
+        );
         let election = args.leader_election.then(|| election(&args)).transpose()?;
         let token = std::env::var("CONSUL_HTTP_TOKEN").ok().filter(|token| !token.is_empty());
         Ok(Self {
@@ -341,7 +355,7 @@ impl Settings {
                 },
             },
             consul: ConsulSettings {
-                address: args.consul_address,
+                addresses: args.consul_address,
                 token,
                 token_file: args.consul_token_file,
                 ca_cert: args.consul_ca_cert,

@@ -345,6 +345,10 @@ impl Transport for WithoutH2Ping {
         request.body = request.body.map(|body| String::from_utf8_lossy(&body).replace("H2PING", "FUTURE").into());
         self.0.send(request)
     }
+
+    fn addresses(&self) -> usize {
+        1
+    }
 }
 
 #[tokio::test]
@@ -607,6 +611,10 @@ impl Transport for InTurn {
     fn send(&self, request: Request) -> BoxFuture<'_, Result<Response, TransportError>> {
         let number = self.requests.fetch_add(usize::from(self.turns.load(Ordering::SeqCst)), Ordering::SeqCst);
         self.agents[number % self.agents.len()].send(request)
+    }
+
+    fn addresses(&self) -> usize {
+        1
     }
 }
 

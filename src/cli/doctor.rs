@@ -14,7 +14,7 @@ use crate::cluster::definition::{self, Definition};
 use crate::cluster::{connect, permissions};
 use crate::consul::Rows;
 use crate::consul::probe::{self, Way};
-use crate::consul::transport::{Http, Transport};
+use crate::consul::transport::{ConsulSettings, Http, Transport};
 use crate::model::desired::Placement;
 use crate::model::names::{Identity, meta};
 use crate::settings::{Registration, RunArgs, Settings};
@@ -70,12 +70,11 @@ async fn examine(settings: Settings, service: &str, report: &mut Report) {
         None => None,
     };
     let http = Http::new(&settings.consul);
-    let Some(http) = report.say("Consul is configured", found(http, |_| settings.consul.address.clone())) else {
+    let Some(http) = report.say("Consul is configured", found(http, |_| settings.consul.addresses.join(", "))) else {
         return;
     };
     let transport: Arc<dyn Transport> = Arc::new(http);
-    let leader = probe::leader(Arc::clone(&transport)).await;
-    if report.say("Consul answers", found(leader, |leader| format!("its servers are led by {leader}"))).is_none() {
+    if !answers(&settings.consul, report).await {
         return;
     }
     let Some(identity) = identity else { return };
@@ -140,6 +139,33 @@ fn say_whose(identity: &Identity, rows: &Rows, report: &mut Report) {
         );
         report.say::<()>("the cluster's name in Consul", Err(what));
     }
+}
+
+/// Asks at each address who leads the servers; answers whether anybody said so.
+async fn answers(settings: &ConsulSettings, report: &mut Report) -> bool {
+    let mut leaders: Vec<String> = Vec::new();
+    for address in &settings.addresses {
+        let what = match settings.addresses.len() {
+            1 => "Consul answers".to_owned(),
+            _ => format!("Consul answers at {address}"),
+        };
+        let leader = match leader_at(settings, address).await {
+            Ok(leader) if leaders.first().is_some_and(|first| *first != leader) => Err(format!(
+                "its servers are led by {leader}, and those of another address by {}: all addresses have to be of one \
+                 datacenter",
+                leaders[0]
+            )),
+            answer => answer,
+        };
+        leaders.extend(report.say(&what, found(leader, |leader| format!("its servers are led by {leader}"))));
+    }
+    !leaders.is_empty()
+}
+
+async fn leader_at(settings: &ConsulSettings, address: &str) -> Result<String, String> {
+    let alone = ConsulSettings { addresses: vec![address.to_owned()], ..settings.clone() };
+    let http = Http::new(&alone).map_err(|error| error.to_string())?;
+    probe::leader(Arc::new(http)).await.map_err(|error| error.to_string())
 }
 
 async fn kubernetes_of(client: &Client, settings: &Settings, report: &mut Report) -> Option<Identity> {

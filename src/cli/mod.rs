@@ -162,8 +162,8 @@ fn agent(
     leave: Option<&Leave>,
 ) -> anyhow::Result<Agent> {
     let previous = settings.previous_agents.iter().map(|address| {
-        let consul = ConsulSettings { address: address.clone(), ..settings.consul.clone() };
-        let http = Http::new(&consul).with_context(|| format!("--previous-agent {address}"))?;
+        let consul = ConsulSettings { addresses: vec![address.clone()], ..settings.consul.clone() };
+        let http = Http::new(&consul).context("--previous-agent")?;
         let transport: Arc<dyn Transport> = match leave {
             None => Arc::new(http),
             Some(leave) => Arc::new(http.with_leave(leave.clone())),

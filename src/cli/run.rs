@@ -78,7 +78,7 @@ async fn operate(settings: Settings) -> anyhow::Result<()> {
         cluster = %identity.cluster,
         uid = %identity.uid,
         registration = ?settings.registration,
-        consul = %settings.consul.address,
+        consul = %settings.consul.addresses.join(","),
         "lictor runs"
     );
 

@@ -83,27 +83,18 @@ impl Client {
 
     /// Reads what may not be there, for a write: it fails as that would.
     pub async fn get_if_there<T: DeserializeOwned>(&self, path: String) -> Result<Option<T>, Failed> {
-        let not_tried = |why: String| Failed::NotTried(Trouble::passing(why));
-        let response = self.send(get(path, REQUEST_TIMEOUT)).await.map_err(|error| not_tried(error.to_string()))?;
+        let response = self.send(get(path, REQUEST_TIMEOUT)).await.map_err(not_answered)?;
         match response.status {
-            200 => decode(&response).map(|answer| Some(answer.value)).map_err(Failed::NotTried),
+            200 => decode(&response).map(|answer| Some(answer.value)).map_err(Failed::Stumbled),
             404 => Ok(None),
-            status => match failed(status, &response) {
-                // A read changes nothing, whatever went wrong in it.
-                Failed::Stumbled(trouble) | Failed::NoAnswer(trouble) => Err(Failed::NotTried(trouble)),
-                failed => Err(failed),
-            },
+            status => Err(failed(status, &response)),
         }
     }
 
     /// Writes, and answers with the body.
     pub async fn put(&self, path: String, body: Option<Bytes>) -> Result<Bytes, Failed> {
         let request = Request { method: Method::Put, path, body, timeout: REQUEST_TIMEOUT, last_of_connection: false };
-        let response = match self.send(request).await {
-            Ok(response) => response,
-            Err(TransportError::NotSent(why)) => return Err(Failed::NotTried(Trouble::passing(why))),
-            Err(TransportError::NoAnswer(why)) => return Err(Failed::NoAnswer(Trouble::passing(why))),
-        };
+        let response = self.send(request).await.map_err(not_answered)?;
         match response.status {
             200..=299 => Ok(response.body),
             status => Err(failed(status, &response)),
@@ -141,8 +132,36 @@ impl Client {
         Ok(())
     }
 
+    /// Sends a request; where there are several addresses, to one after the other until one does better.
     async fn send(&self, request: Request) -> Result<Response, TransportError> {
+        for _ in 1..self.transport.addresses() {
+            let answer = self.transport.send(request.clone()).await;
+            if !may_be_sent_again(request.method, &answer) {
+                return answer;
+            }
+        }
         self.transport.send(request).await
+    }
+}
+
+/// Whether a request that ended so may go to another server: it should fare better there, and has surely had no
+/// effect here.
+fn may_be_sent_again(method: Method, answer: &Result<Response, TransportError>) -> bool {
+    match answer {
+        Err(TransportError::Unsendable(_)) => false,
+        Err(TransportError::NotSent(_)) => true,
+        Err(TransportError::NoAnswer(_)) => method == Method::Get,
+        Ok(response) if response.status == 429 => true,
+        Ok(response) => response.status >= 500 && (method == Method::Get || surely_not_done(&words(response))),
+    }
+}
+
+fn not_answered(error: TransportError) -> Failed {
+    match error {
+        TransportError::NotSent(why) => Failed::NotTried(Trouble::passing(why)),
+        TransportError::NoAnswer(why) => Failed::NoAnswer(Trouble::passing(why)),
+        // As Consul refuses a bad one.
+        TransportError::Unsendable(words) => Failed::Refused { status: 400, words, body: Bytes::new() },
     }
 }
 
@@ -257,6 +276,32 @@ mod tests {
             path(&["a b", "c:d/é"], &[("consistent", ""), ("filter", "ID == \"x\"")]),
             "/v1/a%20b/c%3Ad%2F%C3%A9?consistent&filter=ID%20%3D%3D%20%22x%22"
         );
+    }
+
+    #[test]
+    fn what_another_server_may_be_asked() {
+        let answer = |status: u16, words: &'static str| {
+            let body = Bytes::from_static(words.as_bytes());
+            Ok(Response { status, index: None, filtered: false, retry_after: None, body })
+        };
+        let (none, unsent) =
+            (|| Err(TransportError::NoAnswer(String::new())), || Err(TransportError::NotSent(String::new())));
+        let table = [
+            (answer(200, "{}"), false, false),
+            (answer(404, ""), false, false),
+            (answer(409, "{}"), false, false),
+            (answer(429, "rate limit exceeded, try again later"), true, true),
+            (answer(500, "No cluster leader"), true, true),
+            (answer(500, "leadership lost while committing log"), true, false),
+            (answer(502, "Bad Gateway"), true, false),
+            (none(), true, false),
+            (unsent(), true, true),
+            (Err(TransportError::Unsendable(String::new())), false, false),
+        ];
+        for (answer, reads, writes) in table {
+            assert_eq!(may_be_sent_again(Method::Get, &answer), reads, "reading: {answer:?}");
+            assert_eq!(may_be_sent_again(Method::Put, &answer), writes, "writing: {answer:?}");
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex as Lock, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::{Duration, SystemTime};
 
@@ -69,6 +69,9 @@ pub enum TransportError {
     /// The request never left: it surely had no effect.
     #[error("{0}")]
     NotSent(String),
+    /// Nothing can carry this very request, such as one whose URL is too long: it never left, and never will.
+    #[error("{0}")]
+    Unsendable(String),
     /// It was sent, or may have been: it may have been carried out, or still be.
     #[error("{0}")]
     NoAnswer(String),
@@ -78,6 +81,9 @@ pub enum TransportError {
 pub trait Transport: Send + Sync {
     /// Sends a request and waits for its answer.
     fn send(&self, request: Request) -> BoxFuture<'_, Result<Response, TransportError>>;
+
+    /// How many addresses are tried in turn. After a request that fared ill the next one goes to the next address.
+    fn addresses(&self) -> usize;
 
     /// Whether requests carry a token. To those without one Consul does not say what it leaves out.
     fn has_token(&self) -> bool {
@@ -121,8 +127,8 @@ impl Leave {
 /// Where Consul is and how to be let in.
 #[derive(Clone)]
 pub struct ConsulSettings {
-    /// `http://host:port`, `https://host:port`, or `host:port` for plain HTTP.
-    pub address: String,
+    /// Each `http://host:port`, `https://host:port`, or `host:port` for plain HTTP; tried in turn.
+    pub addresses: Vec<String>,
     /// The ACL token.
     pub token: Option<String>,
     /// A file that holds it, which is read again when it changes. It goes before `token`, as with Consul's
@@ -145,7 +151,7 @@ impl ConsulSettings {
     #[must_use]
     pub fn new(address: impl Into<String>) -> Self {
         Self {
-            address: address.into(),
+            addresses: vec![address.into()],
             token: None,
             token_file: None,
             ca_cert: None,
@@ -159,9 +165,10 @@ impl ConsulSettings {
 
 impl fmt::Debug for ConsulSettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Settings are logged, and the token may not be.
+        // Settings are logged, and neither a token nor a password may be.
+        let addresses: &[String] = if hold_a_user(&self.addresses) { &[] } else { &self.addresses };
         f.debug_struct("ConsulSettings")
-            .field("address", &self.address)
+            .field("addresses", &addresses)
             .field("token", &self.token.as_ref().map(|_| ".."))
             .field("token_file", &self.token_file)
             .field("ca_cert", &self.ca_cert)
@@ -179,6 +186,12 @@ pub enum BadSettings {
     /// Consul over a unix socket.
     #[error("Consul's address {0:?} is a unix socket, which is not supported: use http:// or https://")]
     UnixSocket(String),
+    /// None at all.
+    #[error("no address is given for Consul")]
+    NoAddress,
+    /// One with a user, and perhaps a password, which is not to be shown.
+    #[error("Consul's address may not hold a user or a password; a token is given by --consul-token-file")]
+    UserInAddress,
     /// Not an address.
     #[error("Consul's address {address:?} is not of the form http://HOST:PORT or https://HOST:PORT: {why}")]
     Address {
@@ -227,12 +240,101 @@ const TOKEN_CHECK: Duration = Duration::from_secs(1);
 
 /// Consul over HTTP/1.1.
 pub struct Http {
-    base: String,
-    client: reqwest::Client,
+    blueprint: Blueprint,
+    connections: Lock<Connections>,
     token: Option<TokenSource>,
     credentials: Credentials,
     slots: Semaphore,
     leave: Option<Leave>,
+}
+
+/// The connections that requests go over: to one server, as far as its address leads to one.
+#[derive(Clone)]
+struct Connections {
+    /// How often they were given up for new ones.
+    turn: usize,
+    base: Arc<str>,
+    client: reqwest::Client,
+}
+
+/// What connections are made of.
+struct Blueprint {
+    servers: Vec<Server>,
+    authorities: Option<Vec<Certificate>>,
+    identity: Option<Identity>,
+    ssl_verify: bool,
+}
+
+/// One of Consul's addresses.
+struct Server {
+    /// What requests begin with.
+    base: Arc<str>,
+    /// The host that the address leads to, where the URL has another name in its place.
+    host: Option<Arc<str>>,
+}
+
+impl Server {
+    fn new(address: &str, tls_server_name: Option<&str>) -> Result<Self, BadSettings> {
+        let mut url = parse_address(address)?;
+        let mut host = None;
+        if let Some(name) = tls_server_name {
+            // The library checks the certificate against the host of the URL: so that host is the name, and
+            // what it resolves to is the real one's address.
+            host = Some(url.host_str().unwrap_or_default().trim_matches(['[', ']']).into());
+            url.set_host(Some(name))
+                .map_err(|error| BadSettings::Address { address: name.to_owned(), why: error.to_string() })?;
+        }
+        Ok(Self { base: url.as_str().trim_end_matches('/').into(), host })
+    }
+}
+
+impl Blueprint {
+    fn new(settings: &ConsulSettings) -> Result<Self, BadSettings> {
+        if hold_a_user(&settings.addresses) {
+            return Err(BadSettings::UserInAddress);
+        }
+        let name = settings.tls_server_name.as_deref();
+        let servers: Vec<Server> =
+            settings.addresses.iter().map(|address| Server::new(address, name)).collect::<Result<_, _>>()?;
+        if servers.is_empty() {
+            return Err(BadSettings::NoAddress);
+        }
+        let authorities = settings.ca_cert.as_deref().map(certificates).transpose()?;
+        let identity = match (&settings.client_cert, &settings.client_key) {
+            (Some(certificate), Some(key)) => {
+                let mut pem = read(certificate)?;
+                pem.push(b'\n');
+                pem.extend(read(key)?);
+                Some(Identity::from_pem(&pem).map_err(|error| bad_file(certificate, &error))?)
+            }
+            (None, None) => None,
+            _ => return Err(BadSettings::HalfAPair),
+        };
+        Ok(Self { servers, authorities, identity, ssl_verify: settings.ssl_verify })
+    }
+
+    /// Connections of their own, to the address whose turn it is.
+    fn connections(&self, turn: usize) -> Result<Connections, BadSettings> {
+        let server = &self.servers[turn % self.servers.len()];
+        let resolver = Resolver { host: server.host.clone(), turn: turn / self.servers.len() };
+        let mut builder = reqwest::Client::builder()
+            .http1_only()
+            .no_proxy()
+            .redirect(redirect::Policy::none())
+            .user_agent(concat!("lictor/", env!("CARGO_PKG_VERSION")))
+            .connect_timeout(CONNECT_TIMEOUT)
+            .pool_max_idle_per_host(CONNECTIONS)
+            .dns_resolver(Arc::new(resolver))
+            .tls_danger_accept_invalid_certs(!self.ssl_verify);
+        if let Some(authorities) = &self.authorities {
+            builder = builder.tls_certs_only(authorities.iter().cloned());
+        }
+        if let Some(identity) = &self.identity {
+            builder = builder.identity(identity.clone());
+        }
+        let client = builder.build().map_err(|error| BadSettings::Client(chain(&error)))?;
+        Ok(Connections { turn, base: Arc::clone(&server.base), client })
+    }
 }
 
 impl Http {
@@ -243,45 +345,14 @@ impl Http {
         if let Some(fault) = credentials.fault_at(Timestamp::now()) {
             tracing::warn!("{fault}");
         }
-        let mut url = parse_address(&settings.address)?;
-        let mut builder = reqwest::Client::builder()
-            .http1_only()
-            .no_proxy()
-            .redirect(redirect::Policy::none())
-            .user_agent(concat!("lictor/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(CONNECT_TIMEOUT)
-            .pool_max_idle_per_host(CONNECTIONS)
-            .tls_danger_accept_invalid_certs(!settings.ssl_verify);
-        if let Some(file) = &settings.ca_cert {
-            builder = builder.tls_certs_only(certificates(file)?);
-        }
-        match (&settings.client_cert, &settings.client_key) {
-            (Some(certificate), Some(key)) => {
-                let mut pem = read(certificate)?;
-                pem.push(b'\n');
-                pem.extend(read(key)?);
-                let identity = Identity::from_pem(&pem).map_err(|error| bad_file(certificate, &error))?;
-                builder = builder.identity(identity);
-            }
-            (None, None) => {}
-            _ => return Err(BadSettings::HalfAPair),
-        }
-        if let Some(name) = &settings.tls_server_name {
-            // The library checks the certificate against the host of the URL: so that host is the name, and
-            // what it resolves to is the real one's address.
-            let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']).to_owned();
-            url.set_host(Some(name))
-                .map_err(|error| BadSettings::Address { address: name.clone(), why: error.to_string() })?;
-            builder = builder.dns_resolver(Arc::new(InPlaceOf(host.into())));
-        }
+        let blueprint = Blueprint::new(settings)?;
         if let Some(file) = &settings.token_file {
             // Read again when it is needed; but a name that leads nowhere is a mistake.
             read(file)?;
         }
-        let client = builder.build().map_err(|error| BadSettings::Client(chain(&error)))?;
         Ok(Self {
-            base: url.as_str().trim_end_matches('/').to_owned(),
-            client,
+            connections: Lock::new(blueprint.connections(0)?),
+            blueprint,
             token: TokenSource::new(settings),
             credentials,
             slots: Semaphore::new(CONNECTIONS),
@@ -295,8 +366,34 @@ impl Http {
         Self { leave: Some(leave), ..self }
     }
 
+    fn connections(&self) -> MutexGuard<'_, Connections> {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has requests from here on go over new connections, after one fared ill over these: to the next address, or
+    /// the next one of those that its name has now. A server that has lost its leader keeps its connections open,
+    /// and only another server knows better.
+    fn move_on(&self, from: &Connections) {
+        let mut present = self.connections();
+        if present.turn != from.turn {
+            // After another request.
+            return;
+        }
+        match self.blueprint.connections(from.turn.wrapping_add(1)) {
+            Ok(next) => {
+                if next.base != from.base {
+                    tracing::debug!(from = %from.base, to = %next.base, "asking Consul at its next address");
+                }
+                *present = next;
+            }
+            Err(error) => tracing::warn!(%error, "Consul is asked over the connections that there are"),
+        }
+    }
+
     async fn deliver(&self, request: Request) -> Result<Response, TransportError> {
-        let not_sent = |why: &str| TransportError::NotSent(format!("Consul at {}: {why}", self.base));
+        let connections = self.connections().clone();
+        let base = &*connections.base;
+        let not_sent = |why: &str| TransportError::NotSent(format!("Consul at {base}: {why}"));
         let begun = Instant::now();
         let longest = self.leave.as_ref().map_or(request.timeout, |leave| leave.longest(&request));
         let waited = tokio::time::timeout(longest, self.slots.acquire()).await;
@@ -307,9 +404,9 @@ impl Http {
             Method::Get => reqwest::Method::GET,
             Method::Put => reqwest::Method::PUT,
         };
-        let mut outgoing = self
+        let mut outgoing = connections
             .client
-            .request(method, format!("{}{}", self.base, request.path))
+            .request(method, format!("{base}{}", request.path))
             .timeout(longest.saturating_sub(begun.elapsed()));
         if let Some(token) = &self.token {
             let token = token.header().await.map_err(TransportError::NotSent)?;
@@ -328,16 +425,17 @@ impl Http {
             if let Some(explained) = self.credentials.explain(&error, Timestamp::now()) {
                 why = format!("{why}; {explained}");
             }
-            if error.is_connect() || error.is_builder() {
+            if error.is_builder() {
+                TransportError::Unsendable(format!("the request to Consul cannot be made: {why}"))
+            } else if error.is_connect() {
                 not_sent(&why)
             } else if error.is_timeout() && longest < request.timeout {
                 TransportError::NoAnswer(format!(
-                    "Consul at {}: no answer within {} ms, a quarter of --lease-duration",
-                    self.base,
+                    "Consul at {base}: no answer within {} ms, a quarter of --lease-duration",
                     longest.as_millis()
                 ))
             } else {
-                TransportError::NoAnswer(format!("Consul at {}: {why}", self.base))
+                TransportError::NoAnswer(format!("Consul at {base}: {why}"))
             }
         };
         // The last moment before it leaves; a process may have been stopped anywhere before.
@@ -358,7 +456,11 @@ impl Http {
         let Some(answered) = answered.await else {
             return Err(TransportError::NoAnswer(NOT_LEADING.to_owned()));
         };
-        let (status, headers, body) = answered.map_err(failed)?;
+        let answered = answered.map_err(failed);
+        if fared_ill(answered.as_ref().map(|(status, ..)| *status)) {
+            self.move_on(&connections);
+        }
+        let (status, headers, body) = answered?;
         Ok(Response {
             status,
             index: text(&headers, "X-Consul-Index").and_then(|index| index.parse().ok()),
@@ -374,6 +476,10 @@ impl Transport for Http {
         Box::pin(self.deliver(request))
     }
 
+    fn addresses(&self) -> usize {
+        self.blueprint.servers.len()
+    }
+
     fn has_token(&self) -> bool {
         self.token.is_some()
     }
@@ -382,6 +488,16 @@ impl Transport for Http {
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let seconds = text(headers, RETRY_AFTER.as_str())?.parse().ok()?;
     Some(Duration::from_secs(seconds).min(LONGEST_RETRY_AFTER))
+}
+
+/// Whether a request that ended so might have fared better over another connection, perhaps to another server.
+fn fared_ill(ended: Result<u16, &TransportError>) -> bool {
+    match ended {
+        // Consul answers 429 where it limits requests to this server, and 500 where it has no leader.
+        Ok(status) => status == 429 || status >= 500,
+        Err(TransportError::NotSent(_) | TransportError::NoAnswer(_)) => true,
+        Err(TransportError::Unsendable(_)) => false,
+    }
 }
 
 fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
@@ -403,6 +519,12 @@ fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
+/// Whether one of these addresses holds a user. There may be a password beside it, and a comma in that has cut the
+/// address in two.
+fn hold_a_user(addresses: &[String]) -> bool {
+    addresses.iter().any(|address| address.contains('@'))
+}
+
 fn parse_address(address: &str) -> Result<Url, BadSettings> {
     let bad = |why: &str| BadSettings::Address { address: address.to_owned(), why: why.to_owned() };
     let trimmed = address.trim();
@@ -416,9 +538,6 @@ fn parse_address(address: &str) -> Result<Url, BadSettings> {
     }
     if !url.has_host() {
         return Err(bad("it has no host"));
-    }
-    if !url.username().is_empty() || url.password().is_some() {
-        return Err(bad("it may not hold a user or a password"));
     }
     if url.query().is_some() || url.fragment().is_some() {
         return Err(bad("it may not hold a query or a fragment"));
@@ -460,17 +579,30 @@ fn certificates(file: &Path) -> Result<Vec<Certificate>, BadSettings> {
     Ok(found)
 }
 
-/// Resolves every name to the addresses of one host.
-struct InPlaceOf(Arc<str>);
+/// Looks up where a name leads each time that a connection is made.
+struct Resolver {
+    /// The host that is looked up in place of the name.
+    host: Option<Arc<str>>,
+    /// How often the name has had its turn: it begins with another one of its addresses each time.
+    turn: usize,
+}
 
-impl Resolve for InPlaceOf {
-    fn resolve(&self, _: Name) -> Resolving {
-        let host = Arc::clone(&self.0);
+impl Resolve for Resolver {
+    fn resolve(&self, name: Name) -> Resolving {
+        let host = self.host.clone().unwrap_or_else(|| name.as_str().into());
+        let turn = self.turn;
         Box::pin(async move {
             let found: Vec<SocketAddr> = tokio::net::lookup_host((&*host, 0)).await?.collect();
-            Ok(Box::new(found.into_iter()) as Addrs)
+            Ok(Box::new(beginning_with(found, turn).into_iter()) as Addrs)
         })
     }
+}
+
+/// The same, beginning with another one each turn.
+fn beginning_with<T>(mut all: Vec<T>, turn: usize) -> Vec<T> {
+    let first = turn.checked_rem(all.len()).unwrap_or_default();
+    all.rotate_left(first);
+    all
 }
 
 /// Where the token comes from, and the last one that did.
@@ -531,6 +663,11 @@ fn sensitive(token: &str) -> Option<HeaderValue> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
     use super::*;
 
     #[test]
@@ -544,7 +681,7 @@ mod tests {
         ] {
             assert_eq!(parse_address(given).unwrap().as_str(), base, "{given}");
         }
-        for bad in ["", "http://", "ftp://x:1", "http://u:p@x:1", "http://x:1?a=b", "unix:///run/consul.sock"] {
+        for bad in ["", "http://", "ftp://x:1", "http://x:1?a=b", "unix:///run/consul.sock"] {
             assert!(parse_address(bad).is_err(), "{bad}");
         }
     }
@@ -555,6 +692,135 @@ mod tests {
             let headers = HeaderMap::from_iter([(RETRY_AFTER, HeaderValue::from_static(value))]);
             assert_eq!(retry_after(&headers), heeded.map(Duration::from_secs), "{value}");
         }
+    }
+
+    #[test]
+    fn a_password_in_an_address_never_shows() {
+        for given in [
+            "http://u:secret@x:1",
+            "u:secret@x:1",
+            "http://u:secret@secret@x:1/p",
+            "unix://u:secret@/run/consul.sock",
+            "ftp://u:secret@x:1",
+            "http://u:secret@",
+            "http://u:secret,secret@x:1",
+        ] {
+            let addresses = given.split(',').map(str::to_owned).collect();
+            let settings = ConsulSettings { addresses, ..ConsulSettings::new("x:1") };
+            let error = Http::new(&settings).err().unwrap();
+            assert!(matches!(error, BadSettings::UserInAddress), "{given}: {error}");
+            assert!(!format!("{error} {settings:?}").contains("secret"), "{given}");
+        }
+    }
+
+    #[test]
+    fn what_may_fare_better_over_another_connection() {
+        let (lost, unsent) = (TransportError::NoAnswer(String::new()), TransportError::NotSent(String::new()));
+        for ended in [Ok(429), Ok(500), Ok(502), Ok(503), Err(&lost), Err(&unsent)] {
+            assert!(fared_ill(ended), "{ended:?}");
+        }
+        let unsendable = TransportError::Unsendable(String::new());
+        for ended in [Ok(200), Ok(400), Ok(403), Ok(404), Ok(409), Ok(413), Err(&unsendable)] {
+            assert!(!fared_ill(ended), "{ended:?}");
+        }
+    }
+
+    #[test]
+    fn each_turn_begins_with_another_address() {
+        let all = || vec!["a", "b", "c"];
+        for (turn, first) in [(0, "a"), (1, "b"), (2, "c"), (3, "a"), (usize::MAX, "a")] {
+            assert_eq!(beginning_with(all(), turn).first(), Some(&first), "{turn}");
+            assert_eq!(beginning_with(all(), turn).len(), 3);
+        }
+        assert!(beginning_with(Vec::<&str>::new(), 7).is_empty());
+    }
+
+    fn a_get(path: String) -> Request {
+        let timeout = Duration::from_secs(5);
+        Request { method: Method::Get, path, body: None, timeout, last_of_connection: false }
+    }
+
+    fn set_up(addresses: &[String]) -> Http {
+        // Another test may have done it.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let settings = ConsulSettings { addresses: addresses.to_vec(), ..ConsulSettings::new("x:1") };
+        Http::new(&settings).unwrap()
+    }
+
+    /// A server that answers every request over every connection so, and what it was asked over how many connections.
+    async fn server(answer: &'static str) -> (String, Arc<AtomicUsize>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        let accepted = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&accepted);
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                counted.fetch_add(1, Ordering::SeqCst);
+                tokio::spawn(async move {
+                    let mut seen = Vec::new();
+                    while stream.read_buf(&mut seen).await.is_ok_and(|read| read > 0) {
+                        if seen.ends_with(b"\r\n\r\n") {
+                            seen.clear();
+                            stream.write_all(answer.as_bytes()).await.unwrap();
+                        }
+                    }
+                });
+            }
+        });
+        (address, accepted)
+    }
+
+    const WELL: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+    const LEADERLESS: &str = "HTTP/1.1 500 Internal Server Error\r\nContent-Length: 17\r\n\r\nNo cluster leader";
+
+    #[tokio::test]
+    async fn a_url_that_is_too_long_is_the_requests_own_fault() {
+        let http = set_up(&["http://127.0.0.1:1".to_owned()]);
+        let error = http.send(a_get(format!("/v1/{}", "x".repeat(70_000)))).await.unwrap_err();
+        assert!(matches!(&error, TransportError::Unsendable(why) if why.contains("cannot be made")), "{error:?}");
+        let error = http.send(a_get("/v1/agent/self".to_owned())).await.unwrap_err();
+        assert!(matches!(error, TransportError::NotSent(_)), "{error:?}");
+    }
+
+    #[tokio::test]
+    async fn connections_are_kept_while_all_is_well_and_given_up_after_trouble() {
+        let (well, accepted) = server(WELL).await;
+        let http = set_up(&[well]);
+        for _ in 0..3 {
+            assert_eq!(http.send(a_get("/v1/x".to_owned())).await.unwrap().status, 200);
+        }
+        assert_eq!(accepted.load(Ordering::SeqCst), 1);
+        let (leaderless, accepted) = server(LEADERLESS).await;
+        let http = set_up(&[leaderless]);
+        for _ in 0..3 {
+            assert_eq!(http.send(a_get("/v1/x".to_owned())).await.unwrap().status, 500);
+        }
+        assert_eq!(accepted.load(Ordering::SeqCst), 3);
+    }
+
+    #[tokio::test]
+    async fn addresses_are_tried_in_turn() {
+        let ((sick, _), (well, accepted)) = (server(LEADERLESS).await, server(WELL).await);
+        let http = set_up(&[sick, "http://127.0.0.1:1".to_owned(), well]);
+        assert_eq!(http.addresses(), 3);
+        assert_eq!(http.send(a_get("/v1/x".to_owned())).await.unwrap().status, 500);
+        assert!(matches!(http.send(a_get("/v1/x".to_owned())).await, Err(TransportError::NotSent(_))));
+        for _ in 0..5 {
+            assert_eq!(http.send(a_get("/v1/x".to_owned())).await.unwrap().status, 200);
+        }
+        assert_eq!(accepted.load(Ordering::SeqCst), 1, "one that is well is stayed with");
+    }
+
+    /// However many requests fail at once, no address is passed over.
+    #[tokio::test]
+    async fn requests_that_fail_together_are_one_turn() {
+        let ((sick, _), (well, _)) = (server(LEADERLESS).await, server(WELL).await);
+        let http = set_up(&[sick, well]);
+        let first = http.connections().clone();
+        http.move_on(&first);
+        http.move_on(&first);
+        assert_eq!(http.connections().turn, 1);
+        assert_eq!(http.send(a_get("/v1/x".to_owned())).await.unwrap().status, 200);
     }
 
     #[test]

@@ -153,7 +153,7 @@ fn look_for_defaults(at: &str, schema: &Value, value: &Value, lacking: &mut Vec<
 }
 
 /// What is wrong, and the words for it.
-const REFUSED: [(&str, &str); 69] = [
+const REFUSED: [(&str, &str); 70] = [
     // Names that there are not.
     ("consul.adress=http://consul:8500", "at '/consul': additional properties 'adress' not allowed"),
     ("replicas=3", "at '': additional properties 'replicas' not allowed"),
@@ -215,6 +215,10 @@ const REFUSED: [(&str, &str); 69] = [
     ("clusterUid=a", "clusterUid: it needs a clusterName"),
     ("leaderElection.enabled=false", "replicaCount: without leaderElection.enabled there may be one replica only"),
     ("replicaCount=1,leaderElection.enabled=false", "uninstall.release: without leaderElection.enabled the replica"),
+    (
+        "registration=agent,consul.address=http://a:8500\\,http://b:8500",
+        "consul.address: several addresses are for registration: catalog",
+    ),
     ("registration=agent,consul.esm=true", "consul.esm: it is for registration: catalog"),
     ("consul.tls.ca.existingSecret=a,consul.tls.ca.existingConfigMap=b", "existingConfigMap, not both"),
     ("crds.keep=false,uninstall.release=false", "crds.keep: without it and without uninstall.release"),

@@ -6,7 +6,7 @@ use crate::bed::LICTOR;
 
 pub(crate) fn one_line_and_an_exit_code_above_one() {
     let missing = "/nonexistent/file";
-    let wrong: [(&[&str], &str); 15] = [
+    let wrong: [(&[&str], &str); 18] = [
         (&[], "subcommand"),
         (&["walk"], "walk"),
         (&["run", "--no-such-flag"], "--no-such-flag"),
@@ -18,6 +18,12 @@ pub(crate) fn one_line_and_an_exit_code_above_one() {
         (&["run", "--concurrency", "0"], "--concurrency"),
         (&["run", "--allow-static", "300.0.0.0/8"], "300.0.0.0/8"),
         (&["run", "--consul-address", "ftp://consul:21"], "ftp://consul:21"),
+        (&["run", "--consul-address", "a:8500,b:8500"], "--registration=catalog"),
+        (&["run", "--consul-address", "http://user:secret@consul:8500"], "user or a password"),
+        (
+            &["run", "--registration", "catalog", "--consul-address", "a:8500,http://user:secret,secret@b:8500"],
+            "user or a password",
+        ),
         (&["run", "--kubeconfig", missing], missing),
         (&["run", "--consul-ca-cert", missing], missing),
         (&["run", "--consul-token-file", missing], missing),
@@ -32,6 +38,7 @@ pub(crate) fn one_line_and_an_exit_code_above_one() {
         let (code, stderr) = end(&command);
         assert!(code.is_some_and(|code| code > 1), "{args:?} ends with {code:?}: {stderr}");
         assert!(stderr.lines().count() == 1, "{args:?} is not one line:\n{stderr}");
+        assert!(!stderr.contains("secret"), "{args:?} shows what is secret: {stderr}");
         assert!(stderr.contains(words), "{args:?} does not say {words:?}: {stderr}");
     }
 }

@@ -83,6 +83,13 @@ pub(crate) async fn a_doctor_says_what_is_missing(bed: &Bed) -> Result<()> {
     ensure!(left.iter().all(|i| !i.id.contains(&bed.cluster)), "{left:?}");
     let ill = says(bed, "doctor", &["--consul-address", "http://127.0.0.1:1"], 1)?;
     ensure!(ill.contains("FAIL  Consul answers: Consul at http://127.0.0.1:1"), "{ill}");
+    if bed.mode == Mode::Catalog {
+        let both = format!("http://127.0.0.1:1,{}", bed.consul_address());
+        let ill = says(bed, "doctor", &["--consul-address", &both], 1)?;
+        let rest = ["FAIL  Consul answers at http://127.0.0.1:1: ", "ok    Consul can be written"];
+        ensure!(rest.iter().all(|words| ill.contains(words)), "{ill}");
+        ensure!(ill.contains(&format!("ok    Consul answers at {}", bed.consul_address())), "{ill}");
+    }
     Ok(())
 }
 

@@ -11,7 +11,8 @@ use k8s_openapi::api::core::v1::Namespace;
 use kube::Api;
 use kube::config::Kubeconfig;
 use lictor_testbed::{
-    ConsulOptions, ControlPlane, Fault, Instance, NewEndpoint, Operator, Proxy, TestNamespace, WorkDir, ports, wait,
+    Consul, ConsulOptions, ControlPlane, Fault, Instance, NewEndpoint, Operator, Proxy, TestNamespace, WorkDir, ports,
+    wait,
 };
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
@@ -106,6 +107,57 @@ pub(crate) async fn consul_absent_at_start(bed: &Bed) -> Result<()> {
     bed.wait_for_pods(&[&pods[0], &pods[1]]).await?;
     operator.wait_ready(SOON).await?;
     bed.wait_ready("web").await
+}
+
+pub(crate) async fn one_server_of_three_is_cut_off(bed: &Bed) -> Result<()> {
+    let mut pods = bed.web(3).await?;
+    let one = bed.own_consul(ConsulOptions { persistent: true, ..ConsulOptions::default() }).await?;
+    let joins = format!("bootstrap_expect = 0\nretry_join = [\"{}\"]\nretry_interval = \"1s\"", one.serf_addr());
+    let joining = || ConsulOptions { persistent: true, extra_hcl: joins.clone(), ..ConsulOptions::default() };
+    let (two, three) =
+        tokio::try_join!(Consul::start(bed.programs, joining()), Consul::start(bed.programs, joining()))?;
+    let peers = || async {
+        let raft = one.api().get("/v1/operator/raft/configuration").await?;
+        Ok::<Vec<Value>, anyhow::Error>(raft["Servers"].as_array().cloned().unwrap_or_default())
+    };
+    let all_vote = || async {
+        let servers = peers().await?;
+        Ok((servers.len() == 3 && servers.iter().all(|server| server["Voter"] == true)).then_some(()))
+    };
+    wait::until("three servers that vote", SOON, all_vote).await?;
+
+    let all = [&two, &three, one].map(Consul::http_addr).join(",");
+    let operator = bed.operator().consul(&all).ready().await?;
+    bed.apply_web(json!({})).await?;
+    bed.wait_for_pods(&[&pods[0], &pods[1], &pods[2]]).await?;
+    bed.wait_ready("web").await?;
+
+    two.kill()?;
+    bed.namespace.force_delete("web-2").await?;
+    pods[2] = bed.web_pod("web-2", "a").await?;
+    bed.wait_for_pods(&[&pods[0], &pods[1], &pods[2]]).await?;
+    ensure!(operator.log().contains(&format!("to={}", three.http_addr())), "it did not go on with the second");
+    two.start_again().await?;
+    wait::until("three servers that vote again", SOON, all_vote).await?;
+
+    // The others do not talk to it any more, until the leader looks at its members again within a minute.
+    let servers = peers().await?;
+    let cut_off = servers.iter().find(|server| server["Node"] == three.node_name()).context("the third server")?;
+    let id = cut_off["ID"].as_str().context("its ID")?;
+    one.api().delete(&format!("/v1/operator/raft/peer?id={id}")).await?;
+    wait::until("one without a leader", SOON, || async {
+        let leader = three.api().get("/v1/status/leader").await?;
+        Ok((leader == "").then_some(()))
+    })
+    .await?;
+    bed.namespace.force_delete("web-1").await?;
+    pods[1] = bed.web_pod("web-1", "b").await?;
+    bed.wait_for_pods(&[&pods[0], &pods[1], &pods[2]]).await?;
+    bed.wait_ready("web").await?;
+    operator.wait_ready(SOON).await?;
+    ensure!(operator.log().contains(&format!("to={}", one.http_addr())), "it did not go on with the third");
+    ensure!(!operator.log().contains("starting over"), "its footing was lost between the servers");
+    Ok(())
 }
 
 pub(crate) async fn sigterm_and_not_one_request_more(bed: &Bed) -> Result<()> {

@@ -57,6 +57,10 @@ impl Transport for Network {
     fn send(&self, request: Request) -> BoxFuture<'_, Result<Response, TransportError>> {
         Box::pin(self.deliver(request))
     }
+
+    fn addresses(&self) -> usize {
+        1
+    }
 }
 
 impl Network {

@@ -27,6 +27,9 @@
 {{- if and $values.uninstall.release (not $values.leaderElection.enabled) }}
 {{- fail "uninstall.release: without leaderElection.enabled the replica that still runs would undo it; set uninstall.release=false, and see to the finalizers yourself" }}
 {{- end }}
+{{- if and (ne $values.registration "catalog") (contains "," $values.consul.address) }}
+{{- fail "consul.address: several addresses are for registration: catalog; with agent there is one agent" }}
+{{- end }}
 {{- if and $values.consul.esm (eq $values.registration "agent") }}
 {{- fail "consul.esm: it is for registration: catalog; with agent, the agent itself runs the checks" }}
 {{- end }}
