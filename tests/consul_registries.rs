@@ -30,7 +30,7 @@ use lictor::model::registration::{Health, Ownership, Registration, Row, RowKey, 
 use lictor::model::resolve::Instance;
 use lictor::model::template::Values;
 use lictor_testbed::certificates::Authority;
-use lictor_testbed::{Consul, ConsulOptions, Fault, Proxy, WorkDir, ports, wait};
+use lictor_testbed::{Consul, ConsulApi, ConsulOptions, Fault, Proxy, WorkDir, ports, wait};
 use proptest::collection::{btree_map, vec};
 use proptest::option;
 use proptest::prelude::{Just, Strategy, any, prop_oneof};
@@ -379,6 +379,131 @@ async fn a_check_that_consul_refuses_takes_no_other_instance_along() {
         let rows = settled(&*registry).await;
         assert_eq!(rows.keys().collect::<Vec<_>>(), [&keys[0], &keys[1], &keys[3], &keys[4]]);
         write(&*registry, &node, keys.iter().map(remove).collect()).await;
+    }
+}
+
+/// Whoever runs checks has something to say of an instance's each time that a transaction is about it.
+struct WithAnEagerEsm {
+    http: Arc<Http>,
+    api: ConsulApi,
+    instance: RowKey,
+    turns: AtomicUsize,
+}
+
+impl WithAnEagerEsm {
+    async fn speak(&self) {
+        let turn = self.turns.fetch_add(1, Ordering::SeqCst);
+        let checks = self.api.get(&format!("/v1/health/node/{}", self.instance.node)).await.unwrap();
+        let of_instance = |check: &&Value| check["ServiceID"] == *self.instance.id && check["Type"] == "tcp";
+        for check in checks.as_array().unwrap().iter().filter(of_instance) {
+            let mut check = check.clone();
+            check["Output"] = json!(format!("turn {turn}"));
+            let entry = json!({ "Node": &*self.instance.node, "SkipNodeUpdate": true, "Check": check });
+            self.api.put("/v1/catalog/register", &entry).await.unwrap();
+        }
+    }
+}
+
+impl Transport for WithAnEagerEsm {
+    fn send(&self, request: Request) -> BoxFuture<'_, Result<Response, TransportError>> {
+        Box::pin(async move {
+            let body = String::from_utf8_lossy(request.body.as_deref().unwrap_or_default()).into_owned();
+            if body.contains(&*self.instance.id) {
+                self.speak().await;
+            }
+            self.http.send(request).await
+        })
+    }
+
+    fn addresses(&self) -> usize {
+        1
+    }
+}
+
+#[tokio::test]
+async fn conflicts_without_end_are_one_instances_own() {
+    let consul = consul(ConsulOptions::default()).await;
+    let node = Str::from("test-worker");
+    let keys: Vec<RowKey> = (0..5).map(|number| key(&node, &number.to_string())).collect();
+    let with_check = |interval: &str| Registration {
+        checks: Checks::new(vec![placed(tcp(), interval)], Health::Passing),
+        ..full("10.0.0.1", None)
+    };
+    let quiet = catalog(&consul.http_addr(), None);
+    connect(&quiet).await;
+    write(&quiet, &node, vec![put(&keys[2], &with_check("10s"))]).await;
+
+    let http = http(&consul.http_addr(), None);
+    let turns = AtomicUsize::new(0);
+    let esm = Arc::new(WithAnEagerEsm { http, api: consul.api(), instance: keys[2].clone(), turns });
+    let registry = Catalog::new(identity(), Arc::clone(&esm) as Arc<dyn Transport>);
+    connect(&registry).await;
+    let ops = keys.iter().map(|key| put(key, &with_check("20s"))).collect();
+    for (number, outcome) in apply(&registry, &node, ops).await.iter().enumerate() {
+        match outcome {
+            Outcome::Refused(said) if number == 2 => assert!(said.contains("somebody else"), "{said}"),
+            outcome => assert!(number != 2 && *outcome == WRITTEN, "{number}: {outcome:?}"),
+        }
+    }
+    assert!(esm.turns.load(Ordering::SeqCst) > 6, "it was tried again");
+    connect(&quiet).await;
+    write(&quiet, &node, vec![put(&keys[2], &with_check("20s"))]).await;
+}
+
+/// What Consul, or what stands before it, refuses as a whole: one transaction by itself is taken apart, all of them are
+/// an outage.
+#[tokio::test]
+async fn a_transaction_that_is_refused_as_a_whole_is_taken_apart_only_where_others_pass() {
+    let consul = consul(ConsulOptions::default()).await;
+    let proxy = Proxy::start(&consul.http_addr()).await.unwrap();
+    let registry = catalog(&proxy.addr(), None);
+    let node = connect(&registry).await;
+    let keys: Vec<RowKey> = (0..9).map(|number| key(&node, &number.to_string())).collect();
+    let ops = || keys.iter().map(|key| put(key, &full("10.0.0.1", None))).collect::<Vec<_>>();
+    for (status, words) in [(400, "Failed to parse body"), (403, "not through here"), (409, "{}"), (413, "too large")] {
+        let bad = keys[6].id.clone();
+        let answer = Fault::Status(status, words.to_owned(), Vec::new());
+        let one = answer.clone();
+        proxy.set_fault(Fault::Rule(Arc::new(move |record| {
+            String::from_utf8_lossy(&record.body).contains(&*bad).then(|| one.clone())
+        })));
+        for (number, outcome) in apply(&registry, &node, ops()).await.iter().enumerate() {
+            match outcome {
+                Outcome::Refused(said) if number == 6 => assert!(said.contains(words), "{said}"),
+                outcome => assert!(number != 6 && *outcome == WRITTEN, "{status}, {number}: {outcome:?}"),
+            }
+        }
+        proxy.clear();
+        proxy.set_fault(Fault::Rule(Arc::new(move |record| record.is_write().then(|| answer.clone()))));
+        for outcome in apply(&registry, &node, ops()).await {
+            assert!(matches!(&outcome, Outcome::NotTried(trouble) if trouble.message.contains(words)), "{outcome:?}");
+        }
+        assert!(proxy.writes().len() <= 2, "one try, and a look whether others pass: {:?}", proxy.writes());
+        proxy.set_fault(Fault::None);
+        write(&registry, &node, keys.iter().map(remove).collect()).await;
+    }
+}
+
+/// Whether writes are carried out is found out without a change.
+#[tokio::test]
+async fn a_write_that_changes_nothing_tells_whether_others_pass() {
+    let consul = consul(ConsulOptions::default()).await;
+    let proxy = Proxy::start(&consul.http_addr()).await.unwrap();
+    let registries: [Box<dyn Registry>; 2] =
+        [Box::new(agent(&proxy.addr(), None)), Box::new(catalog(&proxy.addr(), None))];
+    for registry in registries {
+        connect(&*registry).await;
+        let before = consul.api().get("/v1/catalog/nodes").await.unwrap();
+        registry.check_writes().await.unwrap();
+        assert_eq!(consul.api().get("/v1/catalog/nodes").await.unwrap(), before);
+        let none = Fault::Status(500, "No cluster leader".to_owned(), Vec::new());
+        for fault in [Fault::Refuse, none] {
+            proxy.set_fault(fault);
+            let trouble = registry.check_writes().await.unwrap_err();
+            assert!(!trouble.lost_footing, "{trouble}");
+        }
+        proxy.set_fault(Fault::None);
+        registry.check_writes().await.unwrap();
     }
 }
 
@@ -813,6 +938,10 @@ impl Transport for Dying {
             }
             Err(TransportError::NoAnswer("dead".to_owned()))
         })
+    }
+
+    fn addresses(&self) -> usize {
+        1
     }
 }
 

@@ -14,6 +14,7 @@ use lictor::model::check::Checks;
 use lictor::model::desired::{Desired, Placement, desired};
 use lictor::model::diff::{Op, diff};
 use lictor::model::facts::PodRef;
+use lictor::model::isolation::Isolation;
 use lictor::model::names::{ClusterName, Identity, ResourceKey, Str, instance_id};
 use lictor::model::plan::Plan;
 use lictor::model::registration::{Ownership, Registration, Row, RowKey, TaggedAddress, Weights};
@@ -144,7 +145,7 @@ fn converge(mirror: &mut Mirror, desired: &Desired, on_op: &mut dyn FnMut(&Mirro
         assert_eq!(plan.len(), count, "one operation for each instance");
         let next = |plan: &Plan| plan.nodes().next().cloned();
         while let Some(node) = next(&plan) {
-            for planned in plan.take(&node, 3) {
+            for planned in plan.take(&node, 3, &Isolation::default()) {
                 assert_eq!(planned.op.key().node, node);
                 on_op(mirror, &planned.op);
                 mirror.acknowledge(&identity(), &planned.op, true);

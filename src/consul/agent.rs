@@ -30,7 +30,7 @@ use super::{Bundle, Outcome, Registry, Rows, Trouble};
 use crate::model::desired::Placement;
 use crate::model::diff::Op;
 use crate::model::names::{Identity, READINESS, Str, check_id, id_prefix, meta};
-use crate::model::registration::{Ownership, Registration, Row, RowKey};
+use crate::model::registration::{Health, Ownership, Registration, Row, RowKey};
 
 /// How many operations an agent gets before the engine hears of them.
 const BUNDLE: usize = 64;
@@ -41,6 +41,9 @@ const CONFIRMATION: Duration = Duration::from_secs(5);
 /// What to say where the agent has deregistered an instance, and the catalog has it still.
 const STILL_SHOWN: &str = "the agent has deregistered the instance, but Consul's catalog still shows it: the agent's \
                            own token may not write it, or the agent has lost its servers";
+
+/// The end of a check's ID that no check has.
+const NO_CHECK: &str = "no-check";
 
 /// How often an agent is asked who it is when we get to know it.
 const INTRODUCTIONS: usize = 3;
@@ -324,6 +327,16 @@ impl Agent {
         self.put(&["agent", "check", "update", &check], Some(&agent_readiness(readiness))).await
     }
 
+    /// Updates a check that is not there: the agent looks at the token and then for the check, and finds none.
+    async fn update_nothing(&self) -> Result<(), Trouble> {
+        self.recognise().await?;
+        let check = format!("{}{NO_CHECK}", id_prefix(&self.identity.cluster));
+        match self.put(&["agent", "check", "update", &check], Some(&agent_readiness(Health::Critical))).await {
+            Ok(()) | Err(Failed::Refused { .. }) => Ok(()),
+            Err(Failed::NotTried(trouble) | Failed::NoAnswer(trouble) | Failed::Stumbled(trouble)) => Err(trouble),
+        }
+    }
+
     async fn put(&self, segments: &[&str], body: Option<&str>) -> Result<(), Failed> {
         let body = body.map(|text| Bytes::copy_from_slice(text.as_bytes()));
         self.client.put(path(segments, &[]), body).await.map(drop)
@@ -398,6 +411,10 @@ impl Registry for Agent {
                 self.carry_out(bundle).await
             }
         })
+    }
+
+    fn check_writes(&self) -> BoxFuture<'_, Result<(), Trouble>> {
+        Box::pin(self.update_nothing())
     }
 
     fn tidy<'a>(&'a self, _: &'a BTreeMap<Str, IpAddr>) -> BoxFuture<'a, Result<(), Trouble>> {

@@ -93,6 +93,10 @@ struct Journey<'a> {
     unregistered: BTreeSet<usize>,
     /// The checks on the node, where they were needed: what consul-esm says of those that are there has to stay.
     seen: Option<SeenChecks>,
+    /// The most operations in a transaction: fewer after one that Consul refused as a whole.
+    most: usize,
+    /// Whether Consul was seen to carry out others since it refused one as a whole.
+    others_pass: bool,
 }
 
 impl Journey<'_> {
@@ -104,6 +108,17 @@ impl Journey<'_> {
     /// Whether an operation is in vain without its node.
     fn needs_node(&self, index: usize) -> bool {
         matches!(self.bundle.ops[index], Op::Put { .. }) || self.unregistered.contains(&index)
+    }
+
+    /// Has the operations of a transaction that Consul refused as a whole tried in smaller ones; the only one is refused.
+    fn split(&mut self, ops: &[usize], words: String) {
+        match ops {
+            [only] => {
+                self.outcomes[*only] = Some(Outcome::Refused(words));
+                self.most = usize::MAX;
+            }
+            several => self.most = several.len().div_ceil(2),
+        }
     }
 
     /// Whether an operation writes checks for consul-esm to run.
@@ -134,6 +149,8 @@ enum Remedy {
     Blame(BTreeMap<usize, String>),
     /// The node cannot be had: all that would need it is refused.
     NoNode(String),
+    /// One of them is to blame, and Consul does not say which.
+    Split(String),
     /// Nothing can be written now.
     Stop(Trouble),
 }
@@ -197,14 +214,14 @@ impl Catalog {
             Err(Failed::Refused { status: 409, words, body }) => {
                 let errors = decode(&body).ok().and_then(|answer| answer.errors).unwrap_or_default();
                 if errors.is_empty() {
-                    Verdict::NotTried(Trouble::passing(format!("Consul rolled a transaction back: {words}")))
+                    Verdict::Rejected(format!("Consul rolled a transaction back: {words}"))
                 } else {
                     Verdict::Conflict(errors)
                 }
             }
             Err(Failed::Refused { status: 400 | 413, words, .. }) => Verdict::Rejected(words),
             Err(Failed::Refused { status, words, .. }) => {
-                Verdict::NotTried(Trouble::passing(format!("Consul answered {status}: {words}")))
+                Verdict::Rejected(format!("Consul answered {status}: {words}"))
             }
             Err(Failed::NotTried(trouble)) => Verdict::NotTried(trouble),
             Err(Failed::NoAnswer(trouble) | Failed::Stumbled(trouble)) => Verdict::Unknown(trouble),
@@ -220,7 +237,14 @@ impl Catalog {
         }
         let _deletions_wait = self.deleting.read().await;
         let outcomes = vec![None; bundle.ops.len()];
-        let mut journey = Journey { bundle, outcomes, unregistered: BTreeSet::new(), seen: None };
+        let mut journey = Journey {
+            bundle,
+            outcomes,
+            unregistered: BTreeSet::new(),
+            seen: None,
+            most: usize::MAX,
+            others_pass: false,
+        };
         let end = self.travel(&mut journey).await;
         let trouble = end.unwrap_or_else(|| Trouble::passing("not reached"));
         let outcome = |outcome: Option<Outcome>| outcome.unwrap_or_else(|| Outcome::NotTried(trouble.clone()));
@@ -229,7 +253,6 @@ impl Catalog {
 
     /// Sends transactions until something has become of every operation, or nothing more can be done: then says why.
     async fn travel(&self, journey: &mut Journey<'_>) -> Option<Trouble> {
-        let mut most = usize::MAX;
         let mut repairs = 0;
         loop {
             let pending = journey.pending();
@@ -249,7 +272,7 @@ impl Catalog {
                 Ok(fence) => fence,
                 Err(trouble) => return Some(trouble),
             };
-            let transaction = self.compose(journey, &pending[..pending.len().min(most)], fence);
+            let transaction = self.compose(journey, &pending[..pending.len().min(journey.most)], fence);
             match self.transact(transaction.body()).await {
                 Verdict::Done(nodes) => {
                     self.note_written(journey, &transaction, &nodes);
@@ -265,13 +288,28 @@ impl Catalog {
                     }
                     return Some(trouble);
                 }
-                Verdict::Rejected(words) => match transaction.ops().as_slice() {
-                    [only] => journey.outcomes[*only] = Some(Outcome::Refused(words)),
-                    several => most = several.len() / 2,
-                },
+                Verdict::Rejected(words) => {
+                    if let Err(trouble) = self.reject(journey, &transaction, words).await {
+                        return Some(trouble);
+                    }
+                }
                 Verdict::Conflict(errors) => match self.remedy(journey, &transaction, &errors, fence).await {
                     Remedy::Again if repairs < REPAIRS => repairs += 1,
-                    Remedy::Again => return Some(Trouble::passing(bewildered(&errors))),
+                    Remedy::Again => {
+                        let refused = in_conflict(journey, &transaction, &errors);
+                        if refused.is_empty() {
+                            return Some(Trouble::passing(bewildered(&errors)));
+                        }
+                        repairs = 0;
+                        for (index, words) in refused {
+                            journey.outcomes[index] = Some(Outcome::Refused(words));
+                        }
+                    }
+                    Remedy::Split(words) => {
+                        if let Err(trouble) = self.reject(journey, &transaction, words).await {
+                            return Some(trouble);
+                        }
+                    }
                     Remedy::Blame(culprits) => {
                         for (index, words) in culprits {
                             journey.outcomes[index] = Some(Outcome::Refused(words));
@@ -288,6 +326,17 @@ impl Catalog {
                 },
             }
         }
+    }
+
+    /// Finds the operation for which Consul refuses a transaction as a whole, unless Consul refuses every one: then
+    /// says so.
+    async fn reject(&self, journey: &mut Journey<'_>, transaction: &Transaction, words: String) -> Result<(), Trouble> {
+        if !journey.others_pass {
+            self.transact_nothing().await?;
+            journey.others_pass = true;
+        }
+        journey.split(&transaction.ops(), words);
+        Ok(())
     }
 
     /// A transaction of as many of these operations as fit, behind the fence and, where it has to be made or
@@ -388,7 +437,7 @@ impl Catalog {
         match (blame.is_empty(), mended) {
             (false, _) => Remedy::Blame(blame),
             (true, true) => Remedy::Again,
-            (true, false) => Remedy::Stop(Trouble::passing(bewildered(errors))),
+            (true, false) => Remedy::Split(bewildered(errors)),
         }
     }
 
@@ -513,6 +562,25 @@ impl Catalog {
     }
 }
 
+/// The operations that run into the changes of somebody else each time, with what to say of each: those that these
+/// errors are about, or where it is their node that changes, those that need it.
+fn in_conflict(journey: &Journey<'_>, transaction: &Transaction, errors: &[TxnError]) -> BTreeMap<usize, String> {
+    let mut found = BTreeMap::new();
+    for error in errors {
+        let ops = match transaction.part(error.op_index) {
+            Some(Part::Look(index) | Part::Service(index) | Part::Check(index)) => vec![index],
+            Some(Part::Node) => transaction.ops().into_iter().filter(|&index| journey.needs_node(index)).collect(),
+            Some(Part::Fence) | None => Vec::new(),
+        };
+        for index in ops {
+            found.entry(index).or_insert_with(|| {
+                format!("somebody else changes the same entry again and again while it is written: {}", error.what)
+            });
+        }
+    }
+    found
+}
+
 /// What to say of a transaction whose errors we can make nothing of.
 fn bewildered(errors: &[TxnError]) -> String {
     let words = errors.first().map_or("no reason", |error| &error.what);
@@ -546,6 +614,10 @@ impl Registry for Catalog {
 
     fn apply<'a>(&'a self, bundle: &'a Bundle) -> BoxFuture<'a, Vec<Outcome>> {
         Box::pin(self.carry_out(bundle))
+    }
+
+    fn check_writes(&self) -> BoxFuture<'_, Result<(), Trouble>> {
+        Box::pin(self.transact_nothing())
     }
 
     fn tidy<'a>(&'a self, addresses: &'a BTreeMap<Str, IpAddr>) -> BoxFuture<'a, Result<(), Trouble>> {

@@ -45,6 +45,9 @@ pub trait Registry: Send + Sync {
     /// Carries out a bundle and says for each operation what became of it, in order.
     fn apply<'a>(&'a self, bundle: &'a Bundle) -> BoxFuture<'a, Vec<Outcome>>;
 
+    /// Makes a write that changes nothing, the way that others go: whether writes are carried out at all.
+    fn check_writes(&self) -> BoxFuture<'_, Result<(), Trouble>>;
+
     /// Brings the Consul nodes of our making up to date: addresses that changed, nodes that nothing is
     /// registered on any more. `addresses` answers by Kubernetes node.
     fn tidy<'a>(&'a self, addresses: &'a BTreeMap<Str, IpAddr>) -> BoxFuture<'a, Result<(), Trouble>>;

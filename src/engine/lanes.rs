@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::alarms::{Alarm, Backoff};
 use super::metrics::{Kind, Result as Written};
-use super::{Engine, Footing, Landing, Standstill};
+use super::{Engine, FailedWrites, Footing, Landing, Standstill};
 use crate::consul::{Bundle, Outcome, Rows, Trouble};
 use crate::model::desired::Placement;
 use crate::model::diff::Op;
@@ -107,6 +107,7 @@ impl Engine {
                 self.footing = footing;
                 self.register_again();
                 self.wake_conflicts();
+                self.forget_failed_writes();
                 for key in moved {
                     self.mark(key, Cause::Inferred, now);
                 }
@@ -165,14 +166,14 @@ impl Engine {
         let placement = placement.clone();
         // A look counts for the writes that waited for it.
         self.looked.retain(|node| self.plan.has_node(node));
-        while !self.at_a_standstill() && self.busy.len() < self.config.concurrency {
+        while !self.at_a_standstill() && !self.checking_writes && self.busy.len() < self.config.concurrency {
             let unread = self.uncertain.iter().find(|node| !self.busy.contains(*node)).cloned();
             if let Some(node) = unread {
                 self.read_node(node);
                 continue;
             }
             let Some(node) = self.next_node() else { return };
-            let planned = self.plan.take(&node, self.registry.bundle_size());
+            let planned = self.plan.take(&node, self.registry.bundle_size(), &self.isolation);
             self.launch(&placement, node, planned);
         }
     }
@@ -245,8 +246,7 @@ impl Engine {
     pub(super) fn land_applied(&mut self, era: u64, node: Str, planned: Vec<Planned>, outcomes: Vec<Outcome>) {
         self.busy.remove(&node);
         let current = era == self.era;
-        // Where Consul has dealt with the rest of the bundle, what it failed at is to blame, and not Consul.
-        let dealt = outcomes.iter().any(|outcome| matches!(outcome, Outcome::Written { .. } | Outcome::Refused(_)));
+        let mut failed = Vec::new();
         let mut worst: Option<Trouble> = None;
         let (mut certain, mut answered) = (true, false);
         let mut owners: BTreeMap<ResourceKey, bool> = BTreeMap::new();
@@ -262,11 +262,13 @@ impl Engine {
             match outcome {
                 Outcome::Written { shown } if current => {
                     answered = true;
+                    self.isolation.dealt_with(op.key());
                     self.forget_refusal(&owner, &op);
                     self.mirror.acknowledge(&self.config.identity, &op, shown);
                 }
                 Outcome::Refused(message) if current => {
                     answered = true;
+                    self.isolation.dealt_with(op.key());
                     *again = true;
                     self.refuse(&owner, op, message);
                 }
@@ -274,16 +276,11 @@ impl Engine {
                     *again = true;
                     worst = Some(trouble);
                 }
-                Outcome::Unknown(trouble) if current && dealt && !trouble.lost_footing => {
-                    *again = true;
-                    certain = false;
-                    self.in_doubt.entry(owner.clone()).or_default().insert(node.clone());
-                    self.refuse(&owner, op, trouble.message);
-                }
                 Outcome::Unknown(trouble) => {
                     *again = true;
                     certain = false;
-                    self.in_doubt.entry(owner).or_default().insert(node.clone());
+                    self.in_doubt.entry(owner.clone()).or_default().insert(node.clone());
+                    failed.push(Planned { owner, op });
                     worst = Some(trouble);
                 }
                 // Written or refused by a Consul that we have lost since.
@@ -307,6 +304,9 @@ impl Engine {
             }
         }
         match worst {
+            Some(trouble) if current && !trouble.lost_footing && !failed.is_empty() => {
+                self.check_writes(FailedWrites { writes: failed, trouble });
+            }
             Some(trouble) if current => self.suffer_from(trouble, true),
             None if answered => {
                 self.failures = 0;
@@ -314,6 +314,50 @@ impl Engine {
             }
             Some(_) | None => {}
         }
+    }
+
+    /// Finds out whether Consul is away or just these writes fail: by one more write, which changes nothing. Nothing else
+    /// is written meanwhile.
+    fn check_writes(&mut self, failed: FailedWrites) {
+        self.failed_writes.push(failed);
+        if !std::mem::replace(&mut self.checking_writes, true) {
+            let (era, registry) = (self.era, Arc::clone(&self.registry));
+            self.fly(async move { Landing::WritesChecked { era, answer: registry.check_writes().await } });
+        }
+    }
+
+    pub(super) fn land_writes_checked(&mut self, era: u64, answer: Result<(), Trouble>) {
+        if era != self.era {
+            return;
+        }
+        self.checking_writes = false;
+        let failed = std::mem::take(&mut self.failed_writes);
+        if let Err(trouble) = answer {
+            self.isolation.clear();
+            self.suffer_from(trouble, true);
+            return;
+        }
+        self.failures = 0;
+        self.recover();
+        for FailedWrites { mut writes, trouble } in failed {
+            let ops: Vec<&Op> = writes.iter().map(|write| &write.op).collect();
+            let at_fault = self.isolation.failed(&ops);
+            tracing::debug!(writes = ops.len(), at_fault, trouble = %trouble.message, "writes fail while others pass");
+            if at_fault && let Some(Planned { owner, op }) = writes.pop() {
+                let message =
+                    format!("this write fails each time, while Consul carries out others: {}", trouble.message);
+                self.refuse(&owner, op, message);
+                self.mark_again(owner);
+            }
+        }
+    }
+
+    /// Forgets which writes failed that nobody wants any more.
+    fn forget_failed_writes(&mut self) {
+        let Self { isolation, refused, in_flight, plan, .. } = self;
+        isolation.retain(|row| {
+            in_flight.contains_key(row) || plan.has_row(row) || refused.values().any(|rows| rows.contains_key(row))
+        });
     }
 
     /// Forgets the doubts about a node: it was read, and nothing was written to it meanwhile.
@@ -387,6 +431,9 @@ impl Engine {
         self.era += 1;
         self.reading = false;
         self.looked.clear();
+        self.checking_writes = false;
+        self.failed_writes.clear();
+        self.isolation.clear();
         self.footing = Footing::None;
         self.mirror.clear();
         self.plan.clear();

@@ -31,6 +31,7 @@ use crate::consul::mirror::Mirror;
 use crate::consul::{Outcome, Registry, Rows, Trouble};
 use crate::model::desired::Placement;
 use crate::model::guard::{Cause, CrdState};
+use crate::model::isolation::Isolation;
 use crate::model::names::{Identity, ResourceKey, Str};
 use crate::model::plan::{Plan, Planned};
 use crate::model::registration::{Health, Ownership, Row, RowKey};
@@ -86,6 +87,11 @@ pub struct Engine {
     trouble: Option<Standstill>,
     /// How often in a row Consul failed us. That it can be read does not show that it can be written.
     failures: u32,
+    /// Which write is at fault, where some fail and others do not.
+    isolation: Isolation,
+    /// Writes that failed, and wait for the answer to whether others are carried out.
+    failed_writes: Vec<FailedWrites>,
+    checking_writes: bool,
     last_sweep: Option<Instant>,
     next_sweep: Option<Instant>,
     reading: bool,
@@ -158,6 +164,13 @@ struct Standstill {
     until: Option<Instant>,
 }
 
+/// Writes that went to Consul together, and got no answer of their own.
+#[derive(Debug)]
+struct FailedWrites {
+    writes: Vec<Planned>,
+    trouble: Trouble,
+}
+
 /// A resource that is not yet as desired in Consul.
 #[derive(Debug)]
 struct Unsettled {
@@ -174,6 +187,7 @@ enum Landing {
     Read { era: u64, since: u64, answer: Result<Rows, Trouble> },
     NodeRead { era: u64, node: Str, since: u64, answer: Result<Rows, Trouble> },
     Applied { era: u64, node: Str, planned: Vec<Planned>, outcomes: Vec<Outcome> },
+    WritesChecked { era: u64, answer: Result<(), Trouble> },
     Tidied { era: u64, answer: Result<(), Trouble> },
     SecondLook { era: u64, answer: Box<Result<World, ReadError>> },
     Definition { era: u64, answer: Result<CrdState, ReadError> },
@@ -207,6 +221,9 @@ impl Engine {
             era: 0,
             trouble: None,
             failures: 0,
+            isolation: Isolation::default(),
+            failed_writes: Vec::new(),
+            checking_writes: false,
             last_sweep: None,
             next_sweep: None,
             reading: false,
@@ -390,6 +407,7 @@ impl Engine {
             Landing::Read { era, since, answer } => self.land_read(era, since, answer),
             Landing::NodeRead { era, node, since, answer } => self.land_node_read(era, &node, since, answer),
             Landing::Applied { era, node, planned, outcomes } => self.land_applied(era, node, planned, outcomes),
+            Landing::WritesChecked { era, answer } => self.land_writes_checked(era, answer),
             Landing::Tidied { era, answer } => {
                 if let Err(trouble) = answer
                     && era == self.era

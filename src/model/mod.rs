@@ -3,7 +3,8 @@
 //! In: resources and the facts about their endpoints, as the `cluster` room decoded them, and rows of
 //! Consul, as the `consul` room read them. Out: what should be registered ([`desired`]), how that differs
 //! from what is there ([`diff`]), in which order and in which bundles to write it ([`plan`]), whether a
-//! removal wants a second look first ([`guard`]), and what to tell the user ([`status`]).
+//! removal wants a second look first ([`guard`]), which write is at fault where one fails ([`isolation`]), and what to
+//! tell the user ([`status`]).
 //!
 //! The whole product can be understood from this folder. A test holds it to depending on nothing else.
 
@@ -12,6 +13,7 @@ pub mod desired;
 pub mod diff;
 pub mod facts;
 pub mod guard;
+pub mod isolation;
 pub mod names;
 pub mod plan;
 pub mod reasons;

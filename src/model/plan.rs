@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
 use super::diff::Op;
+use super::isolation::Isolation;
 use super::names::{ResourceKey, Str};
 use super::registration::{Registration, RowKey};
 
@@ -64,17 +65,28 @@ impl Plan {
         }
     }
 
-    /// Takes the next bundle for a node: as many of its oldest writes as fit, at least one.
-    pub fn take(&mut self, node: &str, most: usize) -> Vec<Planned> {
+    /// Takes the next bundle for a node: as many of its oldest writes as fit, at least one. Those that have failed while
+    /// others passed go after all others, and in bundles as small as `isolation` says.
+    pub fn take(&mut self, node: &str, most: usize, isolation: &Isolation) -> Vec<Planned> {
         let Some(lane) = self.lanes.get_mut(node) else { return Vec::new() };
-        let (mut bundle, mut bytes) = (Vec::new(), 0);
-        while let Some(entry) = lane.order.first_entry() {
-            let size = estimate(&entry.get().op);
-            if !bundle.is_empty() && (bundle.len() >= most || bytes + size > BUNDLE_BYTES) {
+        let failed = lane.order.values().all(|planned| isolation.together(&planned.op).is_some());
+        let (mut most, mut bytes, mut places) = (most, 0, Vec::new());
+        for (place, Planned { op, .. }) in &lane.order {
+            let together = isolation.together(op);
+            if together.is_some() != failed {
+                continue;
+            }
+            let fewest = most.min(together.unwrap_or(most));
+            let size = estimate(op);
+            if !places.is_empty() && (places.len() >= fewest || bytes + size > BUNDLE_BYTES) {
                 break;
             }
-            bytes += size;
-            let planned = entry.remove();
+            (most, bytes) = (fewest, bytes + size);
+            places.push(*place);
+        }
+        let mut bundle = Vec::with_capacity(places.len());
+        for place in places {
+            let Some(planned) = lane.order.remove(&place) else { continue };
             lane.place.remove(&planned.op.key().id);
             if let Some(keys) = self.by_owner.get_mut(&planned.owner) {
                 keys.remove(planned.op.key());
@@ -105,6 +117,12 @@ impl Plan {
     #[must_use]
     pub fn has_node(&self, node: &str) -> bool {
         self.lanes.contains_key(node)
+    }
+
+    /// Whether a write for an instance waits.
+    #[must_use]
+    pub fn has_row(&self, row: &RowKey) -> bool {
+        self.lanes.get(&row.node).is_some_and(|lane| lane.place.contains_key(&row.id))
     }
 
     /// Whether writes of a resource wait.
@@ -171,8 +189,8 @@ mod tests {
         plan.replace(&b, vec![remove("n", "3")]);
         plan.replace(&a, vec![remove("n", "2"), remove("m", "4")]);
         assert_eq!(plan.len(), 3);
-        assert_eq!(ids(&plan.take("n", 10)), ["3", "2"]);
-        assert_eq!(ids(&plan.take("m", 10)), ["4"]);
+        assert_eq!(ids(&plan.take("n", 10, &Isolation::default())), ["3", "2"]);
+        assert_eq!(ids(&plan.take("m", 10, &Isolation::default())), ["4"]);
         assert!(plan.is_empty() && plan.by_owner.is_empty());
     }
 
@@ -180,8 +198,28 @@ mod tests {
     fn a_bundle_holds_no_more_than_fits() {
         let mut plan = Plan::default();
         plan.replace(&ResourceKey::new("ns", "a"), (10..15).map(|i| remove("n", &i.to_string())).collect());
-        assert_eq!(ids(&plan.take("n", 2)), ["10", "11"]);
-        assert_eq!(ids(&plan.take("n", 9)), ["12", "13", "14"]);
-        assert!(plan.take("n", 9).is_empty());
+        assert_eq!(ids(&plan.take("n", 2, &Isolation::default())), ["10", "11"]);
+        assert_eq!(ids(&plan.take("n", 9, &Isolation::default())), ["12", "13", "14"]);
+        assert!(plan.take("n", 9, &Isolation::default()).is_empty());
+    }
+
+    #[test]
+    fn those_that_have_failed_go_last_and_among_themselves() {
+        let mut plan = Plan::default();
+        let ops: Vec<Op> = (10..20).map(|id| remove("n", &id.to_string())).collect();
+        let mut isolation = Isolation::default();
+        isolation.failed(&ops[..9].iter().collect::<Vec<_>>());
+        isolation.failed(&[&ops[4]]);
+        plan.replace(&ResourceKey::new("ns", "a"), ops.clone());
+        assert!(plan.has_row(ops[4].key()));
+        let mut bundles = Vec::new();
+        while plan.has_node("n") {
+            bundles.push(plan.take("n", 60, &isolation));
+        }
+        let bundles: Vec<_> = bundles.iter().map(|bundle| ids(bundle)).collect();
+        // Two at a time, but for the one that failed by itself.
+        let wanted: [&[&str]; 6] = [&["19"], &["10", "11"], &["12", "13"], &["14"], &["15", "16"], &["17", "18"]];
+        assert_eq!(bundles, wanted);
+        assert!(!plan.has_row(ops[4].key()));
     }
 }

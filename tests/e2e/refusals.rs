@@ -1,9 +1,10 @@
 //! What cannot be done is said, in the status and by an Event, and affects nothing else.
 
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use anyhow::{Result, ensure};
-use lictor_testbed::{ConsulOptions, Fault, Proxy, Record};
+use lictor_testbed::{ConsulOptions, Fault, NewEndpoint, Proxy, Record, wait};
 use serde_json::{Value, json};
 
 use crate::bed::{Bed, Mode, SOON, merged};
@@ -161,4 +162,76 @@ pub(crate) async fn an_address_that_is_not_allowed(bed: &Bed) -> Result<()> {
     bed.namespace.set_ready("web-0", false).await?;
     let critical = |found: &[lictor_testbed::Instance]| matches!(found, [one] if one.status == "critical");
     bed.consul().wait_for(&bed.service, "critical", critical, SOON).await.map(drop)
+}
+
+pub(crate) async fn a_write_that_fails_each_time(bed: &Bed) -> Result<()> {
+    let pods = bed.web(4).await?;
+    let proxy = Proxy::start(&bed.consul_address()).await?;
+    let (lost, stumbles) = (pods[1].uid.clone(), pods[2].uid.clone());
+    proxy.set_fault(Fault::Rule(Arc::new(move |record: &Record| {
+        let about = |uid: &str| record.path.contains(uid) || String::from_utf8_lossy(&record.body).contains(uid);
+        let words = "rpc error making call: this one cannot be".to_owned();
+        let failed = about(&stumbles).then(|| Fault::Status(500, words, Vec::new()));
+        if about(&lost) { Some(Fault::Refuse) } else { failed }
+    })));
+    let operator = bed.operator().consul(&proxy.addr()).ready().await?;
+    bed.apply_web(json!({})).await?;
+    bed.wait_for_pods(&[&pods[0], &pods[3]]).await?;
+    let message = bed.wait_for_condition("web", "Registered", "False", "Refused").await?;
+    ensure!(message.contains("while Consul carries out others"), "{message}");
+    bed.wait_for_counts("web", [4, 2, 2, 0]).await?;
+    let of_both = |problems: &Vec<Value>| {
+        let of = |pod: usize| problems.iter().any(|problem| problem["instance"].to_string().contains(&pods[pod].uid));
+        of(1) && of(2)
+    };
+    wait::until("a problem of each", SOON, || async {
+        let web = bed.resources().get("web").await?;
+        Ok(web.data["status"]["problems"].as_array().is_some_and(of_both).then_some(()))
+    })
+    .await?;
+
+    // Others go on, and Consul is not said to be away.
+    bed.namespace.set_ready("web-0", false).await?;
+    bed.wait_for_counts("web", [4, 2, 1, 1]).await?;
+    let other = bed.service_named("other");
+    bed.apply("other", &bed.spec(json!({ "name": other, "port": "http", "tags": ["other"] }))).await?;
+    bed.consul().wait_for(&other, "the two that can be", |found| found.len() == 2, SOON).await?;
+    bed.wait_for_a_look(&operator).await?;
+    let ready = operator.get("/readyz").await?;
+    ensure!(ready.starts_with("ok"), "{ready}");
+
+    proxy.set_fault(Fault::None);
+    bed.namespace.set_ready("web-0", true).await?;
+    bed.wait_for_pods(&[&pods[0], &pods[1], &pods[2], &pods[3]]).await?;
+    bed.wait_ready("web").await
+}
+
+pub(crate) async fn a_target_that_names_no_pod(bed: &Bed) -> Result<()> {
+    bed.nodes().await?;
+    bed.namespace.apply_service("web", &[], &[("http", 80, "8080")]).await?;
+    let address = |octet| Ipv4Addr::new(10, 1, 1, octet);
+    let uid = "0b4f2a6e-9c1d-4e3f-8a7b-5c6d7e8f9a0b";
+    let long = ":".repeat(20_000);
+    let pods = [("p", uid), ("p", long.as_str()), (long.as_str(), uid), ("p", "a/b?c"), ("P%20", uid)];
+    let endpoints: Vec<NewEndpoint> = (1..)
+        .zip(pods)
+        .map(|(octet, (name, uid))| NewEndpoint {
+            pod: Some((name.to_owned(), uid.to_owned())),
+            ..NewEndpoint::new(address(octet).into())
+        })
+        .collect();
+    bed.namespace.apply_slice("web-1", "web", &[("http", 8080)], &endpoints).await?;
+    let operator = bed.operate().await?;
+    bed.apply_web(json!({})).await?;
+    let found = bed.wait_for("all of them, passing", |found| {
+        found.len() == pods.len() && found.iter().all(|instance| instance.status == "passing")
+    });
+    for instance in found.await? {
+        let is_a_pods = instance.address == address(1).to_string();
+        let target = if is_a_pods { uid } else { &instance.address };
+        ensure!(instance.id.contains(&format!(":{target}:")), "{instance:?}");
+        ensure!(instance.meta.contains_key("k8s-pod") == is_a_pods, "{instance:?}");
+    }
+    bed.wait_ready("web").await?;
+    operator.wait_ready(SOON).await
 }

@@ -231,6 +231,10 @@ scenarios! {
     refusals::a_service_that_does_not_exist(agent: yes, catalog: yes);
     /// Consul refuses one registration: its own words are in the condition, the other resource is registered.
     refusals::consul_refuses_one(agent: yes, catalog: yes);
+    /// A write that fails each time, lost or answered with 500, while others pass: it is told at its resource, others go on, and Lictor stays ready.
+    refusals::a_write_that_fails_each_time(agent: yes, catalog: yes);
+    /// Endpoints whose `targetRef` has no name or uid in Kubernetes' own form, such as a uid of 20 KB: they are registered by their addresses.
+    refusals::a_target_that_names_no_pod(agent: yes, catalog: yes);
     /// What this Consul or this version does not have is not accepted, and said to be so: Enterprise's namespaces and partitions; in the catalog also checks.
     refusals::what_is_not_supported(agent: yes, catalog: yes);
     /// A check that Consul refuses: its own words are told, what was registered stays, others are not affected.

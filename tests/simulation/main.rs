@@ -155,6 +155,7 @@ fn planted_faults_are_caught() {
         (Plant::DeadWatch, &["true", "nothing hidden"]),
         (Plant::CrdStays, &["nothing lost"]),
         (Plant::BlindLimit, &["nothing lost"]),
+        (Plant::AlwaysAnOutage, &["true", "nothing hidden"]),
     ] {
         let planted = |seed| {
             let mut setup = Setup { plant: Some(plant), ..Setup::draw(seed) };

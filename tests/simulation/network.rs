@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::consul::{Reply, Url};
 use crate::oracle::{Origin, Sent};
+use crate::setup::{By, PREFIX};
 use crate::sim::{Sim, State};
 
 /// How Lictor of one life reaches Consul.
@@ -42,6 +43,8 @@ enum Fate {
     Instead(Reply),
     /// Consul does it, and answers that something went wrong.
     Stumbles,
+    /// Nothing can carry it.
+    Unsendable,
 }
 
 /// Says, when it is dropped, that nobody waits for the answer any more.
@@ -69,7 +72,10 @@ impl Network {
         let _waiting = Waiting(abandoned.clone());
         let (fate, there, back, sent) = {
             let mut state = self.sim.state();
-            let fate = draw_fate(&mut state, request.method == Method::Put);
+            let fate = match failure_of(&state, &request) {
+                Some(by) => failing(&mut state, by),
+                None => draw_fate(&mut state, request.method == Method::Put),
+            };
             let (there, back) = (way(&mut state), way(&mut state));
             let decided = state.oracle.decisions();
             let (marker, epoch) = (state.marker_index(), state.consul_epoch);
@@ -84,6 +90,7 @@ impl Network {
                 sleep(there).await;
                 return Err(TransportError::NotSent("Consul: connection refused".to_owned()));
             }
+            Fate::Unsendable => return Err(TransportError::Unsendable("the request cannot be made".to_owned())),
             Fate::RequestLost => {
                 sleep(there).await;
                 return Err(gone("connection reset"));
@@ -127,6 +134,7 @@ impl Network {
             Fate::AnswerLost { late } => format!(" (answer lost, {} ms late)", late.as_millis()),
             Fate::Instead(reply) => format!(" (answered {})", reply.status),
             Fate::Stumbles => " (done, answered 500)".to_owned(),
+            Fate::Unsendable => " (cannot be made)".to_owned(),
         };
         if request.method == Method::Put || !what.is_empty() {
             let life = self.life;
@@ -190,6 +198,29 @@ impl Journey {
             self.sim.consul_has_moved();
         }
         Some(reply)
+    }
+}
+
+/// How a request has to fail, since it is about an instance of which each write fails.
+fn failure_of(state: &State, request: &Request) -> Option<By> {
+    let failing = state.setup.failing?;
+    let mut texts = Url::parse(&request.path).segments;
+    texts.push(String::from_utf8_lossy(request.body.as_deref().unwrap_or_default()).into_owned());
+    let of_an_id = |c: char| c.is_ascii_alphanumeric() || ":-._".contains(c);
+    let mut ids = texts.iter().flat_map(|text| text.split(|c| !of_an_id(c))).filter(|word| word.starts_with(PREFIX));
+    let hit = ids.any(|id| {
+        let instance: Vec<&str> = id.split(':').take(6).collect();
+        instance.len() == 6 && failing.includes(&instance.join(":"))
+    });
+    hit.then_some(failing.by)
+}
+
+fn failing(state: &mut State, by: By) -> Fate {
+    state.stats.count("requests that fail each time");
+    match by {
+        By::Loss => Fate::RequestLost,
+        By::Length => Fate::Unsendable,
+        By::Status(status) => Fate::Instead(Reply::text(status, "this one cannot be")),
     }
 }
 

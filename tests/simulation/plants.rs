@@ -35,6 +35,8 @@ pub enum Plant {
     CrdStays,
     /// Of a slice only the first endpoints count, whatever is registered.
     BlindLimit,
+    /// A write that fails is always taken for an outage.
+    AlwaysAnOutage,
 }
 
 /// The limit that a [`Plant::BlindLimit`] takes for itself.
@@ -108,6 +110,14 @@ impl Registry for Watched {
             Some(Plant::FalseAnswers) => self.lie(bundle).boxed(),
             _ => self.inner.apply(bundle),
         }
+    }
+
+    fn check_writes(&self) -> BoxFuture<'_, Result<(), Trouble>> {
+        if self.plant == Some(Plant::AlwaysAnOutage) {
+            let trouble = Trouble::passing("a write failed");
+            return std::future::ready(Err(trouble)).boxed();
+        }
+        self.inner.check_writes()
     }
 
     fn tidy<'a>(&'a self, addresses: &'a BTreeMap<Str, IpAddr>) -> BoxFuture<'a, Result<(), Trouble>> {

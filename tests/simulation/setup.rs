@@ -40,6 +40,37 @@ pub enum CrdRights {
     None,
 }
 
+/// Writes of some instances fail whenever they are tried, and those of others do not.
+#[derive(Clone, Copy, Debug)]
+pub struct Failing {
+    /// One of so many instances, by its ID.
+    share: u8,
+    pub by: By,
+}
+
+/// How a write fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By {
+    /// It is lost on its way.
+    Loss,
+    /// No request can be made of it.
+    Length,
+    /// This status.
+    Status(u16),
+}
+
+impl By {
+    const ALL: [Self; 6] =
+        [Self::Loss, Self::Length, Self::Status(500), Self::Status(403), Self::Status(413), Self::Status(502)];
+}
+
+impl Failing {
+    /// Whether it is about this instance.
+    pub fn includes(self, id: &str) -> bool {
+        id.bytes().fold(0, |sum: u8, byte| sum.wrapping_mul(31).wrapping_add(byte)) % self.share == 0
+    }
+}
+
 /// The outline of a run.
 #[derive(Clone, Debug)]
 pub struct Setup {
@@ -58,6 +89,8 @@ pub struct Setup {
     pub limits: Limits,
     /// How Lictor may find out whether the definition of its kind is being deleted.
     pub crd_rights: CrdRights,
+    /// How the writes of some instances fail, always and by themselves.
+    pub failing: Option<Failing>,
     /// A fault of the product's that is to be caught.
     pub plant: Option<Plant>,
 }
@@ -90,6 +123,8 @@ impl Setup {
                 3..5 => CrdRights::Discovers,
                 _ => CrdRights::None,
             },
+            failing: (random.u8(..6) == 0)
+                .then(|| Failing { share: random.u8(2..6), by: *random.choice(&By::ALL).expect("some") }),
             plant: None,
         }
     }

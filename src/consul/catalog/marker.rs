@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use super::{Catalog, Footing, NO_ADDRESS, Verdict, bewildered};
+use super::transaction::Transaction;
+use super::{Catalog, Footing, NO_ADDRESS, Remedy, Verdict, bewildered};
 use crate::consul::Trouble;
 use crate::consul::wire::{Node, txn_node_cas};
 use crate::model::names::meta;
@@ -138,6 +139,25 @@ impl Catalog {
         // Under an older fence nothing can land any more.
         if matches!(state.footing, Footing::Firm(present) if present == fence) {
             state.footing = Footing::Stale { fence, raised_perhaps: false };
+        }
+    }
+
+    /// Compares the marker and writes nothing else: whether transactions are carried out at all.
+    pub(super) async fn transact_nothing(&self) -> Result<(), Trouble> {
+        let fence = self.standing().await?;
+        match self.transact(Transaction::new(&self.fence_op(fence)).body()).await {
+            Verdict::Done(_) => Ok(()),
+            Verdict::Conflict(errors) => match self.fence_failed(fence, &bewildered(&errors)).await {
+                Remedy::Stop(trouble) => Err(trouble),
+                // The term was raised meanwhile, which is a write that was carried out.
+                Remedy::Again | Remedy::Blame(_) | Remedy::NoNode(_) | Remedy::Split(_) => Ok(()),
+            },
+            Verdict::Rejected(words) => Err(Trouble::passing(words)),
+            Verdict::NotTried(trouble) => Err(trouble),
+            Verdict::Unknown(trouble) => {
+                self.doubt(fence);
+                Err(trouble)
+            }
         }
     }
 

@@ -116,14 +116,28 @@ impl Catalog {
             (moved, for_esm, empty)
         };
         for (name, row) in moved {
-            self.change_node(&name, &txn_node_cas(&row)).await?;
+            let done = self.change_node(&name, &txn_node_cas(&row)).await;
+            self.unless_an_outage(&name, done).await?;
         }
         for name in for_esm {
-            self.point_esm(&name).await?;
+            let done = self.point_esm(&name).await;
+            self.unless_an_outage(&name, done).await?;
         }
         for name in empty {
-            self.consider_empty(&name).await?;
+            let done = self.consider_empty(&name).await;
+            self.unless_an_outage(&name, done).await?;
         }
+        Ok(())
+    }
+
+    /// Goes on with the next node where just this one fails; what is left of it is for the next sweep.
+    async fn unless_an_outage(&self, name: &Str, done: Result<(), Trouble>) -> Result<(), Trouble> {
+        let Err(trouble) = done else { return Ok(()) };
+        if trouble.lost_footing {
+            return Err(trouble);
+        }
+        self.transact_nothing().await?;
+        tracing::warn!(node = %name, %trouble, "a node of ours was not brought up to date; the next sweep tries again");
         Ok(())
     }
 
@@ -228,7 +242,7 @@ impl Catalog {
                 if let Some(error) = errors.iter().find(|error| transaction.part(error.op_index) == Some(Part::Fence)) {
                     return match self.fence_failed(fence, &error.what).await {
                         Remedy::Stop(trouble) => Err(trouble),
-                        Remedy::Again | Remedy::Blame(_) | Remedy::NoNode(_) => Ok(()),
+                        Remedy::Again | Remedy::Blame(_) | Remedy::NoNode(_) | Remedy::Split(_) => Ok(()),
                     };
                 }
                 tracing::warn!(node = %name, words = %bewildered(&errors), "Consul refuses a change to a node of ours");
