@@ -1,6 +1,6 @@
 //! Properties of the pure core: applying what `diff` says to what Consul holds gives what is desired, a second
 //! diff is empty, nothing foreign is touched, and an instance never loses its last registration before its
-//! replacement is there.
+//! replacement is there. And of every source: no status contradicts its own counts.
 
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test says so by failing")]
 
@@ -12,14 +12,18 @@ use lictor::consul::Rows;
 use lictor::consul::mirror::Mirror;
 use lictor::model::check::Checks;
 use lictor::model::desired::{Desired, Placement, desired};
-use lictor::model::diff::{Op, diff};
-use lictor::model::facts::PodRef;
+use lictor::model::diff::{Op, count, diff};
+use lictor::model::facts::{
+    Endpoint, Facts, Family, Node, Pod, PodRef, Protocol, Service, ServicePort, Slice, SlicePort,
+};
 use lictor::model::isolation::Isolation;
 use lictor::model::names::{ClusterName, Identity, ResourceKey, Str, instance_id};
 use lictor::model::plan::Plan;
+use lictor::model::reasons::ProblemReason;
 use lictor::model::registration::{Ownership, Registration, Row, RowKey, TaggedAddress, Weights};
-use lictor::model::resolve::{Hold, Instance, Resolution, limit};
-use lictor::model::resource::{Limits, Readiness, Source, Spec};
+use lictor::model::resolve::{Hold, Instance, Remains, Resolution, limit, resolve};
+use lictor::model::resource::{Limits, PortRef, Readiness, Source, Spec};
+use lictor::model::status::{ConditionKind, Findings, Status, Truth, status};
 use lictor::model::template::{Template, Values};
 use proptest::prelude::*;
 
@@ -134,7 +138,14 @@ fn foreign(desired: &Desired, take: bool) -> Rows {
 fn converge(mirror: &mut Mirror, desired: &Desired, on_op: &mut dyn FnMut(&Mirror, &Op)) -> usize {
     for round in 0.. {
         assert!(round < 4, "does not converge");
-        let diff = diff(desired, |key| mirror.row(key), mirror.owned(&owner()), &Hold::Nothing, |_| false, |_| false);
+        let diff = diff(
+            desired,
+            |key| mirror.row(key),
+            mirror.owned(&owner()),
+            &Hold::Nothing,
+            |_| Remains::Nothing,
+            |_| false,
+        );
         if diff.ops.is_empty() {
             assert!(diff.waiting.is_empty() || !diff.conflicts.is_empty(), "waits for what never comes");
             return round;
@@ -153,6 +164,140 @@ fn converge(mirror: &mut Mirror, desired: &Desired, on_op: &mut dyn FnMut(&Mirro
         }
     }
     unreachable!("the loop returns")
+}
+
+/// A Service and its slices.
+#[derive(Clone, Debug)]
+struct Web {
+    namespace: Str,
+    service: Service,
+    slices: Vec<Slice>,
+}
+
+impl Facts for Web {
+    fn namespace(&self) -> &Str {
+        &self.namespace
+    }
+
+    fn service(&self, _: &str) -> Option<&Service> {
+        Some(&self.service)
+    }
+
+    fn slices(&self, _: &str) -> impl Iterator<Item = &Slice> + Clone {
+        self.slices.iter()
+    }
+
+    fn picked(&self) -> impl Iterator<Item = (&Str, &Pod)> + Clone {
+        std::iter::empty()
+    }
+
+    fn pod(&self, _: &str) -> Option<&Pod> {
+        None
+    }
+
+    fn has_pod_at(&self, address: IpAddr) -> bool {
+        address != IpAddr::from([10, 0, 0, 0])
+    }
+
+    fn node(&self, _: &str) -> Option<&Node> {
+        None
+    }
+}
+
+fn port() -> impl Strategy<Value = (Str, Protocol, u16)> {
+    let name = prop_oneof![Just("http"), Just("http"), Just("metrics"), Just("")];
+    let protocol = prop_oneof![Just(Protocol::Tcp), Just(Protocol::Tcp), Just(Protocol::Udp)];
+    (name, protocol, 80_u16..82).prop_map(|(name, protocol, number)| (name.into(), protocol, number))
+}
+
+fn slice() -> impl Strategy<Value = Slice> {
+    let endpoint = (0_u8..4, any::<bool>(), any::<bool>(), any::<bool>(), prop::option::of(0_u8..4));
+    (any::<bool>(), prop::collection::vec(port(), 0..3), prop::collection::vec(endpoint, 0..4)).prop_map(
+        |(v4, ports, endpoints)| Slice {
+            service: "web".into(),
+            family: if v4 { Family::V4 } else { Family::V6 },
+            ports: ports.into_iter().map(|(name, protocol, number)| SlicePort { name, protocol, number }).collect(),
+            endpoints: endpoints
+                .into_iter()
+                .map(|(last, ready, serving, terminating, pod)| Endpoint {
+                    address: if v4 {
+                        IpAddr::from([10, 0, 0, last])
+                    } else {
+                        IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, u16::from(last)])
+                    },
+                    ready,
+                    serving,
+                    terminating,
+                    node: None,
+                    pod: pod.map(|pod| PodRef { name: format!("p{pod}").into(), uid: format!("u{pod}").into() }),
+                })
+                .collect(),
+        },
+    )
+}
+
+fn web() -> impl Strategy<Value = (Web, Spec)> {
+    let port_ref = prop_oneof![
+        Just(None),
+        Just(Some(PortRef::Number(80))),
+        Just(Some(PortRef::Name("http".into()))),
+        Just(Some(PortRef::Name("metrics".into())))
+    ];
+    let family = prop_oneof![Just(None), Just(Some(Family::V4)), Just(Some(Family::V6))];
+    let service = (family, prop::collection::vec(port(), 0..3));
+    let limits = (any::<bool>(), prop_oneof![Just(3_usize), Just(5_000)]);
+    (spec(), port_ref, service, prop::collection::vec(slice(), 0..4), limits).prop_map(
+        |(spec, port, (family, ports), slices, (verify_endpoints, instances))| {
+            let ports = ports.into_iter().map(|(name, protocol, number)| ServicePort { name, protocol, number });
+            let service = Service { family, external_name: false, ports: ports.collect() };
+            let limits = Limits { verify_endpoints, instances, ..Limits::default() };
+            (Web { namespace: "shop".into(), service, slices }, Spec { port, limits, ..spec })
+        },
+    )
+}
+
+/// What a status says where everything that is desired, but these, is in Consul.
+fn status_of(spec: &Spec, resolution: &Resolution, placement: &Placement, missing: usize) -> Status {
+    let desired = wants(spec, &resolution.instances, placement);
+    let mut mirror = Mirror::default();
+    let most = desired.len().saturating_sub(missing);
+    converge(&mut mirror, &desired.into_iter().take(most).collect(), &mut |_, _| {});
+    let desired = wants(spec, &resolution.instances, placement);
+    status(Findings {
+        generation: 1,
+        service: Some(spec.service.clone()),
+        refusal: None,
+        resolved: Some(resolution.unresolved.as_ref().map_or(Ok(()), Err)),
+        blanks: None,
+        paused: false,
+        counts: count(&desired, |key| mirror.row(key)),
+        unsettled: false,
+        standing: true,
+        problems: resolution.left_out.clone(),
+        trouble: None,
+    })
+}
+
+/// What is contradictory about a status.
+fn contradictions(status: &Status) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut holds = |what: &str, holds: bool| found.extend((!holds).then(|| what.to_owned()));
+    let is_true = |kind| status.condition(kind).is_some_and(|condition| condition.truth == Truth::True);
+    let counts = status.instances;
+    holds("the states do not add up", counts.passing + counts.warning + counts.critical == counts.registered);
+    holds("more are registered than desired", counts.registered <= counts.desired);
+    let all = [ConditionKind::Accepted, ConditionKind::Resolved, ConditionKind::Registered].into_iter().all(is_true);
+    holds("Ready is not all others", is_true(ConditionKind::Ready) == all);
+    if is_true(ConditionKind::Registered) {
+        holds("Registered, and some are missing", counts.registered == counts.desired);
+        holds("Registered, and there are problems", status.problems.is_empty());
+    } else if is_true(ConditionKind::Resolved) {
+        holds(
+            "nothing is wrong, and it is not Registered",
+            counts.registered < counts.desired || !status.problems.is_empty(),
+        );
+    }
+    found
 }
 
 proptest! {
@@ -247,5 +392,23 @@ proptest! {
             prop_assert!(second.contains_key(key), "{} was registered and is desired", key);
         }
         prop_assert_eq!(second.len(), all.len().min(most));
+    }
+
+    #[test]
+    fn no_status_contradicts_its_own_counts(
+        (web, spec) in web(),
+        placement in placement(),
+        missing in 0_usize..2,
+    ) {
+        let resolution = resolve(&spec, &web);
+        let status = status_of(&spec, &resolution, &placement, missing);
+        prop_assert_eq!(contradictions(&status), Vec::<String>::new(), "{:?} of {:?}", status, resolution);
+        let registered: BTreeSet<String> = resolution.instances.iter().map(Instance::called).collect();
+        for left in resolution.left_out.iter().filter(|left| left.reason == ProblemReason::PortNotFound) {
+            prop_assert!(!registered.contains(&left.instance), "{} is left out, and registered", left.instance);
+        }
+        let targets: BTreeSet<(Str, u16)> = resolution.instances.iter().map(|i| (i.target(), i.port)).collect();
+        prop_assert_eq!(targets.len(), resolution.instances.len(), "each once");
+        prop_assert!(resolution.unresolved.is_none() || resolution.instances.is_empty());
     }
 }

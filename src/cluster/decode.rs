@@ -22,7 +22,9 @@ use super::api::ConsulService;
 use super::convert::{self, Rules};
 use super::event::{Change, Kind, ObjectKey, SeenResource, Step};
 use super::interner::Interner;
-use crate::model::facts::{ContainerPort, Endpoint, Family, Node, Pod, PodRef, Service, ServicePort, Slice, SlicePort};
+use crate::model::facts::{
+    ContainerPort, Endpoint, Family, Node, Pod, PodRef, Protocol, Service, ServicePort, Slice, SlicePort,
+};
 use crate::model::names::{Str, is_pod_name, is_uid};
 use crate::model::render::MAX_META_VALUE;
 
@@ -153,13 +155,27 @@ struct TargetObject {
 #[derive(Deserialize, Clone, Debug)]
 struct PortObject {
     name: Option<String>,
+    protocol: Option<String>,
     port: Option<i32>,
 }
 
 impl PortObject {
     fn number(&self) -> Option<u16> {
-        self.port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port > 0)
+        number(self.port)
     }
+
+    fn protocol(&self) -> Option<Protocol> {
+        protocol(self.protocol.as_deref())
+    }
+}
+
+fn number(port: Option<i32>) -> Option<u16> {
+    port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port > 0)
+}
+
+/// Kubernetes' default is TCP.
+fn protocol(text: Option<&str>) -> Option<Protocol> {
+    text.map_or(Some(Protocol::Tcp), Protocol::parse)
 }
 
 /// The label by which a slice says whose it is.
@@ -182,7 +198,7 @@ impl Watched for SliceObject {
         let ports = self.ports.unwrap_or_default();
         let ports = ports.iter().filter_map(|port| {
             let name = strings.get(port.name.as_deref().unwrap_or_default());
-            Some(SlicePort { name, number: port.number()? })
+            Some(SlicePort { name, protocol: port.protocol()?, number: port.number()? })
         });
         let ports = ports.collect();
         let endpoints = self.endpoints.unwrap_or_default();
@@ -204,7 +220,8 @@ fn endpoint(object: EndpointObject, strings: &mut Interner) -> Option<Endpoint> 
     let conditions = object.conditions.unwrap_or_default();
     Some(Endpoint {
         address,
-        ready: conditions.ready.unwrap_or(true) && conditions.serving.unwrap_or(true),
+        ready: conditions.ready.unwrap_or(true),
+        serving: conditions.serving.unwrap_or(true),
         terminating: conditions.terminating.unwrap_or(false),
         node: object.node_name.map(|node| strings.get(&node)),
         pod: object.target_ref.and_then(|target| pod(target, address)),
@@ -252,7 +269,7 @@ impl Watched for ServiceObject {
         let ports = spec.ports.unwrap_or_default();
         let ports = ports.iter().filter_map(|port| {
             let name = decoder.strings.get(port.name.as_deref().unwrap_or_default());
-            Some(ServicePort { name, number: port.number()? })
+            Some(ServicePort { name, protocol: port.protocol()?, number: port.number()? })
         });
         Some(Service {
             family: family.and_then(|family| match family.as_str() {
@@ -298,6 +315,7 @@ struct ContainerObject {
 #[serde(rename_all = "camelCase")]
 struct ContainerPortObject {
     name: Option<String>,
+    protocol: Option<String>,
     container_port: Option<i32>,
 }
 
@@ -347,8 +365,8 @@ impl Watched for PodObject {
         let sidecars = sidecars.filter(|container| container.restart_policy.as_deref() == Some("Always"));
         let containers = spec.containers.unwrap_or_default().into_iter().chain(sidecars);
         let ports = containers.flat_map(|container| container.ports.unwrap_or_default()).filter_map(|port| {
-            let number = port.container_port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port > 0)?;
-            Some(ContainerPort { name: strings.get(port.name.as_deref().unwrap_or_default()), number })
+            let (number, protocol) = (number(port.container_port)?, protocol(port.protocol.as_deref())?);
+            Some(ContainerPort { name: strings.get(port.name.as_deref().unwrap_or_default()), protocol, number })
         });
         let ports = ports.collect();
         let there = self.metadata.annotations.unwrap_or_default();

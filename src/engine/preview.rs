@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 
-use super::reconcile::{Outlook, lives_on, outlook, registered, resolution};
+use super::reconcile::{Outlook, left_of, outlook, registered, resolution};
 use super::report::name_conflict;
 use crate::cluster::world::World;
 use crate::consul::Rows;
@@ -83,8 +83,8 @@ pub fn preview(world: &World, rows: Rows, identity: &Identity, placement: &Place
             Outlook::Frozen => Vec::new(),
             Outlook::Release => release(mirror.owned(&key)),
             Outlook::Wants { desired, hold } => {
-                let lives = |there: &_| lives_on(world, &key, there);
-                let diff = diff(&desired, |row| mirror.row(row), mirror.owned(&key), &hold, lives, |_| false);
+                let left_of = |there: &_| left_of(world, &key, there);
+                let diff = diff(&desired, |row| mirror.row(row), mirror.owned(&key), &hold, left_of, |_| false);
                 notes.extend(diff.conflicts.iter().map(|(row, who)| Note {
                     resource: key.clone(),
                     reason: "IdTaken".to_owned(),

@@ -14,7 +14,7 @@ use crate::model::diff::{Op, diff, release};
 use crate::model::guard::{Cause, CrdState, Ending, ending, wants_confirmation};
 use crate::model::names::{Identity, ResourceKey, Str, instance_id};
 use crate::model::registration::{Registration, Row, RowKey};
-use crate::model::resolve::{Hold, Instance, Resolution, limit, lives, resolve};
+use crate::model::resolve::{Hold, Instance, Remains, Resolution, limit, remains, resolve};
 use crate::model::resource::{DeletionPolicy, Spec};
 
 /// How long between looks whether a resource that is frozen while it is being deleted may be let go.
@@ -139,9 +139,9 @@ pub(super) fn registered<'a>(
     rows.map(|(key, row)| (&key.id, &*row.registration))
 }
 
-/// Whether what a registration of a resource stands for, which is not desired any more, lives on all the same.
-pub(super) fn lives_on(world: &World, key: &ResourceKey, there: &Registration) -> bool {
-    world.effective_spec(key).is_some_and(|spec| lives(spec, there, &world.facts(key)))
+/// What is left of what a registration of a resource stands for, which is not desired any more.
+pub(super) fn left_of(world: &World, key: &ResourceKey, there: &Registration) -> Remains {
+    world.effective_spec(key).map_or(Remains::Nothing, |spec| remains(spec, there, &world.facts(key)))
 }
 
 impl Engine {
@@ -204,10 +204,10 @@ impl Engine {
             Outlook::Frozen => Vec::new(),
             Outlook::Release => release(self.mirror.owned(key)),
             Outlook::Wants { desired, hold } => {
-                let lives = |there: &_| lives_on(&self.world, key, there);
+                let left_of = |there: &_| left_of(&self.world, key, there);
                 // What is being written may be about to go: nothing is taken away because it is there.
                 let row = |k: &_| self.mirror.row(k).filter(|_| !self.in_flight.contains_key(k));
-                let mut diff = diff(&desired, row, self.mirror.owned(key), &hold, lives, |row| {
+                let mut diff = diff(&desired, row, self.mirror.owned(key), &hold, left_of, |row| {
                     self.refused.get(key).is_some_and(|refused| refused.contains_key(row))
                 });
                 let same: Vec<Op> = desired.iter().filter_map(|(row, wanted)| self.once_more(row, wanted)).collect();

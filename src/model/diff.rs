@@ -6,8 +6,8 @@ use std::sync::Arc;
 use super::desired::Desired;
 use super::names::Str;
 use super::reasons::Counts;
-use super::registration::{Ownership, Registration, Row, RowKey};
-use super::resolve::Hold;
+use super::registration::{Health, Ownership, Registration, Row, RowKey};
+use super::resolve::{Hold, Remains};
 
 /// One change to one instance in Consul.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,20 +87,21 @@ pub struct Diff {
 
 /// Compares what is desired of a resource with what Consul holds.
 ///
-/// `row` answers what Consul holds under a key, whoever's it is; `owned` lists the rows of this resource; `lives` says
-/// of a registration that is not desired any more whether what it stands for lives on all the same, and `refused` of a
-/// key whether Consul has refused just now what is desired under it.
+/// `row` answers what Consul holds under a key, whoever's it is; `owned` lists the rows of this resource; `left_of`
+/// says of a registration that is not desired any more what is left of what it stands for, and `refused` of a key whether
+/// Consul has refused just now what is desired under it.
 ///
 /// A removal waits while an instance at the same address is desired under another key and not there yet: the
 /// new one is there before the old one goes, also across Consul nodes, also after a crash between the two. What goes
 /// by an edit, and not because its endpoint went, waits until all that is to come in its place is there: whoever asks
-/// finds all of the old truth or all of the new.
+/// finds all of the old truth or all of the new. What goes although it serves, since another one is ready, waits until
+/// Consul has one that passes.
 pub fn diff<'a>(
     desired: &Desired,
     row: impl Fn(&RowKey) -> Option<&'a Row>,
     owned: impl Iterator<Item = (&'a RowKey, &'a Row)>,
     hold: &Hold,
-    lives: impl Fn(&Registration) -> bool,
+    left_of: impl Fn(&Registration) -> Remains,
     refused: impl Fn(&RowKey) -> bool,
 ) -> Diff {
     let mut diff = Diff::default();
@@ -124,13 +125,18 @@ pub fn diff<'a>(
     }
     let addresses: BTreeSet<&str> =
         if awaited { desired.values().map(|wanted| &*wanted.address).collect() } else { BTreeSet::new() };
+    // Of those that are to pass none does yet.
+    let passing = || desired.iter().filter(|(_, wanted)| passes(wanted));
+    let is_there = |row: &Row| row.shown && row.is_ours() && passes(&row.registration);
+    let first_awaited = passing().next().is_some() && !passing().any(|(key, _)| row(key).is_some_and(is_there));
     for (key, row) in owned {
         let there = &*row.registration;
         if desired.contains_key(key) || hold.holds(there) {
             continue;
         }
-        let edited = || addresses.contains(&*there.address) || lives(there);
-        if coming.contains(&*there.address) || (awaited && edited()) {
+        let edited = || addresses.contains(&*there.address) || left_of(there) == Remains::Living;
+        let is_last = || left_of(there) == Remains::Serving;
+        if coming.contains(&*there.address) || (awaited && edited()) || (first_awaited && is_last()) {
             diff.waiting.push(key.clone());
         } else {
             removals.push(Op::Remove { key: key.clone(), service: there.service.clone() });
@@ -139,6 +145,11 @@ pub fn diff<'a>(
     diff.ops.append(&mut readiness);
     diff.ops.append(&mut removals);
     diff
+}
+
+/// Whether an instance passes, as far as Lictor has a say in it.
+fn passes(registration: &Registration) -> bool {
+    registration.readiness.is_none_or(|readiness| readiness == Health::Passing)
 }
 
 /// What to write for one desired instance; an error says who else holds its ID.
@@ -187,4 +198,64 @@ pub fn count<'a>(desired: &Desired, row: impl Fn(&RowKey) -> Option<&'a Row>) ->
     let shown = desired.keys().filter_map(row).filter(|row| row.shown && row.is_ours());
     shown.for_each(|row| counts.add(row.health));
     counts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::check::Checks;
+    use crate::model::names::{ResourceKey, meta};
+    use crate::model::registration::Weights;
+
+    fn registration(address: &str, readiness: Option<Health>) -> Arc<Registration> {
+        Arc::new(Registration {
+            service: "s".into(),
+            address: address.into(),
+            port: 80,
+            tags: [].into(),
+            meta: [(meta::SOURCE.into(), "service/web".into())].into(),
+            weights: Weights::default(),
+            enable_tag_override: false,
+            tagged_addresses: Arc::default(),
+            readiness,
+            checks: Checks::default(),
+        })
+    }
+
+    #[test]
+    fn the_last_one_that_serves_waits_for_the_first_that_passes() {
+        let key = |id: &str| RowKey { node: id.into(), id: id.into() };
+        let row = |registration: &Arc<Registration>, shown| Row {
+            registration: registration.clone(),
+            ownership: Ownership::Ours(ResourceKey::new("shop", "web")),
+            health: Health::Passing,
+            shown,
+        };
+        let (passing, critical) = (Some(Health::Passing), Some(Health::Critical));
+        let old = row(&registration("10.0.0.1", passing), true);
+        let new = |readiness, shown| row(&registration("10.0.0.2", readiness), shown);
+        for (wanted, there, left, waits) in [
+            (passing, None, Remains::Serving, true),
+            (passing, Some(new(critical, true)), Remains::Serving, true),
+            (passing, Some(new(passing, false)), Remains::Serving, true),
+            (passing, Some(new(passing, true)), Remains::Serving, false),
+            (None, None, Remains::Serving, true),
+            (None, Some(new(None, true)), Remains::Serving, false),
+            // Nothing is to pass: it goes for another reason.
+            (critical, None, Remains::Serving, false),
+            (passing, None, Remains::Nothing, false),
+        ] {
+            let desired: Desired = [(key("new"), registration("10.0.0.2", wanted))].into();
+            let found = diff(
+                &desired,
+                |of| there.as_ref().filter(|_| *of == key("new")),
+                [(&key("old"), &old)].into_iter(),
+                &Hold::Nothing,
+                |_| left,
+                |_| false,
+            );
+            let removed = found.ops.iter().any(Op::removes);
+            assert_eq!((removed, found.waiting.is_empty()), (!waits, !waits), "{wanted:?} {there:?} {left:?}");
+        }
+    }
 }

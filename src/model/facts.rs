@@ -18,6 +18,35 @@ pub enum Family {
     Fqdn,
 }
 
+/// The protocol of a port, in the order in which one is preferred where only a number is given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Protocol {
+    /// TCP, also where nothing is said.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// SCTP.
+    Sctp,
+}
+
+impl Protocol {
+    /// As Kubernetes writes it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+            Self::Sctp => "SCTP",
+        }
+    }
+
+    /// Reads it; none where this version does not know it.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Tcp, Self::Udp, Self::Sctp].into_iter().find(|protocol| protocol.as_str() == text)
+    }
+}
+
 /// One `EndpointSlice` of a Service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Slice {
@@ -36,6 +65,8 @@ pub struct Slice {
 pub struct SlicePort {
     /// The Service port's name; empty where the Service has one unnamed port.
     pub name: Str,
+    /// Its protocol. A name or number may stand for one port of each.
+    pub protocol: Protocol,
     /// 1 to 65535.
     pub number: u16,
 }
@@ -45,10 +76,13 @@ pub struct SlicePort {
 pub struct Endpoint {
     /// Where it answers.
     pub address: IpAddr,
-    /// Whether the pod is ready: `ready` and `serving`, each true where absent. With
-    /// `publishNotReadyAddresses` Kubernetes makes `ready` always true; `serving` still tells.
+    /// Whether it is to be sent traffic, as its slice says it and kube-proxy takes it: true where absent. With
+    /// `publishNotReadyAddresses` Kubernetes makes it always true, so that peers find each other before they are ready.
     pub ready: bool,
-    /// On its way out: it leaves Consul at once, whatever `ready` says.
+    /// Whether the pod is ready, be it on its way out or not: true where absent. It counts only of one that terminates,
+    /// whose `ready` is false.
+    pub serving: bool,
+    /// On its way out: it leaves Consul at once, unless it serves and none is ready.
     pub terminating: bool,
     /// The Kubernetes node that it runs on.
     pub node: Option<Str>,
@@ -81,6 +115,8 @@ pub struct Service {
 pub struct ServicePort {
     /// Its name; empty where it has none.
     pub name: Str,
+    /// Its protocol. A name or number may stand for one port of each.
+    pub protocol: Protocol,
     /// The Service's own port number, 1 to 65535.
     pub number: u16,
 }
@@ -123,6 +159,8 @@ pub struct Pod {
 pub struct ContainerPort {
     /// Its name; empty where it has none.
     pub name: Str,
+    /// Its protocol. A name or number may stand for one port of each.
+    pub protocol: Protocol,
     /// 1 to 65535.
     pub number: u16,
 }

@@ -65,6 +65,12 @@ impl ProblemReason {
         }
     }
 
+    /// Whether an endpoint that lives is not among the desired instances for it.
+    #[must_use]
+    pub fn leaves_out(self) -> bool {
+        matches!(self, Self::PortNotFound | Self::NotVerified | Self::PodNotSeen)
+    }
+
     /// Reads it; what a later version wrote is a refusal to this one, until it writes the status anew.
     #[must_use]
     pub fn parse(text: &str) -> Self {

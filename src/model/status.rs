@@ -197,7 +197,12 @@ pub fn status(findings: Findings<'_>) -> Status {
 
 fn registered(findings: &Findings<'_>) -> (Truth, &'static str, String) {
     let Counts { desired, registered, .. } = findings.counts;
-    let held = || format!("{registered} of {desired} instances are registered");
+    let left_out = findings.problems.iter().filter(|problem| problem.reason.leaves_out()).count();
+    let held = || {
+        // Those are not among the desired ones.
+        let besides = if left_out == 0 { String::new() } else { format!(", {left_out} more are left out") };
+        format!("{registered} of {desired} instances are registered{besides}")
+    };
     if findings.paused {
         let message = "the annotation lictor.dev/paused freezes what is in Consul: take it off to go on".to_owned();
         return (Truth::Unknown, "Paused", message);

@@ -4,7 +4,8 @@ use anyhow::{Context, Result, ensure};
 use lictor_testbed::{NewEndpoint, TestPod};
 use serde_json::json;
 
-use crate::bed::{Bed, Mode};
+use crate::bed::{Bed, Mode, SOON};
+use crate::reader::watched;
 
 pub(crate) async fn pods_appear(bed: &Bed) -> Result<()> {
     let pods = bed.web(2).await?;
@@ -178,4 +179,131 @@ pub(crate) async fn same_pod_name_new_address(bed: &Bed) -> Result<()> {
     ensure!(id(&after, &again) != id(&before, &pods[0]), "it has its predecessor's ID: {after:?}");
     ensure!(id(&after, &pods[1]) == id(&before, &pods[1]), "the other one changed: {after:?}");
     Ok(())
+}
+
+pub(crate) async fn the_last_one_serves_to_its_end(bed: &Bed) -> Result<()> {
+    let pods = bed.web(1).await?;
+    bed.operate().await?;
+    bed.apply_web(json!({})).await?;
+    bed.wait_for_pods(&[&pods[0]]).await?;
+    bed.wait_ready("web").await?;
+    let slices = async |description: &str, terminating: usize, serving: usize| {
+        let count = |slices: &[k8s_openapi::api::discovery::v1::EndpointSlice]| {
+            let endpoints = slices.iter().flat_map(|slice| slice.endpoints.iter().flatten());
+            let conditions: Vec<_> = endpoints.filter_map(|endpoint| endpoint.conditions.as_ref()).collect();
+            conditions.iter().filter(|c| c.terminating == Some(true)).count() == terminating
+                && conditions.iter().filter(|c| c.serving == Some(true)).count() == serving
+        };
+        bed.namespace.wait_for_slices("web", description, count, SOON).await.map(drop)
+    };
+    // Drained: it terminates, and serves. What is to take over starts on another node, and takes its time.
+    let handed_over = async {
+        bed.namespace.delete_pod("web-0", 300).await?;
+        slices("the last one terminates and serves", 1, 1).await?;
+        let next = bed.namespace.create_pod(bed.new_web_pod("web-1", "b").not_ready()).await?;
+        bed.wait_for("both, the new one critical", |found| {
+            let status = |pod: &TestPod| found.iter().find(|i| i.address == pod.ip.to_string()).map(|i| &*i.status);
+            found.len() == 2 && status(&pods[0]) == Some("passing") && status(&next) == Some("critical")
+        })
+        .await?;
+        bed.wait_for_counts("web", [2, 2, 1, 1]).await?;
+        bed.wait_ready("web").await?;
+        bed.namespace.set_ready("web-1", true).await?;
+        bed.wait_for_pods(&[&next]).await.map(drop)
+    };
+    watched(bed, 1, Box::pin(handed_over)).await?;
+    // One that stops serving leaves, though it is the last one.
+    bed.namespace.delete_pod("web-1", 300).await?;
+    slices("the next one terminates and serves", 2, 2).await?;
+    bed.namespace.set_ready("web-1", false).await?;
+    bed.namespace.force_delete("web-0").await?;
+    bed.wait_for_pods(&[]).await?;
+    bed.wait_for_counts("web", [0, 0, 0, 0]).await?;
+    bed.wait_ready("web").await
+}
+
+pub(crate) async fn peers_find_each_other_before_they_are_ready(bed: &Bed) -> Result<()> {
+    bed.nodes().await?;
+    let service = json!({
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": { "name": "web" },
+        "spec": {
+            "clusterIP": "None",
+            "publishNotReadyAddresses": true,
+            "selector": { "app": "web" },
+            "ports": [{ "name": "http", "port": 80, "targetPort": 8080 }],
+        },
+    });
+    bed.namespace.apply_yaml(&service.to_string()).await?;
+    let first = bed.namespace.create_pod(bed.new_web_pod("web-0", "a").not_ready()).await?;
+    let second = bed.namespace.create_pod(bed.new_web_pod("web-1", "b").not_ready()).await?;
+    bed.operate().await?;
+    let deregistering = bed.service_named("deregistering");
+    bed.apply_web(json!({})).await?;
+    bed.apply("deregistering", &bed.spec(json!({ "name": deregistering, "readiness": "Deregister" }))).await?;
+    bed.wait_for_pods(&[&first, &second]).await?;
+    bed.consul().wait_for(&deregistering, "both are there", |found| found.len() == 2, SOON).await?;
+    bed.wait_for_counts("web", [2, 2, 2, 0]).await?;
+    // On its way out it is no peer any more.
+    bed.namespace.delete_pod("web-0", 300).await?;
+    bed.wait_for_pods(&[&second]).await?;
+    bed.wait_ready("web").await
+}
+
+/// Slices as people and other controllers write them.
+pub(crate) async fn slices_by_hand(bed: &Bed) -> Result<()> {
+    let address = |last: u8| format!("10.1.0.{last}");
+    let endpoint = |last: u8| -> Result<NewEndpoint> { Ok(NewEndpoint::new(address(last).parse()?)) };
+    for name in ["web", "more"] {
+        bed.namespace.apply_service(name, &[], &[("http", 80, "8080"), ("metrics", 90, "9999")]).await?;
+    }
+    let (http, metrics) = ([("http", 8080)], [("metrics", 9999)]);
+    // One address in two slices, each with another port.
+    bed.namespace.apply_slice("web-a", "web", &http, &[endpoint(1)?]).await?;
+    bed.namespace.apply_slice("web-b", "web", &metrics, &[endpoint(1)?]).await?;
+    // A node that does not exist, and one address at two numbers.
+    let nowhere = NewEndpoint { node: Some("no-such-node".to_owned()), ..endpoint(2)? };
+    bed.namespace.apply_slice("web-c", "web", &http, &[nowhere]).await?;
+    bed.namespace.apply_slice("web-d", "web", &[("http", 8081)], &[endpoint(2)?]).await?;
+    // One pod behind two Services.
+    bed.nodes().await?;
+    let pod = bed.web_pod("web-0", "a").await?;
+    let of_pod = NewEndpoint { pod: Some((pod.name.clone(), pod.uid.clone())), ..NewEndpoint::new(pod.ip) };
+    bed.namespace.apply_slice("web-e", "web", &http, std::slice::from_ref(&of_pod)).await?;
+    bed.namespace.apply_slice("more-a", "more", &http, &[of_pod]).await?;
+    bed.operate().await?;
+    let by_name = json!({ "port": "http", "tags": ["m-${ports['metrics']}"] });
+    bed.apply_web(by_name.clone()).await?;
+    let more = json!({ "source": { "service": { "name": "more" } } });
+    bed.apply("more", &crate::bed::merged(bed.spec(by_name), more)).await?;
+
+    let ends = |found: &[lictor_testbed::Instance]| {
+        let mut ends: Vec<_> = found.iter().map(|i| (i.address.clone(), i.port)).collect();
+        ends.sort();
+        ends
+    };
+    let pods = pod.ip.to_string();
+    let all: Vec<(String, u16)> =
+        [(&address(1), 8080), (&address(2), 8080), (&address(2), 8081), (&pods, 8080), (&pods, 8080)]
+            .map(|(address, port)| (address.clone(), port))
+            .into();
+    let found =
+        bed.wait_for("each address and number, and the pod for each Service", |found| ends(found) == all).await?;
+    let first = found.iter().find(|i| i.address == address(1)).context("it was just there")?;
+    ensure!(first.tags == ["m-9999"], "the port of the other slice is not known: {first:?}");
+    for (name, count) in [("web", 4), ("more", 1)] {
+        bed.wait_flawless(name).await?;
+        bed.wait_for_counts(name, [count, count, count, 0]).await?;
+    }
+    // Without the other port's slice it is the same instance, and with it alone none.
+    bed.namespace.delete_slice("web-b").await?;
+    bed.wait_for("a tag less", |found| found.iter().all(|i| i.tags == ["m-"])).await?;
+    bed.namespace.apply_slice("web-a", "web", &metrics, &[endpoint(1)?]).await?;
+    let message = bed.wait_for_condition("web", "Registered", "False", "PortNotFound").await?;
+    ensure!(message.starts_with("3 of 3 instances are registered, 1 more are left out; 10.1.0.1: "), "{message}");
+    // One of two that have a pod leaves with it.
+    bed.delete("more").await?;
+    bed.wait_gone("more").await?;
+    bed.wait_for("the pod once", |found| ends(found) == all[1..4]).await.map(drop)
 }

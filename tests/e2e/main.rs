@@ -10,6 +10,7 @@ mod answering;
 mod bed;
 mod launch;
 mod listening;
+mod reader;
 mod rows;
 #[path = "../support/fields.rs"]
 mod schema;

@@ -88,3 +88,42 @@ pub(crate) async fn a_port_that_does_not_match(bed: &Bed) -> Result<()> {
     bed.wait_for_pods(&[&pods[1]]).await?;
     bed.wait_ready("web").await
 }
+
+pub(crate) async fn one_number_of_two_protocols(bed: &Bed) -> Result<()> {
+    let port = |name: &str, protocol: &str, port: u16, target: u16| json!({ "name": name, "protocol": protocol, "port": port, "targetPort": target });
+    let service = json!({
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": { "name": "web" },
+        "spec": {
+            "selector": { "app": "web" },
+            "ports": [
+                port("quic", "UDP", 443, 8843),
+                port("https", "TCP", 443, 8443),
+                port("dns", "UDP", 53, 5353),
+                port("dns-sctp", "SCTP", 53, 5354),
+            ],
+        },
+    });
+    bed.nodes().await?;
+    bed.namespace.apply_yaml(&service.to_string()).await?;
+    let pod = bed.web_pod("web-0", "a").await?;
+    bed.operate().await?;
+    for (name, asked, number) in
+        [("by-number", json!(443), 8443), ("quic", json!("quic"), 8843), ("sctp", json!("dns-sctp"), 5354)]
+    {
+        let service = bed.service_named(name);
+        bed.apply(name, &bed.spec(json!({ "name": service, "port": asked }))).await?;
+        let wanted = [end(&pod.ip.to_string(), number)];
+        bed.consul().wait_for(&service, &format!("port {number}"), |found| ends(found) == wanted, SOON).await?;
+        bed.wait_flawless(name).await?;
+    }
+    // Neither is of TCP: the names to choose from are said.
+    bed.apply_web(json!({ "port": 53 })).await?;
+    let message = bed.wait_for_condition("web", "Resolved", "False", "PortNotFound").await?;
+    ensure!(message.contains("53/UDP (dns)") && message.contains("53/SCTP (dns-sctp)"), "{message}");
+    ensure!(bed.instances().await?.is_empty(), "one of them was taken");
+    bed.apply_web(json!({ "port": "dns" })).await?;
+    bed.wait_for("port 5353", |found| ends(found) == [end(&pod.ip.to_string(), 5353)]).await?;
+    bed.wait_flawless("web").await
+}

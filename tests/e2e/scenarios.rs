@@ -76,6 +76,13 @@ scenarios! {
     appearing::a_terminating_pod_leaves_at_once(agent: yes, catalog: yes);
     /// A pod that comes back under its name, on another node with another address, is a new instance in the old one's place.
     appearing::same_pod_name_new_address(agent: yes, catalog: yes);
+    /// The last pod of a Service is drained: it passes while it serves, until another one passes, asked every 10 ms.
+    appearing::the_last_one_serves_to_its_end(agent: yes, catalog: yes);
+    /// With `publishNotReadyAddresses` pods pass before they are ready, as the cluster's DNS has them.
+    appearing::peers_find_each_other_before_they_are_ready(agent: yes, catalog: yes);
+    /// Slices by hand: the ports of one address in two slices, a node that does not exist, two numbers of one address,
+    /// one pod behind two Services.
+    appearing::slices_by_hand(agent: yes, catalog: yes);
 
     /// Pods that a selector picks appear with no Service anywhere; labels decide, also when they or the selector are edited.
     selected::pods_are_picked(agent: yes, catalog: yes);
@@ -107,6 +114,8 @@ scenarios! {
     ports::numbers_differ_behind_one_name(agent: yes, catalog: yes);
     /// A port that does not match: condition and Event, what was registered stays, others are not affected.
     ports::a_port_that_does_not_match(agent: yes, catalog: yes);
+    /// One number of two protocols is TCP's; where that does not decide, the names to choose from are said.
+    ports::one_number_of_two_protocols(agent: yes, catalog: yes);
 
     /// Tags, meta, weights and tagged addresses are read back from Consul as they were written.
     content::all_of_it_is_read_back(agent: yes, catalog: yes);

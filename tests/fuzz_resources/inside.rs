@@ -9,7 +9,7 @@ use lictor::cluster::decode::ResourceObject;
 use lictor::model::check::Probe;
 use lictor::model::desired::{Placement, desired};
 use lictor::model::facts::{
-    ContainerPort, Endpoint, Facts, Family, Node, Pod, PodRef, Service, ServicePort, Slice, SlicePort,
+    ContainerPort, Endpoint, Facts, Family, Node, Pod, PodRef, Protocol, Service, ServicePort, Slice, SlicePort,
 };
 use lictor::model::names::{ClusterName, Identity, ResourceKey, Str};
 use lictor::model::registration::Registration;
@@ -184,12 +184,18 @@ fn port(generator: &mut Generator) -> u16 {
     PORTS[generator.rng.usize(..PORTS.len())]
 }
 
+fn protocol(generator: &mut Generator) -> Protocol {
+    [Protocol::Tcp, Protocol::Tcp, Protocol::Udp, Protocol::Sctp][generator.rng.usize(..4)]
+}
+
 fn service(generator: &mut Generator) -> Service {
     let many = *generator.pick(&[&0, &1, &1, &1, &2, &3]);
     Service {
         family: [None, Some(Family::V4), Some(Family::V6)][generator.rng.usize(..3)],
         external_name: generator.chance(5),
-        ports: (0..many).map(|_| ServicePort { name: port_name(generator), number: port(generator) }).collect(),
+        ports: (0..many)
+            .map(|_| ServicePort { name: port_name(generator), protocol: protocol(generator), number: port(generator) })
+            .collect(),
     }
 }
 
@@ -202,14 +208,20 @@ fn slice(generator: &mut Generator, service: &str, ports: &[ServicePort], pods: 
         endpoints.push(Endpoint {
             address: *address,
             ready: generator.chance(80),
+            serving: generator.chance(80),
             terminating: generator.chance(10),
             node: pod.node.clone(),
             pod: generator.chance(80).then(|| PodRef { name: name.clone(), uid: pod.uid.clone() }),
         });
     }
     let has = |_: &&ServicePort| generator.chance(90);
-    let ports = ports.iter().filter(has).map(|port| port.name.clone()).collect::<Vec<_>>();
-    let ports = ports.into_iter().map(|name| SlicePort { name, number: port(generator) }).collect();
+    let ports = ports.iter().filter(has).cloned().collect::<Vec<_>>();
+    let ports = ports.into_iter().map(|ServicePort { name, protocol, .. }| SlicePort {
+        name,
+        protocol,
+        number: port(generator),
+    });
+    let ports = ports.collect();
     Slice { service: service.into(), family, ports, endpoints }
 }
 
@@ -241,7 +253,13 @@ fn pod(generator: &mut Generator, number: u8) -> Pod {
         ready: generator.chance(80),
         leaving: generator.chance(10),
         node: generator.chance(80).then(|| format!("node-{}", number % 2).into()),
-        ports: (0..many).map(|_| ContainerPort { name: port_name(generator), number: port(generator) }).collect(),
+        ports: (0..many)
+            .map(|_| ContainerPort {
+                name: port_name(generator),
+                protocol: protocol(generator),
+                number: port(generator),
+            })
+            .collect(),
         labels,
         annotations,
     }

@@ -55,6 +55,11 @@ impl ApiServer {
                 {
                     state.finalizer_was_removed(&seen.key);
                 }
+                if let Write::Status { key, .. } = &write
+                    && answer.is_ok()
+                {
+                    state.judge_status(key);
+                }
                 if matches!(answer, Err(WriteError::Conflict)) {
                     state.stats.count("conflicts in Kubernetes");
                 }

@@ -1,7 +1,7 @@
 //! A model of Kubernetes: the objects that Lictor watches, their versions, finalizers and deletion, and a log of
 //! all changes for the watches to read.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -71,6 +71,8 @@ pub struct Logged {
 pub struct Cluster {
     pub resources: BTreeMap<ResourceKey, Object>,
     pub services: BTreeMap<ObjectKey, Service>,
+    /// Those with `publishNotReadyAddresses`.
+    pub publishing: BTreeSet<ObjectKey>,
     pub slices: BTreeMap<ObjectKey, Slice>,
     /// With all of their annotations.
     pub pods: BTreeMap<ObjectKey, Pod>,

@@ -156,6 +156,10 @@ fn planted_faults_are_caught() {
         (Plant::CrdStays, &["nothing lost"]),
         (Plant::BlindLimit, &["nothing lost"]),
         (Plant::AlwaysAnOutage, &["true", "nothing hidden"]),
+        (Plant::OneSliceEach, &["nothing hidden"]),
+        (Plant::NoProtocols, &["true"]),
+        (Plant::NoLastOnes, &["nothing lost"]),
+        (Plant::NoEarlyOnes, &["true", "nothing lost"]),
     ] {
         let planted = |seed| {
             let mut setup = Setup { plant: Some(plant), ..Setup::draw(seed) };

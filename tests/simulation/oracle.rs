@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use lictor::cluster::api::ConsulServiceStatus;
 use lictor::cluster::event::{Kind, Scope};
 use lictor::model::names::{ResourceKey, Str};
 use lictor::model::resource::DeletionPolicy;
@@ -213,6 +214,26 @@ fn name_told(object: &Object) -> Option<String> {
     object.status.service_name.as_ref().filter(|_| accepted).map(|name| fold(name))
 }
 
+/// What is contradictory about a status.
+fn contradictions(status: &ConsulServiceStatus) -> Vec<String> {
+    let mut found = Vec::new();
+    let counts = status.instances.unwrap_or_default();
+    let is_true = |kind: &str| status.conditions.iter().any(|c| c.type_ == kind && c.status == "True");
+    let mut holds = |what: &str, holds: bool| found.extend((!holds).then(|| format!("{what}: {status:?}")));
+    holds("has states that do not add up", counts.passing + counts.warning + counts.critical == counts.registered);
+    let all = ["Accepted", "Resolved", "Registered"].into_iter().all(is_true);
+    holds("has a Ready that is not all others", is_true("Ready") == all);
+    if is_true("Registered") {
+        holds("is Registered, and some are missing", counts.registered == counts.desired);
+        holds("is Registered, and has problems", status.problems.is_empty());
+    }
+    for condition in &status.conditions {
+        let Some((said, _)) = condition.message.split_once(" instances are registered") else { continue };
+        holds("has another number in words", said == format!("{} of {}", counts.registered, counts.desired));
+    }
+    found
+}
+
 /// Notes since when something holds of a resource.
 fn since_when(known: &mut BTreeMap<ResourceKey, u64>, key: &ResourceKey, holds: bool, now: u64) {
     if holds {
@@ -326,6 +347,14 @@ impl State {
         let left: Vec<String> = left.map(|(_, service)| service.id.clone()).collect();
         if !left.is_empty() {
             self.violate("nothing stale", format!("{key} was let go while Consul has {left:?}"));
+        }
+    }
+
+    /// No status may contradict its own counts.
+    pub fn judge_status(&mut self, key: &ResourceKey) {
+        let Some(object) = self.cluster.resources.get(key) else { return };
+        for what in contradictions(&object.status) {
+            self.violate("nothing hidden", format!("the status of {key} {what}"));
         }
     }
 
@@ -455,6 +484,12 @@ impl State {
                 format!("{id} on {node} was taken by life {life}; it is wanted since {since}, and {seen:?} was seen"),
             );
         }
+        if after.is_none() && self.leaves_nobody(&key, node, before, sent) {
+            self.violate(
+                "nothing lost",
+                format!("{id} on {node} was removed by life {life} before another one passed"),
+            );
+        }
         let held = self.oracle.held.get(&(key.clone(), before.address.clone()));
         if held.is_some_and(|(held, _)| sent.had_seen(node, &held.kinds, held.since)) {
             self.violate("nothing lost", format!("{id} on {node} was taken by life {life} while nobody can tell"));
@@ -464,6 +499,27 @@ impl State {
         if retained && after.is_none() && certain && !touched && !self.oracle.was_restored {
             self.violate("nothing lost", format!("{id} on {node} was removed by life {life}; {key} retains it"));
         }
+    }
+
+    /// Whether an instance that still serves goes while nobody of its resource passes, though Lictor knows of one that
+    /// is to. What others do to Consul may bring that about, too.
+    fn leaves_nobody(&self, key: &ResourceKey, node: &str, gone: &Service, sent: &Sent) -> bool {
+        let here = self.cluster.slices.iter().filter(|(slice, _)| slice.namespace == key.namespace);
+        let mut endpoints = here.flat_map(|(_, slice)| &slice.endpoints);
+        let serves =
+            endpoints.any(|e| e.terminating && e.serving && e.address.to_string() == gone.address && e.pod.is_some());
+        let is_ready = |(place, wanted): (&Place, &Wanted)| {
+            let since = wanted.ready_since.filter(|_| owner(&place.1).as_ref() == Some(key));
+            since.is_some_and(|since| sent.had_seen(node, &wanted.kinds, since))
+        };
+        let mut left = self.consul.store.services().filter(|(_, service)| owner(&service.id).as_ref() == Some(key));
+        let passes = left.any(|(node, service)| {
+            let check = self.consul.store.check(node, &format!("{}:readiness", service.id));
+            is_marked(service) && check.is_none_or(|check| check.status == "passing")
+        });
+        let by_hand = self.oracle.touched.iter().any(|(_, id)| owner(id).as_ref() == Some(key));
+        let certain = self.setup.mode == Mode::Catalog && !by_hand && !self.oracle.was_restored;
+        certain && serves && !passes && self.oracle.wanted.iter().any(is_ready)
     }
 
     /// Nothing of a frozen resource is written or removed.

@@ -29,6 +29,14 @@ pub enum Plant {
     NoRivals,
     /// Nobody minds that a resource is paused.
     NoPause,
+    /// An endpoint that stands in a slice of other ports is taken for another one.
+    OneSliceEach,
+    /// Every port is taken for one of TCP.
+    NoProtocols,
+    /// What terminates is gone, whether it serves or not.
+    NoLastOnes,
+    /// `ready` is what the pod says, also where it is to be found before that.
+    NoEarlyOnes,
     /// A watch that ended and is wanted again does not begin again.
     DeadWatch,
     /// Whoever asks is told that the definition of our kind stays: what ends with it was deleted by a user.

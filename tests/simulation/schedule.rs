@@ -14,6 +14,8 @@ use lictor::model::names::{ResourceKey, Str};
 use lictor::model::reasons::Refusal;
 use lictor::model::resource::{DeletionPolicy, Spec};
 
+pub use services::OTHER_PORT;
+
 use crate::oracle::is_marked;
 use crate::setup::{CrdRights, NAMESPACES};
 use crate::sim::State;
@@ -29,6 +31,8 @@ pub enum Later {
     Starts { pod: ObjectKey, uid: Str },
     /// A pod that was on its way out is gone.
     Gone { pod: ObjectKey, uid: Str },
+    /// A pod joins the others of an app.
+    Joins { app: ObjectKey },
     /// The controller of slices sees how a pod is.
     EndpointFollows { pod: ObjectKey, uid: Str },
     /// An endpoint of nobody's in particular goes.
@@ -100,7 +104,7 @@ impl State {
 
     /// Something happens to Kubernetes.
     pub fn turn(&mut self) -> Consequences {
-        let what = self.random.script.u8(..113);
+        let what = self.random.script.u8(..118);
         match what {
             0..14 => self.add_some_pod(),
             14..30 => self.on_a_pod(Self::flip_ready),
@@ -124,8 +128,9 @@ impl State {
             97..100 => self.change_node(),
             100..101 => self.delete_namespace(),
             101..108 => self.on_a_resource(Self::pause_or_resume),
+            108..112 => self.on_a_resource(Self::refuse_spec),
             112 => self.delete_crd(),
-            _ => self.on_a_resource(Self::refuse_spec),
+            _ => self.on_a_service(Self::drain),
         }
     }
 
@@ -325,6 +330,7 @@ impl State {
         match later {
             Later::Starts { pod, uid } => return self.start_pod(&pod, &uid),
             Later::Gone { pod, uid } => return self.forget_pod(&pod, &uid),
+            Later::Joins { app } => return self.add_pod(&app),
             Later::EndpointFollows { pod, uid } => self.endpoint_follows(&pod, &uid),
             Later::EndpointGoes { slice, address } => {
                 if self.cluster.slices.contains_key(&slice) {

@@ -339,6 +339,22 @@ fn status(state: &State, object: &Object, want: &Want, stands: &BTreeMap<Place, 
             } else {
                 says("Registered", "False", &lacks);
             }
+            let registered = || rows.iter().filter(|(place, _)| stands[*place] == Stands::Registered);
+            let names = |called: &str| {
+                let is_it = |row: &Expected| {
+                    row.service.address == called || row.service.meta.get("k8s-pod").is_some_and(|pod| pod == called)
+                };
+                registered().any(|(_, row)| is_it(row))
+            };
+            let denied: Vec<&str> = status
+                .problems
+                .iter()
+                .filter(|problem| problem.reason == "PortNotFound" && names(&problem.instance))
+                .map(|problem| problem.instance.as_str())
+                .collect();
+            if !denied.is_empty() {
+                wrong(format!("says of {denied:?}, which are registered, that they are not"));
+            }
             let mut counts = BTreeMap::from([("passing", 0), ("warning", 0), ("critical", 0)]);
             for place in rows.keys().filter(|place| stands[*place] == Stands::Registered) {
                 *counts.entry(health(state, place)).or_default() += 1;

@@ -8,13 +8,14 @@ use std::time::Duration;
 use futures::FutureExt;
 use lictor::cluster::event::{Change, Event, Kind, Scope, Step};
 use lictor::cluster::world::Wanted;
-use lictor::model::facts::Pod;
+use lictor::model::facts::{Endpoint, Pod, PodRef, Protocol};
 use lictor::model::names::Str;
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::plants::{BLIND_LIMIT, Plant};
+use crate::schedule::OTHER_PORT;
 use crate::sim::{Sim, State};
 
 /// The watches of one life: those that are wanted. They end when this is dropped.
@@ -237,12 +238,33 @@ pub fn seen(change: Change, annotations: &BTreeSet<Str>, plant: Option<Plant>) -
             }
             seen
         })),
-        Change::Slice(step) if plant == Some(Plant::BlindLimit) => Change::Slice(step.map(|_, mut slice| {
-            slice.endpoints.sort_by_key(|endpoint| endpoint.pod.as_ref().map(|pod| pod.uid.clone()));
-            slice.endpoints.truncate(BLIND_LIMIT);
+        Change::Slice(step) => Change::Slice(step.map(|key, mut slice| {
+            match plant {
+                Some(Plant::OneSliceEach) => {
+                    let another = |e: &Endpoint| PodRef { name: e.address.to_string().into(), uid: key.name.clone() };
+                    let endpoints = slice.endpoints.iter_mut();
+                    let by_hand =
+                        endpoints.filter(|e| e.pod.is_none() && slice.ports.iter().all(|p| p.number == OTHER_PORT));
+                    by_hand.for_each(|e| e.pod = Some(another(e)));
+                }
+                Some(Plant::BlindLimit) => {
+                    slice.endpoints.sort_by_key(|endpoint| endpoint.pod.as_ref().map(|pod| pod.uid.clone()));
+                    slice.endpoints.truncate(BLIND_LIMIT);
+                }
+                Some(Plant::NoProtocols) => slice.ports.iter_mut().for_each(|port| port.protocol = Protocol::Tcp),
+                Some(Plant::NoLastOnes) => slice.endpoints.iter_mut().for_each(|e| e.serving &= !e.terminating),
+                Some(Plant::NoEarlyOnes) => slice.endpoints.iter_mut().for_each(|e| e.ready &= e.serving),
+                _ => {}
+            }
             slice
         })),
-        other => other,
+        Change::Service(step) => Change::Service(step.map(|_, mut service| {
+            if plant == Some(Plant::NoProtocols) {
+                service.ports.iter_mut().for_each(|port| port.protocol = Protocol::Tcp);
+            }
+            service
+        })),
+        Change::Node(_) => change,
     }
 }
 

@@ -59,27 +59,52 @@ fn an_endpoint_is_its_first_address_and_absent_means_ready() {
         },
         { "addresses": ["10.0.0.3"], "targetRef": { "kind": "VirtualMachine", "name": "v", "uid": "u" } },
         { "addresses": ["10.0.0.4"], "conditions": { "ready": true, "serving": false } },
+        { "addresses": ["10.0.0.5"], "conditions": { "serving": false } },
+        { "addresses": ["10.0.0.6"], "conditions": { "terminating": true } },
         { "addresses": [] },
         { "addresses": ["not an address", "10.0.0.5"] },
         {},
     ]);
-    let endpoint = |last: u8, ready, terminating| Endpoint {
+    let endpoint = |last: u8, ready, serving, terminating| Endpoint {
         address: IpAddr::from([10, 0, 0, last]),
         ready,
+        serving,
         terminating,
         node: None,
         pod: None,
     };
     let pod = PodRef { name: "p1".into(), uid: UID.into() };
-    let first = Endpoint { node: Some("n1".into()), pod: Some(pod), ..endpoint(1, false, true) };
-    assert_eq!(slice(&endpoints, &Value::Null).endpoints, [first, endpoint(3, true, false), endpoint(4, false, false)]);
+    let first = Endpoint { node: Some("n1".into()), pod: Some(pod), ..endpoint(1, false, true, true) };
+    let rest = [
+        endpoint(3, true, true, false),
+        // With publishNotReadyAddresses.
+        endpoint(4, true, false, false),
+        endpoint(5, true, false, false),
+        endpoint(6, true, true, true),
+    ];
+    assert_eq!(slice(&endpoints, &Value::Null).endpoints, [&[first][..], &rest].concat());
 }
 
 #[test]
 fn a_port_without_a_number_is_left_out() {
     let ports = json!([{ "name": "http", "port": 80 }, { "port": 81 }, { "name": "any" }, { "port": 0 }, { "port": 65536 }, { "port": null }]);
-    let named = |name: &str, number| SlicePort { name: name.into(), number };
+    let named = |name: &str, number| SlicePort { name: name.into(), protocol: Protocol::Tcp, number };
     assert_eq!(slice(&Value::Null, &ports).ports, [named("http", 80), named("", 81)]);
+}
+
+#[test]
+fn a_port_is_of_tcp_where_nothing_is_said() {
+    let ports = json!([
+        { "name": "a", "port": 1 },
+        { "name": "b", "port": 2, "protocol": "TCP" },
+        { "name": "c", "port": 3, "protocol": "UDP" },
+        { "name": "d", "port": 4, "protocol": "SCTP" },
+        { "name": "e", "port": 5, "protocol": "QUIC" },
+    ]);
+    let found = slice(&Value::Null, &ports).ports;
+    let found: Vec<(u16, Protocol)> = found.iter().map(|port| (port.number, port.protocol)).collect();
+    // Of a protocol that this version does not know, nobody can tell who would be served.
+    assert_eq!(found, [(1, Protocol::Tcp), (2, Protocol::Tcp), (3, Protocol::Udp), (4, Protocol::Sctp)]);
 }
 
 #[test]
@@ -102,7 +127,7 @@ fn a_service_is_its_primary_family_type_and_ports() {
         "metadata": { "name": "user" },
         "spec": { "ipFamilies": ["IPv6", "IPv4"], "type": "ClusterIP", "ports": [{ "name": "http", "port": 80, "targetPort": 8080 }, { "port": 81 }] },
     }));
-    let port = |name: &str, number| ServicePort { name: name.into(), number };
+    let port = |name: &str, number| ServicePort { name: name.into(), protocol: Protocol::Tcp, number };
     let expected =
         Service { family: Some(Family::V6), external_name: false, ports: vec![port("http", 80), port("", 81)] };
     assert_eq!(service, Some(expected));
@@ -159,7 +184,7 @@ fn a_pod_is_what_an_instance_needs_of_it() {
         ready: true,
         leaving: false,
         node: Some("n1".into()),
-        ports: vec![ContainerPort { name: "http".into(), number: 8080 }],
+        ports: vec![ContainerPort { name: "http".into(), protocol: Protocol::Tcp, number: 8080 }],
         labels: [("app".into(), "user".into()), ("empty".into(), "".into())].into(),
         annotations: BTreeMap::new(),
     };
@@ -240,7 +265,7 @@ fn a_pods_ports_are_those_of_containers_that_stay() {
             { "name": "never", "restartPolicy": "Never", "ports": [{ "name": "gone", "containerPort": 2 }] },
         ],
     });
-    let port = |name: &str, number| ContainerPort { name: name.into(), number };
+    let port = |name: &str, number| ContainerPort { name: name.into(), protocol: Protocol::Tcp, number };
     assert_eq!(pod(spec, Value::Null).ports, [port("http", 8080), port("", 8081), port("admin", 9901)]);
 }
 

@@ -3,7 +3,7 @@ use std::net::IpAddr;
 use super::claims::compared;
 use super::*;
 use crate::cluster::status::Transitions;
-use crate::model::facts::{ContainerPort, Endpoint, Family, PodRef, ServicePort, SlicePort};
+use crate::model::facts::{ContainerPort, Endpoint, Family, PodRef, Protocol, ServicePort, SlicePort};
 use crate::model::reasons::{Counts, Refusal};
 use crate::model::registration::Weights;
 use crate::model::resource::{DeletionPolicy, FINALIZER, Limits, Readiness, Resource, Source};
@@ -107,6 +107,7 @@ fn endpoint(last: u8, pod: Option<&str>) -> Endpoint {
     Endpoint {
         address: address(last),
         ready: true,
+        serving: true,
         terminating: false,
         node: None,
         pod: pod.map(|name| PodRef { name: name.into(), uid: format!("uid-{name}").into() }),
@@ -114,12 +115,12 @@ fn endpoint(last: u8, pod: Option<&str>) -> Endpoint {
 }
 
 fn slice(service: &str, endpoints: Vec<Endpoint>) -> Slice {
-    let ports = vec![SlicePort { name: "http".into(), number: 80 }];
+    let ports = vec![SlicePort { name: "http".into(), protocol: Protocol::Tcp, number: 80 }];
     Slice { service: service.into(), family: Family::V4, ports, endpoints }
 }
 
 fn service(port: u16) -> Service {
-    let ports = vec![ServicePort { name: "http".into(), number: port }];
+    let ports = vec![ServicePort { name: "http".into(), protocol: Protocol::Tcp, number: port }];
     Service { family: Some(Family::V4), external_name: false, ports }
 }
 
@@ -130,7 +131,7 @@ fn pod(name: &str, last: u8, app: &str) -> Pod {
         ready: true,
         leaving: false,
         node: Some("n0".into()),
-        ports: vec![ContainerPort { name: "http".into(), number: 8080 }],
+        ports: vec![ContainerPort { name: "http".into(), protocol: Protocol::Tcp, number: 8080 }],
         labels: [("app".into(), app.into())].into(),
         annotations: BTreeMap::new(),
     }

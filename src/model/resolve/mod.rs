@@ -1,14 +1,16 @@
 //! From a source's facts to instances: which endpoints count, at which port, with which values, once each.
 
+mod endpoints;
 mod limit;
 mod pods;
+mod ports;
 mod service;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::facts::{Facts, Pod, PodRef};
+use super::facts::{Endpoint, Facts, Pod, PodRef};
 use super::names::{Str, meta};
 use super::reasons::{Problem, ProblemReason, Unresolved};
 use super::registration::Registration;
@@ -103,23 +105,41 @@ pub fn resolve(spec: &Spec, facts: &impl Facts) -> Resolution {
     }
 }
 
-/// Whether what a registration stands for, which the spec does not ask for any more, lives on all the same: then it
-/// goes because of an edit. Of what came from another source nobody knows; it may.
-pub fn lives(spec: &Spec, there: &Registration, facts: &impl Facts) -> bool {
+/// What is left of an instance that the spec does not ask for any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Remains {
+    /// It lives on: it goes because of an edit.
+    Living,
+    /// It is on its way out and serves until then.
+    Serving,
+    /// Nothing.
+    Nothing,
+}
+
+/// What is left of what a registration stands for. Of what came from another source nobody knows; it may live.
+pub fn remains(spec: &Spec, there: &Registration, facts: &impl Facts) -> Remains {
     if there.meta.get(meta::SOURCE).is_none_or(|source| **source != spec.source.to_string()) {
-        return true;
+        return Remains::Living;
     }
-    match spec.source {
+    match &spec.source {
         // What its slices do not have any more is gone.
-        Source::Service { .. } => false,
+        Source::Service { name } => {
+            let address = there.address.parse::<IpAddr>().ok();
+            let mut endpoints = facts.slices(name).flat_map(|slice| &slice.endpoints);
+            let serves =
+                |endpoint: &Endpoint| endpoint.terminating && endpoint.serving && Some(endpoint.address) == address;
+            if endpoints.any(serves) { Remains::Serving } else { Remains::Nothing }
+        }
         Source::Pods { .. } => {
             let pod = there.meta.get(meta::POD).and_then(|name| facts.pod(name));
-            pod.is_some_and(|pod| {
-                let is_at = pod.addresses.iter().any(|address| address.to_string() == *there.address);
-                is_at && !pod.leaving && (pod.ready || spec.readiness != Readiness::Deregister)
+            let is_at = |pod: &&Pod| pod.addresses.iter().any(|address| address.to_string() == *there.address);
+            pod.filter(is_at).map_or(Remains::Nothing, |pod| match (pod.leaving, pod.ready) {
+                (false, ready) if ready || spec.readiness != Readiness::Deregister => Remains::Living,
+                (true, true) => Remains::Serving,
+                _ => Remains::Nothing,
             })
         }
-        Source::Static { .. } => true,
+        Source::Static { .. } => Remains::Living,
     }
 }
 
@@ -174,6 +194,11 @@ impl Found {
         self.leave_out(instance, ProblemReason::PortNotFound, message);
     }
 
+    /// Whether one of them is ready.
+    fn has_ready(&self) -> bool {
+        self.instances.values().any(|instance| instance.ready)
+    }
+
     /// Adds an endpoint, or joins it with its copy of another slice: while endpoints move between slices they
     /// stand in both, and the newer one says ready first.
     fn unite(&mut self, instance: Instance) {
@@ -181,7 +206,13 @@ impl Found {
         self.instances.entry(key).and_modify(|known| known.ready |= instance.ready).or_insert(instance);
     }
 
-    fn resolution(self) -> Resolution {
+    fn resolution(mut self) -> Resolution {
+        // A pod that is registered by one of its endpoints does not lack the port for another one.
+        if !self.left_out.is_empty() {
+            let called: BTreeSet<String> = self.instances.values().map(Instance::called).collect();
+            self.left_out
+                .retain(|left, problem| problem.reason != ProblemReason::PortNotFound || !called.contains(left));
+        }
         Resolution {
             instances: self.instances.into_values().collect(),
             left_out: self.left_out.into_values().collect(),

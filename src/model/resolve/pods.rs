@@ -1,5 +1,6 @@
 //! The pods that a selector picks, with no Service between.
 
+use super::ports::listed;
 use super::{Found, Instance, Resolution, Wanted, text, unresolved};
 use crate::model::facts::{Facts, Pod, PodRef};
 use crate::model::names::Str;
@@ -7,9 +8,12 @@ use crate::model::reasons::{ProblemReason, Unresolved};
 use crate::model::resource::{PortRef, Spec};
 
 /// Resolves the pods that the spec's selector picks: those that have an address, have not ended and are not being
-/// deleted, as a Service of the same selector would have them.
+/// deleted, as a Service of the same selector would have them; and where none of these is ready, those that are ready to
+/// their end.
 pub(super) fn resolve(spec: &Spec, facts: &impl Facts) -> Resolution {
-    let living = facts.picked().filter(|(_, pod)| !pod.leaving && !pod.addresses.is_empty());
+    let there = facts.picked().filter(|(_, pod)| !pod.addresses.is_empty());
+    let has_ready = there.clone().any(|(_, pod)| pod.ready && !pod.leaving && port(pod, spec.port.as_ref()).is_some());
+    let living = there.filter(|(_, pod)| !pod.leaving || (pod.ready && !has_ready));
     let wanted = Wanted::by(spec);
     let mut found = Found::default();
     for (name, pod) in living.clone() {
@@ -21,6 +25,9 @@ pub(super) fn resolve(spec: &Spec, facts: &impl Facts) -> Resolution {
             continue;
         }
         let Some(port) = port(pod, spec.port.as_ref()) else {
+            if pod.leaving {
+                continue;
+            }
             let asked = match &spec.port {
                 Some(PortRef::Name(port)) => format!("named {port:?}"),
                 _ => "that could be the only one (set spec.port)".to_owned(),
@@ -74,15 +81,12 @@ fn port(pod: &Pod, asked: Option<&PortRef>) -> Option<u16> {
     }
 }
 
+/// Two containers may have ports of one name; of several protocols TCP comes first.
 fn named(pod: &Pod, name: &Str) -> Option<u16> {
-    pod.ports.iter().find(|port| port.name == *name).map(|port| port.number)
+    let named = pod.ports.iter().filter(|port| port.name == *name);
+    named.min_by_key(|port| port.protocol).map(|port| port.number)
 }
 
 fn ports_of(pod: &Pod) -> String {
-    let list: Vec<String> = pod
-        .ports
-        .iter()
-        .map(|p| if p.name.is_empty() { p.number.to_string() } else { format!("{} ({})", p.number, p.name) })
-        .collect();
-    if list.is_empty() { "none".to_owned() } else { list.join(", ") }
+    listed(pod.ports.iter().map(|port| (&port.name, port.protocol, port.number)))
 }

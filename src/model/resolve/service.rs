@@ -1,14 +1,15 @@
 //! The endpoints of a Service: its slices, the port of each, one instance per endpoint.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use super::endpoints::{Endpoints, Listed};
+use super::ports::{CheckPort, PortKey, check_ports, port};
 use super::{Found, Hold, Instance, Resolution, Wanted, text, unresolved};
-use crate::model::check::CheckSpec;
-use crate::model::facts::{Endpoint, Facts, Family, Pod, Service, Slice};
+use crate::model::facts::{Endpoint, Facts, Family, Pod, Slice};
 use crate::model::names::Str;
 use crate::model::reasons::{ProblemReason, Unresolved};
-use crate::model::resource::{PortRef, Source, Spec};
+use crate::model::resource::{Source, Spec};
 
 /// Resolves the Service `name`.
 ///
@@ -31,60 +32,40 @@ pub(super) fn resolve(name: &str, spec: &Spec, facts: &impl Facts) -> Resolution
     let slices = facts.slices(name).filter(|s| s.family != Family::Fqdn);
     let primary = slices.clone().filter(|s| service.family.is_none_or(|family| s.family == family));
     let unresolved = |why| unresolved(why, living(primary.clone()).map(|e| text(e.address)).collect());
-    let port_name = match port_name(name, spec.port.as_ref(), service) {
-        Ok(port_name) => port_name,
+    let port_key = match port(name, spec.port.as_ref(), service) {
+        Ok(port_key) => port_key,
         Err(error) => return unresolved(error),
     };
     let check_ports = match check_ports(name, &spec.checks, service) {
         Ok(check_ports) => check_ports,
         Err(error) => return unresolved(error),
     };
+    let port_name = &port_key.name;
     let others = if spec.dual_stack { other_addresses(slices.clone(), service.family) } else { BTreeMap::new() };
-    let wanted = Wanted::by(spec);
+    let search =
+        Search { spec, facts, port: &port_key, checks: &check_ports, others: &others, wanted: Wanted::by(spec) };
     let mut found = Found::default();
-    for slice in primary.clone() {
-        let number_of = |name: &Str| slice.ports.iter().find(|p| p.name == *name).map(|p| p.number);
-        let number = number_of(&port_name);
-        let targets: Vec<Option<u16>> = check_ports
-            .iter()
-            .map(|port| match port {
-                CheckPort::Own => number,
-                CheckPort::Named(name) => number_of(name),
-                CheckPort::Number(number) => Some(*number),
-            })
-            .collect();
-        for endpoint in slice.endpoints.iter().filter(|e| !e.terminating) {
-            let called = || endpoint.pod.as_ref().map_or_else(|| endpoint.address.to_string(), |p| p.name.to_string());
-            let Some(port) = number else {
-                found.leave_out_without_port(called(), &format!("{port_name:?}"));
-                continue;
-            };
-            if spec.limits.verify_endpoints && !is_verified(endpoint, facts) {
-                let message = format!("no pod of this namespace has the address {}", endpoint.address);
-                found.leave_out(called(), ProblemReason::NotVerified, message);
-                continue;
+    let all = || Listed::all(primary.clone());
+    let endpoints = Endpoints::new(all().filter(|listed| !listed.endpoint.terminating));
+    for listed in endpoints.iter() {
+        match search.instance(&endpoints, listed) {
+            Ok(Some(instance)) => found.unite(instance),
+            Ok(None) => {}
+            Err(lack) => lack.note(listed, port_name, &mut found),
+        }
+    }
+    if !found.has_ready() {
+        // As kube-proxy does, where nothing else is ready (`CategorizeEndpoints` in pkg/proxy/topology.go).
+        let endpoints = Endpoints::new(all().filter(|listed| listed.endpoint.terminating && listed.endpoint.serving));
+        let there: BTreeSet<(IpAddr, u16)> =
+            found.instances.values().map(|there| (there.address, there.port)).collect();
+        for listed in endpoints.iter() {
+            match search.instance(&endpoints, listed) {
+                // What has its address by now is another one.
+                Ok(Some(instance)) if !there.contains(&(instance.address, instance.port)) => found.unite(instance),
+                Err(Lack::PodNotSeen) => _ = found.held.insert(text(listed.endpoint.address)),
+                Ok(_) | Err(Lack::Port | Lack::NotVerified) => {}
             }
-            let pod = endpoint.pod.as_ref().and_then(|of| facts.pod(&of.name).filter(|pod| pod.uid == of.uid));
-            if wanted.of_pod && endpoint.pod.is_some() && !pod.is_some_and(|pod| wanted.knows(pod)) {
-                found.held.insert(text(endpoint.address));
-                let message = "its pod, of which tags or meta hold values, has not been seen yet".to_owned();
-                found.leave_out(called(), ProblemReason::PodNotSeen, message);
-                continue;
-            }
-            let (reference, node) = (endpoint.pod.as_ref(), endpoint.node.as_ref());
-            found.unite(Instance {
-                address: endpoint.address,
-                port,
-                other_address: reference.and_then(|pod| others.get(&pod.uid).copied()).filter(|other| {
-                    !spec.limits.verify_endpoints || pod.is_some_and(|pod| pod.addresses.contains(other))
-                }),
-                ready: endpoint.ready,
-                node: endpoint.node.clone(),
-                pod: endpoint.pod.clone(),
-                check_ports: targets.clone(),
-                values: wanted.values(reference, pod, node, number_of, facts),
-                own: None,
-            });
         }
     }
     if found.instances.is_empty() && found.without_port > 0 {
@@ -101,6 +82,82 @@ pub(super) fn resolve(name: &str, spec: &Spec, facts: &impl Facts) -> Resolution
     found.resolution()
 }
 
+/// What makes an instance of an endpoint.
+struct Search<'a, F> {
+    spec: &'a Spec,
+    facts: &'a F,
+    port: &'a PortKey,
+    checks: &'a [CheckPort],
+    /// The addresses of pods in the other family.
+    others: &'a BTreeMap<Str, IpAddr>,
+    wanted: Wanted<'a>,
+}
+
+/// Why an endpoint is no instance.
+enum Lack {
+    Port,
+    NotVerified,
+    PodNotSeen,
+}
+
+impl Lack {
+    fn note(&self, of: Listed<'_>, port_name: &str, found: &mut Found) {
+        let called = of.called();
+        match self {
+            Self::Port => found.leave_out_without_port(called, &format!("{port_name:?}")),
+            Self::NotVerified => {
+                let message = format!("no pod of this namespace has the address {}", of.endpoint.address);
+                found.leave_out(called, ProblemReason::NotVerified, message);
+            }
+            Self::PodNotSeen => {
+                found.held.insert(text(of.endpoint.address));
+                let message = "its pod, of which tags or meta hold values, has not been seen yet".to_owned();
+                found.leave_out(called, ProblemReason::PodNotSeen, message);
+            }
+        }
+    }
+}
+
+impl<F: Facts> Search<'_, F> {
+    /// The instance that one slice makes of an endpoint; none where another slice does.
+    fn instance(&self, endpoints: &Endpoints<'_>, listed: Listed<'_>) -> Result<Option<Instance>, Lack> {
+        let Self { spec, facts, wanted, .. } = self;
+        let endpoint = listed.endpoint;
+        let Some(port) = self.port.number_in(listed.slice) else {
+            return if endpoints.number(listed, self.port).is_some() { Ok(None) } else { Err(Lack::Port) };
+        };
+        if endpoints.names_its_pod(listed, self.port) {
+            return Ok(None);
+        }
+        if spec.limits.verify_endpoints && !is_verified(endpoint, *facts) {
+            return Err(Lack::NotVerified);
+        }
+        let pod = endpoint.pod.as_ref().and_then(|of| facts.pod(&of.name).filter(|pod| pod.uid == of.uid));
+        if wanted.of_pod && endpoint.pod.is_some() && !pod.is_some_and(|pod| wanted.knows(pod)) {
+            return Err(Lack::PodNotSeen);
+        }
+        let check_port = |asked: &CheckPort| match asked {
+            CheckPort::Own => Some(port),
+            CheckPort::Of(key) => endpoints.number(listed, key),
+            CheckPort::Number(number) => Some(*number),
+        };
+        let (reference, node) = (endpoint.pod.as_ref(), endpoint.node.as_ref());
+        Ok(Some(Instance {
+            address: endpoint.address,
+            port,
+            other_address: reference
+                .and_then(|pod| self.others.get(&pod.uid).copied())
+                .filter(|other| !spec.limits.verify_endpoints || pod.is_some_and(|pod| pod.addresses.contains(other))),
+            ready: if endpoint.terminating { endpoint.serving } else { endpoint.ready },
+            node: endpoint.node.clone(),
+            pod: endpoint.pod.clone(),
+            check_ports: self.checks.iter().map(check_port).collect(),
+            values: wanted.values(reference, pod, node, |name| endpoints.named(listed, name), *facts),
+            own: None,
+        }))
+    }
+}
+
 /// Whether there is a pod behind an endpoint: the one that it names or, where it names none, any.
 fn is_verified(endpoint: &Endpoint, facts: &impl Facts) -> bool {
     match &endpoint.pod {
@@ -115,68 +172,14 @@ fn is_verified(endpoint: &Endpoint, facts: &impl Facts) -> bool {
 /// The addresses of pods that are not of the Service's primary family.
 fn other_addresses<'a>(slices: impl Iterator<Item = &'a Slice>, primary: Option<Family>) -> BTreeMap<Str, IpAddr> {
     let others = slices.filter(|slice| primary.is_some_and(|primary| slice.family != primary));
-    let endpoints = others.flat_map(|slice| &slice.endpoints).filter(|endpoint| !endpoint.terminating);
+    let endpoints =
+        others.flat_map(|slice| &slice.endpoints).filter(|endpoint| !endpoint.terminating || endpoint.serving);
     endpoints.filter_map(|endpoint| Some((endpoint.pod.as_ref()?.uid.clone(), endpoint.address))).collect()
 }
 
-/// The name of the Service's port that `port` picks.
-fn port_name(service_name: &str, port: Option<&PortRef>, service: &Service) -> Result<Str, Unresolved> {
-    let has = || {
-        let list: Vec<String> = service
-            .ports
-            .iter()
-            .map(|p| if p.name.is_empty() { p.number.to_string() } else { format!("{} ({})", p.number, p.name) })
-            .collect();
-        if list.is_empty() { "none".to_owned() } else { list.join(", ") }
-    };
-    let found = match port {
-        Some(PortRef::Name(name)) => service.ports.iter().find(|p| p.name == *name),
-        Some(PortRef::Number(number)) => service.ports.iter().find(|p| p.number == *number),
-        None => match &service.ports[..] {
-            [only] => Some(only),
-            _ => None,
-        },
-    };
-    found.map(|p| p.name.clone()).ok_or_else(|| {
-        let asked = match port {
-            Some(PortRef::Name(name)) => format!("has no port named {name:?}"),
-            Some(PortRef::Number(number)) => format!("has no port {number} (the Service's own number, not the pod's)"),
-            None if service.ports.is_empty() => "has no ports".to_owned(),
-            None => "has several ports: set spec.port to one of them".to_owned(),
-        };
-        Unresolved {
-            reason: "PortNotFound",
-            message: format!("Service {service_name:?} {asked}; its ports: {}", has()),
-        }
-    })
-}
-
-/// Where a check goes.
-enum CheckPort {
-    /// To the instance's own port.
-    Own,
-    /// To the port behind a name of the Service's.
-    Named(Str),
-    /// To this port of the instance.
-    Number(u16),
-}
-
-fn check_ports(service_name: &str, checks: &[CheckSpec], service: &Service) -> Result<Vec<CheckPort>, Unresolved> {
-    let of = |check: &CheckSpec| match &check.port {
-        None => Ok(CheckPort::Own),
-        Some(PortRef::Number(number)) => Ok(CheckPort::Number(*number)),
-        Some(by_name @ PortRef::Name(_)) => {
-            let found = port_name(service_name, Some(by_name), service);
-            found.map(CheckPort::Named).map_err(|error| Unresolved {
-                message: format!("check {:?}: {}", check.check.name, error.message),
-                ..error
-            })
-        }
-    };
-    checks.iter().map(of).collect()
-}
-
-/// All endpoints that stay.
-fn living<'a>(slices: impl Iterator<Item = &'a Slice>) -> impl Iterator<Item = &'a Endpoint> {
-    slices.flat_map(|s| &s.endpoints).filter(|e| !e.terminating)
+/// The endpoints that stay, and those that serve to their end where none of these is ready.
+fn living<'a>(slices: impl Iterator<Item = &'a Slice> + Clone) -> impl Iterator<Item = &'a Endpoint> {
+    let all = slices.flat_map(|slice| &slice.endpoints);
+    let has_ready = all.clone().any(|endpoint| endpoint.ready && !endpoint.terminating);
+    all.filter(move |endpoint| !endpoint.terminating || (endpoint.serving && !has_ready))
 }

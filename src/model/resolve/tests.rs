@@ -1,5 +1,5 @@
 use super::*;
-use crate::model::facts::{ContainerPort, Endpoint, Family, Node, Service, ServicePort, Slice, SlicePort};
+use crate::model::facts::{ContainerPort, Endpoint, Family, Node, Protocol, Service, ServicePort, Slice, SlicePort};
 use crate::model::registration::Weights;
 use crate::model::resource::{Limits, Readiness};
 use crate::model::selector::Selector;
@@ -58,6 +58,7 @@ fn endpoint(last: u8) -> Endpoint {
     Endpoint {
         address: address(last),
         ready: true,
+        serving: true,
         terminating: false,
         node: Some("n1".into()),
         pod: Some(PodRef { name: format!("p{last}").into(), uid: format!("u{last}").into() }),
@@ -68,18 +69,24 @@ fn slice(port: (&str, u16), endpoints: Vec<Endpoint>) -> Slice {
     Slice {
         service: "web".into(),
         family: Family::V4,
-        ports: vec![SlicePort { name: port.0.into(), number: port.1 }],
+        ports: vec![SlicePort { name: port.0.into(), protocol: Protocol::Tcp, number: port.1 }],
         endpoints,
     }
 }
 
 fn service(ports: &[(&str, u16)]) -> Service {
-    let ports = ports.iter().map(|(name, number)| ServicePort { name: (*name).into(), number: *number }).collect();
+    let ports = ports
+        .iter()
+        .map(|(name, number)| ServicePort { name: (*name).into(), protocol: Protocol::Tcp, number: *number })
+        .collect();
     Service { family: Some(Family::V4), external_name: false, ports }
 }
 
 fn pod(last: u8, ports: &[(&str, u16)]) -> (Str, Pod) {
-    let ports = ports.iter().map(|(name, number)| ContainerPort { name: (*name).into(), number: *number }).collect();
+    let ports = ports
+        .iter()
+        .map(|(name, number)| ContainerPort { name: (*name).into(), protocol: Protocol::Tcp, number: *number })
+        .collect();
     let pod = Pod {
         uid: format!("u{last}").into(),
         addresses: vec![address(last), six(last)],
@@ -157,10 +164,58 @@ fn slices_are_united_and_each_endpoint_counts_once() {
 }
 
 #[test]
-fn a_terminating_endpoint_leaves_whatever_ready_says() {
-    let leaving = Endpoint { terminating: true, ..endpoint(1) };
-    let resolution = resolve(&web(), &known(service(&[("", 80)]), vec![slice(("", 8080), vec![leaving])]));
-    assert_eq!((found(&resolution), resolution.unresolved, resolution.hold), (vec![], None, Hold::Nothing));
+fn a_terminating_endpoint_leaves_at_once_unless_it_serves_and_none_is_ready() {
+    let leaving = |last, serving| Endpoint { ready: false, serving, terminating: true, ..endpoint(last) };
+    // With publishNotReadyAddresses, `ready` says nothing of one that terminates either.
+    let published = |last, serving| Endpoint { ready: true, ..leaving(last, serving) };
+    let unready = |last| Endpoint { ready: false, serving: false, ..endpoint(last) };
+    let instance = |last: u8, ready| (format!("u{last}"), 8080, ready);
+    for (endpoints, expected) in [
+        (vec![leaving(1, true)], vec![instance(1, true)]),
+        (vec![leaving(1, false)], vec![]),
+        (vec![published(1, false)], vec![]),
+        (vec![leaving(1, true), leaving(2, true), leaving(3, false)], vec![instance(1, true), instance(2, true)]),
+        (vec![leaving(1, true), endpoint(2)], vec![instance(2, true)]),
+        (vec![published(1, true), endpoint(2)], vec![instance(2, true)]),
+        (vec![leaving(1, true), unready(2)], vec![instance(1, true), instance(2, false)]),
+        // Its address is another one's already.
+        (vec![leaving(1, true), Endpoint { pod: endpoint(2).pod, ..unready(1) }], vec![instance(2, false)]),
+    ] {
+        let known = known(service(&[("http", 80)]), vec![slice(("http", 8080), endpoints.clone())]);
+        let resolution = resolve(&web(), &known);
+        assert_eq!(found(&resolution), expected, "{endpoints:?}");
+        assert_eq!((resolution.unresolved, resolution.hold), (None, Hold::Nothing));
+        // While the port is not clear, the same ones stay as they are.
+        let unclear = resolve(&Spec { port: Some(PortRef::Number(1)), ..web() }, &known);
+        for last in 1..4 {
+            let held = unclear.hold.holds(&row(&address(last).to_string(), "service/web"));
+            let is_there = endpoints.iter().any(|endpoint| {
+                endpoint.address == address(last) && (!endpoint.terminating || expected.contains(&instance(last, true)))
+            });
+            assert_eq!(held, is_there, "{last} of {endpoints:?}");
+        }
+        for endpoint in endpoints.iter().filter(|endpoint| endpoint.terminating) {
+            let left = remains(&web(), &row(&endpoint.address.to_string(), "service/web"), &known);
+            let expected = if endpoint.serving { Remains::Serving } else { Remains::Nothing };
+            assert_eq!(left, expected, "{endpoint:?}");
+        }
+    }
+}
+
+#[test]
+fn one_that_serves_and_has_not_the_ready_ones_port_stays() {
+    let leaving = Endpoint { ready: false, terminating: true, ..endpoint(1) };
+    let slices = vec![slice(("http", 8080), vec![leaving]), slice(("other", 8080), vec![endpoint(2)])];
+    let resolution = resolve(&web(), &known(service(&[("http", 80)]), slices));
+    assert_eq!(found(&resolution), [("u1".to_owned(), 8080, true)]);
+    assert_eq!(left_out(&resolution), [("p2", ProblemReason::PortNotFound)]);
+}
+
+#[test]
+fn ready_is_as_the_slice_says_it() {
+    let endpoints = vec![Endpoint { serving: false, ..endpoint(1) }, Endpoint { ready: false, ..endpoint(2) }];
+    let resolution = resolve(&web(), &known(service(&[("http", 80)]), vec![slice(("http", 8080), endpoints)]));
+    assert_eq!(found(&resolution), [("u1".to_owned(), 8080, true), ("u2".to_owned(), 8080, false)]);
 }
 
 #[test]
@@ -184,6 +239,87 @@ fn an_endpoint_without_the_port_is_told_of() {
     let resolution = resolve(&web(), &known(service(&[("http", 80)]), slices));
     assert_eq!(found(&resolution), [("u1".to_owned(), 8080, true)]);
     assert_eq!(left_out(&resolution), [("p2", ProblemReason::PortNotFound)]);
+}
+
+/// A port of a Service, and the same as a slice has it.
+fn port_of(name: &str, protocol: Protocol, number: u16, target: u16) -> (ServicePort, SlicePort) {
+    let service = ServicePort { name: name.into(), protocol, number };
+    (service, SlicePort { name: name.into(), protocol, number: target })
+}
+
+#[test]
+fn of_one_number_tcp_is_meant_and_otherwise_a_name() {
+    use Protocol::{Sctp, Tcp, Udp};
+    let resolve_with = |ports: &[(ServicePort, SlicePort)], port| {
+        let (of_service, of_slice) = ports.iter().cloned().unzip();
+        let slices = vec![Slice { ports: of_slice, ..slice(("", 0), vec![endpoint(1)]) }];
+        let known = known(Service { ports: of_service, ..service(&[]) }, slices);
+        resolve(&Spec { port: Some(port), ..web() }, &known)
+    };
+    let (quic, https) = (port_of("quic", Udp, 443, 8843), port_of("https", Tcp, 443, 8443));
+    let (a, b) = (port_of("a", Udp, 53, 5353), port_of("b", Sctp, 53, 5354));
+    let by = |name: &str| PortRef::Name(name.into());
+    for (ports, port, number) in [
+        (&[quic.clone(), https.clone()][..], PortRef::Number(443), 8443),
+        (&[quic.clone(), https], by("quic"), 8843),
+        (&[quic], PortRef::Number(443), 8843),
+        (&[a.clone(), b.clone()], by("b"), 5354),
+    ] {
+        assert_eq!(found(&resolve_with(ports, port)), [("u1".to_owned(), number, true)]);
+    }
+    let unclear = resolve_with(&[a.clone(), b], PortRef::Number(53));
+    let why = unclear.unresolved.unwrap();
+    assert_eq!(why.reason, "PortNotFound");
+    assert!(why.message.ends_with("its ports: 53/UDP (a), 53/SCTP (b)"), "{}", why.message);
+    assert!(unclear.hold.holds(&row("10.0.0.1", "service/web")));
+
+    // A slice's port of that name and another protocol is another port.
+    let other = (a.0, SlicePort { protocol: Tcp, ..a.1 });
+    assert_eq!(resolve_with(&[other], by("a")).unresolved.unwrap().reason, "PortNotFound");
+}
+
+#[test]
+fn the_ports_of_an_endpoint_are_those_of_all_its_slices() {
+    let by_hand = |last| Endpoint { pod: None, ..endpoint(last) };
+    let spec = Spec {
+        port: Some(PortRef::Name("http".into())),
+        tags: vec![Template::parse("${ports['metrics']}").unwrap()],
+        ..web()
+    };
+    let resolve_with = |slices| resolve(&spec, &known(service(&[("http", 80), ("metrics", 90)]), slices));
+    let (http, metrics) = (("http", 8080), ("metrics", 9999));
+    for (one, other, target) in [
+        (by_hand(1), by_hand(1), "10.0.0.1"),
+        (endpoint(1), endpoint(1), "u1"),
+        (endpoint(1), by_hand(1), "u1"),
+        (by_hand(1), endpoint(1), "10.0.0.1"),
+    ] {
+        for slices in [
+            vec![slice(http, vec![one.clone()]), slice(metrics, vec![other.clone()])],
+            vec![slice(metrics, vec![other.clone()]), slice(http, vec![one.clone()])],
+        ] {
+            let resolution = resolve_with(slices);
+            assert_eq!(found(&resolution), [(target.to_owned(), 8080, true)]);
+            assert_eq!((left_out(&resolution), &resolution.unresolved), (vec![], &None));
+            assert_eq!(&*spec.tags[0].render(&resolution.instances[0].values), "9999");
+        }
+    }
+
+    // Two pods in their node's network are two endpoints: neither has the other's ports.
+    let second = Endpoint { pod: endpoint(2).pod, ..endpoint(1) };
+    let resolution = resolve_with(vec![slice(http, vec![endpoint(1)]), slice(metrics, vec![second])]);
+    assert_eq!(found(&resolution), [("u1".to_owned(), 8080, true)]);
+    assert_eq!(left_out(&resolution), [("p2", ProblemReason::PortNotFound)]);
+}
+
+#[test]
+fn one_address_with_two_numbers_is_two_instances_and_its_pod_counts_once() {
+    let by_hand = Endpoint { pod: None, ..endpoint(1) };
+    let resolve_with = |slices| found(&resolve(&web(), &known(service(&[("http", 80)]), slices)));
+    let two = vec![slice(("http", 8080), vec![by_hand.clone()]), slice(("http", 9090), vec![by_hand.clone()])];
+    assert_eq!(resolve_with(two), [("10.0.0.1".to_owned(), 8080, true), ("10.0.0.1".to_owned(), 9090, true)]);
+    let one = vec![slice(("http", 8080), vec![by_hand]), slice(("http", 8080), vec![endpoint(1)])];
+    assert_eq!(resolve_with(one), [("u1".to_owned(), 8080, true)]);
 }
 
 #[test]
@@ -257,7 +393,7 @@ fn pods_are_picked_with_no_service() {
     without.1.addresses.clear();
     let mut unready = pod(2, &[("http", 8080), ("", 8080)]);
     unready.1.ready = false;
-    let ended = (ended.0, Pod { leaving: true, ..ended.1 });
+    let ended = (ended.0, Pod { leaving: true, ready: false, ..ended.1 });
     let pods = [pod(1, &[("http", 80)]), unready, ended, without, pod(5, &[])].into();
     let known = Known { pods, ..Known::default() };
     let resolution = resolve(&spec, &known);
@@ -272,6 +408,37 @@ fn pods_are_picked_with_no_service() {
     let nowhere = resolve(&Spec { port: Some(PortRef::Name("grpc".into())), ..spec }, &known);
     assert_eq!(nowhere.unresolved.unwrap().reason, "PortNotFound");
     assert!(nowhere.hold.holds(&row("10.0.0.1", "pods")) && !nowhere.hold.holds(&row("10.0.0.3", "pods")));
+}
+
+#[test]
+fn the_last_pods_count_while_they_are_ready() {
+    let spec = from(Source::Pods { selector: Selector(Vec::new()) });
+    let of = |last, ready, leaving| {
+        let (name, pod) = pod(last, &[("http", 80)]);
+        (name, Pod { ready, leaving, ..pod })
+    };
+    let instance = |last: u8, ready| (format!("u{last}"), 80, ready);
+    for (pods, expected) in [
+        (vec![of(1, true, true)], vec![instance(1, true)]),
+        (vec![of(1, false, true)], vec![]),
+        (vec![of(1, true, true), of(2, false, false)], vec![instance(1, true), instance(2, false)]),
+        (vec![of(1, true, true), of(2, true, false)], vec![instance(2, true)]),
+    ] {
+        let known = Known { pods: pods.into_iter().collect(), ..Known::default() };
+        let resolution = resolve(&spec, &known);
+        assert_eq!((found(&resolution), left_out(&resolution)), (expected, vec![]));
+    }
+    let mut there = row("10.0.0.1", "pods");
+    there.meta.insert(meta::POD.into(), "p1".into());
+    for (pod, left) in [
+        (of(1, true, true), Remains::Serving),
+        (of(1, false, true), Remains::Nothing),
+        (of(1, false, false), Remains::Living),
+        (of(2, true, true), Remains::Nothing),
+    ] {
+        let known = Known { pods: [pod.clone()].into(), ..Known::default() };
+        assert_eq!(remains(&spec, &there, &known), left, "{pod:?}");
+    }
 }
 
 #[test]

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr};
+use std::time::Duration;
 
 use lictor::cluster::event::ObjectKey;
-use lictor::model::facts::{ContainerPort, Endpoint, Pod, PodRef};
+use lictor::model::facts::{ContainerPort, Endpoint, Pod, PodRef, Protocol};
 use lictor::model::names::Str;
 
-use super::services::SERVICES;
+use super::services::{OTHER_PORT, SERVICES};
 use super::{Consequences, Later, NODES};
 use crate::setup::NAMESPACES;
 use crate::sim::State;
@@ -81,7 +82,7 @@ impl State {
     }
 
     fn container_ports(&mut self) -> Vec<ContainerPort> {
-        let port = |name: &str, number| ContainerPort { name: name.into(), number };
+        let port = |name: &str, number| ContainerPort { name: name.into(), protocol: Protocol::Tcp, number };
         match self.random.script.u8(..8) {
             0 => Vec::new(),
             1 => vec![port("", 8080)],
@@ -174,6 +175,22 @@ impl State {
         consequences
     }
 
+    /// All pods of an app are on their way out at once, and serve until they are gone; another one comes meanwhile.
+    pub(super) fn drain(&mut self, app: &ObjectKey) -> Consequences {
+        let of_app = |(key, pod): &(&ObjectKey, &Pod)| {
+            key.namespace == app.namespace && *pod.labels[APP] == *app.name && !pod.leaving
+        };
+        let all: Vec<(ObjectKey, Str)> =
+            self.cluster.pods.iter().filter(of_app).map(|(key, pod)| (key.clone(), pod.uid.clone())).collect();
+        let mut consequences = vec![(self.while_of(15), Later::Joins { app: app.clone() })];
+        for (key, uid) in all {
+            self.stats.count("pods that serve to their end");
+            consequences.extend(self.edit_pod(&key, |pod| pod.leaving = true));
+            consequences.push((Duration::from_secs(5) + self.while_of(30), Later::Gone { pod: key, uid }));
+        }
+        consequences
+    }
+
     pub(super) fn forget_pod(&mut self, key: &ObjectKey, uid: &Str) -> Consequences {
         if self.cluster.pods.get(key).is_none_or(|pod| pod.uid != *uid) {
             return Vec::new();
@@ -236,29 +253,35 @@ impl State {
         let stands = here.filter(|(_, slice)| slice.endpoints.iter().any(is_it));
         let stands: Vec<(ObjectKey, Str)> = stands.map(|(key, slice)| (key.clone(), slice.service.clone())).collect();
         let mut stays = false;
+        let published = service.as_ref().is_some_and(|service| self.cluster.publishing.contains(service));
+        let endpoint = |pod: &Pod| endpoint(key, pod, published);
         for (slice, of) in stands {
             match (&pod, &service) {
                 (Some(pod), Some(service)) if service.name == of => {
                     stays = true;
                     self.edit_slice(&slice, |slice| {
-                        slice.endpoints.iter_mut().filter(|e| is_it(e)).for_each(|e| *e = endpoint(key, pod));
+                        slice.endpoints.iter_mut().filter(|e| is_it(e)).for_each(|e| *e = endpoint(pod));
                     });
                 }
                 _ => self.edit_slice(&slice, |slice| slice.endpoints.retain(|e| !is_it(e))),
             }
         }
         if let (Some(pod), Some(service), false) = (pod.filter(|pod| !pod.leaving), service, stays) {
-            let slices = self.slices_of(&service);
+            let mut slices = self.slices_of(&service);
+            // Those of other ports are not the controller's.
+            slices.retain(|slice| !self.cluster.slices[slice].ports.iter().any(|port| port.number == OTHER_PORT));
             let slice = self.pick(&slices).unwrap_or_else(|| self.make_slice(&service));
-            self.edit_slice(&slice, |slice| slice.endpoints.push(endpoint(key, &pod)));
+            self.edit_slice(&slice, |slice| slice.endpoints.push(endpoint(&pod)));
         }
     }
 }
 
-fn endpoint(key: &ObjectKey, pod: &Pod) -> Endpoint {
+/// As the controller makes it (`podToEndpoint` in Kubernetes' staging/src/k8s.io/endpointslice/utils.go).
+fn endpoint(key: &ObjectKey, pod: &Pod, published: bool) -> Endpoint {
     Endpoint {
         address: pod.addresses[0],
-        ready: pod.ready,
+        ready: published || (pod.ready && !pod.leaving),
+        serving: pod.ready,
         terminating: pod.leaving,
         node: pod.node.clone(),
         pod: Some(PodRef { name: key.name.clone(), uid: pod.uid.clone() }),

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use lictor::cluster::event::ObjectKey;
-use lictor::model::facts::{Endpoint, Family, Service, ServicePort, Slice, SlicePort};
+use lictor::model::facts::{Endpoint, Family, Protocol, Service, ServicePort, Slice, SlicePort};
 use lictor::model::names::Str;
 
 use super::pods::{APP, JOB};
@@ -12,6 +12,8 @@ use crate::setup::NAMESPACES;
 use crate::sim::State;
 
 pub const SERVICES: [&str; 2] = ["web", "api"];
+/// A port that no Service has, in slices that somebody writes by hand.
+pub const OTHER_PORT: u16 = 9999;
 
 impl State {
     pub(super) fn edit_slice(&mut self, key: &ObjectKey, edit: impl FnOnce(&mut Slice)) {
@@ -32,10 +34,13 @@ impl State {
     }
 
     fn draw_ports(&mut self) -> Vec<ServicePort> {
-        let port = |name: &str, number| ServicePort { name: name.into(), number };
-        match self.random.script.u8(..5) {
-            0 => vec![port("", 80)],
-            1 | 2 => vec![port("http", 80)],
+        let port = |name: &str, number| ServicePort { name: name.into(), protocol: Protocol::Tcp, number };
+        let of = |protocol, port: ServicePort| ServicePort { protocol, ..port };
+        match self.random.script.u8(..10) {
+            0 | 1 => vec![port("", 80)],
+            2..6 => vec![port("http", 80)],
+            6 => vec![of(Protocol::Udp, port("quic", 80)), port("http", 80)],
+            7 => vec![of(Protocol::Udp, port("http", 80)), of(Protocol::Sctp, port("grpc", 80))],
             _ => vec![port("http", 80), port("grpc", 90)],
         }
     }
@@ -43,6 +48,11 @@ impl State {
     pub(super) fn make_service(&mut self, key: &ObjectKey) {
         let ports = self.draw_ports();
         let family = if self.random.script.u8(..4) == 0 { None } else { Some(Family::V4) };
+        if self.chance(15) {
+            self.cluster.publishing.insert(key.clone());
+        } else {
+            self.cluster.publishing.remove(key);
+        }
         self.service_returns(key, Service { family, external_name: false, ports });
     }
 
@@ -76,7 +86,10 @@ impl State {
 
     fn slice_ports(&self, service: &ObjectKey) -> Vec<SlicePort> {
         let ports = self.cluster.services.get(service).map(|service| service.ports.clone()).unwrap_or_default();
-        ports.into_iter().map(|port| SlicePort { name: port.name, number: port.number + 8000 }).collect()
+        ports
+            .into_iter()
+            .map(|port| SlicePort { name: port.name, protocol: port.protocol, number: port.number + 8000 })
+            .collect()
     }
 
     pub(super) fn make_slice(&mut self, service: &ObjectKey) -> ObjectKey {
@@ -105,10 +118,27 @@ impl State {
         };
         let slices = self.slices_of(service);
         let slice = self.pick(&slices).unwrap_or_else(|| self.make_slice(service));
-        let endpoint =
-            Endpoint { address, ready: self.chance(70), terminating: false, node: self.node_for_pod(), pod: None };
-        self.edit_slice(&slice, |slice| slice.endpoints.push(endpoint));
-        if self.chance(70) { vec![(self.while_of(60), Later::EndpointGoes { slice, address })] } else { Vec::new() }
+        let endpoint = Endpoint {
+            address,
+            ready: self.chance(70),
+            serving: self.chance(70),
+            terminating: false,
+            node: self.node_for_pod(),
+            pod: None,
+        };
+        self.edit_slice(&slice, |slice| slice.endpoints.push(endpoint.clone()));
+        let mut slices = vec![slice];
+        if self.random.script.bool() {
+            // Its other ports stand in another slice, as those of a second subset do.
+            let slice = self.make_slice(service);
+            let ports = vec![SlicePort { name: "metrics".into(), protocol: Protocol::Tcp, number: OTHER_PORT }];
+            self.edit_slice(&slice, |slice| (slice.ports, slice.endpoints) = (ports, vec![endpoint]));
+            self.stats.count("endpoints of two slices with different ports");
+            slices.push(slice);
+        }
+        let goes = self.chance(if slices.len() > 1 { 30 } else { 70 });
+        let go = |slice| (self.while_of(60), Later::EndpointGoes { slice, address });
+        if goes { slices.into_iter().map(go).collect() } else { Vec::new() }
     }
 
     /// The controller moves an endpoint to another slice: for a while it stands in both.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use lictor::cluster::event::ObjectKey;
-use lictor::model::facts::{Endpoint, Family, Node, Pod, Service, Slice};
+use lictor::model::facts::{Endpoint, Family, Node, Pod, Protocol, Service, ServicePort, Slice};
 use lictor::model::names::Str;
 use lictor::model::resource::{Own, PortRef, Source, Spec};
 use lictor::model::selector::{Requirement, Selector};
@@ -83,9 +83,12 @@ fn of_service(cluster: &Cluster, source: &ObjectKey, spec: &Spec) -> Found {
         .map(|(_, slice)| slice)
         .filter(|slice| service.family.is_none_or(|family| family == slice.family) && slice.family != Family::Fqdn)
         .collect();
-    let living = |endpoint: &&Endpoint| !endpoint.terminating;
+    let every = || slices.iter().flat_map(|slice| slice.endpoints.iter().map(|endpoint| (*slice, endpoint)));
+    let leaving: Vec<(&Slice, &Endpoint)> = every().filter(|(_, endpoint)| endpoint.terminating).collect();
+    let all: Vec<(&Slice, &Endpoint)> = every().filter(|(_, endpoint)| !endpoint.terminating).collect();
     let unclear = || {
-        let living = slices.iter().flat_map(|slice| &slice.endpoints).filter(living);
+        let serve = leaving.iter().filter(|(_, leaving)| leaving.serving && !all.iter().any(|(_, other)| other.ready));
+        let living = all.iter().chain(serve).map(|(_, endpoint)| *endpoint);
         let slice_ports: Vec<_> = slices.iter().map(|slice| &slice.ports).collect();
         Found::Unclear {
             reason: "PortNotFound",
@@ -94,51 +97,15 @@ fn of_service(cluster: &Cluster, source: &ObjectKey, spec: &Spec) -> Found {
         }
     };
     let Some(port) = service_port(spec, service) else { return unclear() };
-    let pod = |endpoint: &Endpoint| {
-        let of = endpoint.pod.as_ref()?;
-        let key = ObjectKey { namespace: source.namespace.clone(), name: of.name.clone() };
-        cluster.pods.get(&key).filter(|pod| pod.uid == of.uid)
-    };
-    let is_verified = |endpoint: &Endpoint| match &endpoint.pod {
-        Some(_) => pod(endpoint).is_some_and(|pod| pod.addresses.contains(&endpoint.address)),
-        None => cluster
-            .pods
-            .iter()
-            .any(|(key, pod)| key.namespace == source.namespace && pod.addresses.contains(&endpoint.address)),
-    };
-    let of_pod = texts::variables(spec).any(|v| matches!(v, Variable::Label(_) | Variable::Annotation(_)));
-    let mut found: BTreeMap<String, Instance> = BTreeMap::new();
-    let (mut left_out, mut without) = (BTreeSet::new(), false);
-    for slice in &slices {
-        let named_ports: BTreeMap<String, u16> = slice.ports.iter().map(|p| (p.name.to_string(), p.number)).collect();
-        for endpoint in slice.endpoints.iter().filter(living) {
-            let Some(number) = named_ports.get(&port) else {
-                without = true;
-                left_out.insert("PortNotFound");
-                continue;
-            };
-            if spec.limits.verify_endpoints && !is_verified(endpoint) {
-                left_out.insert("NotVerified");
-                continue;
+    let search = Search { cluster, source, spec, port };
+    let (mut found, left_out, without) = search.instances(&all);
+    if !found.values().any(|instance| instance.ready) {
+        let serve: Vec<(&Slice, &Endpoint)> = leaving.iter().filter(|(_, leaving)| leaving.serving).copied().collect();
+        for (key, instance) in search.instances(&serve).0 {
+            let is_taken = found.values().any(|there| (there.address, there.port) == (instance.address, instance.port));
+            if !is_taken {
+                found.entry(key).or_insert(Instance { ready: true, ..instance });
             }
-            if of_pod && endpoint.pod.is_some() && pod(endpoint).is_none() {
-                left_out.insert("PodNotSeen");
-                continue;
-            }
-            let instance = Instance {
-                address: endpoint.address,
-                port: *number,
-                ready: endpoint.ready,
-                second: None,
-                node: endpoint.node.clone(),
-                pod: endpoint.pod.as_ref().map(|pod| (pod.name.clone(), pod.uid.clone())),
-                namespace: source.namespace.clone(),
-                facts: pod(endpoint).cloned(),
-                place: place(cluster, endpoint.node.as_ref()),
-                named_ports: named_ports.clone(),
-                own: None,
-            };
-            found.entry(instance.target()).and_modify(|known| known.ready |= endpoint.ready).or_insert(instance);
         }
     }
     if found.is_empty() && without {
@@ -147,38 +114,131 @@ fn of_service(cluster: &Cluster, source: &ObjectKey, spec: &Spec) -> Found {
     Found::Instances { all: found.into_values().collect(), left_out }
 }
 
-/// The name of the Service's port that a spec means.
-fn service_port(spec: &Spec, service: &Service) -> Option<String> {
-    let mut all = service.ports.iter();
-    let port = match &spec.port {
-        None if service.ports.len() == 1 => all.next(),
-        None => None,
-        Some(PortRef::Name(name)) => all.find(|port| port.name == *name),
-        Some(PortRef::Number(number)) => all.find(|port| port.number == *number),
-    };
-    port.map(|port| port.name.to_string())
+struct Search<'a> {
+    cluster: &'a Cluster,
+    source: &'a ObjectKey,
+    spec: &'a Spec,
+    port: &'a ServicePort,
+}
+
+impl Search<'_> {
+    fn pod(&self, endpoint: &Endpoint) -> Option<&Pod> {
+        let of = endpoint.pod.as_ref()?;
+        let key = ObjectKey { namespace: self.source.namespace.clone(), name: of.name.clone() };
+        self.cluster.pods.get(&key).filter(|pod| pod.uid == of.uid)
+    }
+
+    fn is_verified(&self, endpoint: &Endpoint) -> bool {
+        let has = |pod: &Pod| pod.addresses.contains(&endpoint.address);
+        if endpoint.pod.is_some() {
+            return self.pod(endpoint).is_some_and(has);
+        }
+        let mut pods = self.cluster.pods.iter();
+        pods.any(|(key, pod)| key.namespace == self.source.namespace && has(pod))
+    }
+
+    /// The instances that these endpoints make, why others are left out, and whether one has not the port.
+    fn instances(
+        &self,
+        all: &[(&Slice, &Endpoint)],
+    ) -> (BTreeMap<(String, u16), Instance>, BTreeSet<&'static str>, bool) {
+        let of_pod = texts::variables(self.spec).any(|v| matches!(v, Variable::Label(_) | Variable::Annotation(_)));
+        let (mut found, mut left_out, mut without) =
+            (BTreeMap::<(String, u16), Instance>::new(), BTreeSet::new(), false);
+        for (slice, endpoint) in all {
+            // The slice itself comes first.
+            let copies: Vec<_> = all.iter().filter(|(_, other)| is_copy(endpoint, other)).collect();
+            let others = copies.iter().map(|(other, _)| *other).filter(|other| !std::ptr::eq(*other, *slice));
+            let with_it: Vec<&Slice> = [*slice].into_iter().chain(others).collect();
+            if with_it.iter().all(|slice| number_in(slice, self.port).is_none()) {
+                without = true;
+                left_out.insert("PortNotFound");
+                continue;
+            }
+            let Some(number) = number_in(slice, self.port) else { continue };
+            let mut named = copies.iter().filter(|(_, copy)| copy.pod.is_some());
+            if endpoint.pod.is_none() && named.any(|(other, _)| number_in(other, self.port) == Some(number)) {
+                continue;
+            }
+            if self.spec.limits.verify_endpoints && !self.is_verified(endpoint) {
+                left_out.insert("NotVerified");
+                continue;
+            }
+            if of_pod && endpoint.pod.is_some() && self.pod(endpoint).is_none() {
+                left_out.insert("PodNotSeen");
+                continue;
+            }
+            let mut named_ports = BTreeMap::new();
+            for slice in with_it {
+                let mut ports = slice.ports.clone();
+                ports.sort_by_key(|port| port.protocol);
+                for port in ports {
+                    named_ports.entry(port.name.to_string()).or_insert(port.number);
+                }
+            }
+            let instance = Instance {
+                address: endpoint.address,
+                port: number,
+                ready: endpoint.ready,
+                second: None,
+                node: endpoint.node.clone(),
+                pod: endpoint.pod.as_ref().map(|pod| (pod.name.clone(), pod.uid.clone())),
+                namespace: self.source.namespace.clone(),
+                facts: self.pod(endpoint).cloned(),
+                place: place(self.cluster, endpoint.node.as_ref()),
+                named_ports,
+                own: None,
+            };
+            let key = (instance.target(), number);
+            found.entry(key).and_modify(|known| known.ready |= endpoint.ready).or_insert(instance);
+        }
+        (found, left_out, without)
+    }
+}
+
+/// Whether two slices speak of one endpoint.
+fn is_copy(one: &Endpoint, other: &Endpoint) -> bool {
+    let uid = |endpoint: &Endpoint| endpoint.pod.as_ref().map(|pod| pod.uid.clone());
+    one.address == other.address && uid(one).zip(uid(other)).is_none_or(|(one, other)| one == other)
+}
+
+/// What a slice has of a Service's port.
+fn number_in(slice: &Slice, port: &ServicePort) -> Option<u16> {
+    let mut ports = slice.ports.iter();
+    ports.find(|there| there.name == port.name && there.protocol == port.protocol).map(|there| there.number)
+}
+
+/// The Service's port that a spec means.
+fn service_port<'a>(spec: &Spec, service: &'a Service) -> Option<&'a ServicePort> {
+    let mut all: Vec<&ServicePort> = service.ports.iter().collect();
+    match &spec.port {
+        None => {}
+        Some(PortRef::Name(name)) => all.retain(|port| port.name == *name),
+        Some(PortRef::Number(number)) => {
+            all.retain(|port| port.number == *number);
+            if all.len() > 1 {
+                all.retain(|port| port.protocol == Protocol::Tcp);
+            }
+        }
+    }
+    if let [only] = all[..] { Some(only) } else { None }
 }
 
 fn of_pods(cluster: &Cluster, namespace: &Str, selector: &Selector, spec: &Spec) -> Found {
-    let living = cluster.pods.iter().filter(|(key, pod)| {
-        key.namespace == *namespace && picks(selector, pod) && !pod.leaving && !pod.addresses.is_empty()
-    });
+    let picked = cluster
+        .pods
+        .iter()
+        .filter(|(key, pod)| key.namespace == *namespace && picks(selector, pod) && !pod.addresses.is_empty());
+    let mut first_ready = picked.clone().filter(|(_, pod)| pod.ready && !pod.leaving);
+    let is_served = first_ready.any(|(_, pod)| pod_port(spec, pod).is_some());
+    let living = picked.filter(|(_, pod)| !pod.leaving || (pod.ready && !is_served));
     let (mut all, mut left_out) = (Vec::new(), BTreeSet::new());
     for (key, pod) in living.clone() {
-        let mut named_ports = BTreeMap::new();
-        for port in &pod.ports {
-            named_ports.entry(port.name.to_string()).or_insert(port.number);
-        }
-        let port = match &spec.port {
-            Some(PortRef::Name(name)) => named_ports.get(&**name).copied(),
-            Some(PortRef::Number(number)) => Some(*number),
-            None => match &pod.ports[..] {
-                [only] => Some(only.number),
-                _ => None,
-            },
-        };
-        let Some(port) = port else {
-            left_out.insert("PortNotFound");
+        let named_ports = pod_ports(pod);
+        let Some(port) = pod_port(spec, pod) else {
+            if !pod.leaving {
+                left_out.insert("PortNotFound");
+            }
             continue;
         };
         all.push(Instance {
@@ -200,6 +260,26 @@ fn of_pods(cluster: &Cluster, namespace: &Str, selector: &Selector, spec: &Spec)
         return Found::Unclear { reason: "PortNotFound", living: addresses, basis: format!("{:?}", spec.port) };
     }
     Found::Instances { all, left_out }
+}
+
+fn pod_ports(pod: &Pod) -> BTreeMap<String, u16> {
+    let mut named_ports = BTreeMap::new();
+    for port in &pod.ports {
+        named_ports.entry(port.name.to_string()).or_insert(port.number);
+    }
+    named_ports
+}
+
+/// The port of a pod that a spec means.
+fn pod_port(spec: &Spec, pod: &Pod) -> Option<u16> {
+    match &spec.port {
+        Some(PortRef::Name(name)) => pod_ports(pod).get(&**name).copied(),
+        Some(PortRef::Number(number)) => Some(*number),
+        None => match &pod.ports[..] {
+            [only] => Some(only.number),
+            _ => None,
+        },
+    }
 }
 
 fn picks(selector: &Selector, pod: &Pod) -> bool {
