@@ -249,7 +249,7 @@ fn web() -> impl Strategy<Value = (Web, Spec)> {
     (spec(), port_ref, service, prop::collection::vec(slice(), 0..4), limits).prop_map(
         |(spec, port, (family, ports), slices, (verify_endpoints, instances))| {
             let ports = ports.into_iter().map(|(name, protocol, number)| ServicePort { name, protocol, number });
-            let service = Service { family, external_name: false, ports: ports.collect() };
+            let service = Service { family, selects: false, external_name: false, ports: ports.collect() };
             let limits = Limits { verify_endpoints, instances, ..Limits::default() };
             (Web { namespace: "shop".into(), service, slices }, Spec { port, limits, ..spec })
         },
@@ -268,7 +268,7 @@ fn status_of(spec: &Spec, resolution: &Resolution, placement: &Placement, missin
         service: Some(spec.service.clone()),
         refusal: None,
         resolved: Some(resolution.unresolved.as_ref().map_or(Ok(()), Err)),
-        blanks: None,
+        remarks: resolution.remarks.clone(),
         paused: false,
         counts: count(&desired, |key| mirror.row(key)),
         unsettled: false,
@@ -368,6 +368,7 @@ proptest! {
             let found = Resolution {
                 instances: instances.to_vec(),
                 left_out: Vec::new(),
+                remarks: Vec::new(),
                 unresolved: None,
                 hold: Hold::Nothing,
             };

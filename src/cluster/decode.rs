@@ -255,6 +255,7 @@ pub struct ServiceObject {
 struct ServiceSpecObject {
     #[serde(rename = "type")]
     type_: Option<String>,
+    selector: Option<BTreeMap<String, String>>,
     ip_families: Option<Vec<String>>,
     ports: Option<Vec<PortObject>>,
 }
@@ -277,6 +278,7 @@ impl Watched for ServiceObject {
                 "IPv6" => Some(Family::V6),
                 _ => None,
             }),
+            selects: spec.selector.is_some_and(|selector| !selector.is_empty()),
             external_name: spec.type_.as_deref() == Some("ExternalName"),
             ports: ports.collect(),
         })

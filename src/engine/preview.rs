@@ -201,6 +201,7 @@ fn notes_of(world: &World, identity: &Identity, mirror: &Mirror, key: &ResourceK
     let spec = world.effective_spec(key).filter(|_| !entry.resource.deleting && waits_for.is_none());
     if let Some(spec) = spec {
         let resolution = resolution(world, identity, key, spec, registered(mirror.owned(key)));
+        notes.extend(resolution.remarks.into_iter().map(|remark| note(remark.reason, remark.message)));
         notes.extend(resolution.unresolved.map(|why| note(why.reason, why.message)));
         let left_out = resolution.left_out.into_iter();
         notes.extend(left_out.map(|left| note(left.reason.as_str(), format!("{}: {}", left.instance, left.message))));

@@ -14,7 +14,7 @@ use crate::cluster::{Finalizers, Write, WriteError};
 use crate::model::desired::Placement;
 use crate::model::diff::count;
 use crate::model::names::{ResourceKey, Str};
-use crate::model::reasons::{Counts, Problem, ProblemReason, Refusal, Unresolved};
+use crate::model::reasons::{Counts, Problem, ProblemReason, Refusal, Remark, Unresolved};
 use crate::model::registration::RowKey;
 use crate::model::render;
 use crate::model::resolve::Resolution;
@@ -269,7 +269,10 @@ impl Engine {
                 Some(resolution) => Some(resolution.unresolved.as_ref().map_or(Ok(()), Err)),
                 None => waits_for.as_ref().map(Err),
             },
-            blanks: spec.zip(resolution.as_ref()).and_then(|(spec, resolution)| blanks(spec, resolution)),
+            remarks: spec
+                .zip(resolution.as_ref())
+                .map(|(spec, resolution)| remarks(spec, resolution))
+                .unwrap_or_default(),
             paused: resource.paused,
             counts,
             unsettled: self.unsettled.contains_key(key) || self.lacks_finalizer(key, resource),
@@ -323,6 +326,12 @@ pub(super) fn name_conflict(holder: &ResourceKey) -> Refusal {
              ask the administrator of Lictor to let namespaces share names (--allow-shared-names)"
         ),
     }
+}
+
+/// What is to be said of a source that was found.
+fn remarks(spec: &Spec, resolution: &Resolution) -> Vec<Remark> {
+    let blanks = blanks(spec, resolution).map(|message| Remark { reason: "ValuesMissing", message });
+    resolution.remarks.iter().cloned().chain(blanks).collect()
 }
 
 /// What the texts of the instances lack, in one sentence.

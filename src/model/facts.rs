@@ -104,6 +104,8 @@ pub struct PodRef {
 pub struct Service {
     /// The first of `spec.ipFamilies`; none where the API server left it out.
     pub family: Option<Family>,
+    /// Whether it has a selector: then Kubernetes' controller writes its slices, those of one family after the other's.
+    pub selects: bool,
     /// `spec.type: ExternalName`: such a Service has no endpoints.
     pub external_name: bool,
     /// Its ports.

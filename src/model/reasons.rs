@@ -20,6 +20,15 @@ pub struct Unresolved {
     pub message: String,
 }
 
+/// What is to be said of a source that was found: `Resolved=True`, with another reason.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Remark {
+    /// The condition's reason.
+    pub reason: &'static str,
+    /// What is so, and what to do about it.
+    pub message: String,
+}
+
 /// What is wrong with one instance.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {

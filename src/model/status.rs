@@ -3,7 +3,7 @@
 //! Pure and without time: when a condition last changed is added where the status is written.
 
 use super::names::Str;
-use super::reasons::{Counts, Problem, Refusal, Unresolved};
+use super::reasons::{Counts, Problem, Refusal, Remark, Unresolved};
 
 /// The most problems that a status lists.
 pub const MAX_PROBLEMS: usize = 10;
@@ -131,8 +131,8 @@ pub struct Findings<'a> {
     pub refusal: Option<&'a Refusal>,
     /// What the source came to; none where there is no spec to resolve.
     pub resolved: Option<Result<(), &'a Unresolved>>,
-    /// What the texts of some instances lack; none where nothing is missing.
-    pub blanks: Option<String>,
+    /// What is to be said of a source that was found.
+    pub remarks: Vec<Remark>,
     /// Whether the resource is frozen.
     pub paused: bool,
     /// How many are wanted and there.
@@ -166,9 +166,12 @@ pub fn status(findings: Findings<'_>) -> Status {
         None => {
             condition(ConditionKind::Resolved, Truth::Unknown, "NotAccepted", "the spec is not accepted".to_owned())
         }
-        Some(Ok(())) => match &findings.blanks {
-            None => condition(ConditionKind::Resolved, Truth::True, "Resolved", "the source was found".to_owned()),
-            Some(blanks) => condition(ConditionKind::Resolved, Truth::True, "ValuesMissing", blanks.clone()),
+        Some(Ok(())) => match &findings.remarks[..] {
+            [] => condition(ConditionKind::Resolved, Truth::True, "Resolved", "the source was found".to_owned()),
+            [first, ..] => {
+                let all: Vec<&str> = findings.remarks.iter().map(|remark| remark.message.as_str()).collect();
+                condition(ConditionKind::Resolved, Truth::True, first.reason, all.join("; "))
+            }
         },
         Some(Err(why)) if why.reason == NOT_LISTED => {
             condition(ConditionKind::Resolved, Truth::Unknown, NOT_LISTED, why.message.clone())

@@ -138,6 +138,54 @@ pub(crate) async fn ipv6_alone(bed: &Bed) -> Result<()> {
     Ok(())
 }
 
+pub(crate) async fn the_other_family_alone(bed: &Bed) -> Result<()> {
+    // Without a selector it is of both families, whatever the cluster has.
+    let service = json!({
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": { "name": "web" },
+        "spec": { "clusterIP": "None", "ports": [{ "name": "http", "port": 80, "targetPort": 8080 }] },
+    });
+    bed.namespace.apply_yaml(&service.to_string()).await?;
+    let families = bed.namespace.kubectl(&["get", "service", "web", "-o", "jsonpath={.spec.ipFamilies[*]}"]).await?;
+    ensure!(families == "IPv4 IPv6", "this is not the case that this is about: {families}");
+    let endpoint = |address: &str| -> Result<lictor_testbed::NewEndpoint> {
+        Ok(lictor_testbed::NewEndpoint::new(address.parse()?))
+    };
+    let http = [("http", 8080)];
+    let sixes = [endpoint(V6[0])?, endpoint(V6[1])?];
+    bed.namespace.apply_slice("web-six", "web", &http, &sixes).await?;
+    bed.operate().await?;
+    bed.apply_web(json!({})).await?;
+    let addresses = |found: &[Instance]| {
+        let mut addresses: Vec<String> = found.iter().map(|i| i.address.clone()).collect();
+        addresses.sort();
+        addresses
+    };
+    bed.wait_for("both by IPv6", |found| addresses(found) == V6).await?;
+    bed.wait_for_dns(&bed.service, Kind::Aaaa, &[V6[0].parse()?, V6[1].parse()?]).await?;
+    bed.wait_flawless("web").await?;
+    bed.wait_for_counts("web", [2, 2, 2, 0]).await?;
+
+    // Beside one of the first family nobody can tell which is which: they are passed over, and said.
+    bed.namespace.apply_slice("web-four", "web", &http, &[endpoint("10.1.0.1")?]).await?;
+    bed.wait_for("the one of the first family", |found| addresses(found) == ["10.1.0.1"]).await?;
+    let message = bed.wait_for_condition("web", "Resolved", "True", "EndpointsPassedOver").await?;
+    ensure!(message.starts_with("2 endpoints of IPv6 are passed over"), "{message}");
+    bed.wait_flawless("web").await?;
+
+    // With a pod each is an instance of its own.
+    let pod = bed.namespace.create_pod(bed.new_web_pod("web-0", "a").ip(V6[0].parse()?)).await?;
+    let of_pod = lictor_testbed::NewEndpoint { pod: Some((pod.name.clone(), pod.uid.clone())), ..endpoint(V6[0])? };
+    bed.namespace.apply_slice("web-six", "web", &http, &[of_pod]).await?;
+    bed.wait_for("one of each family", |found| addresses(found) == ["10.1.0.1", V6[0]]).await?;
+    bed.wait_for_condition("web", "Resolved", "True", "Resolved").await?;
+    bed.wait_flawless("web").await?;
+    bed.namespace.delete_slice("web-four").await?;
+    bed.wait_for("the pod", |found| addresses(found) == [V6[0]]).await?;
+    bed.wait_flawless("web").await
+}
+
 pub(crate) async fn host_names_are_no_addresses(bed: &Bed) -> Result<()> {
     bed.namespace.apply_service("web", &[], &[("http", 80, "8080")]).await?;
     let slice = json!({
@@ -161,5 +209,7 @@ pub(crate) async fn host_names_are_no_addresses(bed: &Bed) -> Result<()> {
     let endpoint = [lictor_testbed::NewEndpoint::new("10.1.0.1".parse()?)];
     bed.namespace.apply_slice("web-1", "web", &[("http", 8080)], &endpoint).await?;
     bed.wait_for("the address", |found| matches!(found, [one] if one.address == "10.1.0.1")).await?;
+    let message = bed.wait_for_condition("web", "Resolved", "True", "EndpointsPassedOver").await?;
+    ensure!(message.contains("1 slices of host names (FQDN)"), "{message}");
     bed.wait_flawless("web").await
 }

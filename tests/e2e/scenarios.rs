@@ -105,7 +105,10 @@ scenarios! {
     families::both_families(agent: yes, catalog: yes);
     /// A Service of IPv6 alone: registered, found by AAAA, and gone again.
     families::ipv6_alone(agent: yes, catalog: yes);
-    /// Slices of host names are answered with a condition, and passed over beside addresses.
+    /// Slices of IPv6 alone behind a headless Service without a selector, which is of both families: registered; beside IPv4
+    /// those that name no pod are passed over, and said.
+    families::the_other_family_alone(agent: yes, catalog: yes);
+    /// Slices of host names are answered with a condition, and passed over beside addresses, which is said.
     families::host_names_are_no_addresses(agent: yes, catalog: yes);
 
     /// A port is picked by name, by the Service's own number, or by being alone.

@@ -192,6 +192,7 @@ fn service(generator: &mut Generator) -> Service {
     let many = *generator.pick(&[&0, &1, &1, &1, &2, &3]);
     Service {
         family: [None, Some(Family::V4), Some(Family::V6)][generator.rng.usize(..3)],
+        selects: generator.rng.bool(),
         external_name: generator.chance(5),
         ports: (0..many)
             .map(|_| ServicePort { name: port_name(generator), protocol: protocol(generator), number: port(generator) })

@@ -157,6 +157,7 @@ fn planted_faults_are_caught() {
         (Plant::BlindLimit, &["nothing lost"]),
         (Plant::AlwaysAnOutage, &["true", "nothing hidden"]),
         (Plant::OneSliceEach, &["nothing hidden"]),
+        (Plant::OneFamily, &["true"]),
         (Plant::NoProtocols, &["true"]),
         (Plant::NoLastOnes, &["nothing lost"]),
         (Plant::NoEarlyOnes, &["true", "nothing lost"]),

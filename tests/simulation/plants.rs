@@ -31,6 +31,8 @@ pub enum Plant {
     NoPause,
     /// An endpoint that stands in a slice of other ports is taken for another one.
     OneSliceEach,
+    /// What is not of the first family is not looked at.
+    OneFamily,
     /// Every port is taken for one of TCP.
     NoProtocols,
     /// What terminates is gone, whether it serves or not.

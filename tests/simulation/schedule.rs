@@ -104,7 +104,7 @@ impl State {
 
     /// Something happens to Kubernetes.
     pub fn turn(&mut self) -> Consequences {
-        let what = self.random.script.u8(..118);
+        let what = self.random.script.u8(..121);
         match what {
             0..14 => self.add_some_pod(),
             14..30 => self.on_a_pod(Self::flip_ready),
@@ -130,7 +130,8 @@ impl State {
             101..108 => self.on_a_resource(Self::pause_or_resume),
             108..112 => self.on_a_resource(Self::refuse_spec),
             112 => self.delete_crd(),
-            _ => self.on_a_service(Self::drain),
+            113..118 => self.on_a_service(Self::drain),
+            _ => self.on_a_service(Self::add_ipv6_endpoint),
         }
     }
 
@@ -335,7 +336,7 @@ impl State {
             Later::EndpointGoes { slice, address } => {
                 if self.cluster.slices.contains_key(&slice) {
                     self.edit_slice(&slice, |slice| {
-                        slice.endpoints.retain(|e| e.pod.is_some() || e.address != address);
+                        slice.endpoints.retain(|e| e.address != address);
                     });
                 }
             }

@@ -29,7 +29,8 @@ pub fn place(node: &str, id: &str) -> Place {
 /// Whose an ID of ours is.
 pub fn owner(id: &str) -> Option<ResourceKey> {
     let parts: Vec<&str> = id.strip_prefix(PREFIX)?.split(':').collect();
-    (parts.len() == 5).then(|| ResourceKey::new(parts[0], parts[1]))
+    // An IPv6 address has colons of its own.
+    (parts.len() >= 5).then(|| ResourceKey::new(parts[0], parts[1]))
 }
 
 /// What a resource wants.
@@ -66,6 +67,8 @@ pub struct Rows {
     pub left_out: BTreeSet<&'static str>,
     /// Whether a text lacks a value.
     pub blanks: bool,
+    /// Whether an endpoint is passed over for its family.
+    pub passed_over: bool,
     /// So many of them count, where there are more: which ones depends on what was registered before.
     pub most: Option<usize>,
 }
@@ -95,12 +98,12 @@ impl Want {
 
     /// What a resource wants by this spec.
     pub fn by(cluster: &Cluster, mode: Mode, object: &Object, spec: &Spec) -> Self {
-        let (found, left_out) = match instances(cluster, &object.key.namespace, spec) {
-            Found::Instances { all, left_out } => (all, left_out),
+        let (found, left_out, passed_over) = match instances(cluster, &object.key.namespace, spec) {
+            Found::Instances { all, left_out, passed_over } => (all, left_out, passed_over),
             Found::Nothing => return Self::NoService,
             Found::Unclear { reason, living, basis } => return Self::Unclear { reason, living, basis },
         };
-        let mut wanted = Rows { left_out, ..Rows::default() };
+        let mut wanted = Rows { left_out, passed_over, ..Rows::default() };
         for instance in &found {
             let (expected, blank) = expected(mode, object, spec, instance);
             wanted.blanks |= blank;
@@ -173,7 +176,8 @@ fn expected(mode: Mode, object: &Object, spec: &Spec, instance: &Instance) -> (E
         tagged.entry("lan_ipv6".to_owned()).or_insert(at(&second.to_string()));
     }
     if mode == Mode::Agent {
-        for tag in ["lan_ipv4", "wan_ipv4"] {
+        let own = if instance.address.is_ipv4() { ["lan_ipv4", "wan_ipv4"] } else { ["lan_ipv6", "wan_ipv6"] };
+        for tag in own {
             tagged.entry(tag.to_owned()).or_insert(at(&address));
         }
     }

@@ -62,6 +62,7 @@ fn ends_as(want: &Want) -> &'static str {
     match want {
         Want::Rows(Rows { most: Some(_), .. }) => "in the end: more than are allowed",
         Want::Rows(Rows { left_out, .. }) if !left_out.is_empty() => "in the end: with some left out",
+        Want::Rows(Rows { passed_over: true, .. }) => "in the end: with some passed over",
         Want::Rows(Rows { blanks: true, .. }) => "in the end: with values missing",
         Want::Rows(_) => "in the end: registered",
         Want::NoService => "in the end: without a Service",
@@ -327,7 +328,7 @@ fn status(state: &State, object: &Object, want: &Want, stands: &BTreeMap<Place, 
             let lacks: Vec<&str> = refused.into_iter().chain(taken).chain(wanted.left_out.iter().copied()).collect();
             match wanted.most {
                 Some(_) => says("Resolved", "False", &["TooManyInstances"]),
-                None => says("Resolved", "True", if wanted.blanks { &["ValuesMissing"] } else { &["Resolved"] }),
+                None => says("Resolved", "True", &[remark(wanted)]),
             }
             if wanted.most.is_some() && of(Stands::NodeTaken) + of(Stands::Taken) + of(Stands::Failing) > 0 {
                 // Those may be among the ones that are left out.
@@ -370,6 +371,15 @@ fn status(state: &State, object: &Object, want: &Want, stands: &BTreeMap<Place, 
                 ));
             }
         }
+    }
+}
+
+/// The reason of a source that was found.
+fn remark(wanted: &Rows) -> &'static str {
+    match (wanted.passed_over, wanted.blanks) {
+        (true, _) => "EndpointsPassedOver",
+        (false, true) => "ValuesMissing",
+        (false, false) => "Resolved",
     }
 }
 

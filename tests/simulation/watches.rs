@@ -2,13 +2,14 @@
 //! others, with lists that are begun again, and what happened between two lists missed.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::FutureExt;
 use lictor::cluster::event::{Change, Event, Kind, Scope, Step};
 use lictor::cluster::world::Wanted;
-use lictor::model::facts::{Endpoint, Pod, PodRef, Protocol};
+use lictor::model::facts::{Family, Pod, Protocol};
 use lictor::model::names::Str;
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
@@ -238,19 +239,16 @@ pub fn seen(change: Change, annotations: &BTreeSet<Str>, plant: Option<Plant>) -
             }
             seen
         })),
-        Change::Slice(step) => Change::Slice(step.map(|key, mut slice| {
+        Change::Slice(step) => Change::Slice(step.map(|_, mut slice| {
             match plant {
-                Some(Plant::OneSliceEach) => {
-                    let another = |e: &Endpoint| PodRef { name: e.address.to_string().into(), uid: key.name.clone() };
-                    let endpoints = slice.endpoints.iter_mut();
-                    let by_hand =
-                        endpoints.filter(|e| e.pod.is_none() && slice.ports.iter().all(|p| p.number == OTHER_PORT));
-                    by_hand.for_each(|e| e.pod = Some(another(e)));
+                Some(Plant::OneSliceEach) if slice.ports.iter().all(|port| port.number == OTHER_PORT) => {
+                    slice.endpoints.iter_mut().for_each(|e| e.address = IpAddr::from([10, 1, 0, 1]));
                 }
                 Some(Plant::BlindLimit) => {
                     slice.endpoints.sort_by_key(|endpoint| endpoint.pod.as_ref().map(|pod| pod.uid.clone()));
                     slice.endpoints.truncate(BLIND_LIMIT);
                 }
+                Some(Plant::OneFamily) if slice.family == Family::V6 => slice.endpoints.clear(),
                 Some(Plant::NoProtocols) => slice.ports.iter_mut().for_each(|port| port.protocol = Protocol::Tcp),
                 Some(Plant::NoLastOnes) => slice.endpoints.iter_mut().for_each(|e| e.serving &= !e.terminating),
                 Some(Plant::NoEarlyOnes) => slice.endpoints.iter_mut().for_each(|e| e.ready &= e.serving),

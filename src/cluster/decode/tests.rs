@@ -125,16 +125,20 @@ fn a_slice_says_whose_it_is_and_of_what_family_or_is_none_of_ours() {
 fn a_service_is_its_primary_family_type_and_ports() {
     let service = fact::<ServiceObject>(json!({
         "metadata": { "name": "user" },
-        "spec": { "ipFamilies": ["IPv6", "IPv4"], "type": "ClusterIP", "ports": [{ "name": "http", "port": 80, "targetPort": 8080 }, { "port": 81 }] },
+        "spec": { "ipFamilies": ["IPv6", "IPv4"], "type": "ClusterIP", "selector": { "app": "user" }, "ports": [{ "name": "http", "port": 80, "targetPort": 8080 }, { "port": 81 }] },
     }));
     let port = |name: &str, number| ServicePort { name: name.into(), protocol: Protocol::Tcp, number };
-    let expected =
-        Service { family: Some(Family::V6), external_name: false, ports: vec![port("http", 80), port("", 81)] };
+    let expected = Service {
+        family: Some(Family::V6),
+        selects: true,
+        external_name: false,
+        ports: vec![port("http", 80), port("", 81)],
+    };
     assert_eq!(service, Some(expected));
     let external = fact::<ServiceObject>(
-        json!({ "metadata": {}, "spec": { "type": "ExternalName", "externalName": "example.com" } }),
+        json!({ "metadata": {}, "spec": { "type": "ExternalName", "externalName": "example.com", "selector": {} } }),
     );
-    assert_eq!(external, Some(Service { family: None, external_name: true, ports: Vec::new() }));
+    assert_eq!(external, Some(Service { family: None, selects: false, external_name: true, ports: Vec::new() }));
 }
 
 #[test]

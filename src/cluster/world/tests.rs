@@ -121,7 +121,7 @@ fn slice(service: &str, endpoints: Vec<Endpoint>) -> Slice {
 
 fn service(port: u16) -> Service {
     let ports = vec![ServicePort { name: "http".into(), protocol: Protocol::Tcp, number: port }];
-    Service { family: Some(Family::V4), external_name: false, ports }
+    Service { family: Some(Family::V4), selects: false, external_name: false, ports }
 }
 
 fn pod(name: &str, last: u8, app: &str) -> Pod {

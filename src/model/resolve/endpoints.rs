@@ -20,6 +20,11 @@ impl<'a> Listed<'a> {
         slices.flat_map(|slice| slice.endpoints.iter().map(move |endpoint| Self { slice, endpoint }))
     }
 
+    /// The uid of the pod that it names.
+    pub(super) fn uid(&self) -> Option<&'a Str> {
+        self.endpoint.pod.as_ref().map(|pod| &pod.uid)
+    }
+
     /// What people call it: the pod's name, or the address where there is no pod.
     pub(super) fn called(&self) -> String {
         let pod = self.endpoint.pod.as_ref();

@@ -118,7 +118,13 @@ mod tests {
             values: Values::new(),
             own: None,
         });
-        Resolution { instances: instances.collect(), left_out: Vec::new(), unresolved: None, hold: Hold::Nothing }
+        Resolution {
+            instances: instances.collect(),
+            left_out: Vec::new(),
+            remarks: Vec::new(),
+            unresolved: None,
+            hold: Hold::Nothing,
+        }
     }
 
     /// What is left of instances; `registered` are those that Consul holds, as (name, last part of the address).

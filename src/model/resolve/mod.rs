@@ -1,6 +1,7 @@
 //! From a source's facts to instances: which endpoints count, at which port, with which values, once each.
 
 mod endpoints;
+mod families;
 mod limit;
 mod pods;
 mod ports;
@@ -12,7 +13,7 @@ use std::sync::Arc;
 
 use super::facts::{Endpoint, Facts, Pod, PodRef};
 use super::names::{Str, meta};
-use super::reasons::{Problem, ProblemReason, Unresolved};
+use super::reasons::{Problem, ProblemReason, Remark, Unresolved};
 use super::registration::Registration;
 use super::resource::{Own, PortRef, Readiness, Source, Spec, StaticAddress};
 use super::template::{Values, Variable};
@@ -62,6 +63,8 @@ pub struct Resolution {
     pub instances: Vec<Instance>,
     /// What of the source is not among them although it lives, and why.
     pub left_out: Vec<Problem>,
+    /// What is to be said of it although it could be resolved.
+    pub remarks: Vec<Remark>,
     /// Why the source could not be resolved; none where it could, be it to nothing.
     pub unresolved: Option<Unresolved>,
     /// What of the registrations made earlier stays although `instances` does not have it.
@@ -156,7 +159,13 @@ fn fixed(addresses: &[StaticAddress], spec: &Spec) -> Resolution {
         values: Values::new(),
         own: Some(given.own.clone()),
     });
-    Resolution { instances: instances.collect(), left_out: Vec::new(), unresolved: None, hold: Hold::Nothing }
+    Resolution {
+        instances: instances.collect(),
+        left_out: Vec::new(),
+        remarks: Vec::new(),
+        unresolved: None,
+        hold: Hold::Nothing,
+    }
 }
 
 /// The port of a check against what has no named ports.
@@ -170,7 +179,13 @@ fn own_port(port: Option<&PortRef>, own: u16) -> Option<u16> {
 
 /// A source that could not be resolved; what is registered at these addresses stays.
 fn unresolved(why: Unresolved, addresses: BTreeSet<Str>) -> Resolution {
-    Resolution { instances: Vec::new(), left_out: Vec::new(), unresolved: Some(why), hold: Hold::of(addresses) }
+    Resolution {
+        instances: Vec::new(),
+        left_out: Vec::new(),
+        remarks: Vec::new(),
+        unresolved: Some(why),
+        hold: Hold::of(addresses),
+    }
 }
 
 /// Instances as they are found, and what is found wrong.
@@ -178,6 +193,7 @@ fn unresolved(why: Unresolved, addresses: BTreeSet<Str>) -> Resolution {
 struct Found {
     instances: BTreeMap<(Str, u16), Instance>,
     left_out: BTreeMap<String, Problem>,
+    remarks: Vec<Remark>,
     held: BTreeSet<Str>,
     without_port: usize,
 }
@@ -216,6 +232,7 @@ impl Found {
         Resolution {
             instances: self.instances.into_values().collect(),
             left_out: self.left_out.into_values().collect(),
+            remarks: self.remarks,
             unresolved: None,
             hold: Hold::of(self.held),
         }

@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use super::endpoints::{Endpoints, Listed};
+use super::families;
 use super::ports::{CheckPort, PortKey, check_ports, port};
 use super::{Found, Hold, Instance, Resolution, Wanted, text, unresolved};
-use crate::model::facts::{Endpoint, Facts, Family, Pod, Slice};
+use crate::model::facts::{Endpoint, Facts, Pod};
 use crate::model::names::Str;
 use crate::model::reasons::{ProblemReason, Unresolved};
 use crate::model::resource::{Source, Spec};
@@ -19,6 +20,7 @@ pub(super) fn resolve(name: &str, spec: &Spec, facts: &impl Facts) -> Resolution
     let gone = |reason, message| Resolution {
         instances: Vec::new(),
         left_out: Vec::new(),
+        remarks: Vec::new(),
         unresolved: Some(Unresolved { reason, message }),
         hold: Hold::OtherSources(Source::Service { name: name.into() }.to_string().into()),
     };
@@ -29,9 +31,8 @@ pub(super) fn resolve(name: &str, spec: &Spec, facts: &impl Facts) -> Resolution
         let message = format!("Service {name:?} is of type ExternalName, which has no endpoints to register");
         return gone("ExternalName", message);
     }
-    let slices = facts.slices(name).filter(|s| s.family != Family::Fqdn);
-    let primary = slices.clone().filter(|s| service.family.is_none_or(|family| s.family == family));
-    let unresolved = |why| unresolved(why, living(primary.clone()).map(|e| text(e.address)).collect());
+    let choice = families::choose(facts.slices(name), service);
+    let unresolved = |why| unresolved(why, living(&choice.endpoints).map(|e| text(e.address)).collect());
     let port_key = match port(name, spec.port.as_ref(), service) {
         Ok(port_key) => port_key,
         Err(error) => return unresolved(error),
@@ -41,11 +42,10 @@ pub(super) fn resolve(name: &str, spec: &Spec, facts: &impl Facts) -> Resolution
         Err(error) => return unresolved(error),
     };
     let port_name = &port_key.name;
-    let others = if spec.dual_stack { other_addresses(slices.clone(), service.family) } else { BTreeMap::new() };
-    let search =
-        Search { spec, facts, port: &port_key, checks: &check_ports, others: &others, wanted: Wanted::by(spec) };
-    let mut found = Found::default();
-    let all = || Listed::all(primary.clone());
+    let (checks, wanted) = (&check_ports[..], Wanted::by(spec));
+    let search = Search { spec, facts, port: &port_key, checks, others: &choice.others, wanted };
+    let mut found = Found { remarks: choice.remarks(service.family), ..Found::default() };
+    let all = || choice.endpoints.iter().copied();
     let endpoints = Endpoints::new(all().filter(|listed| !listed.endpoint.terminating));
     for listed in endpoints.iter() {
         match search.instance(&endpoints, listed) {
@@ -75,7 +75,7 @@ pub(super) fn resolve(name: &str, spec: &Spec, facts: &impl Facts) -> Resolution
             message: format!("none of the {endpoints} endpoints of Service {name:?} has its port {port_name:?}"),
         });
     }
-    if found.instances.is_empty() && facts.slices(name).any(|s| s.family == Family::Fqdn) {
+    if found.instances.is_empty() && choice.host_names > 0 {
         let message = format!("Service {name:?} has endpoint slices of host names (FQDN), which are not registered");
         return unresolved(Unresolved { reason: "FQDNSlices", message });
     }
@@ -89,7 +89,7 @@ struct Search<'a, F> {
     port: &'a PortKey,
     checks: &'a [CheckPort],
     /// The addresses of pods in the other family.
-    others: &'a BTreeMap<Str, IpAddr>,
+    others: &'a BTreeMap<&'a Str, IpAddr>,
     wanted: Wanted<'a>,
 }
 
@@ -146,6 +146,7 @@ impl<F: Facts> Search<'_, F> {
             address: endpoint.address,
             port,
             other_address: reference
+                .filter(|_| spec.dual_stack)
                 .and_then(|pod| self.others.get(&pod.uid).copied())
                 .filter(|other| !spec.limits.verify_endpoints || pod.is_some_and(|pod| pod.addresses.contains(other))),
             ready: if endpoint.terminating { endpoint.serving } else { endpoint.ready },
@@ -169,17 +170,9 @@ fn is_verified(endpoint: &Endpoint, facts: &impl Facts) -> bool {
     }
 }
 
-/// The addresses of pods that are not of the Service's primary family.
-fn other_addresses<'a>(slices: impl Iterator<Item = &'a Slice>, primary: Option<Family>) -> BTreeMap<Str, IpAddr> {
-    let others = slices.filter(|slice| primary.is_some_and(|primary| slice.family != primary));
-    let endpoints =
-        others.flat_map(|slice| &slice.endpoints).filter(|endpoint| !endpoint.terminating || endpoint.serving);
-    endpoints.filter_map(|endpoint| Some((endpoint.pod.as_ref()?.uid.clone(), endpoint.address))).collect()
-}
-
 /// The endpoints that stay, and those that serve to their end where none of these is ready.
-fn living<'a>(slices: impl Iterator<Item = &'a Slice> + Clone) -> impl Iterator<Item = &'a Endpoint> {
-    let all = slices.flat_map(|slice| &slice.endpoints);
+fn living<'a>(all: &[Listed<'a>]) -> impl Iterator<Item = &'a Endpoint> {
+    let all = all.iter().map(|listed| listed.endpoint);
     let has_ready = all.clone().any(|endpoint| endpoint.ready && !endpoint.terminating);
     all.filter(move |endpoint| !endpoint.terminating || (endpoint.serving && !has_ready))
 }

@@ -79,7 +79,7 @@ fn service(ports: &[(&str, u16)]) -> Service {
         .iter()
         .map(|(name, number)| ServicePort { name: (*name).into(), protocol: Protocol::Tcp, number: *number })
         .collect();
-    Service { family: Some(Family::V4), external_name: false, ports }
+    Service { family: Some(Family::V4), selects: false, external_name: false, ports }
 }
 
 fn pod(last: u8, ports: &[(&str, u16)]) -> (Str, Pod) {
@@ -342,10 +342,57 @@ fn the_primary_family_counts_and_the_other_only_beside_it() {
 }
 
 #[test]
+fn the_other_family_counts_where_nothing_else_stands_for_it() {
+    let of_six = |last, pod: Option<PodRef>| Endpoint { address: six(last), pod, ..endpoint(last) };
+    let sixes = |endpoints| Slice { family: Family::V6, ..slice(("http", 80), endpoints) };
+    let unready = |endpoint| Endpoint { ready: false, serving: false, ..endpoint };
+    let leaving = |endpoint| Endpoint { ready: false, terminating: true, ..endpoint };
+    let by_hand = |last| Endpoint { pod: None, ..endpoint(last) };
+    let six_of = |last: u8| of_six(last, endpoint(last).pod);
+    for (selects, v4, v6, expected, said) in [
+        // A hand-made IPv6 slice of a headless Service, which has both families by default.
+        (false, vec![], vec![of_six(1, None), six_of(2)], vec!["fd00::1", "u2"], None),
+        // The same pod in both is one instance, at its address of the first family.
+        (true, vec![endpoint(1)], vec![six_of(1)], vec!["u1"], None),
+        (true, vec![endpoint(1)], vec![six_of(1), six_of(2)], vec!["u1", "u2"], None),
+        // Its slice of the first family is about to be written.
+        (true, vec![endpoint(1)], vec![six_of(1), unready(six_of(2))], vec!["u1"], None),
+        (false, vec![endpoint(1)], vec![six_of(1), unready(six_of(2))], vec!["u1", "u2"], None),
+        // It leaves: its other address does not take its place.
+        (true, vec![leaving(endpoint(1)), endpoint(2)], vec![six_of(1), six_of(2)], vec!["u2"], None),
+        (
+            false,
+            vec![by_hand(1)],
+            vec![of_six(1, None), of_six(2, None)],
+            vec!["10.0.0.1"],
+            Some("2 endpoints of IPv6"),
+        ),
+        (false, vec![leaving(by_hand(1))], vec![of_six(1, None)], vec!["10.0.0.1"], Some("1 endpoints of IPv6")),
+    ] {
+        let service = Service { selects, ..service(&[("http", 80)]) };
+        let slices = vec![sixes(v6.clone()), slice(("http", 80), v4.clone())];
+        let resolution = resolve(&web(), &known(service, slices));
+        let targets: Vec<String> = found(&resolution).into_iter().map(|(target, ..)| target).collect();
+        assert_eq!(targets, expected, "{v4:?} {v6:?}");
+        let remarks: Vec<(&str, bool)> =
+            resolution.remarks.iter().map(|r| (r.reason, r.message.starts_with(said.unwrap_or("?")))).collect();
+        assert_eq!(remarks, said.map(|_| ("EndpointsPassedOver", true)).into_iter().collect::<Vec<_>>());
+        let addresses: Vec<IpAddr> = resolution.instances.iter().map(|i| i.address).collect();
+        if expected == ["u1", "u2"] {
+            assert_eq!(addresses, [address(1), six(2)]);
+        }
+    }
+}
+
+#[test]
 fn slices_of_host_names_are_told_of() {
     let names = Slice { family: Family::Fqdn, ..slice(("http", 80), Vec::new()) };
-    let resolution = resolve(&web(), &known(service(&[("http", 80)]), vec![names]));
+    let resolution = resolve(&web(), &known(service(&[("http", 80)]), vec![names.clone()]));
     assert_eq!(resolution.unresolved.unwrap().reason, "FQDNSlices");
+    let beside = vec![names, slice(("http", 80), vec![endpoint(1)])];
+    let resolution = resolve(&web(), &known(service(&[("http", 80)]), beside));
+    assert_eq!((found(&resolution).len(), resolution.unresolved), (1, None));
+    assert_eq!(resolution.remarks[0].reason, "EndpointsPassedOver");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
 use lictor::cluster::event::ObjectKey;
-use lictor::model::facts::{ContainerPort, Endpoint, Pod, PodRef, Protocol};
+use lictor::model::facts::{ContainerPort, Endpoint, Family, Pod, PodRef, Protocol};
 use lictor::model::names::Str;
 
 use super::services::{OTHER_PORT, SERVICES};
@@ -269,7 +269,10 @@ impl State {
         if let (Some(pod), Some(service), false) = (pod.filter(|pod| !pod.leaving), service, stays) {
             let mut slices = self.slices_of(&service);
             // Those of other ports are not the controller's.
-            slices.retain(|slice| !self.cluster.slices[slice].ports.iter().any(|port| port.number == OTHER_PORT));
+            slices.retain(|slice| {
+                let slice = &self.cluster.slices[slice];
+                slice.family == Family::V4 && !slice.ports.iter().any(|port| port.number == OTHER_PORT)
+            });
             let slice = self.pick(&slices).unwrap_or_else(|| self.make_slice(&service));
             self.edit_slice(&slice, |slice| slice.endpoints.push(endpoint(&pod)));
         }

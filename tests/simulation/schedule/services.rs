@@ -1,9 +1,10 @@
 //! Services and their slices.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use lictor::cluster::event::ObjectKey;
-use lictor::model::facts::{Endpoint, Family, Protocol, Service, ServicePort, Slice, SlicePort};
+use lictor::model::facts::{Endpoint, Family, PodRef, Protocol, Service, ServicePort, Slice, SlicePort};
 use lictor::model::names::Str;
 
 use super::pods::{APP, JOB};
@@ -37,9 +38,9 @@ impl State {
         let port = |name: &str, number| ServicePort { name: name.into(), protocol: Protocol::Tcp, number };
         let of = |protocol, port: ServicePort| ServicePort { protocol, ..port };
         match self.random.script.u8(..10) {
-            0 | 1 => vec![port("", 80)],
-            2..6 => vec![port("http", 80)],
-            6 => vec![of(Protocol::Udp, port("quic", 80)), port("http", 80)],
+            0 => vec![port("", 80)],
+            1..5 => vec![port("http", 80)],
+            5..7 => vec![of(Protocol::Udp, port("quic", 80)), port("http", 80)],
             7 => vec![of(Protocol::Udp, port("http", 80)), of(Protocol::Sctp, port("grpc", 80))],
             _ => vec![port("http", 80), port("grpc", 90)],
         }
@@ -53,7 +54,8 @@ impl State {
         } else {
             self.cluster.publishing.remove(key);
         }
-        self.service_returns(key, Service { family, external_name: false, ports });
+        let selects = self.chance(60);
+        self.service_returns(key, Service { family, selects, external_name: false, ports });
     }
 
     /// A Service is made; the pods that it selects are its endpoints.
@@ -101,6 +103,31 @@ impl State {
         key
     }
 
+    /// Somebody writes an endpoint of the other family by hand, which names a pod or none.
+    pub(super) fn add_ipv6_endpoint(&mut self, service: &ObjectKey) -> Consequences {
+        let address = IpAddr::from([0xfd01, 0, 0, 0, 0, 0, 0, self.random.script.u16(1..100)]);
+        let mut endpoints = self.cluster.slices.values().flat_map(|slice| &slice.endpoints);
+        if endpoints.any(|endpoint| endpoint.address == address) {
+            return Vec::new();
+        }
+        let pods = self.cluster.pods.iter().filter(|(key, pod)| key.namespace == service.namespace && !pod.leaving);
+        let pods: Vec<PodRef> =
+            pods.map(|(key, pod)| PodRef { name: key.name.clone(), uid: pod.uid.clone() }).collect();
+        let pod = self.pick(&pods).filter(|_| self.random.script.bool());
+        let endpoint = Endpoint {
+            address,
+            ready: self.chance(70),
+            serving: self.chance(70),
+            terminating: false,
+            node: self.node_for_pod(),
+            pod,
+        };
+        let slice = self.make_slice(service);
+        self.edit_slice(&slice, |slice| (slice.family, slice.endpoints) = (Family::V6, vec![endpoint]));
+        self.stats.count("endpoints of the other family");
+        if self.chance(50) { vec![(self.while_of(60), Later::EndpointGoes { slice, address })] } else { Vec::new() }
+    }
+
     /// Somebody writes an endpoint by hand, which names no pod; there may be one at its address all the same.
     pub(super) fn add_endpoint(&mut self, service: &ObjectKey) -> Consequences {
         let jobs = self.cluster.pods.iter().filter(|(key, pod)| {
@@ -116,7 +143,8 @@ impl State {
             Some(address) if self.random.script.bool() => address,
             _ => self.address(),
         };
-        let slices = self.slices_of(service);
+        let mut slices = self.slices_of(service);
+        slices.retain(|slice| self.cluster.slices[slice].family == Family::V4);
         let slice = self.pick(&slices).unwrap_or_else(|| self.make_slice(service));
         let endpoint = Endpoint {
             address,
@@ -150,7 +178,7 @@ impl State {
         let [(slice, service)] = &stands[..] else { return Vec::new() };
         let service = ObjectKey { namespace: pod.namespace.clone(), name: service.clone() };
         let mut others = self.slices_of(&service);
-        others.retain(|other| other != slice);
+        others.retain(|other| other != slice && self.cluster.slices[other].family == Family::V4);
         let other = if others.is_empty() || self.chance(30) { self.make_slice(&service) } else { others[0].clone() };
         let endpoint =
             self.cluster.slices[slice].endpoints.iter().find(|e| e.pod.as_ref().is_some_and(|p| p.uid == uid));

@@ -28,9 +28,9 @@ impl State {
             _ => format!("{namespace}_{}", self.pick(&["db", "DB", "user"]).unwrap_or_default()).into(),
         };
         let source = self.draw_source(namespace);
-        let port = match self.random.script.u8(..7) {
+        let port = match self.random.script.u8(..8) {
             0 => None,
-            1 => Some(PortRef::Number(80)),
+            1 | 7 => Some(PortRef::Number(80)),
             2 => Some(PortRef::Name("grpc".into())),
             3 => Some(PortRef::Number(8080)),
             _ => Some(PortRef::Name("http".into())),

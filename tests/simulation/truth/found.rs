@@ -16,7 +16,7 @@ use crate::cluster::Cluster;
 /// What a source comes to.
 pub(super) enum Found {
     /// These, and why others that live are not among them.
-    Instances { all: Vec<Instance>, left_out: BTreeSet<&'static str> },
+    Instances { all: Vec<Instance>, left_out: BTreeSet<&'static str>, passed_over: bool },
     /// The Service is not there.
     Nothing,
     /// It cannot be told what of it is to be registered.
@@ -65,7 +65,7 @@ pub(super) fn instances(cluster: &Cluster, namespace: &Str, spec: &Spec) -> Foun
                 named_ports: BTreeMap::new(),
                 own: Some((*given.own).clone()),
             });
-            Found::Instances { all: all.collect(), left_out: BTreeSet::new() }
+            Found::Instances { all: all.collect(), left_out: BTreeSet::new(), passed_over: false }
         }
     }
 }
@@ -81,9 +81,27 @@ fn of_service(cluster: &Cluster, source: &ObjectKey, spec: &Spec) -> Found {
         .iter()
         .filter(|(key, slice)| key.namespace == source.namespace && slice.service == source.name)
         .map(|(_, slice)| slice)
-        .filter(|slice| service.family.is_none_or(|family| family == slice.family) && slice.family != Family::Fqdn)
+        .filter(|slice| slice.family != Family::Fqdn)
         .collect();
-    let every = || slices.iter().flat_map(|slice| slice.endpoints.iter().map(|endpoint| (*slice, endpoint)));
+    let is_first = |slice: &Slice| service.family.is_none_or(|family| family == slice.family);
+    let in_first: Vec<&Endpoint> =
+        slices.iter().filter(|slice| is_first(slice)).flat_map(|slice| &slice.endpoints).collect();
+    let uid = |endpoint: &Endpoint| endpoint.pod.as_ref().map(|pod| pod.uid.clone());
+    // What somebody writes by hand for a Service with a selector counts as what the controller writes.
+    let counts = |(slice, endpoint): &(&Slice, &Endpoint)| {
+        let has_twin = in_first.iter().any(|other| uid(other) == uid(endpoint));
+        let is_due = endpoint.terminating || endpoint.ready || !service.selects;
+        is_first(slice) || if endpoint.pod.is_some() { !has_twin && is_due } else { in_first.is_empty() }
+    };
+    let all_of_both = || slices.iter().flat_map(|slice| slice.endpoints.iter().map(|endpoint| (*slice, endpoint)));
+    let passed_over = all_of_both()
+        .any(|(slice, endpoint)| !counts(&(slice, endpoint)) && endpoint.pod.is_none() && !endpoint.terminating);
+    let every = || {
+        // Of a pod that stands at two addresses the first one counts.
+        let mut all: Vec<(&Slice, &Endpoint)> = all_of_both().filter(counts).collect();
+        all.sort_by_key(|(_, endpoint)| endpoint.address);
+        all.into_iter()
+    };
     let leaving: Vec<(&Slice, &Endpoint)> = every().filter(|(_, endpoint)| endpoint.terminating).collect();
     let all: Vec<(&Slice, &Endpoint)> = every().filter(|(_, endpoint)| !endpoint.terminating).collect();
     let unclear = || {
@@ -111,7 +129,7 @@ fn of_service(cluster: &Cluster, source: &ObjectKey, spec: &Spec) -> Found {
     if found.is_empty() && without {
         return unclear();
     }
-    Found::Instances { all: found.into_values().collect(), left_out }
+    Found::Instances { all: found.into_values().collect(), left_out, passed_over }
 }
 
 struct Search<'a> {
@@ -259,7 +277,7 @@ fn of_pods(cluster: &Cluster, namespace: &Str, selector: &Selector, spec: &Spec)
         let addresses = living.map(|(_, pod)| pod.addresses[0].to_string()).collect();
         return Found::Unclear { reason: "PortNotFound", living: addresses, basis: format!("{:?}", spec.port) };
     }
-    Found::Instances { all, left_out }
+    Found::Instances { all, left_out, passed_over: false }
 }
 
 fn pod_ports(pod: &Pod) -> BTreeMap<String, u16> {
