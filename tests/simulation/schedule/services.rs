@@ -88,10 +88,9 @@ impl State {
 
     fn slice_ports(&self, service: &ObjectKey) -> Vec<SlicePort> {
         let ports = self.cluster.services.get(service).map(|service| service.ports.clone()).unwrap_or_default();
-        ports
-            .into_iter()
-            .map(|port| SlicePort { name: port.name, protocol: port.protocol, number: port.number + 8000 })
-            .collect()
+        let number = |port: &ServicePort| port.number + if port.protocol == Protocol::Tcp { 8000 } else { 8400 };
+        let follow = |port: ServicePort| SlicePort { number: number(&port), name: port.name, protocol: port.protocol };
+        ports.into_iter().map(follow).collect()
     }
 
     pub(super) fn make_slice(&mut self, service: &ObjectKey) -> ObjectKey {
