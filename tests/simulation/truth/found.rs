@@ -84,14 +84,14 @@ fn of_service(cluster: &Cluster, source: &ObjectKey, spec: &Spec) -> Found {
         .filter(|slice| slice.family != Family::Fqdn)
         .collect();
     let is_first = |slice: &Slice| service.family.is_none_or(|family| family == slice.family);
-    let in_first: Vec<&Endpoint> =
+    let of_first_family: Vec<&Endpoint> =
         slices.iter().filter(|slice| is_first(slice)).flat_map(|slice| &slice.endpoints).collect();
     let uid = |endpoint: &Endpoint| endpoint.pod.as_ref().map(|pod| pod.uid.clone());
     // What somebody writes by hand for a Service with a selector counts as what the controller writes.
     let counts = |(slice, endpoint): &(&Slice, &Endpoint)| {
-        let has_twin = in_first.iter().any(|other| uid(other) == uid(endpoint));
+        let has_twin = of_first_family.iter().any(|other| uid(other) == uid(endpoint));
         let is_due = endpoint.terminating || endpoint.ready || !service.selects;
-        is_first(slice) || if endpoint.pod.is_some() { !has_twin && is_due } else { in_first.is_empty() }
+        is_first(slice) || if endpoint.pod.is_some() { !has_twin && is_due } else { of_first_family.is_empty() }
     };
     let all_of_both = || slices.iter().flat_map(|slice| slice.endpoints.iter().map(|endpoint| (*slice, endpoint)));
     let passed_over = all_of_both()
