@@ -68,11 +68,13 @@ impl Mirror {
         self.written.insert(key.clone(), self.writes);
         let row = op.registration().map(|registration| {
             let known = self.rows.get(key);
+            // A check that was updated says nothing of an instance that the catalog did not show before.
+            let is_hidden = matches!(op, Op::Readiness { .. }) && known.is_some_and(|known| !known.shown);
             Row {
                 registration: registration.clone(),
                 ownership: Ownership::of(identity, &key.id, &registration.meta),
                 health: health_after(registration, known),
-                shown,
+                shown: shown && !is_hidden,
             }
         });
         self.set(key, row);
@@ -169,4 +171,48 @@ fn health_after(registration: &Registration, known: Option<&Row>) -> Health {
     let Some(known) = known else { return registration.checks.initial() };
     let was_ready = known.registration.readiness.is_none_or(|readiness| readiness == Health::Passing);
     if was_ready { known.health } else { Health::Passing }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::check::Checks;
+    use crate::model::names::ClusterName;
+    use crate::model::registration::Weights;
+
+    #[test]
+    fn an_update_of_a_check_does_not_show_what_was_not_shown() {
+        let identity = Identity { cluster: ClusterName::new("c").unwrap(), uid: "u".into() };
+        let key = RowKey { node: "n".into(), id: "c:shop:user:user:u1:80".into() };
+        let registration = |readiness| {
+            Arc::new(Registration {
+                service: "user".into(),
+                address: "10.0.0.1".into(),
+                port: 80,
+                tags: [].into(),
+                meta: BTreeMap::new(),
+                weights: Weights::default(),
+                enable_tag_override: false,
+                tagged_addresses: Arc::default(),
+                readiness: Some(readiness),
+                checks: Checks::default(),
+            })
+        };
+        let put = |readiness| {
+            let registration = registration(readiness);
+            Op::Put { key: key.clone(), registration, drop_checks: Vec::new() }
+        };
+        let update = |readiness| Op::Readiness { key: key.clone(), registration: registration(readiness) };
+        let mut mirror = Mirror::default();
+        for (op, acknowledged, expected) in [
+            (put(Health::Critical), false, false),
+            (update(Health::Passing), true, false),
+            (put(Health::Passing), true, true),
+            (update(Health::Critical), true, true),
+            (update(Health::Passing), false, false),
+        ] {
+            mirror.acknowledge(&identity, &op, acknowledged);
+            assert_eq!(mirror.row(&key).map(|row| row.shown), Some(expected), "{op:?}");
+        }
+    }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::consul::agent::Agent;
 use crate::consul::store::{Check, Node, Service, Store};
+use crate::moves::FORMER_NODE;
 use crate::oracle::{Origin, is_marked};
 use crate::setup::{AGENT_NODE, CLUSTER, CLUSTER_UID, MARKER, Mode, UNWATCHED};
 use crate::sim::State;
@@ -76,8 +77,17 @@ impl State {
 
     /// Somebody does something to Consul. What it leads to ends later.
     pub fn meddle(&mut self) -> Option<(Duration, Ends)> {
+        let moves = self.setup.mode == Mode::Agent && self.random.script.u8(..12) == 0;
         let what = self.random.script.u8(..100);
         let ends = match what {
+            _ if moves => {
+                if self.consul.former.is_some() {
+                    self.end_former_agent();
+                } else {
+                    self.change_agent();
+                }
+                None
+            }
             0..16 => self.on_ours(Self::delete_by_hand),
             16..32 => self.on_ours(Self::edit_by_hand),
             32..46 => self.on_ours(Self::flip_by_hand),
@@ -120,7 +130,7 @@ impl State {
 
     /// The agent carries on what it has.
     pub fn agent_syncs(&mut self) {
-        if let Some(agent) = &mut self.consul.agent {
+        for agent in self.consul.agent.iter_mut().chain(&mut self.consul.former) {
             agent.sync(&mut self.consul.store);
         }
         self.observe(&Origin::Agent);
@@ -128,7 +138,7 @@ impl State {
 
     /// The agent compares all that it has with the catalog.
     pub fn agent_compares(&mut self) {
-        if let Some(agent) = &mut self.consul.agent {
+        for agent in self.consul.agent.iter_mut().chain(&mut self.consul.former) {
             agent.compare(&self.consul.store);
         }
     }
@@ -136,7 +146,10 @@ impl State {
     /// Picks an instance of ours.
     fn on_ours(&mut self, act: impl FnOnce(&mut Self, &str, &Arc<Service>)) -> Option<Ends> {
         let ours = self.consul.store.services().filter(|(node, service)| {
-            is_marked(service) && owner(&service.id).is_some() && !self.oracle.is_foreign(node, &service.id)
+            is_marked(service)
+                && owner(&service.id).is_some()
+                && !self.oracle.is_foreign(node, &service.id)
+                && *node != FORMER_NODE
         });
         let all: Vec<(String, Arc<Service>)> = ours.map(|(node, service)| (node.to_owned(), service.clone())).collect();
         if let Some((node, service)) = self.random.script.choice(all) {
@@ -282,7 +295,7 @@ impl State {
             AGENT_NODE.to_owned()
         } else {
             let node = self.random.script.choice(nodes).unwrap_or_else(|| OTHERS_NODE.to_owned());
-            if node == AGENT_NODE { OTHERS_NODE.to_owned() } else { node }
+            if [AGENT_NODE, FORMER_NODE].contains(&&*node) { OTHERS_NODE.to_owned() } else { node }
         };
         if self.consul.store.service(&node, id).is_some() {
             return;
@@ -328,6 +341,7 @@ impl State {
         self.consul.store.index = self.consul_epoch * 1_000;
         self.oracle.set_foreign(Default::default());
         self.snapshot = None;
+        self.consul.former = None;
         self.new_agent();
         None
     }
@@ -349,12 +363,13 @@ impl State {
                 let index = self.consul.store.index;
                 self.consul.store = snapshot.store;
                 self.consul.store.index = index + 1;
-                let of_agent = |node: &str| node == AGENT_NODE;
+                let of_agent = |node: &str| [AGENT_NODE, FORMER_NODE].contains(&node);
                 let mut foreign = snapshot.foreign;
                 // What is with the agent stays what it is.
                 let with_agent = self.oracle.foreign().0.into_iter().filter(|(node, _)| of_agent(node));
                 foreign.0.extend(with_agent);
                 self.oracle.set_foreign(foreign);
+                self.find_former_agent_dead();
             }
             _ => {
                 let mut store = self.consul.store.clone();

@@ -23,6 +23,7 @@ mod cluster;
 mod conformance;
 mod consul;
 mod hands;
+mod moves;
 mod network;
 mod oracle;
 mod plants;
@@ -154,6 +155,8 @@ fn planted_faults_are_caught() {
         (Plant::NoPause, &["paused"]),
         (Plant::DeadWatch, &["true", "nothing hidden"]),
         (Plant::CrdStays, &["nothing lost"]),
+        (Plant::NoElsewhere, &["nothing stale"]),
+        (Plant::HastyMove, &["nothing lost"]),
         (Plant::BlindLimit, &["nothing lost"]),
         (Plant::AlwaysAnOutage, &["true", "nothing hidden"]),
         (Plant::OneSliceEach, &["nothing hidden"]),

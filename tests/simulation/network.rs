@@ -21,11 +21,17 @@ use crate::sim::{Sim, State};
 pub struct Network {
     sim: Sim,
     life: u32,
+    /// To the agent that was there before.
+    to_former: bool,
 }
 
 impl Network {
     pub fn new(sim: Sim, life: u32) -> Self {
-        Self { sim, life }
+        Self { sim, life, to_former: false }
+    }
+
+    pub fn to_former(sim: Sim, life: u32) -> Self {
+        Self { to_former: true, ..Self::new(sim, life) }
     }
 }
 
@@ -103,7 +109,8 @@ impl Network {
             Fate::Answered | Fate::Stumbles => None,
         };
         let (answered, answer) = oneshot::channel();
-        let journey = Journey { sim: self.sim.clone(), sent, abandoned, request: request.clone() };
+        let (sim, to_former) = (self.sim.clone(), self.to_former);
+        let journey = Journey { sim, to_former, sent, abandoned, request: request.clone() };
         tokio::spawn(async move {
             sleep(there + late.unwrap_or_default()).await;
             let reply = journey.arrive().await;
@@ -148,6 +155,7 @@ impl Network {
 /// A request on its way.
 struct Journey {
     sim: Sim,
+    to_former: bool,
     sent: Sent,
     abandoned: Arc<AtomicBool>,
     request: Request,
@@ -181,7 +189,11 @@ impl Journey {
             state.stats.count("requests that landed late");
         }
         let marker = state.marker_index();
-        let reply = state.consul.answer(writes, &url, body);
+        let reply = if self.to_former {
+            state.consul.answer_of_former(writes, &url, body)?
+        } else {
+            state.consul.answer(writes, &url, body)
+        };
         if writes {
             // What Consul refuses is tried again now and then.
             state.consul_writes += u64::from(reply.status == 200);

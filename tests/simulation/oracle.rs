@@ -14,7 +14,8 @@ use lictor::model::resource::DeletionPolicy;
 
 use crate::cluster::{Cluster, Object};
 use crate::consul::store::{Change, Check, Entity, Node, Service, fold};
-use crate::setup::{CLUSTER, CLUSTER_UID, MARKER, Mode, PREFIX};
+use crate::moves::FORMER_NODE;
+use crate::setup::{AGENT_NODE, CLUSTER, CLUSTER_UID, MARKER, Mode, PREFIX};
 use crate::sim::{Sim, State};
 use crate::truth::{Place, Rows, Want, owner, place};
 
@@ -96,6 +97,8 @@ pub struct Oracle {
     disputed: BTreeSet<(String, String)>,
     /// The catalog was put back to an earlier state.
     was_restored: bool,
+    /// Instances that the catalog has shown on the present agent's node since that is the present one.
+    shown: BTreeSet<String>,
 }
 
 impl Oracle {
@@ -160,6 +163,11 @@ impl Oracle {
     /// A restored catalog may have instances that nobody who let a resource go has known of.
     pub fn forget_retained(&mut self) {
         self.was_restored = true;
+    }
+
+    /// Another agent is the present one.
+    pub fn forget_shown(&mut self) {
+        self.shown.clear();
     }
 
     pub fn dispute(&mut self, node: &str, id: &str) {
@@ -383,7 +391,12 @@ impl State {
     /// Looks at what has just been done in Consul.
     pub fn observe(&mut self, origin: &Origin) {
         let mut changes = self.consul.store.take_changes();
-        if let Some(agent) = &mut self.consul.agent {
+        let shown = changes.iter().filter_map(|change| match &change.after {
+            Some(Entity::Service { node, service }) if node == AGENT_NODE => Some(service.id.clone()),
+            _ => None,
+        });
+        self.oracle.shown.extend(shown);
+        for agent in self.consul.agent.iter_mut().chain(&mut self.consul.former) {
             changes.append(&mut agent.take_changes());
         }
         let Origin::Lictor(sent) = origin else { return };
@@ -490,6 +503,7 @@ impl State {
                 format!("{id} on {node} was removed by life {life} before another one passed"),
             );
         }
+        self.judge_move(node, id, sent);
         let held = self.oracle.held.get(&(key.clone(), before.address.clone()));
         if held.is_some_and(|(held, _)| sent.had_seen(node, &held.kinds, held.since)) {
             self.violate("nothing lost", format!("{id} on {node} was taken by life {life} while nobody can tell"));
@@ -520,6 +534,18 @@ impl State {
         let by_hand = self.oracle.touched.iter().any(|(_, id)| owner(id).as_ref() == Some(key));
         let certain = self.setup.mode == Mode::Catalog && !by_hand && !self.oracle.was_restored;
         certain && serves && !passes && self.oracle.wanted.iter().any(is_ready)
+    }
+
+    /// What another agent holds goes only after the present one has had it.
+    fn judge_move(&mut self, node: &str, id: &str, sent: &Sent) {
+        let wanted = self.oracle.wanted.get(&place(AGENT_NODE, id));
+        let wanted = wanted.is_some_and(|wanted| sent.had_seen(node, &wanted.kinds, wanted.since));
+        if node == FORMER_NODE && wanted && !self.oracle.shown.contains(id) {
+            self.violate(
+                "nothing lost",
+                format!("{id} was taken from {node} by life {}, and is nowhere else", sent.life),
+            );
+        }
     }
 
     /// Nothing of a frozen resource is written or removed.

@@ -10,8 +10,10 @@ use lictor::consul::{Bundle, Outcome, Registry, Rows, Trouble};
 use lictor::model::desired::Placement;
 use lictor::model::diff::Op;
 use lictor::model::names::Str;
-use lictor::model::registration::Ownership;
+use lictor::model::registration::{Ownership, RowKey};
 
+use crate::moves::FORMER_NODE;
+use crate::setup::AGENT_NODE;
 use crate::sim::Sim;
 use crate::truth::owner;
 
@@ -43,6 +45,10 @@ pub enum Plant {
     DeadWatch,
     /// Whoever asks is told that the definition of our kind stays: what ends with it was deleted by a user.
     CrdStays,
+    /// What another agent holds is not read.
+    NoElsewhere,
+    /// What another agent holds counts as held by the present one.
+    HastyMove,
     /// Of a slice only the first endpoints count, whatever is registered.
     BlindLimit,
     /// A write that fails is always taken for an outage.
@@ -67,6 +73,16 @@ impl Watched {
     }
 
     fn claimed(&self, mut rows: Rows) -> Rows {
+        match self.plant {
+            Some(Plant::NoElsewhere) => rows.retain(|key, _| *key.node != *FORMER_NODE),
+            Some(Plant::HastyMove) => {
+                let elsewhere: Rows = rows.clone().into_iter().filter(|(key, _)| *key.node == *FORMER_NODE).collect();
+                for (key, row) in elsewhere {
+                    rows.entry(RowKey { node: AGENT_NODE.into(), ..key }).or_insert(row);
+                }
+            }
+            _ => {}
+        }
         if self.plant == Some(Plant::NoOwnershipCheck) {
             for (key, row) in &mut rows {
                 if let Some(owner) = owner(&key.id) {

@@ -13,6 +13,7 @@ use lictor::cluster::world::World;
 use lictor::consul::Registry;
 use lictor::consul::agent::Agent;
 use lictor::consul::catalog::Catalog;
+use lictor::consul::transport::Transport;
 use lictor::engine::metrics::{Metrics, Snapshot};
 use lictor::engine::{Config, Engine, Question};
 use tokio::sync::{mpsc, oneshot};
@@ -227,7 +228,8 @@ async fn agent_syncs(sim: Sim) {
         moved.as_mut().enable();
         let (in_sync, fails) = {
             let state = sim.state();
-            let in_sync = state.consul.agent.as_ref().is_none_or(LocalAgent::is_in_sync);
+            let mut agents = state.consul.agent.iter().chain(&state.consul.former);
+            let in_sync = agents.all(LocalAgent::is_in_sync);
             (in_sync, state.consul.sync_fails)
         };
         if in_sync {
@@ -352,7 +354,11 @@ fn engine(sim: &Sim, setup: &Setup, life: u32, sink: mpsc::Sender<Event>) -> Eng
     let identity = Setup::identity();
     let transport = Arc::new(Network::new(sim.clone(), life));
     let registry: Arc<dyn Registry> = match setup.mode {
-        Mode::Agent => Arc::new(Agent::new(identity.clone(), transport)),
+        Mode::Agent => {
+            let former: Arc<dyn Transport> = Arc::new(Network::to_former(sim.clone(), life));
+            let former = setup.former_named.then(|| ("former".to_owned(), former));
+            Arc::new(Agent::new(identity.clone(), transport).with_previous(former))
+        }
         Mode::Catalog => Arc::new(Catalog::new(identity.clone(), transport)),
     };
     let registry = Arc::new(Watched::new(sim.clone(), registry, setup.plant));

@@ -85,6 +85,8 @@ pub struct Setup {
     pub faults: bool,
     /// Whether another cluster has our name, in `catalog` mode: then nothing of ours may be written.
     pub name_taken: bool,
+    /// Whether Lictor is told of the agent that was there before, should it be led to another one.
+    pub former_named: bool,
     /// What the administrator allows resources.
     pub limits: Limits,
     /// How Lictor may find out whether the definition of its kind is being deleted.
@@ -125,6 +127,7 @@ impl Setup {
             },
             failing: (random.u8(..6) == 0)
                 .then(|| Failing { share: random.u8(2..6), by: *random.choice(&By::ALL).expect("some") }),
+            former_named: random.bool(),
             plant: None,
         }
     }

@@ -10,6 +10,7 @@ use lictor::model::resource::Source;
 
 use crate::cluster::Object;
 use crate::consul::store::{Service, fold};
+use crate::moves::FORMER_NODE;
 use crate::oracle::{asked, is_marked};
 use crate::setup::{CLUSTER, CLUSTER_UID, MARKER, Mode, UNWATCHED};
 use crate::sim::State;
@@ -138,7 +139,7 @@ fn rows(state: &State, wants: &BTreeMap<ResourceKey, Want>, found: &mut Found) -
                 found.push(("true", format!("{} is registered twice", service.id)));
             }
             compare(state, node, service, wanted, found);
-        } else if !may_stay(state, wants, service) {
+        } else if !may_stay(state, wants, node, service) {
             unwanted.push((node, service));
         }
     }
@@ -195,7 +196,11 @@ fn leave_out(limited: &Rows, stands: &mut BTreeMap<Place, Stands>, found: &mut F
 }
 
 /// Whether what is not wanted may be there all the same: nobody can tell what it should be.
-fn may_stay(state: &State, wants: &BTreeMap<ResourceKey, Want>, service: &Service) -> bool {
+fn may_stay(state: &State, wants: &BTreeMap<ResourceKey, Want>, node: &str, service: &Service) -> bool {
+    // Only the agent itself can let go of it.
+    if node == FORMER_NODE && state.former_is_out_of_reach() {
+        return true;
+    }
     let Some(key) = owner(&service.id) else { return false };
     match wants.get(&key) {
         Some(Want::Unclear { living, .. }) => living.contains(&service.address),
@@ -263,7 +268,8 @@ fn nodes(state: &State, found: &mut Found) {
 
 fn finalizers(state: &State, found: &mut Found) {
     for object in state.cluster.resources.values().filter(|object| object.deleting && object.has_finalizer()) {
-        if state.setup.watches(&object.key.namespace) && !state.setup.name_taken && !object.paused {
+        let waits = state.former_is_out_of_reach() && state.former_holds(&object.key);
+        if state.setup.watches(&object.key.namespace) && !state.setup.name_taken && !object.paused && !waits {
             found.push(("nothing stale", format!("{} is deleted and still has our finalizer", object.key)));
         }
     }
@@ -325,7 +331,10 @@ fn status(state: &State, object: &Object, want: &Want, stands: &BTreeMap<Place, 
             let of = |stand: Stands| rows.keys().filter(|place| stands[*place] == stand).count();
             let refused = (of(Stands::NodeTaken) + of(Stands::Failing) > 0).then_some("Refused");
             let taken = (of(Stands::Taken) > 0).then_some("IdTaken");
-            let lacks: Vec<&str> = refused.into_iter().chain(taken).chain(wanted.left_out.iter().copied()).collect();
+            let elsewhere = state.former_is_out_of_reach() && state.former_holds(key);
+            let elsewhere = elsewhere.then_some("OnAnotherAgent");
+            let lacks = refused.into_iter().chain(taken).chain(elsewhere);
+            let lacks: Vec<&str> = lacks.chain(wanted.left_out.iter().copied()).collect();
             match wanted.most {
                 Some(_) => says("Resolved", "False", &["TooManyInstances"]),
                 None => says("Resolved", "True", &[remark(wanted)]),

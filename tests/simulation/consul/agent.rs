@@ -51,6 +51,17 @@ impl Agent {
         }
     }
 
+    /// The same agent under another node's name, with everything still to be carried on to the catalog.
+    pub fn renamed(self, node: &str) -> Self {
+        let mut renamed = Self { services: self.services, ..Self::new(node, self.id) };
+        for (id, local) in self.checks {
+            let check = Check { node: node.to_owned(), ..(*local.check).clone() };
+            renamed.checks.insert(id, LocalCheck { check: Arc::new(check), ..local });
+        }
+        renamed.unsettle();
+        renamed
+    }
+
     pub fn take_changes(&mut self) -> Vec<Change> {
         std::mem::take(&mut self.changes)
     }

@@ -23,6 +23,8 @@ fn null_is_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(fro
 pub struct Consul {
     pub store: Store,
     pub agent: Option<Agent>,
+    /// The one that the agent's address led to before; it lives on.
+    pub former: Option<Agent>,
     /// The token may not write.
     pub denies_writes: bool,
     /// The token may only read some of what is there.
@@ -171,6 +173,15 @@ impl Consul {
             reply.filtered = true;
         }
         reply
+    }
+
+    /// Answers a request to the agent that was there before; none where there is none.
+    pub fn answer_of_former(&mut self, writes: bool, url: &Url, body: &[u8]) -> Option<Reply> {
+        self.former.as_ref()?;
+        std::mem::swap(&mut self.agent, &mut self.former);
+        let reply = self.answer(writes, url, body);
+        std::mem::swap(&mut self.agent, &mut self.former);
+        Some(reply)
     }
 
     /// Lists are cut short where the token may not read everything.
