@@ -72,6 +72,13 @@ pub struct RunArgs {
     )]
     pub max_instances: u32,
 
+    /// When more than half of all passing instances, and at least ten, stop being ready within a minute while their
+    /// endpoints stay, keep the rest passing for so long, until Kubernetes was asked again: the kubelets may be cut off from
+    /// the API server while the pods serve on. 0s to 1h; 0s keeps nothing. /readyz, the metric
+    /// `lictor_mass_unready_instances` and the resources tell of it in any case.
+    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = duration, env = "LICTOR_HOLD_MASS_UNREADY")]
+    pub hold_mass_unready: Duration,
+
     /// With --registration=catalog: consul-esm runs beside Consul and looks at nodes with the meta external-node=true.
     /// Resources may then have checks, of the kinds that it knows: http, tcp, grpc. It follows the redirects that an
     /// instance answers with, also to other hosts, which an agent does not.
@@ -262,6 +269,8 @@ pub struct Settings {
     pub context: Option<String>,
     /// Where `/healthz`, `/readyz` and `/metrics` are served.
     pub admin_address: SocketAddr,
+    /// How long most instances are kept passing that stop being ready at once; 0 for not at all.
+    pub hold_mass_unready: Duration,
     /// Between whole looks at Consul; at least a second.
     pub sweep_interval: Duration,
     /// Consul nodes written to side by side, 1 to 64.
@@ -301,6 +310,8 @@ impl Settings {
         };
         let sweeps = Duration::from_secs(1)..=Duration::from_secs(24 * 3600);
         ensure!(sweeps.contains(&args.sweep_interval), "--sweep-interval must be from 1s to 24h");
+        let holds = Duration::ZERO..=Duration::from_secs(3600);
+        ensure!(holds.contains(&args.hold_mass_unready), "--hold-mass-unready must be from 0s to 1h");
         if let Some(class) = &args.class {
             ClusterName::new(class).map_err(|_| anyhow::anyhow!("--class {class:?} is not a DNS label"))?;
         }
@@ -369,6 +380,7 @@ impl Settings {
             kubeconfig: args.kubeconfig,
             context: args.context,
             admin_address: args.admin_address,
+            hold_mass_unready: args.hold_mass_unready,
             sweep_interval: args.sweep_interval,
             concurrency: usize::from(args.concurrency),
             grace_period: args.grace_period,

@@ -114,6 +114,7 @@ async fn readyz(State(admin): State<Admin>) -> (StatusCode, String) {
             let engine = match ask(&questions).await {
                 Ok(snapshot) => {
                     standby = !snapshot.leads;
+                    but.extend(snapshot.mass_unready_in_words);
                     snapshot.not_ready
                 }
                 Err(why) => Some(why.to_owned()),
@@ -170,6 +171,11 @@ fn gauges(snapshot: &Snapshot) -> Registry {
     gauge("lictor_refused_instances", "Instances that Consul refuses", snapshot.refused);
     gauge("lictor_instances_on_other_agents", "Our instances that another Consul agent holds", snapshot.elsewhere);
     gauge("lictor_held_resources", "Resources whose removals wait for a second look", snapshot.held);
+    gauge(
+        "lictor_mass_unready_instances",
+        "Instances that stopped being ready at once with most others, while their endpoints stay",
+        snapshot.mass_unready,
+    );
     let by_state = prometheus_client::metrics::family::Family::<Vec<(String, String)>, Gauge>::default();
     let states = [("passing", snapshot.passing), ("warning", snapshot.warning), ("critical", snapshot.critical)];
     for (state, count) in states {

@@ -98,6 +98,7 @@ async fn operate(settings: Settings) -> anyhow::Result<()> {
     let config = Config {
         identity,
         sweep_interval: settings.sweep_interval,
+        hold_mass_unready: settings.hold_mass_unready,
         concurrency: settings.concurrency,
         grace: settings.grace_period,
     };

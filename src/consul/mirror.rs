@@ -15,6 +15,8 @@ pub struct Mirror {
     rows: Rows,
     by_owner: BTreeMap<ResourceKey, BTreeSet<RowKey>>,
     owned: usize,
+    /// Of those, how many pass.
+    passing: usize,
     /// When each row was last written by us, in a count of our own writes: a sweep that began before knows
     /// less than we do.
     written: BTreeMap<RowKey, u64>,
@@ -42,6 +44,12 @@ impl Mirror {
     #[must_use]
     pub fn owned_rows(&self) -> usize {
         self.owned
+    }
+
+    /// How many of our rows pass.
+    #[must_use]
+    pub fn passing_rows(&self) -> usize {
+        self.passing
     }
 
     /// All rows.
@@ -134,6 +142,9 @@ impl Mirror {
     /// Sets or removes a row, and answers who owned it before.
     fn set(&mut self, key: &RowKey, row: Option<Row>) -> Option<ResourceKey> {
         let before = self.owner_of(key);
+        let passes = |row: &Row| usize::from(row.is_ours() && row.health == Health::Passing);
+        self.passing -= self.rows.get(key).map_or(0, passes);
+        self.passing += row.as_ref().map_or(0, passes);
         if let Some(owner) = &before
             && let Some(keys) = self.by_owner.get_mut(owner)
         {

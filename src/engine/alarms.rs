@@ -18,6 +18,8 @@ pub(super) enum Alarm {
     Reconcile(ResourceKey),
     /// Write a resource's status, which came too soon after the last one.
     Report(ResourceKey),
+    /// Ask Kubernetes again about instances that stopped being ready at once.
+    MassUnready,
 }
 
 /// All alarms, by time.

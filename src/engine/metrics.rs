@@ -104,6 +104,10 @@ pub struct Snapshot {
     pub elsewhere: usize,
     /// Resources whose removals wait for a second look at Kubernetes.
     pub held: usize,
+    /// Instances that stopped being ready at once with most others, while their endpoints stay.
+    pub mass_unready: usize,
+    /// The same, for people; none where that is not so.
+    pub mass_unready_in_words: Option<String>,
     /// Since the last whole look at Consul; none before the first.
     pub sweep_age: Option<Duration>,
 }

@@ -7,6 +7,7 @@
 //! - `reconcile`: one dirty resource to its operations; the guard over removals by inference.
 //! - `lanes`: one bundle at a time to each Consul node; footing, sweeps, trouble.
 //! - `report`: status, finalizers, Events.
+//! - `unready`: most instances stop being ready at once.
 //!
 //! Time is tokio's (which a simulation can halt and turn), chance is a seeded source, and both servers are
 //! behind traits.
@@ -35,6 +36,7 @@ use crate::model::isolation::Isolation;
 use crate::model::names::{Identity, ResourceKey, Str};
 use crate::model::plan::{Plan, Planned};
 use crate::model::registration::{Health, Ownership, Row, RowKey};
+use crate::model::unready::MassUnready;
 
 mod alarms;
 mod lanes;
@@ -42,6 +44,7 @@ pub mod metrics;
 pub mod preview;
 mod reconcile;
 mod report;
+mod unready;
 
 use alarms::{Alarm, Alarms};
 use metrics::{Metrics, Snapshot};
@@ -55,6 +58,8 @@ pub struct Config {
     pub identity: Identity,
     /// How long between whole looks at Consul.
     pub sweep_interval: Duration,
+    /// How long most instances are kept passing that stop being ready at once; 0 for not at all.
+    pub hold_mass_unready: Duration,
     /// How many Consul nodes are written to side by side.
     pub concurrency: usize,
     /// How long what is under way may take after the order to stop.
@@ -114,6 +119,12 @@ pub struct Engine {
     /// Resources that ended, whose instances stay since nobody can say whether their definition does.
     undecided: BTreeSet<ResourceKey>,
     definition_went: bool,
+    /// Instances that stopped being ready of late while their endpoints stay.
+    mass_unready: MassUnready,
+    /// When the episode began that Kubernetes is being asked about again.
+    asks_about_unready: Option<u64>,
+    /// What the times of that count from.
+    began: Instant,
     refused: BTreeMap<ResourceKey, BTreeMap<RowKey, Refused>>,
     /// Instances to be registered again although nothing about them has changed.
     again: BTreeSet<RowKey>,
@@ -191,6 +202,7 @@ enum Landing {
     Tidied { era: u64, answer: Result<(), Trouble> },
     SecondLook { era: u64, answer: Box<Result<World, ReadError>> },
     Definition { era: u64, answer: Result<CrdState, ReadError> },
+    MassUnready { answer: Box<Result<World, ReadError>> },
     StatusWritten { key: ResourceKey, answer: Result<(), WriteError> },
     FinalizerWritten { key: ResourceKey, answer: Result<(), WriteError> },
     EventWritten(Result<(), WriteError>),
@@ -237,6 +249,9 @@ impl Engine {
             ended_alone: BTreeSet::new(),
             undecided: BTreeSet::new(),
             definition_went: false,
+            mass_unready: MassUnready::default(),
+            asks_about_unready: None,
+            began: Instant::now(),
             refused: BTreeMap::new(),
             again: BTreeSet::new(),
             conflicts: BTreeMap::new(),
@@ -329,6 +344,7 @@ impl Engine {
         }
         self.trouble = None;
         self.failures = 0;
+        self.mass_unready = MassUnready::default();
         if !matches!(self.footing, Footing::None) {
             self.lose_footing();
         }
@@ -417,6 +433,7 @@ impl Engine {
             }
             Landing::SecondLook { era, answer } => self.land_second_look(era, *answer),
             Landing::Definition { era, answer } => self.land_definition(era, answer),
+            Landing::MassUnready { answer } => self.land_mass_unready(*answer),
             Landing::StatusWritten { key, answer } => self.land_status(key, answer),
             Landing::FinalizerWritten { key, answer } => self.land_finalizer(&key, answer),
             Landing::EventWritten(answer) => {
@@ -449,6 +466,7 @@ impl Engine {
             }
             Alarm::Reconcile(key) => self.mark_again(key),
             Alarm::Report(key) => self.reports.tend(key),
+            Alarm::MassUnready => self.confirm_unready(),
         }
     }
 
@@ -467,6 +485,8 @@ impl Engine {
             outstanding: self.plan.len() + self.in_flight.len(),
             refused: self.refused.values().map(BTreeMap::len).sum(),
             held: self.held.len() + self.undecided.len(),
+            mass_unready: self.mass_unready.len(),
+            mass_unready_in_words: self.mass_unready_in_words(),
             sweep_age: self.last_sweep.map(|at| at.elapsed()),
             ..Snapshot::default()
         };

@@ -82,7 +82,7 @@ pub fn preview(world: &World, rows: Rows, identity: &Identity, placement: &Place
         let ops = match outlook(world, identity, placement, &key, registered(mirror.owned(&key))) {
             Outlook::Frozen => Vec::new(),
             Outlook::Release => release(mirror.owned(&key)),
-            Outlook::Wants { desired, hold } => {
+            Outlook::Wants { desired, hold, .. } => {
                 let left_of = |there: &_| left_of(world, &key, there);
                 let diff = diff(&desired, |row| mirror.row(row), mirror.owned(&key), &hold, left_of, |_| false);
                 notes.extend(diff.conflicts.iter().map(|(row, who)| Note {

@@ -21,7 +21,7 @@ use crate::model::resource::{DeletionPolicy, Spec};
 const FROZEN: Duration = Duration::from_secs(10);
 
 /// How long after a question about ended resources that was not answered, or not in their favour, it is asked again.
-const ASK_AGAIN: Duration = Duration::from_secs(3);
+pub(super) const ASK_AGAIN: Duration = Duration::from_secs(3);
 
 /// Why a resource is to be looked at, and since when.
 #[derive(Clone, Copy, Debug)]
@@ -66,7 +66,9 @@ impl LetPass {
 /// What a World wants for a resource.
 pub(super) enum Outlook {
     /// These registrations, and of what else is there, what `hold` says.
-    Wants { desired: Desired, hold: Hold },
+    ///
+    /// `unready` are the addresses of what is not among them only since it is not ready.
+    Wants { desired: Desired, hold: Hold, unready: BTreeSet<Str> },
     /// That what is registered stays as it is: nobody can tell what it should be.
     Frozen,
     /// That our mark is taken off everything.
@@ -77,7 +79,7 @@ impl Outlook {
     /// Whether a row that this outlook does not name would go.
     fn removes(&self, key: &RowKey, there: &Registration) -> bool {
         match self {
-            Self::Wants { desired, hold } => !desired.contains_key(key) && !hold.holds(there),
+            Self::Wants { desired, hold, .. } => !desired.contains_key(key) && !hold.holds(there),
             Self::Frozen | Self::Release => false,
         }
     }
@@ -92,7 +94,7 @@ pub(super) fn outlook<'a>(
     key: &ResourceKey,
     registered: impl Iterator<Item = (&'a Str, &'a Registration)>,
 ) -> Outlook {
-    let nothing = || Outlook::Wants { desired: Desired::new(), hold: Hold::Nothing };
+    let nothing = || Outlook::Wants { desired: Desired::new(), hold: Hold::Nothing, unready: BTreeSet::new() };
     if !world.watches(&key.namespace) || !world.is_whole(&key.namespace) {
         return Outlook::Frozen;
     }
@@ -116,7 +118,9 @@ pub(super) fn outlook<'a>(
     };
     let resolution = resolution(world, identity, key, spec, registered);
     let desired = desired(identity, key, &entry.resource.uid, spec, &resolution.instances, placement);
-    Outlook::Wants { desired, hold: resolution.hold }
+    let unready = resolution.instances.iter().filter(|instance| !spec.readiness.registers(instance.ready));
+    let unready = unready.map(|instance| instance.address.to_string().into()).collect();
+    Outlook::Wants { desired, hold: resolution.hold, unready }
 }
 
 /// What the source of a spec comes to, for a resource of which these instances are registered.
@@ -199,11 +203,11 @@ impl Engine {
 
     /// The writes that a resource wants now.
     fn operations(&mut self, key: &ResourceKey, placement: &Placement, dirty: Dirty) -> Vec<Op> {
-        let mut waits = false;
+        let (mut waits, mut weighed) = (false, None);
         let mut ops = match outlook(&self.world, &self.config.identity, placement, key, self.registered(key)) {
             Outlook::Frozen => Vec::new(),
             Outlook::Release => release(self.mirror.owned(key)),
-            Outlook::Wants { desired, hold } => {
+            Outlook::Wants { desired, hold, unready } => {
                 let left_of = |there: &_| left_of(&self.world, key, there);
                 // What is being written may be about to go: nothing is taken away because it is there.
                 let row = |k: &_| self.mirror.row(k).filter(|_| !self.in_flight.contains_key(k));
@@ -218,6 +222,7 @@ impl Engine {
                 } else {
                     self.conflicts.insert(key.clone(), diff.conflicts);
                 }
+                weighed = Some((desired, unready));
                 diff.ops
             }
         };
@@ -232,6 +237,9 @@ impl Engine {
             unsettled.more = ops.len() < all || waits || unsettled.in_flight > 0;
         }
         self.without_refused(key, &mut ops);
+        if let Some((desired, unready)) = weighed {
+            self.weigh_readiness(key, &desired, &unready, &mut ops);
+        }
         if !ops.is_empty() && self.waits_for_finalizer(key) {
             self.unsettle(key, dirty);
             return Vec::new();

@@ -274,6 +274,7 @@ impl Engine {
                 .map(|(spec, resolution)| remarks(spec, resolution))
                 .unwrap_or_default(),
             paused: resource.paused,
+            mass_unready: self.mass_unready.concerns(key).then(|| self.holds_unready()),
             counts,
             unsettled: self.unsettled.contains_key(key) || self.lacks_finalizer(key, resource),
             standing,

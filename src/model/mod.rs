@@ -3,8 +3,8 @@
 //! In: resources and the facts about their endpoints, as the `cluster` room decoded them, and rows of
 //! Consul, as the `consul` room read them. Out: what should be registered ([`desired`]), how that differs
 //! from what is there ([`diff`]), in which order and in which bundles to write it ([`plan`]), whether a
-//! removal wants a second look first ([`guard`]), which write is at fault where one fails ([`isolation`]), and what to
-//! tell the user ([`status`]).
+//! removal wants a second look first ([`guard`]), whether most instances stop passing at once ([`unready`]), which write
+//! is at fault where one fails ([`isolation`]), and what to tell the user ([`status`]).
 //!
 //! The whole product can be understood from this folder. A test holds it to depending on nothing else.
 
@@ -24,3 +24,4 @@ pub mod resource;
 pub mod selector;
 pub mod status;
 pub mod template;
+pub mod unready;

@@ -120,6 +120,12 @@ pub const PENDING: &str = "Pending";
 /// The reason of `Resolved=Unknown` until everything that the source is made of was listed.
 pub const NOT_LISTED: &str = "NotListed";
 
+/// The reason of `Registered` where instances stopped being ready at once with most others of the cluster.
+const MASS_UNREADY: &str = "MassUnready";
+const MOST_UNREADY: &str =
+    "most instances of the cluster stopped being ready within a minute while their endpoints stay";
+const CUT_OFF: &str = "the kubelets may be cut off from the API server";
+
 /// What a status is made of.
 #[derive(Clone, Debug)]
 pub struct Findings<'a> {
@@ -135,6 +141,9 @@ pub struct Findings<'a> {
     pub remarks: Vec<Remark>,
     /// Whether the resource is frozen.
     pub paused: bool,
+    /// Whether instances of it stopped being ready at once with most others of the cluster; then, whether they are kept
+    /// passing.
+    pub mass_unready: Option<bool>,
     /// How many are wanted and there.
     pub counts: Counts,
     /// Whether writes of this resource wait or are under way.
@@ -225,6 +234,14 @@ fn registered(findings: &Findings<'_>) -> (Truth, &'static str, String) {
         return (Truth::False, first.reason.as_str(), message);
     }
     if desired == registered && !findings.unsettled {
+        match findings.mass_unready {
+            Some(false) => return (Truth::True, MASS_UNREADY, format!("{MOST_UNREADY}: {CUT_OFF}")),
+            Some(true) => {
+                let kept = "instances of this resource are kept passing until Kubernetes was asked again";
+                return (Truth::False, MASS_UNREADY, format!("{MOST_UNREADY}; {kept}: {CUT_OFF}"));
+            }
+            None => {}
+        }
         return (Truth::True, "Registered", "Consul holds every desired instance".to_owned());
     }
     if let Some(trouble) = findings.trouble {

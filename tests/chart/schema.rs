@@ -153,7 +153,7 @@ fn look_for_defaults(at: &str, schema: &Value, value: &Value, lacking: &mut Vec<
 }
 
 /// What is wrong, and the words for it.
-const REFUSED: [(&str, &str); 70] = [
+const REFUSED: [(&str, &str); 71] = [
     // Names that there are not.
     ("consul.adress=http://consul:8500", "at '/consul': additional properties 'adress' not allowed"),
     ("replicas=3", "at '': additional properties 'replicas' not allowed"),
@@ -224,6 +224,7 @@ const REFUSED: [(&str, &str); 70] = [
     ("crds.keep=false,uninstall.release=false", "crds.keep: without it and without uninstall.release"),
     ("uninstall.release=false,uninstall.deregister=true", "uninstall.deregister: it needs uninstall.release"),
     ("metrics.serviceMonitor.enabled=true,metrics.service.enabled=false", "it needs metrics.service.enabled"),
+    ("holdMassUnready=61m", "holdMassUnready: 61m is not from 0s to 1h"),
     ("sweepInterval=0s", "sweepInterval: 0s is not from 1s to 24h"),
     ("sweepInterval=24h1s", "sweepInterval: 24h1s is not from 1s to 24h"),
     ("leaderElection.leaseDuration=1s", "leaderElection.leaseDuration: 1s is not from 2s to 5m"),

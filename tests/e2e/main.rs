@@ -41,5 +41,6 @@ mod reports;
 mod scenarios;
 mod selected;
 mod texts;
+mod unready;
 mod verified;
 mod watches;

@@ -160,6 +160,9 @@ scenarios! {
     pausing::a_paused_resource_is_frozen(agent: yes, catalog: yes);
     /// A source of more instances than `--max-instances`: said with how many are left out, what was registered stays, others are not affected.
     limits::too_many_instances(agent: yes, catalog: yes);
+    /// Most pods stop being ready at once while their endpoints stay: said in the resource, `/readyz` and a metric, and with
+    /// `--hold-mass-unready` the rest is kept passing until Kubernetes was asked again.
+    unready::most_stop_being_ready_at_once(agent: yes, catalog: yes);
     /// A rolling restart whose surge exceeds `--max-instances`: the old instances pass until they leave, and new ones take their places.
     limits::a_rollout_at_the_limit(agent: yes, catalog: yes);
 

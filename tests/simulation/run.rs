@@ -362,7 +362,13 @@ fn engine(sim: &Sim, setup: &Setup, life: u32, sink: mpsc::Sender<Event>) -> Eng
         Mode::Catalog => Arc::new(Catalog::new(identity.clone(), transport)),
     };
     let registry = Arc::new(Watched::new(sim.clone(), registry, setup.plant));
-    let config = Config { identity, sweep_interval: SWEEP, concurrency: 4, grace: Duration::from_secs(5) };
+    let config = Config {
+        identity,
+        sweep_interval: SWEEP,
+        hold_mass_unready: setup.hold_mass_unready,
+        concurrency: 4,
+        grace: Duration::from_secs(5),
+    };
     let world = World::new(setup.scopes.iter().cloned(), setup.mode == Mode::Catalog);
     let kubernetes = Arc::new(ApiServer::new(sim.clone(), life, sink));
     let random = fastrand::Rng::with_seed(sim.state().random.lives.u64(..));

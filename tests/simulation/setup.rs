@@ -93,6 +93,8 @@ pub struct Setup {
     pub crd_rights: CrdRights,
     /// How the writes of some instances fail, always and by themselves.
     pub failing: Option<Failing>,
+    /// How long Lictor keeps most instances passing that stop being ready at once.
+    pub hold_mass_unready: Duration,
     /// A fault of the product's that is to be caught.
     pub plant: Option<Plant>,
 }
@@ -128,6 +130,7 @@ impl Setup {
             failing: (random.u8(..6) == 0)
                 .then(|| Failing { share: random.u8(2..6), by: *random.choice(&By::ALL).expect("some") }),
             former_named: random.bool(),
+            hold_mass_unready: Duration::from_secs(if random.bool() { 0 } else { random.u64(1..40) }),
             plant: None,
         }
     }

@@ -67,6 +67,13 @@ an old answer. Labels of single replicas are left out where a change of replica 
   annotations:
     summary: Kubernetes does not confirm that instances are gone.
     description: {{ `"Removals of {{ $value }} resources wait for a second look at Kubernetes, which does not come."` }}
+- alert: LictorMassUnready
+  expr: max by (namespace, job) (lictor_mass_unready_instances{ {{- $s -}} } {{ $acts }}) > 0
+  labels:
+    severity: critical
+  annotations:
+    summary: Most instances stopped being ready at once.
+    description: {{ `"{{ $value }} instances stopped being ready within a minute while their endpoints stay. The kubelets may be cut off from the API server."` }}
 - alert: LictorWritesFail
   expr: sum by (namespace, job) (rate(lictor_consul_writes_total{ {{- $s -}} , outcome=~"not_tried|unknown"}[5m])) > 0
   for: 15m

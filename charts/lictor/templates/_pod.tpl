@@ -30,6 +30,7 @@
 - --verify-endpoints
 {{- end }}
 - --max-instances={{ int .Values.maxInstances }}
+- --hold-mass-unready={{ .Values.holdMassUnready }}
 {{- if .Values.consul.esm }}
 - --consul-esm
 {{- end }}

@@ -47,6 +47,9 @@
 {{- if and $values.metrics.serviceMonitor.enabled (not $values.metrics.service.enabled) }}
 {{- fail "metrics.serviceMonitor.enabled: it needs metrics.service.enabled" }}
 {{- end }}
+{{- if gt (include "lictor.seconds" $values.holdMassUnready | int) 3600 }}
+{{- fail (printf "holdMassUnready: %s is not from 0s to 1h" $values.holdMassUnready) }}
+{{- end }}
 {{- $sweep := include "lictor.seconds" $values.sweepInterval | int }}
 {{- if or (lt $sweep 1) (gt $sweep 86400) }}
 {{- fail (printf "sweepInterval: %s is not from 1s to 24h" $values.sweepInterval) }}

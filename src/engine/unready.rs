@@ -1,0 +1,185 @@
+//! Most instances stop being ready at once: said, and with `--hold-mass-unready` held for a while.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use tokio::time::{Duration, Instant};
+
+use super::alarms::Alarm;
+use super::reconcile::{ASK_AGAIN, Outlook, outlook};
+use super::{Engine, Footing, Landing};
+use crate::cluster::ReadError;
+use crate::cluster::world::World;
+use crate::model::desired::Desired;
+use crate::model::diff::Op;
+use crate::model::guard::Cause;
+use crate::model::names::{ResourceKey, Str};
+use crate::model::registration::{Health, Registration, RowKey};
+use crate::model::unready::Turn;
+
+/// Whether the endpoint of an instance is there and not ready, by what is desired and by the addresses of those that are
+/// not registered for that reason.
+fn is_unready(desired: &Desired, unready: &BTreeSet<Str>, key: &RowKey, address: &str) -> bool {
+    desired.get(key).is_some_and(|wanted| wanted.readiness == Some(Health::Critical)) || unready.contains(address)
+}
+
+impl Engine {
+    /// Weighs which instances of a resource are about to stop passing, and takes that out of `ops` where it is held.
+    pub(super) fn weigh_readiness(
+        &mut self,
+        key: &ResourceKey,
+        desired: &Desired,
+        unready: &BTreeSet<Str>,
+        ops: &mut Vec<Op>,
+    ) {
+        let stops: Vec<(RowKey, Str)> = ops.iter().filter_map(|op| self.stops(op, unready)).collect();
+        let is_unready = |row: &RowKey, address: &str| is_unready(desired, unready, row, address);
+        let (passing, now) = (self.mirror.passing_rows(), self.millis());
+        match self.mass_unready.decided(key, stops.into_iter(), is_unready, passing, now) {
+            Some(Turn::Begins(resources)) => {
+                let hold = self.config.hold_mass_unready;
+                let (instances, passed) = (self.mass_unready.len(), passing);
+                tracing::warn!(
+                    instances,
+                    passed,
+                    hold = ?hold,
+                    "most instances stop being ready at once while their endpoints stay: are the kubelets cut off?"
+                );
+                if !hold.is_zero() {
+                    self.alarms.set(Instant::now() + hold, Alarm::MassUnready);
+                }
+                self.look_at_all(resources);
+            }
+            Some(Turn::Ends(resources)) => {
+                tracing::info!("half of the instances that stopped being ready at once are ready again or gone");
+                self.look_at_all(resources);
+            }
+            None => {}
+        }
+        if self.holds_unready() {
+            let kept: Vec<Op> = std::mem::take(ops).into_iter().filter_map(|op| self.without_stop(key, op)).collect();
+            *ops = kept;
+        }
+    }
+
+    /// Whether instances are kept passing for now.
+    pub(super) fn holds_unready(&self) -> bool {
+        let open = self.mass_unready.episode().is_some_and(|episode| !episode.confirmed);
+        open && !self.config.hold_mass_unready.is_zero()
+    }
+
+    /// What `/readyz` says of an episode.
+    pub(super) fn mass_unready_in_words(&self) -> Option<String> {
+        let episode = self.mass_unready.episode()?;
+        let held = if self.holds_unready() { "; the rest of them is kept passing" } else { "" };
+        Some(format!(
+            "{} of {} passing instances stopped being ready within a minute while their endpoints stay{held}: are the \
+             kubelets cut off from the API server?",
+            self.mass_unready.len(),
+            episode.passed
+        ))
+    }
+
+    /// The instance that a write makes stop passing although its endpoint stays, and its address.
+    fn stops(&self, op: &Op, unready: &BTreeSet<Str>) -> Option<(RowKey, Str)> {
+        let row = self.mirror.row(op.key()).filter(|row| row.is_ours() && row.health == Health::Passing)?;
+        let stops = match op.registration() {
+            Some(wanted) => {
+                wanted.readiness == Some(Health::Critical) && row.registration.readiness == Some(Health::Passing)
+            }
+            None => unready.contains(&row.registration.address),
+        };
+        stops.then(|| (op.key().clone(), row.registration.address.clone()))
+    }
+
+    /// A write without its making an instance of the episode stop passing; none where it does nothing else.
+    fn without_stop(&self, key: &ResourceKey, op: Op) -> Option<Op> {
+        let Some(row) = self.mirror.row(op.key()).filter(|_| self.mass_unready.has(key, op.key())) else {
+            return Some(op);
+        };
+        match op {
+            Op::Put { key, registration, drop_checks } => {
+                let readiness = registration.readiness.and(row.registration.readiness);
+                let registration = Arc::new(Registration { readiness, ..(*registration).clone() });
+                Some(Op::Put { key, registration, drop_checks })
+            }
+            Op::Readiness { ref registration, .. } if registration.readiness == Some(Health::Critical) => None,
+            Op::Remove { .. } => None,
+            Op::Readiness { .. } | Op::Release { .. } => Some(op),
+        }
+    }
+
+    /// Has resources looked at again: what they may write has changed, or only what they are told.
+    fn look_at_all(&mut self, resources: BTreeSet<ResourceKey>) {
+        for key in resources {
+            if !self.config.hold_mass_unready.is_zero() {
+                self.mark(key.clone(), Cause::Observed, Instant::now());
+            }
+            self.reports.tend(key);
+        }
+    }
+
+    /// The time of a hold is over: Kubernetes is asked again.
+    pub(super) fn confirm_unready(&mut self) {
+        let Some(episode) = self.mass_unready.episode() else { return };
+        let lasts = Duration::from_millis(self.millis().saturating_sub(episode.since));
+        if lasts >= self.config.hold_mass_unready && self.holds_unready() && self.asks_about_unready.is_none() {
+            self.asks_about_unready = Some(episode.since);
+            let kubernetes = Arc::clone(&self.kubernetes);
+            self.fly(async move { Landing::MassUnready { answer: Box::new(kubernetes.read_again().await) } });
+        }
+    }
+
+    /// Lets the held instances stop passing where Kubernetes says again that they are not ready.
+    pub(super) fn land_mass_unready(&mut self, answer: Result<World, ReadError>) {
+        let asked = self.asks_about_unready.take();
+        if !self.holds_unready() {
+            return;
+        }
+        let again = Instant::now() + ASK_AGAIN;
+        if self.mass_unready.episode().map(|episode| episode.since) != asked {
+            // That was about an earlier one.
+            self.alarms.set(again, Alarm::MassUnready);
+            return;
+        }
+        let Footing::Standing(placement) = &self.footing else {
+            self.alarms.set(again, Alarm::MassUnready);
+            return;
+        };
+        let mut fresh = match answer {
+            Ok(fresh) => fresh,
+            Err(error) => {
+                tracing::warn!(%error, "Kubernetes did not answer; instances that are not ready are kept passing");
+                self.alarms.set(again, Alarm::MassUnready);
+                return;
+            }
+        };
+        fresh.remember(&self.world);
+        let resources: BTreeSet<ResourceKey> = self.mass_unready.resources().cloned().collect();
+        let says_the_same = |key: &ResourceKey| {
+            let by = |world: &World| outlook(world, &self.config.identity, placement, key, self.registered(key));
+            match (by(&fresh), by(&self.world)) {
+                (Outlook::Wants { desired, unready, .. }, _) => self
+                    .mirror
+                    .owned(key)
+                    .filter(|(row, _)| self.mass_unready.has(key, row))
+                    .all(|(row, there)| is_unready(&desired, &unready, row, &there.registration.address)),
+                (Outlook::Frozen, Outlook::Frozen) | (Outlook::Release, _) => true,
+                (Outlook::Frozen, _) => false,
+            }
+        };
+        if resources.iter().all(says_the_same) {
+            tracing::warn!("Kubernetes says again that most instances are not ready: they stop passing");
+            self.mass_unready.confirm();
+            self.look_at_all(resources);
+        } else {
+            tracing::warn!("a fresh list says that instances are ready; they are kept passing");
+            self.kubernetes.list_anew();
+            self.alarms.set(again, Alarm::MassUnready);
+        }
+    }
+
+    fn millis(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+}

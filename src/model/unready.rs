@@ -1,0 +1,258 @@
+//! Whether most instances stop passing at once although none of them goes.
+//!
+//! One pod that is not ready says something of that pod. When most of them turn at once, and their endpoints stay, it
+//! is likelier that Kubernetes has lost sight of its nodes: the kubelets are cut off, and the pods serve on. In: what
+//! each decision makes of a resource's instances, and the time, in milliseconds from some fixed moment. Out: when such
+//! an episode begins and ends, and what it is about. Each call costs as much as the change that it is about.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use super::names::{ResourceKey, Str};
+use super::registration::RowKey;
+
+/// How far apart instances may stop passing and still count together, in milliseconds.
+pub const WITHIN: u64 = 60_000;
+
+/// Fewer than this many say nothing, whatever their share.
+pub const LEAST: usize = 10;
+
+/// For how long one measure of how many pass stands, in milliseconds.
+const MEASURE: u64 = 5_000;
+
+/// Whether so many that stop passing, of so many that passed, are an episode.
+#[must_use]
+pub fn is_most(stopped: usize, passed: usize) -> bool {
+    stopped >= LEAST && stopped * 2 > passed
+}
+
+/// What a decision changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// An episode begins. These resources have instances in it.
+    Begins(BTreeSet<ResourceKey>),
+    /// It is over: half of the instances pass again, or are gone. These had some in it.
+    Ends(BTreeSet<ResourceKey>),
+}
+
+/// An episode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Episode {
+    /// When it began.
+    pub since: u64,
+    /// How many instances passed before.
+    pub passed: usize,
+    /// Whether Kubernetes was asked again and says the same.
+    pub confirmed: bool,
+}
+
+/// The instances that stopped passing of late while their endpoints stay.
+#[derive(Debug, Default)]
+pub struct MassUnready {
+    stopped: BTreeMap<ResourceKey, BTreeMap<RowKey, Stopped>>,
+    count: usize,
+    /// The same by age; what is not in `stopped` at that time any more is passed over.
+    order: VecDeque<(u64, ResourceKey, RowKey)>,
+    /// The most instances that passed, measure by measure.
+    passed: VecDeque<(u64, usize)>,
+    episode: Option<Episode>,
+}
+
+#[derive(Debug)]
+struct Stopped {
+    at: u64,
+    address: Str,
+}
+
+impl MassUnready {
+    /// Notes a decision about a resource. `passing` is how many instances of all resources pass in Consul before it,
+    /// `stops` are those that it makes stop passing although their endpoints stay, with their addresses; `is_unready`
+    /// answers of one that stopped before whether its endpoint is still there and not ready.
+    pub fn decided(
+        &mut self,
+        owner: &ResourceKey,
+        stops: impl Iterator<Item = (RowKey, Str)>,
+        is_unready: impl Fn(&RowKey, &str) -> bool,
+        passing: usize,
+        now: u64,
+    ) -> Option<Turn> {
+        self.measure(passing, now);
+        if let Some(known) = self.stopped.get_mut(owner) {
+            let before = known.len();
+            known.retain(|key, stopped| is_unready(key, &stopped.address));
+            self.count -= before - known.len();
+        }
+        for (key, address) in stops {
+            let known = self.stopped.entry(owner.clone()).or_default();
+            if !known.contains_key(&key) {
+                known.insert(key.clone(), Stopped { at: now, address });
+                self.count += 1;
+                self.order.push_back((now, owner.clone(), key));
+            }
+        }
+        if self.stopped.get(owner).is_some_and(BTreeMap::is_empty) {
+            self.stopped.remove(owner);
+        }
+        match self.episode {
+            None => {
+                self.forget_older(now);
+                let passed = self.passed.iter().map(|(_, passed)| *passed).max().unwrap_or_default();
+                is_most(self.count, passed).then(|| {
+                    self.episode = Some(Episode { since: now, passed, confirmed: false });
+                    Turn::Begins(self.stopped.keys().cloned().collect())
+                })
+            }
+            Some(episode) if is_most(self.count, episode.passed) => None,
+            Some(_) => {
+                let mut resources: BTreeSet<ResourceKey> = self.stopped.keys().cloned().collect();
+                resources.insert(owner.clone());
+                *self = Self { passed: std::mem::take(&mut self.passed), ..Self::default() };
+                Some(Turn::Ends(resources))
+            }
+        }
+    }
+
+    /// The episode, while there is one.
+    #[must_use]
+    pub fn episode(&self) -> Option<Episode> {
+        self.episode
+    }
+
+    /// Notes that Kubernetes was asked again and says the same.
+    pub fn confirm(&mut self) {
+        if let Some(episode) = &mut self.episode {
+            episode.confirmed = true;
+        }
+    }
+
+    /// How many instances are in the episode; 0 without one.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        if self.episode.is_some() { self.count } else { 0 }
+    }
+
+    /// Whether there is no episode.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Whether a resource has instances in the episode.
+    #[must_use]
+    pub fn concerns(&self, owner: &ResourceKey) -> bool {
+        self.episode.is_some() && self.stopped.contains_key(owner)
+    }
+
+    /// Whether an instance is in the episode.
+    #[must_use]
+    pub fn has(&self, owner: &ResourceKey, key: &RowKey) -> bool {
+        self.episode.is_some() && self.stopped.get(owner).is_some_and(|known| known.contains_key(key))
+    }
+
+    /// The resources with instances in the episode.
+    pub fn resources(&self) -> impl Iterator<Item = &ResourceKey> {
+        self.stopped.keys().filter(|_| self.episode.is_some())
+    }
+
+    fn measure(&mut self, passing: usize, now: u64) {
+        while self.passed.front().is_some_and(|(at, _)| at + WITHIN < now) {
+            self.passed.pop_front();
+        }
+        match self.passed.back_mut() {
+            Some((at, passed)) if *at + MEASURE > now => *passed = passing.max(*passed),
+            _ => self.passed.push_back((now, passing)),
+        }
+    }
+
+    /// Forgets what stopped too long ago to count together with what stops now.
+    fn forget_older(&mut self, now: u64) {
+        while self.order.front().is_some_and(|(at, ..)| at + WITHIN < now)
+            && let Some((at, owner, key)) = self.order.pop_front()
+        {
+            let Some(known) = self.stopped.get_mut(&owner) else { continue };
+            if known.get(&key).is_some_and(|stopped| stopped.at == at) {
+                known.remove(&key);
+                self.count -= 1;
+            }
+            if known.is_empty() {
+                self.stopped.remove(&owner);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_than_half_and_at_least_ten() {
+        for (stopped, passed, expected) in [
+            (0, 0, false),
+            (9, 9, false),
+            (10, 10, true),
+            (10, 19, true),
+            (10, 20, false),
+            (300, 600, false),
+            (301, 600, true),
+        ] {
+            assert_eq!(is_most(stopped, passed), expected, "{stopped} of {passed}");
+        }
+    }
+
+    fn key(name: &str) -> ResourceKey {
+        ResourceKey::new("shop", name)
+    }
+
+    fn row(number: usize) -> RowKey {
+        RowKey { node: "n".into(), id: format!("i{number}").into() }
+    }
+
+    /// Instances by number that stop passing, as (when, of which resource, which, how many pass before it).
+    type Step<'a> = (u64, &'a str, std::ops::Range<usize>, usize);
+
+    /// At which steps an episode begins, and whether one lasts at the end.
+    fn run(steps: &[Step<'_>]) -> (Vec<usize>, usize) {
+        let mut machine = MassUnready::default();
+        let mut begun = Vec::new();
+        for (number, (at, owner, instances, passing)) in steps.iter().enumerate() {
+            let stopped = instances.clone().map(|number| (row(number), "10.0.0.1".into()));
+            let turn = machine.decided(&key(owner), stopped, |_, _| true, *passing, *at);
+            if matches!(turn, Some(Turn::Begins(_))) {
+                begun.push(number);
+            }
+        }
+        (begun, machine.len())
+    }
+
+    #[test]
+    fn an_episode_is_much_at_once() {
+        let cases: [(&str, &[Step<'_>], &[usize], usize); 6] = [
+            ("one of many", &[(0, "a", 0..1, 20)], &[], 0),
+            ("all of one resource", &[(0, "a", 0..20, 20)], &[0], 20),
+            ("two resources together", &[(0, "a", 0..8, 30), (9_000, "b", 8..16, 22)], &[1], 16),
+            ("the rest joins it", &[(0, "a", 0..16, 30), (90_000, "b", 16..20, 14)], &[0], 20),
+            ("too far apart", &[(0, "a", 0..8, 30), (61_000, "b", 8..16, 22)], &[], 0),
+            ("one that is decided twice counts once", &[(0, "a", 0..8, 30), (10, "a", 0..8, 30)], &[], 0),
+        ];
+        for (case, steps, begun, lasts) in cases {
+            assert_eq!(run(steps), (begun.to_vec(), lasts), "{case}");
+        }
+    }
+
+    #[test]
+    fn it_ends_when_half_of_them_pass_again_or_are_gone() {
+        let mut machine = MassUnready::default();
+        let stops = (0..20).map(|number| (row(number), format!("10.0.0.{number}").into()));
+        let begins = machine.decided(&key("a"), stops, |_, _| true, 20, 0);
+        assert_eq!(begins, Some(Turn::Begins([key("a")].into())));
+        assert!(machine.concerns(&key("a")) && machine.has(&key("a"), &row(3)) && !machine.concerns(&key("b")));
+        machine.confirm();
+        assert!(machine.episode().is_some_and(|episode| episode.confirmed && episode.passed == 20));
+        let still = |first: usize| move |key: &RowKey, _: &str| (first..20).any(|number| row(number) == *key);
+        assert_eq!(machine.decided(&key("a"), std::iter::empty(), still(9), 9, 200_000), None);
+        assert_eq!(machine.len(), 11);
+        let ends = machine.decided(&key("a"), std::iter::empty(), still(10), 10, 200_001);
+        assert_eq!(ends, Some(Turn::Ends([key("a")].into())));
+        assert!(machine.is_empty() && machine.episode().is_none());
+    }
+}
