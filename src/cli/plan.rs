@@ -69,7 +69,7 @@ async fn look(settings: Settings) -> anyhow::Result<(Vec<Step>, Vec<Note>)> {
     let kubernetes = ApiServer::new(client, settings.scopes, Arc::new(settings.rules), Orders::default());
     let world = kubernetes.read_again().await?;
     let (placement, rows) = registry.survey().await?;
-    Ok(preview(&world, rows, &identity, &placement))
+    Ok(preview(world, rows, &identity, &placement))
 }
 
 pub(super) fn table(steps: &[Step], notes: &[Note]) -> String {

@@ -80,7 +80,7 @@ async fn take_over(settings: Settings, from: &Str, wait: Option<Duration>) -> an
         let kubernetes = ApiServer::new(client, settings.scopes, Arc::new(settings.rules), Orders::default());
         let world = kubernetes.read_again().await?;
         println!("\nafter that, `lictor run` of this cluster would do this, as things stand:");
-        print!("{}", afterwards(left, &world, &identity));
+        print!("{}", afterwards(left, world, &identity));
         println!("\nnothing was changed; with --yes it is taken over, if no Lictor of that cluster writes any more");
         return Ok(ExitCode::from(DIFFERS));
     };
@@ -125,7 +125,7 @@ fn in_words(left: &Left, identity: &Identity, from: &str) -> String {
 }
 
 /// What `run` would do with what is left, as a table.
-fn afterwards(left: Left, world: &World, identity: &Identity) -> String {
+fn afterwards(left: Left, world: World, identity: &Identity) -> String {
     let Left { placement, rows, mut own, .. } = left;
     for (key, mut row) in rows {
         row.registration = Arc::new(taken(&row.registration, &identity.uid));

@@ -69,6 +69,12 @@ impl ApiServer {
         in_time(resources.patch(&seen.key.name, &PatchParams::default(), &patch)).await
     }
 
+    async fn patch_status(&self, key: &ResourceKey, patch: serde_json::Value) -> Result<(), WriteError> {
+        let patch = serde_json::from_value(patch).map_err(|error| WriteError::Refused(error.to_string()))?;
+        let patch = Patch::<()>::Json(patch);
+        in_time(self.resources(key).patch_status(&key.name, &PatchParams::default(), &patch)).await
+    }
+
     async fn publish(&self, key: &ResourceKey, uid: &str, event: Event) {
         let regarding = ObjectReference {
             api_version: Some(ConsulService::api_version(&()).into_owned()),
@@ -161,11 +167,10 @@ impl Kubernetes for ApiServer {
                 }
                 Write::Status { key, uid, status, since } => {
                     let status = status::to_api(&status, &since, Timestamp::now());
-                    let patch = serde_json::from_value(status::patch(&uid, &status))
-                        .map_err(|error| WriteError::Refused(error.to_string()))?;
-                    let patch = Patch::<()>::Json(patch);
-                    let resources = self.resources(&key);
-                    in_time(resources.patch_status(&key.name, &PatchParams::default(), &patch)).await
+                    self.patch_status(&key, status::patch(&uid, &status)).await
+                }
+                Write::ForgetStatus { key, uid, observed_generation } => {
+                    self.patch_status(&key, status::forget(&uid, observed_generation)).await
                 }
                 Write::Event { key, uid, warning, reason, action, message } => {
                     let type_ = if warning { EventType::Warning } else { EventType::Normal };

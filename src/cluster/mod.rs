@@ -69,6 +69,15 @@ pub enum Write {
         /// Since when the conditions last seen have held.
         since: Transitions,
     },
+    /// Takes the status away, unless somebody has written another one meanwhile.
+    ForgetStatus {
+        /// The resource.
+        key: ResourceKey,
+        /// Its uid.
+        uid: Str,
+        /// The generation that the status is about.
+        observed_generation: i64,
+    },
     /// Tells of something that happened. It never fails: an Event is a courtesy.
     Event {
         /// The resource that it is about.

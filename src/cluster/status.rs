@@ -116,6 +116,16 @@ pub fn patch(uid: &str, status: &ConsulServiceStatus) -> Value {
     ])
 }
 
+/// The JSON patch that takes away the status of the resource with this uid, if it is about this generation.
+#[must_use]
+pub fn forget(uid: &str, observed_generation: i64) -> Value {
+    json!([
+        { "op": "test", "path": "/metadata/uid", "value": uid },
+        { "op": "test", "path": "/status/observedGeneration", "value": observed_generation },
+        { "op": "remove", "path": "/status" },
+    ])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

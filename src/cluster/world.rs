@@ -15,7 +15,8 @@ use super::table::{Moved, Outcome, Table};
 use crate::model::facts::{Facts, Node, Pod, Service, Slice};
 use crate::model::guard::Cause;
 use crate::model::names::{ResourceKey, Str};
-use crate::model::resource::Spec;
+use crate::model::registration::NameInUse;
+use crate::model::resource::{Needs, Spec};
 use claims::Claims;
 use index::{Behind, Links, behind, picks, relink, unlink};
 use known::Known;
@@ -43,6 +44,16 @@ pub struct World {
     claims: Claims,
     /// Resources that ask for a name which is another namespace's, with whose it is.
     rivals: BTreeMap<ResourceKey, ResourceKey>,
+    /// What each of these goes on by.
+    without_name: BTreeMap<ResourceKey, Arc<Spec>>,
+    /// The names under which Consul has rows of resources.
+    rows: BTreeMap<ResourceKey, BTreeSet<NameInUse>>,
+    /// Where those came from that are all gone.
+    rows_before: BTreeMap<ResourceKey, BTreeSet<NameInUse>>,
+    /// Whether all of that was noted.
+    rows_are_known: bool,
+    /// Resources that are deleted or gone, and are known to have ended by themselves.
+    ending: BTreeSet<ResourceKey>,
     /// From a Service to its slices.
     slices_of: BTreeMap<ObjectKey, BTreeSet<ObjectKey>>,
     /// From a Service to the resources that have it as their source, whether it is there or not.
@@ -108,6 +119,11 @@ impl World {
             wants: Wants::default(),
             claims: Claims::default(),
             rivals: BTreeMap::new(),
+            without_name: BTreeMap::new(),
+            rows: BTreeMap::new(),
+            rows_before: BTreeMap::new(),
+            rows_are_known: false,
+            ending: BTreeSet::new(),
             slices_of: BTreeMap::new(),
             users_of: BTreeMap::new(),
             slices_with: BTreeMap::new(),
@@ -177,6 +193,11 @@ impl World {
             });
             dirt.add_all(concerned, Cause::Inferred);
         }
+        for key in dirt.0.keys().cloned().collect::<Vec<_>>() {
+            let moved = self.judge_names_of(&key);
+            dirt.add_all(&moved, Cause::Observed);
+            self.relink(&moved, &mut dirt);
+        }
         dirt.0.into_iter().map(|(key, cause)| Dirtied { key, cause }).collect()
     }
 
@@ -190,6 +211,12 @@ impl World {
                 }
                 _ => (true, false),
             };
+            if self.resources.get(&key).is_some_and(|entry| !entry.resource.deleting) {
+                self.ending.remove(&key);
+            }
+            if self.resources.get(&key).map(|entry| &entry.resource.uid) != old.as_ref().map(|old| &old.resource.uid) {
+                self.rows_before.remove(&key);
+            }
             dirt.add(&key, substance.then_some(cause));
             if substance || granted {
                 self.link(&key, dirt);
@@ -237,7 +264,7 @@ impl World {
             let new = self.pods.get(&key);
             let namespace = &key.namespace;
             for resource in self.selecting.get(namespace).into_iter().flatten() {
-                let picks = new.is_some_and(|pod| picks(&self.resources, &self.rivals, resource, pod));
+                let picks = new.is_some_and(|pod| picks(&self.resources, resource, pod));
                 let group = self.picked.entry(resource.clone()).or_default();
                 let picked = if picks { !group.insert(key.name.clone()) } else { group.remove(&key.name) };
                 if picks || picked {
@@ -277,35 +304,48 @@ impl World {
     }
 
     /// Takes over what `other`, which has watched for longer, remembers of the same resources: the last specs
-    /// that could be acted on, where the present ones cannot, and who had which name.
+    /// that could be acted on, where the present ones cannot, and who has which name.
     pub fn remember(&mut self, other: &Self) {
+        self.rows.clone_from(&other.rows);
+        self.rows_before.clone_from(&other.rows_before);
+        self.rows_are_known = other.rows_are_known;
+        let gone = |key: &&ResourceKey| self.resources.get(key).is_none_or(|entry| entry.resource.deleting);
+        self.ending = other.ending.iter().filter(gone).cloned().collect();
         let keys: Vec<ResourceKey> = self.keys().cloned().collect();
         let mut dirt = Dirt::default();
         for key in keys {
-            let Some(known) = other.resource(&key) else { continue };
-            let Some(entry) = self.resources.get_mut(&key) else { continue };
-            if entry.resource.uid != known.resource.uid {
-                continue;
+            let known = other.resource(&key);
+            if let Some(entry) = self.resources.get_mut(&key)
+                && let Some(known) = known.filter(|known| known.resource.uid == entry.resource.uid)
+            {
+                if entry.last_good.is_none() {
+                    entry.last_good.clone_from(&known.last_good);
+                }
+                entry.granted.clone_from(&known.granted);
             }
-            if entry.last_good.is_none() {
-                entry.last_good.clone_from(&known.last_good);
-            }
-            entry.granted.clone_from(&known.granted);
-            entry.acted.clone_from(&known.acted);
             self.link(&key, &mut dirt);
+        }
+        for key in other.rows.keys() {
+            self.link(key, &mut dirt);
         }
     }
 
-    /// The spec to go by: the one that was asked for or, while that cannot be acted on, the last that was.
+    /// The spec to go by: the one that was asked for or, while that cannot be acted on, the last that was. While the
+    /// name is another's, the same under the name that the resource has.
     #[must_use]
     pub fn effective_spec(&self, key: &ResourceKey) -> Option<&Arc<Spec>> {
-        self.resources.get(key)?.effective(self.rivals.contains_key(key))
+        if self.rivals.contains_key(key) {
+            return self.without_name.get(key);
+        }
+        self.resources.get(key)?.last_good.as_ref()
     }
 
-    /// The name in Consul that a resource was last acted under; none where it never was.
+    /// The name in Consul that a resource was last acted under, or goes on under; none where there is none.
     #[must_use]
     pub fn acted_name(&self, key: &ResourceKey) -> Option<Str> {
-        self.resources.get(key)?.acted_name()
+        let entry = self.resources.get(key)?;
+        let goes_on = self.without_name.get(key).map(|spec| spec.service.clone());
+        goes_on.or_else(|| Some(entry.as_written(entry.granted_name()?)))
     }
 
     /// What a resource's source is resolved from.
@@ -361,14 +401,23 @@ impl World {
     #[must_use]
     pub fn waits_for(&self, key: &ResourceKey) -> Option<Kind> {
         let entry = self.resources.get(key).filter(|entry| entry.resource.ours && !entry.resource.deleting)?;
-        let is_new = entry.asked().is_some_and(|asked| entry.granted.as_ref() != Some(&asked));
+        let is_new = entry.asked().is_some_and(|asked| entry.granted_name() != Some(&asked));
         if is_new && !self.knows_all_resources() {
             return Some(Kind::Resource);
         }
+        if self.rivals.contains_key(key) {
+            let needs = self.without_name.get(key).map(|spec| spec.needs()).unwrap_or_default();
+            return self.lacks_list(key, &needs);
+        }
+        self.lacks_list(key, &self.links.get(key)?.needs)
+    }
+
+    /// A kind that a resource needs and that was not listed to the end yet.
+    fn lacks_list(&self, key: &ResourceKey, needs: &Needs) -> Option<Kind> {
         let kinds = [Kind::Service, Kind::Slice, Kind::Pod, Kind::Node];
         kinds.into_iter().find(|kind| {
             let mut covering = self.scopes.iter().filter(|scope| scope.covers(&key.namespace));
-            self.needs(key, *kind)
+            index::needs(needs, *kind)
                 && match kind {
                     Kind::Node => !self.nodes.is_listed(&Scope::All),
                     _ => covering.any(|scope| !self.is_listed(*kind, scope)),
@@ -406,12 +455,7 @@ impl World {
 
     /// Whether a resource needs a kind.
     fn needs(&self, key: &ResourceKey, kind: Kind) -> bool {
-        self.links.get(key).is_some_and(|links| match kind {
-            Kind::Resource => true,
-            Kind::Slice | Kind::Service => links.needs.services,
-            Kind::Pod => links.needs.pods,
-            Kind::Node => links.needs.nodes,
-        })
+        self.links.get(key).is_some_and(|links| index::needs(&links.needs, kind))
     }
 
     fn always_needs(&self, kind: Kind) -> bool {

@@ -7,13 +7,15 @@ use std::sync::Arc;
 use super::Rows;
 use crate::model::diff::Op;
 use crate::model::names::{Identity, ResourceKey, Str};
-use crate::model::registration::{Health, Ownership, Registration, Row, RowKey};
+use crate::model::registration::{Health, NameInUse, Ownership, Registration, Row, RowKey};
 
 /// The rows, and whose they are.
 #[derive(Debug, Default)]
 pub struct Mirror {
     rows: Rows,
     by_owner: BTreeMap<ResourceKey, BTreeSet<RowKey>>,
+    /// How many rows each resource has under which name.
+    names: BTreeMap<ResourceKey, BTreeMap<NameInUse, usize>>,
     owned: usize,
     /// Of those, how many pass.
     passing: usize,
@@ -33,6 +35,12 @@ impl Mirror {
     /// The rows of a resource.
     pub fn owned<'a>(&'a self, owner: &ResourceKey) -> impl Iterator<Item = (&'a RowKey, &'a Row)> + use<'a> {
         self.by_owner.get(owner).into_iter().flatten().filter_map(|key| self.rows.get_key_value(key))
+    }
+
+    /// The names that a resource has rows under.
+    #[must_use]
+    pub fn names(&self, owner: &ResourceKey) -> BTreeSet<NameInUse> {
+        self.names.get(owner).into_iter().flat_map(BTreeMap::keys).cloned().collect()
     }
 
     /// All resources that own rows.
@@ -145,6 +153,7 @@ impl Mirror {
         let passes = |row: &Row| usize::from(row.is_ours() && row.health == Health::Passing);
         self.passing -= self.rows.get(key).map_or(0, passes);
         self.passing += row.as_ref().map_or(0, passes);
+        self.count_name(key, false);
         if let Some(owner) = &before
             && let Some(keys) = self.by_owner.get_mut(owner)
         {
@@ -160,12 +169,28 @@ impl Mirror {
                     self.owned += usize::from(keys.insert(key.clone()));
                 }
                 self.rows.insert(key.clone(), row);
+                self.count_name(key, true);
             }
             None => {
                 self.rows.remove(key);
             }
         }
         before
+    }
+
+    /// Counts the name of a row of ours that has come, or that is about to go.
+    fn count_name(&mut self, key: &RowKey, comes: bool) {
+        let (Some(owner), Some(row)) = (self.owner_of(key), self.rows.get(key)) else { return };
+        let name = NameInUse::from(&*row.registration);
+        let names = self.names.entry(owner.clone()).or_default();
+        let rows = names.entry(name.clone()).or_default();
+        *rows = if comes { *rows + 1 } else { rows.saturating_sub(1) };
+        if *rows == 0 {
+            names.remove(&name);
+        }
+        if names.is_empty() {
+            self.names.remove(&owner);
+        }
     }
 }
 

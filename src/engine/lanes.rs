@@ -1,7 +1,7 @@
 //! The way to Consul: first a footing (who we are, where instances go, what is there), then bundles, one at a
 //! time for each Consul node and several nodes side by side, and a sweep now and then.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -94,6 +94,7 @@ impl Engine {
         self.last_sweep = Some(now);
         self.set_sweep();
         let moved = self.mirror.take_over(rows, since, None);
+        self.note_rows();
         match std::mem::replace(&mut self.footing, Footing::None) {
             Footing::Reading(placement) => {
                 tracing::info!(rows = self.mirror.owned_rows(), "read what Consul holds of ours");
@@ -113,6 +114,21 @@ impl Engine {
                 }
                 self.tidy();
             }
+        }
+    }
+
+    /// Tells the World under which names there are rows: they decide whose a name is.
+    fn note_rows(&mut self) {
+        let known = self.world.with_rows().chain(self.mirror.owners());
+        for key in known.cloned().collect::<BTreeSet<_>>() {
+            self.note_rows_of(&key);
+        }
+        self.world.know_rows(true);
+    }
+
+    fn note_rows_of(&mut self, key: &ResourceKey) {
+        for dirtied in self.world.note_rows(key, self.mirror.names(key)) {
+            self.mark(dirtied.key, Cause::Observed, Instant::now());
         }
     }
 
@@ -233,6 +249,7 @@ impl Engine {
                 self.wake_conflicts();
                 let now = Instant::now();
                 for key in self.mirror.take_over(rows, since, Some(node)) {
+                    self.note_rows_of(&key);
                     self.mark(key, Cause::Inferred, now);
                 }
             }
@@ -295,6 +312,7 @@ impl Engine {
             self.uncertain.insert(node);
         }
         for (owner, again) in owners {
+            self.note_rows_of(&owner);
             // A rename's removals wait for what has just been written, a finalizer for what has just gone.
             if again || self.wants_another_look(&owner) {
                 self.mark_again(owner);
@@ -436,11 +454,13 @@ impl Engine {
         self.isolation.clear();
         self.footing = Footing::None;
         self.mirror.clear();
+        self.world.know_rows(false);
         self.plan.clear();
         self.held.clear();
         self.ended.clear();
         self.ended_alone.clear();
         self.undecided.clear();
+        self.handovers.clear();
         for key in self.all_keys() {
             self.mark(key, Cause::Inferred, Instant::now());
         }

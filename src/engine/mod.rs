@@ -48,7 +48,7 @@ mod unready;
 
 use alarms::{Alarm, Alarms};
 use metrics::{Metrics, Snapshot};
-use reconcile::{Dirty, LetPass, Refused};
+use reconcile::{Dirty, Handover, LetPass, Refused};
 use report::Reports;
 
 /// What the engine is told once.
@@ -125,6 +125,8 @@ pub struct Engine {
     asks_about_unready: Option<u64>,
     /// What the times of that count from.
     began: Instant,
+    /// Resources whose instances go once those of the next holder of a name are there.
+    handovers: BTreeMap<ResourceKey, Handover>,
     refused: BTreeMap<ResourceKey, BTreeMap<RowKey, Refused>>,
     /// Instances to be registered again although nothing about them has changed.
     again: BTreeSet<RowKey>,
@@ -204,6 +206,7 @@ enum Landing {
     Definition { era: u64, answer: Result<CrdState, ReadError> },
     MassUnready { answer: Box<Result<World, ReadError>> },
     StatusWritten { key: ResourceKey, answer: Result<(), WriteError> },
+    StatusForgotten { key: ResourceKey, answer: Result<(), WriteError> },
     FinalizerWritten { key: ResourceKey, answer: Result<(), WriteError> },
     EventWritten(Result<(), WriteError>),
 }
@@ -252,6 +255,7 @@ impl Engine {
             mass_unready: MassUnready::default(),
             asks_about_unready: None,
             began: Instant::now(),
+            handovers: BTreeMap::new(),
             refused: BTreeMap::new(),
             again: BTreeSet::new(),
             conflicts: BTreeMap::new(),
@@ -435,6 +439,7 @@ impl Engine {
             Landing::Definition { era, answer } => self.land_definition(era, answer),
             Landing::MassUnready { answer } => self.land_mass_unready(*answer),
             Landing::StatusWritten { key, answer } => self.land_status(key, answer),
+            Landing::StatusForgotten { key, answer } => self.land_forgotten(key, answer),
             Landing::FinalizerWritten { key, answer } => self.land_finalizer(&key, answer),
             Landing::EventWritten(answer) => {
                 self.reports.landed();

@@ -73,9 +73,17 @@ pub struct Note {
 
 /// All steps, resource by resource, and all notes.
 #[must_use]
-pub fn preview(world: &World, rows: Rows, identity: &Identity, placement: &Placement) -> (Vec<Step>, Vec<Note>) {
+pub fn preview(mut world: World, rows: Rows, identity: &Identity, placement: &Placement) -> (Vec<Step>, Vec<Note>) {
     let mut mirror = Mirror::default();
     mirror.take_over(rows, 0, None);
+    for owner in mirror.owners() {
+        world.note_rows(owner, mirror.names(owner));
+    }
+    world.know_rows(true);
+    for owner in mirror.owners() {
+        world.ends(owner);
+    }
+    let world = &world;
     let all: BTreeSet<ResourceKey> = mirror.owners().chain(world.keys()).cloned().collect();
     let (mut steps, mut notes) = (Vec::new(), Vec::new());
     for key in all {

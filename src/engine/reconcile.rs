@@ -13,7 +13,7 @@ use crate::model::desired::{Desired, Placement, desired};
 use crate::model::diff::{Op, diff, release};
 use crate::model::guard::{Cause, CrdState, Ending, ending, wants_confirmation};
 use crate::model::names::{Identity, ResourceKey, Str, instance_id};
-use crate::model::registration::{Registration, Row, RowKey};
+use crate::model::registration::{Ownership, Registration, Row, RowKey};
 use crate::model::resolve::{Hold, Instance, Remains, Resolution, limit, remains, resolve};
 use crate::model::resource::{DeletionPolicy, Spec};
 
@@ -22,6 +22,19 @@ const FROZEN: Duration = Duration::from_secs(10);
 
 /// How long after a question about ended resources that was not answered, or not in their favour, it is asked again.
 pub(super) const ASK_AGAIN: Duration = Duration::from_secs(3);
+
+/// How long the instances of a resource that gives up a name wait for those of the resource that has it next.
+const HAND_OVER: Duration = Duration::from_secs(30);
+
+/// How long between looks at a hand-over that is late because Consul cannot be written to.
+const RETRY: Duration = Duration::from_secs(2);
+
+/// Instances under a name that wait for those of the resource that has the name next.
+#[derive(Debug)]
+pub(super) struct Handover {
+    until: Instant,
+    to: BTreeSet<ResourceKey>,
+}
 
 /// Why a resource is to be looked at, and since when.
 #[derive(Clone, Copy, Debug)]
@@ -164,7 +177,7 @@ impl Engine {
                 self.parked.insert(key, dirty);
                 continue;
             }
-            // From here on the name is its own, and what it had is free for others.
+            // From here on the name is its own.
             for freed in self.world.act(&key) {
                 self.mark(freed.key, Cause::Observed, dirty.since);
             }
@@ -292,8 +305,75 @@ impl Engine {
         self.alarms.set(until, Alarm::Reconcile(owner.clone()));
     }
 
+    /// Leaves out the removals under a name that another namespace's resource has from now on, until what that one wants
+    /// is there: whoever asks for the name finds the old instances or the new ones. What cannot come is not waited for,
+    /// nor what does not come in time.
+    fn hand_over(&mut self, key: &ResourceKey, mut ops: Vec<Op>, dirty: Dirty) -> Vec<Op> {
+        let removes = ops.iter().any(Op::removes);
+        if removes && self.world.resource(key).is_none_or(|entry| entry.resource.deleting) {
+            for freed in self.world.ends(key) {
+                self.mark(freed.key, Cause::Observed, dirty.since);
+            }
+        }
+        if !removes && !self.handovers.contains_key(key) {
+            return ops;
+        }
+        let mut coming = self.successors(key);
+        coming.retain(|_, successor| self.comes(successor));
+        if coming.is_empty() {
+            self.handovers.remove(key);
+            return ops;
+        }
+        let now = Instant::now();
+        let known = self.handovers.remove(key);
+        let until = known.map_or(now + HAND_OVER, |handover| handover.until);
+        let is_over = until <= now && self.trouble.is_none();
+        if !is_over {
+            ops.retain(|op| !matches!(op, Op::Remove { service, .. } if coming.contains_key(service)));
+            self.unsettle(key, dirty);
+            // While Consul cannot be written to, nobody is late.
+            self.alarms.set(until.max(now + RETRY), Alarm::Reconcile(key.clone()));
+        }
+        self.handovers.insert(key.clone(), Handover { until, to: coming.into_values().collect() });
+        ops
+    }
+
+    /// The names under which the rows of a resource go, with who has each from now on.
+    fn successors(&self, key: &ResourceKey) -> BTreeMap<Str, ResourceKey> {
+        let names = self.mirror.names(key).into_iter().map(|name| name.service);
+        names.filter_map(|name| Some((name.clone(), self.world.successor(key, &name)?))).collect()
+    }
+
+    /// Whether something that a resource wants is not in Consul yet and may still come.
+    fn comes(&self, key: &ResourceKey) -> bool {
+        let Footing::Standing(placement) = &self.footing else { return true };
+        if !self.world.is_whole(&key.namespace) || self.world.waits_for(key).is_some() {
+            return true;
+        }
+        let Outlook::Wants { desired, .. } =
+            outlook(&self.world, &self.config.identity, placement, key, self.registered(key))
+        else {
+            return false;
+        };
+        let refused = self.refused.get(key);
+        desired.keys().any(|row| match self.mirror.row(row) {
+            _ if refused.is_some_and(|refused| refused.contains_key(row)) => false,
+            Some(there) => !there.shown && there.is_ours() || there.ownership == Ownership::Unowned,
+            None => true,
+        })
+    }
+
+    /// Has those looked at again that wait for what a resource wants to be there.
+    fn wake_predecessors(&mut self, key: &ResourceKey) {
+        let waiting = self.handovers.iter().filter(|(_, handover)| handover.to.contains(key));
+        for predecessor in waiting.map(|(predecessor, _)| predecessor.clone()).collect::<Vec<_>>() {
+            self.mark_again(predecessor);
+        }
+    }
+
     /// Puts the writes of a resource in place of those that waited.
     fn schedule(&mut self, key: ResourceKey, ops: Vec<Op>, dirty: Dirty) {
+        let ops = self.hand_over(&key, ops, dirty);
         let some = !ops.is_empty();
         if some {
             self.unsettle(&key, dirty);
@@ -323,8 +403,15 @@ impl Engine {
 
     /// Notes that a resource has nothing to write any more, if nothing of it is under way either.
     pub(super) fn settle_resource(&mut self, key: &ResourceKey) {
+        if self.unsettled.get(key).is_none_or(|unsettled| unsettled.in_flight == 0) && !self.plan.has(key) {
+            self.wake_predecessors(key);
+        }
+        if self.handovers.contains_key(key) && self.successors(key).is_empty() {
+            self.handovers.remove(key);
+        }
         let settled = self.unsettled.get(key).is_some_and(|unsettled| unsettled.in_flight == 0)
             && !self.plan.has(key)
+            && !self.handovers.contains_key(key)
             && !self.held.contains(key)
             && !self.ended.contains_key(key)
             && !self.waits_for_finalizer(key)

@@ -43,6 +43,8 @@ pub(super) struct Reports {
     tellings: BTreeMap<ResourceKey, Telling>,
     /// The version at which a finalizer was last written: it is not written twice on one sight.
     finalized: BTreeMap<ResourceKey, Str>,
+    /// Resources whose status was taken away, at which generation: that is tried once.
+    forgotten: BTreeMap<ResourceKey, i64>,
     flying: usize,
     /// Resources whose finalizer comes off although they have registrations, which stay.
     let_go: BTreeSet<ResourceKey>,
@@ -108,6 +110,7 @@ impl Engine {
             if self.world.resource(&key).is_none() {
                 self.reports.tellings.remove(&key);
                 self.reports.finalized.remove(&key);
+                self.reports.forgotten.remove(&key);
                 self.reports.let_go.remove(&key);
             } else if self.world.is_whole(&key.namespace) && (placement.is_some() || self.trouble.is_some()) {
                 self.tend_finalizer(&key, placement.is_some());
@@ -136,6 +139,12 @@ impl Engine {
         let write = match (leaves, resource.has_finalizer()) {
             (true, true) if self.reports.let_go.remove(key) => Write::RemoveFinalizer(finalizers()),
             (true, true) if !busy && !self.in_doubt.contains_key(key) && !self.dirty.contains_key(key) => {
+                if let Some(write) = self.forgets_status(resource) {
+                    self.reports.forgotten.insert(key.clone(), resource.generation);
+                    let key = key.clone();
+                    self.write(write, move |answer| Landing::StatusForgotten { key, answer });
+                    return;
+                }
                 Write::RemoveFinalizer(finalizers())
             }
             (false, false) if busy || (self.waits_for_finalizer(key) && self.unsettled.contains_key(key)) => {
@@ -146,6 +155,27 @@ impl Engine {
         self.reports.finalized.insert(key.clone(), resource.resource_version.clone());
         let key = key.clone();
         self.write(write, move |answer| Landing::FinalizerWritten { key, answer });
+    }
+
+    /// What a resource that changed hands is told before it is let go: nothing of what its status says, which is about
+    /// the spec before, holds any more.
+    fn forgets_status(&self, resource: &Resource) -> Option<Write> {
+        let observed_generation = resource.status.observed_generation;
+        let is_ours = observed_generation != 0 && observed_generation < resource.generation;
+        let is_new = self.reports.forgotten.get(&resource.key) != Some(&resource.generation);
+        (!resource.ours && is_ours && is_new).then(|| Write::ForgetStatus {
+            key: resource.key.clone(),
+            uid: resource.uid.clone(),
+            observed_generation,
+        })
+    }
+
+    pub(super) fn land_forgotten(&mut self, key: ResourceKey, answer: Result<(), WriteError>) {
+        self.reports.landed();
+        if let Err(error) = answer {
+            tracing::debug!(resource = %key, %error, "the status of a resource that is let go was not taken away");
+        }
+        self.reports.tend(key);
     }
 
     pub(super) fn land_finalizer(&mut self, key: &ResourceKey, answer: Result<(), WriteError>) {
@@ -237,7 +267,8 @@ impl Engine {
     /// The status of a resource as things stand. Without a footing in Consul the counts stay as last told.
     fn status_of(&self, key: &ResourceKey, entry: &Entry, placement: Option<&Placement>) -> Status {
         let resource = &entry.resource;
-        let spec = self.world.effective_spec(key);
+        let undecided = entry.last_good.as_ref().filter(|_| self.world.is_undecided(key));
+        let spec = self.world.effective_spec(key).or(undecided);
         let waits_for = self.world.waits_for(key).map(|kind| Unresolved {
             reason: NOT_LISTED,
             message: format!("{kind} have not been listed yet: /readyz and the log of Lictor tell if that fails"),
@@ -249,7 +280,10 @@ impl Engine {
         let of_instances = spec.iter().zip(&resolution).flat_map(|(spec, resolution)| {
             resolution.left_out.iter().cloned().chain(missing_check_ports(spec, resolution))
         });
-        let conflict = self.world.rival(key).map(name_conflict);
+        // Until it is known who has rows, what was said of the name stays.
+        let was_told = || resource.status.condition(ConditionKind::Accepted).is_some_and(|c| c.reason == NAME_CONFLICT);
+        let rival = self.world.rival(key).filter(|_| undecided.is_none() || was_told());
+        let conflict = rival.map(name_conflict);
         let row = |key: &_| self.mirror.row(key);
         let (counts, standing) = match placement {
             None => (resource.status.instances, false),
@@ -319,9 +353,12 @@ fn missing_check_ports(spec: &Spec, resolution: &Resolution) -> impl Iterator<It
     })
 }
 
+/// The reason where a name is another namespace's.
+const NAME_CONFLICT: &str = "NameConflict";
+
 pub(super) fn name_conflict(holder: &ResourceKey) -> Refusal {
     Refusal {
-        reason: "NameConflict",
+        reason: NAME_CONFLICT,
         message: format!(
             "the name in Consul belongs to ConsulService {holder} of another namespace: set spec.name to another, or \
              ask the administrator of Lictor to let namespaces share names (--allow-shared-names)"

@@ -167,6 +167,21 @@ impl Row {
     }
 }
 
+/// What rows of a resource are registered under: the name that they take in Consul, and where they come from.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct NameInUse {
+    /// The service's name, as it is written.
+    pub service: Str,
+    /// The source that the spec had, as in meta `lictor-source`; none where that was edited away.
+    pub source: Option<Str>,
+}
+
+impl From<&Registration> for NameInUse {
+    fn from(registration: &Registration) -> Self {
+        Self { service: registration.service.clone(), source: registration.meta.get(meta::SOURCE).cloned() }
+    }
+}
+
 /// Whose a row is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ownership {

@@ -192,9 +192,10 @@ pub(crate) async fn other_classes_are_untouched(bed: &Bed) -> Result<()> {
     // One that is given away is let go by the operator that had it.
     bed.apply_web(json!({ "class": "green" })).await?;
     bed.wait_for_pods(&[]).await?;
-    wait::until("the finalizer is off", SOON, || async {
+    wait::until("the finalizer is off, and the status with it", SOON, || async {
         let resource = bed.resources().get("web").await?;
-        Ok(resource.metadata.finalizers.is_none_or(|left| left.is_empty()).then_some(()))
+        let is_let_go = resource.metadata.finalizers.is_none_or(|left| left.is_empty());
+        Ok((is_let_go && resource.data.get("status").is_none()).then_some(()))
     })
     .await
 }

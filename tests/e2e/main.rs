@@ -28,6 +28,7 @@ mod ending;
 mod families;
 mod fields;
 mod foreign;
+mod handover;
 mod limits;
 mod moves;
 mod names;

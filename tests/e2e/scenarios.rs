@@ -151,6 +151,18 @@ scenarios! {
     names::a_name_of_two_namespaces(agent: yes, catalog: yes);
     /// Of two resources that want a name at the start the older has it; none takes a name by an edit from one that has it.
     names::the_older_one_has_the_name(agent: yes, catalog: yes);
+    /// A holder is deleted, renamed or given to another class, also while the operator is down: the next one's instances are there before its own go.
+    handover::a_name_changes_hands_without_a_gap(agent: yes, catalog: yes);
+    /// The operator is killed when the next one's instances are there and the holder's have not gone: they go after the restart.
+    handover::a_hand_over_survives_a_crash(agent: yes, catalog: yes);
+    /// A newcomer that is paused, or whose Service does not exist, reserves no name, and a holder that goes does not wait for it.
+    handover::what_cannot_come_is_not_waited_for(agent: yes, catalog: yes);
+    /// A resource comes back from another class, the older one and with an old status: the name stays whose it is, over two restarts.
+    handover::an_old_status_takes_no_name(agent: yes, catalog: yes);
+    /// All resources are made anew without status and in one second: who has instances under the name keeps it.
+    handover::a_restore_takes_no_name(agent: yes, catalog: yes);
+    /// One whose new name is another's goes on under its old one as its endpoints change, over restarts, down to none and back.
+    handover::a_loser_follows_its_endpoints(agent: yes, catalog: yes);
     /// `--allow-shared-names` lets two namespaces share a name.
     names::names_that_are_shared(agent: yes, catalog: yes);
     /// Several resources of one namespace share a name, and one of them goes without the others.

@@ -159,6 +159,7 @@ fn told(write: &Write) -> String {
                 status.conditions.first().map(|ready| (ready.truth, ready.reason.as_str(), ready.message.as_str()));
             format!("status of {key}: {:?} {ready:?}", status.instances)
         }
+        Write::ForgetStatus { key, observed_generation, .. } => format!("no status of {key} at {observed_generation}"),
         Write::Event { key, reason, message, .. } => format!("Event on {key}: {reason} {message}"),
     }
 }

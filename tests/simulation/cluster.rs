@@ -25,6 +25,8 @@ pub struct Object {
     pub finalizers: Vec<Str>,
     pub deleting: bool,
     pub paused: bool,
+    /// Whether it is for another operator than ours.
+    pub other_class: bool,
     pub deletion: DeletionPolicy,
     pub spec: Result<Arc<Spec>, Refusal>,
     /// What stays in force while the spec is refused.
@@ -47,15 +49,19 @@ impl Object {
             resource_version: self.version.to_string().into(),
             finalizers: self.finalizers.clone(),
             deleting: self.deleting,
-            ours: true,
+            ours: !self.other_class,
             finalizer: FINALIZER.into(),
             paused: self.paused,
             deletion: Some(self.deletion),
-            spec: self.spec.clone(),
+            spec: if self.other_class { Err(other_class()) } else { self.spec.clone() },
             status: Arc::new(status),
         };
         SeenResource { resource, since }
     }
+}
+
+fn other_class() -> Refusal {
+    Refusal { reason: "OtherClass", message: "another class: not ours".to_owned() }
 }
 
 /// A change, as a watch tells of it.
@@ -186,6 +192,7 @@ impl Cluster {
             finalizers: Vec::new(),
             deleting: false,
             paused: false,
+            other_class: false,
             deletion,
             spec: Ok(spec.clone()),
             last_good: spec,
@@ -208,6 +215,29 @@ impl Cluster {
     pub fn pause(&mut self, key: &ResourceKey, paused: bool) {
         let object = Object { paused, ..self.resources[key].clone() };
         self.put_resource(object);
+    }
+
+    /// The class is part of the spec.
+    pub fn set_class(&mut self, key: &ResourceKey, other_class: bool) {
+        let mut object = self.resources[key].clone();
+        object.other_class = other_class;
+        object.generation += 1;
+        self.put_resource(object);
+    }
+
+    /// All resources are made anew at once from a backup: without status, and all in the same second. A backup may have
+    /// kept finalizers.
+    pub fn restore_resources(&mut self, with_finalizers: bool) {
+        let created = i64::try_from(self.position() / 20).expect("positions are small");
+        let there: Vec<Object> = self.resources.values().filter(|object| !object.deleting).cloned().collect();
+        for mut object in there {
+            object.uid = self.new_uid();
+            (object.created, object.generation, object.status) = (created, 1, ConsulServiceStatus::default());
+            if !with_finalizers {
+                object.finalizers.clear();
+            }
+            self.put_resource(object);
+        }
     }
 
     /// Asks for a deletion: it is done once no finalizer is left.
@@ -263,6 +293,15 @@ impl Cluster {
                     let object = Object { status, ..there.clone() };
                     self.put_resource(object);
                 }
+                Ok(())
+            }
+            Write::ForgetStatus { key, uid, observed_generation } => {
+                let there = self.resources.get(key).ok_or(WriteError::Gone)?;
+                if there.uid != *uid || there.status.observed_generation != Some(*observed_generation) {
+                    return Err(WriteError::Gone);
+                }
+                let object = Object { status: ConsulServiceStatus::default(), ..there.clone() };
+                self.put_resource(object);
                 Ok(())
             }
             Write::Event { .. } => Ok(()),

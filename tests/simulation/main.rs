@@ -153,6 +153,7 @@ fn planted_faults_are_caught() {
         (Plant::FalseAnswers, &["true", "nothing stale"]),
         (Plant::NoRivals, &["one name, one namespace"]),
         (Plant::NoPause, &["paused"]),
+        (Plant::RowsMisread, &["one name, one namespace"]),
         (Plant::DeadWatch, &["true", "nothing hidden"]),
         (Plant::CrdStays, &["nothing lost"]),
         (Plant::NoElsewhere, &["nothing stale"]),

@@ -13,6 +13,7 @@ use lictor::model::names::{ResourceKey, Str};
 use lictor::model::resource::DeletionPolicy;
 
 use crate::cluster::{Cluster, Object};
+use crate::consul::agent::Agent as LocalAgent;
 use crate::consul::store::{Change, Check, Entity, Node, Service, fold};
 use crate::moves::FORMER_NODE;
 use crate::setup::{AGENT_NODE, CLUSTER, CLUSTER_UID, MARKER, Mode, PREFIX};
@@ -79,6 +80,10 @@ pub struct Oracle {
     retained: BTreeMap<ResourceKey, u64>,
     /// Resources that are frozen, since when.
     paused: BTreeMap<ResourceKey, u64>,
+    /// Resources that are being deleted, or given to another operator, and leave nothing behind, since when.
+    leaving: BTreeMap<ResourceKey, u64>,
+    /// The names that resources have instances under, with the life of Lictor in which that began.
+    names_in_use: BTreeMap<(ResourceKey, String), u32>,
     /// Resources that ask for a name which their status calls accepted.
     holders: BTreeMap<ResourceKey, Holder>,
     /// Resources as they were when the definition of our kind was deleted, while it is not back: their instances stay.
@@ -213,11 +218,14 @@ fn kinds(object: &Object) -> Vec<Kind> {
 
 /// The name that a resource asks for, as names are compared.
 pub fn asked(object: &Object) -> Option<String> {
-    object.spec.as_ref().ok().map(|spec| fold(&spec.service))
+    object.spec.as_ref().ok().filter(|_| !object.other_class).map(|spec| fold(&spec.service))
 }
 
-/// The name that a resource was told to be its own.
+/// The name that a resource was told to be its own, by a status about its present spec.
 fn name_told(object: &Object) -> Option<String> {
+    if object.status.observed_generation != Some(object.generation) {
+        return None;
+    }
     let accepted = object.status.conditions.iter().any(|c| c.type_ == "Accepted" && c.status == "True");
     object.status.service_name.as_ref().filter(|_| accepted).map(|name| fold(name))
 }
@@ -257,10 +265,14 @@ impl Sim {
         let mut state = self.state();
         let before = state.cluster.position();
         let outcome = change(&mut state);
+        let kills = std::mem::take(&mut state.kills_lictor);
         if state.cluster.position() != before {
             state.work_out_what_is_wanted();
         }
         drop(state);
+        if kills {
+            self.kill_lictor();
+        }
         self.cluster_has_moved();
         outcome
     }
@@ -311,12 +323,15 @@ impl State {
                         held.insert(key, (now, basis.clone()));
                     }
                 }
-                Want::NoService | Want::Refused | Want::Paused | Want::Lost | Want::Deleting => {}
+                Want::NoService | Want::Refused | Want::Paused | Want::Lost | Want::Deleting | Want::Elsewhere => {}
             }
             let retains = object.deletion == DeletionPolicy::Retain;
-            let is_retained = object.deleting && retains && object.has_finalizer();
+            let is_retained = object.deleting && retains && object.has_finalizer() && !object.other_class;
             since_when(&mut self.oracle.retained, &key, is_retained, now);
-            since_when(&mut self.oracle.paused, &key, object.paused, now);
+            since_when(&mut self.oracle.paused, &key, object.paused && !object.other_class, now);
+            let is_frozen = object.paused && !object.other_class;
+            let goes = object.deleting && !is_frozen || object.other_class && object.has_finalizer();
+            since_when(&mut self.oracle.leaving, &key, goes && object.deletion == DeletionPolicy::Deregister, now);
             let name = name_told(object).filter(|name| asked(object).as_ref() == Some(name));
             match name {
                 Some(name) if self.oracle.holders.get(&key).is_none_or(|known| known.name != name) => {
@@ -329,6 +344,7 @@ impl State {
         let there = |key: &ResourceKey| self.cluster.resources.contains_key(key);
         self.oracle.retained.retain(|key, _| there(key));
         self.oracle.paused.retain(|key, _| there(key));
+        self.oracle.leaving.retain(|key, _| there(key));
         self.oracle.holders.retain(|key, _| there(key));
         self.oracle.wanted = wanted;
         self.oracle.held = held;
@@ -390,6 +406,7 @@ impl State {
 
     /// Looks at what has just been done in Consul.
     pub fn observe(&mut self, origin: &Origin) {
+        self.note_names_in_use(origin);
         let mut changes = self.consul.store.take_changes();
         let shown = changes.iter().filter_map(|change| match &change.after {
             Some(Entity::Service { node, service }) if node == AGENT_NODE => Some(service.id.clone()),
@@ -564,13 +581,72 @@ impl State {
         let Some(key) = owner(&after.id).filter(|_| is_new && is_marked(after)) else { return };
         let name = fold(&after.service);
         let own = self.cluster.resources.get(&key).and_then(name_told);
+        if self.setup.limits.shares_name || self.has_others_under(&key, &name, &after.id) {
+            return;
+        }
         let others = self.oracle.holders.iter().filter(|(other, _)| other.namespace != key.namespace);
-        let mut holding =
+        let told =
             others.filter(|(_, holder)| holder.name == name && sent.had_seen(node, &[Kind::Resource], holder.since));
-        if let Some((holder, _)) = holding.next().filter(|_| !self.setup.limits.shares_name && own != Some(name)) {
+        // One that is being deleted gives the name up: once what it had is gone or, where nothing is to stay, at once.
+        let has_it = |holder: &ResourceKey| {
+            let deleting = self.cluster.resources.get(holder).is_some_and(|object| object.deleting);
+            let leaves = self.oracle.leaving.get(holder);
+            let leaves = leaves.is_some_and(|since| sent.had_seen(node, &[Kind::Resource], *since));
+            !deleting || !leaves && self.oracle.names_in_use.contains_key(&(holder.clone(), name.clone()))
+        };
+        let told = told.map(|(holder, _)| holder).find(|holder| has_it(holder)).cloned();
+        let told = told.filter(|_| own.as_ref() != Some(&name));
+        if let Some(holder) = told.or_else(|| self.holds_by_rows(&key, &name, node, sent)) {
             let what = format!("{} on {node} was written by life {}; {holder} has the name", after.id, sent.life);
             self.violate("one name, one namespace", what);
         }
+    }
+
+    /// Whether the namespace of a resource has instances under a name besides this one: it goes on with them.
+    fn has_others_under(&self, key: &ResourceKey, name: &str, id: &str) -> bool {
+        let of_namespace = |id: &str| owner(id).is_some_and(|owner| owner.namespace == key.namespace);
+        self.instances()
+            .any(|service| fold(&service.service) == name && fold(&service.id) != fold(id) && of_namespace(&service.id))
+    }
+
+    /// The resource of another namespace that asks for a name and has had instances under it since before this life of
+    /// Lictor, which has read them so.
+    fn holds_by_rows(&self, key: &ResourceKey, name: &str, node: &str, sent: &Sent) -> Option<ResourceKey> {
+        let in_use = self.oracle.names_in_use.iter();
+        let others = in_use.filter(|((other, of), since)| {
+            other.namespace != key.namespace
+                && of == name
+                && **since < sent.life
+                && self.setup.watches(&other.namespace)
+        });
+        let holders = others.map(|((other, _), _)| other).filter(|other| {
+            let object = self.cluster.resources.get(*other).filter(|object| !object.deleting);
+            let wanted = self.oracle.wanted.iter().find(|((_, id), _)| owner(id).as_ref() == Some(*other));
+            object.is_some_and(|object| asked(object).as_deref() == Some(name))
+                && wanted.is_some_and(|(_, wanted)| sent.had_seen(node, &[Kind::Resource], wanted.since))
+        });
+        holders.min().cloned()
+    }
+
+    /// Instances that carry our mark: the agent's, where there is one.
+    fn instances(&self) -> impl Iterator<Item = &Arc<Service>> {
+        let of_agent = self.consul.agent.iter().flat_map(LocalAgent::services);
+        let of_catalog =
+            self.consul.store.services().filter(|_| self.consul.agent.is_none()).map(|(_, service)| service);
+        of_agent.chain(of_catalog).filter(|service| is_marked(service))
+    }
+
+    fn note_names_in_use(&mut self, origin: &Origin) {
+        let life = match origin {
+            Origin::Lictor(sent) if !sent.abandoned => sent.life,
+            // Whether this life has seen what others did, and what landed late, is not known.
+            Origin::Lictor(_) | Origin::Agent | Origin::Others => u32::MAX,
+        };
+        let names = self.instances().filter_map(|service| Some((owner(&service.id)?, fold(&service.service))));
+        let names: BTreeSet<(ResourceKey, String)> = names.collect();
+        let known = std::mem::take(&mut self.oracle.names_in_use);
+        let since = |name: &(ResourceKey, String)| known.get(name).copied().unwrap_or(life);
+        self.oracle.names_in_use = names.into_iter().map(|name| (name.clone(), since(&name))).collect();
     }
 
     /// Whether another namespace's resource wants or has the name that a resource has instances under: then it may

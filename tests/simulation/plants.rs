@@ -41,6 +41,8 @@ pub enum Plant {
     NoLastOnes,
     /// `ready` is what the pod says, also where it is to be found before that.
     NoEarlyOnes,
+    /// The names of the instances that Consul has are misread, and so decide nothing.
+    RowsMisread,
     /// A watch that ended and is wanted again does not begin again.
     DeadWatch,
     /// Whoever asks is told that the definition of our kind stays: what ends with it was deleted by a user.
@@ -88,6 +90,12 @@ impl Watched {
                 if let Some(owner) = owner(&key.id) {
                     row.ownership = Ownership::Ours(owner);
                 }
+            }
+        }
+        if self.plant == Some(Plant::RowsMisread) {
+            for row in rows.values_mut() {
+                let service = format!("{}-misread", row.registration.service).into();
+                Arc::make_mut(&mut row.registration).service = service;
             }
         }
         rows

@@ -344,6 +344,7 @@ async fn live(sim: &Sim, life: u32, end: End, questions: &Arc<tokio::sync::Mutex
     let running = Stepped { sim: sim.clone(), inner: Box::pin(running), left: steps };
     tokio::select! {
         biased;
+        () = sim.lictor_killed().notified() => {}
         () = kill => {}
         () = running => {}
         () = forward => {}

@@ -47,6 +47,8 @@ pub enum Later {
     Mended { key: ResourceKey, spec: Arc<Spec> },
     /// A resource is made again.
     Recreated { key: ResourceKey, spec: Arc<Spec> },
+    /// A resource that was given to another operator comes back.
+    ClassReturns { key: ResourceKey },
     /// A resource that was frozen goes on.
     Resumed { key: ResourceKey },
     /// Somebody else's finalizer comes off.
@@ -104,7 +106,7 @@ impl State {
 
     /// Something happens to Kubernetes.
     pub fn turn(&mut self) -> Consequences {
-        let what = self.random.script.u8(..121);
+        let what = self.random.script.u8(..129);
         match what {
             0..14 => self.add_some_pod(),
             14..30 => self.on_a_pod(Self::flip_ready),
@@ -131,7 +133,9 @@ impl State {
             108..112 => self.on_a_resource(Self::refuse_spec),
             112 => self.delete_crd(),
             113..118 => self.on_a_service(Self::drain),
-            _ => self.on_a_service(Self::add_ipv6_endpoint),
+            118..121 => self.on_a_service(Self::add_ipv6_endpoint),
+            121..126 => self.on_a_resource(Self::change_class),
+            _ => self.restore_resources(),
         }
     }
 
@@ -227,6 +231,52 @@ impl State {
         }
         self.stats.count("resources paused");
         if self.chance(85) { vec![(self.while_of(60), Later::Resumed { key: key.clone() })] } else { Vec::new() }
+    }
+
+    /// A resource of another namespace wants the name that one has: one that is there, or a new one.
+    fn make_rival(&mut self) {
+        let all: Vec<ResourceKey> = self.cluster.resources.keys().cloned().collect();
+        let is_free = |state: &Self, key: &ResourceKey| {
+            let there = state.cluster.resources.get(key);
+            there.is_none_or(|object| !object.deleting && !object.other_class && object.spec.is_ok())
+        };
+        let Some(holder) = self.pick(&all).filter(|key| is_free(self, key)) else { return };
+        let Ok(spec) = self.cluster.resources[&holder].spec.clone() else { return };
+        let others = NAMESPACES.iter().filter(|namespace| holder.namespace != (**namespace).into());
+        let keys: Vec<ResourceKey> =
+            others.flat_map(|namespace| RESOURCES.iter().map(|name| ResourceKey::new(namespace, name))).collect();
+        let Some(rival) = self.pick(&keys).filter(|key| is_free(self, key)) else { return };
+        self.stats.count("rivals");
+        let drawn = self.draw_spec(&rival.namespace);
+        let spec = Spec { service: spec.service.clone(), ..(*drawn).clone() };
+        if self.cluster.resources.contains_key(&rival) {
+            self.cluster.edit(&rival, Ok(Arc::new(spec)));
+        } else {
+            self.cluster.create(&rival, Arc::new(spec), DeletionPolicy::Deregister);
+        }
+    }
+
+    fn change_class(&mut self, key: &ResourceKey) -> Consequences {
+        if self.chance(40) {
+            self.make_rival();
+        }
+        let leaves = !self.cluster.resources[key].other_class;
+        self.cluster.set_class(key, leaves);
+        if !leaves {
+            return Vec::new();
+        }
+        self.stats.count("classes changed");
+        if self.chance(85) { vec![(self.while_of(60), Later::ClassReturns { key: key.clone() })] } else { Vec::new() }
+    }
+
+    fn restore_resources(&mut self) -> Consequences {
+        self.stats.count("resources restored");
+        self.make_rival();
+        // Mostly Lictor is not there meanwhile.
+        self.kills_lictor = self.setup.faults && self.chance(75);
+        let with_finalizers = self.random.script.bool();
+        self.cluster.restore_resources(with_finalizers);
+        Vec::new()
     }
 
     fn draw_node(&mut self, address: Option<IpAddr>) -> Node {
@@ -358,6 +408,11 @@ impl State {
                 if !self.cluster.resources.contains_key(&key) && !self.cluster.crd_deleted {
                     self.stats.count("resources made again");
                     self.cluster.create(&key, spec, DeletionPolicy::Deregister);
+                }
+            }
+            Later::ClassReturns { key } => {
+                if self.cluster.resources.get(&key).is_some_and(|object| object.other_class && !object.deleting) {
+                    self.cluster.set_class(&key, false);
                 }
             }
             Later::Resumed { key } => {

@@ -22,6 +22,7 @@ struct Shared {
     state: Mutex<State>,
     consul_moved: Notify,
     cluster_moved: Notify,
+    lictor_killed: Notify,
 }
 
 /// Everything that moves.
@@ -32,6 +33,8 @@ pub struct State {
     pub weather: Weather,
     /// No more faults, crashes or changes: what is unsettled may settle.
     pub calm: bool,
+    /// Whether what is happening to Kubernetes ends the life of Lictor, too.
+    pub kills_lictor: bool,
     pub random: Streams,
     pub oracle: Oracle,
     pub stats: Stats,
@@ -105,6 +108,7 @@ impl Sim {
             cluster: Cluster::default(),
             weather: Weather::FINE,
             calm: false,
+            kills_lictor: false,
             random,
             oracle: Oracle::default(),
             stats: Stats::default(),
@@ -117,7 +121,12 @@ impl Sim {
             violations: Vec::new(),
             setup,
         };
-        Self(Arc::new(Shared { state: Mutex::new(state), consul_moved: Notify::new(), cluster_moved: Notify::new() }))
+        Self(Arc::new(Shared {
+            state: Mutex::new(state),
+            consul_moved: Notify::new(),
+            cluster_moved: Notify::new(),
+            lictor_killed: Notify::new(),
+        }))
     }
 
     /// The state, for a moment: never over an await, never twice at once.
@@ -142,6 +151,14 @@ impl Sim {
 
     pub fn cluster_moved(&self) -> &Notify {
         &self.0.cluster_moved
+    }
+
+    pub fn kill_lictor(&self) {
+        self.0.lictor_killed.notify_waiters();
+    }
+
+    pub fn lictor_killed(&self) -> &Notify {
+        &self.0.lictor_killed
     }
 }
 

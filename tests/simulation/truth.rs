@@ -57,6 +57,8 @@ pub enum Want {
     Lost,
     /// Nothing, since it is being deleted.
     Deleting,
+    /// Nothing, since it is another operator's; what was not marked as ours to remove stays.
+    Elsewhere,
 }
 
 /// What is to be registered.
@@ -84,6 +86,9 @@ pub struct Expected {
 
 impl Want {
     pub fn of(cluster: &Cluster, mode: Mode, object: &Object) -> Self {
+        if object.other_class {
+            return Self::Elsewhere;
+        }
         if object.paused {
             return Self::Paused;
         }

@@ -38,7 +38,7 @@ pub fn check(state: &mut State, snapshot: Option<&Snapshot>) {
     let mut found = Vec::new();
     let mut wants = state.wants();
     names(state, &mut wants, &mut found);
-    let stands = rows(state, &wants, &mut found);
+    let stands = rows(state, &with_what_goes_on(state, &wants), &mut found);
     nodes(state, &mut found);
     finalizers(state, &mut found);
     for (key, want) in &wants {
@@ -72,6 +72,7 @@ fn ends_as(want: &Want) -> &'static str {
         Want::Paused => "in the end: paused",
         Want::Lost => "in the end: without its name",
         Want::Deleting => "in the end: being deleted",
+        Want::Elsewhere => "in the end: another operator's",
     }
 }
 
@@ -85,29 +86,43 @@ fn ends_from(object: &Object) -> &'static str {
     }
 }
 
-/// A name is one namespace's, where it is not to be shared; the others were told so.
+/// A name is one namespace's, where it is not to be shared; the others were told so. What cannot be registered reserves
+/// nothing.
 fn names(state: &State, wants: &mut BTreeMap<ResourceKey, Want>, found: &mut Found) {
     if state.setup.limits.shares_name {
         return;
     }
+    let in_use: BTreeSet<(ResourceKey, String)> =
+        ours(state).iter().filter_map(|(_, _, service)| Some((owner(&service.id)?, fold(&service.service)))).collect();
     let mut namespaces: BTreeMap<String, BTreeSet<Str>> = BTreeMap::new();
     for (key, want) in wants {
         let object = &state.cluster.resources[key];
         let Some(name) = asked(object).filter(|_| !object.deleting) else { continue };
         let others = || state.cluster.resources.values().filter(|other| other.key.namespace != key.namespace);
-        // One that is frozen or refused may have the name from before, and one that goes has it to the end.
-        let may_have = |other: &Object| asked(other).as_ref() == Some(&name) || other.paused || other.spec.is_err();
+        let uses = |other: &Object| in_use.contains(&(other.key.clone(), name.clone()));
+        // One that is frozen or refused may have the name from before, and one that has instances under it has it.
+        let may_have_it_still = |other: &Object| {
+            let asks = asked(other).as_ref() == Some(&name);
+            other.paused
+                || other.spec.is_err()
+                || uses(other) && !asks
+                || asks && other.deleting
+                || goes_on_as(other, &name)
+        };
+        let may_have = |other: &Object| asked(other).as_ref() == Some(&name) || may_have_it_still(other);
         let was_told = condition(&object.status, "Accepted").is_some_and(|said| said == ("False", "NameConflict"));
         if was_told && others().any(may_have) {
             if *want != Want::Paused {
                 *want = Want::Lost;
             }
-        } else {
-            namespaces.entry(name.clone()).or_default().insert(key.namespace.clone());
+            if !others().any(may_have_it_still) {
+                namespaces.entry(name).or_default();
+            }
+            continue;
         }
-        let may_be_had = |other: &Object| may_have(other) && (other.deleting || other.paused || other.spec.is_err());
-        if !others().any(may_be_had) {
-            namespaces.entry(name).or_default();
+        let is_able = !matches!(want, Want::NoService | Want::Unclear { .. } | Want::Paused);
+        if is_able || uses(object) || goes_on_as(object, &name) {
+            namespaces.entry(name.clone()).or_default().insert(key.namespace.clone());
         }
     }
     for (name, namespaces) in namespaces {
@@ -115,6 +130,45 @@ fn names(state: &State, wants: &mut BTreeMap<ResourceKey, Want>, found: &mut Fou
             found.push(("one name, one namespace", format!("{name} is had by {namespaces:?}")));
         }
     }
+}
+
+/// Whether a resource says that it is registered under this name.
+fn goes_on_as(object: &Object, name: &str) -> bool {
+    object.status.service_name.as_deref().map(fold).as_deref() == Some(name)
+}
+
+/// The same wants, but of those without their name what they go on with: what they ask for under the name that they
+/// have, as long as it comes from where their instances came from.
+fn with_what_goes_on(state: &State, wants: &BTreeMap<ResourceKey, Want>) -> BTreeMap<ResourceKey, Want> {
+    let ours = ours(state);
+    let goes_on = |key: &ResourceKey| {
+        let object = &state.cluster.resources[key];
+        let name = object.status.service_name.as_ref()?;
+        let of_name = ours
+            .iter()
+            .filter(|(_, _, service)| owner(&service.id).as_ref() == Some(key) && fold(&service.service) == fold(name));
+        let sources: BTreeSet<&str> =
+            of_name.filter_map(|(_, _, service)| Some(service.meta.get("lictor-source")?.as_str())).collect();
+        let mut spec = (**object.spec.as_ref().ok()?).clone();
+        spec.service = name.as_str().into();
+        let own = match &spec.source {
+            Source::Service { name } => format!("service/{name}"),
+            Source::Pods { .. } => "pods".to_owned(),
+            Source::Static { .. } => "static".to_owned(),
+        };
+        if !sources.contains(own.as_str()) {
+            let service = sources.iter().find_map(|source| source.strip_prefix("service/"))?;
+            spec.source = Source::Service { name: service.into() };
+        }
+        Some(Want::by(&state.cluster, state.setup.mode, object, &spec))
+    };
+    let mut all = wants.clone();
+    for (key, want) in all.iter_mut().filter(|(_, want)| **want == Want::Lost) {
+        if let Some(goes_on) = goes_on(key) {
+            *want = goes_on;
+        }
+    }
+    all
 }
 
 /// What is in the catalog of ours, by place.
@@ -204,7 +258,8 @@ fn may_stay(state: &State, wants: &BTreeMap<ResourceKey, Want>, node: &str, serv
     let Some(key) = owner(&service.id) else { return false };
     match wants.get(&key) {
         Some(Want::Unclear { living, .. }) => living.contains(&service.address),
-        Some(Want::Refused | Want::Paused) => true,
+        Some(Want::Refused | Want::Paused | Want::Elsewhere) => true,
+        // It has nothing under the name that is another's. What its instances came from may not be known any more.
         Some(Want::Lost) => asked(&state.cluster.resources[&key]) != Some(fold(&service.service)),
         // Where the Service was found once and then deleted, nothing stays; the status says which it is.
         Some(Want::NoService) => {
@@ -267,17 +322,19 @@ fn nodes(state: &State, found: &mut Found) {
 }
 
 fn finalizers(state: &State, found: &mut Found) {
-    for object in state.cluster.resources.values().filter(|object| object.deleting && object.has_finalizer()) {
+    let leaves = |object: &&Object| (object.deleting || object.other_class) && object.has_finalizer();
+    for object in state.cluster.resources.values().filter(leaves) {
         let waits = state.former_is_out_of_reach() && state.former_holds(&object.key);
-        if state.setup.watches(&object.key.namespace) && !state.setup.name_taken && !object.paused && !waits {
-            found.push(("nothing stale", format!("{} is deleted and still has our finalizer", object.key)));
+        let is_frozen = object.paused && !object.other_class;
+        if state.setup.watches(&object.key.namespace) && !state.setup.name_taken && !is_frozen && !waits {
+            found.push(("nothing stale", format!("{} was let go and still has our finalizer", object.key)));
         }
     }
     let with_rows: BTreeSet<ResourceKey> =
         ours(state).iter().filter_map(|(_, _, service)| owner(&service.id)).collect();
     for key in with_rows {
-        let without =
-            state.cluster.resources.get(&key).is_some_and(|object| !object.deleting && !object.has_finalizer());
+        let is_without = |object: &Object| !object.deleting && !object.other_class && !object.has_finalizer();
+        let without = state.cluster.resources.get(&key).is_some_and(is_without);
         if without {
             found.push(("nothing stale", format!("{key} is registered and has no finalizer")));
         }
@@ -292,7 +349,7 @@ fn condition<'a>(status: &'a ConsulServiceStatus, kind: &str) -> Option<(&'a str
 
 /// Nothing hidden: a resource says how things stand with it.
 fn status(state: &State, object: &Object, want: &Want, stands: &BTreeMap<Place, Stands>, found: &mut Found) {
-    if object.deleting {
+    if object.deleting || object.other_class {
         return;
     }
     let status = &object.status;
@@ -302,7 +359,8 @@ fn status(state: &State, object: &Object, want: &Want, stands: &BTreeMap<Place, 
         wrong(format!("is about generation {:?} instead of {}", status.observed_generation, object.generation));
     }
     if let Ok(spec) = &object.spec
-        && !matches!(want, Want::Lost | Want::Paused)
+        // One that was never registered has no name yet.
+        && !matches!(want, Want::Lost | Want::Paused | Want::NoService | Want::Unclear { .. })
         && !state.setup.name_taken
         && status.service_name.as_deref() != Some(&*spec.service)
     {
@@ -325,7 +383,7 @@ fn status(state: &State, object: &Object, want: &Want, stands: &BTreeMap<Place, 
         Want::Paused => says("Registered", "Unknown", &["Paused"]),
         Want::NoService => says("Resolved", "False", &["ServiceNotFound"]),
         Want::Unclear { reason, .. } => says("Resolved", "False", &[reason]),
-        Want::Deleting => {}
+        Want::Deleting | Want::Elsewhere => {}
         Want::Rows(wanted) => {
             let rows = &wanted.rows;
             let of = |stand: Stands| rows.keys().filter(|place| stands[*place] == stand).count();

@@ -1,15 +1,23 @@
 //! Whose a name in Consul is, where resources of several namespaces want it.
 //!
-//! The resource that was last acted under a name keeps it, so that nobody takes a name over by an edit; among those
-//! that were not, the older one has it. Others of its namespace share it. Consul compares names without case, and
-//! so is done here.
+//! Who has rows of a name in Consul holds it, so that no edit, no restart and no restore of resources takes it away.
+//! Without rows, whoever was last acted under it keeps it. Among those that never were, the older one has it, of those
+//! that could be registered now. Others of its namespace share it. Consul compares names without case, and so is done
+//! here.
+//!
+//! A resource whose rows of a name are about to go does not hold it any more: the next one is registered before they
+//! do.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-use super::entry::Entry;
+use super::entry::{Entry, Granted, GrantedBy};
 use super::index::unlink;
 use super::{Dirt, Dirtied, World};
 use crate::model::names::{ResourceKey, Str};
+use crate::model::registration::NameInUse;
+use crate::model::resolve::resolve;
+use crate::model::resource::{Source, Spec};
 
 /// Resources by the names that they want or have, and the other way round.
 #[derive(Debug, Default)]
@@ -18,15 +26,47 @@ pub(super) struct Claims {
     names_of: BTreeMap<ResourceKey, BTreeSet<Str>>,
 }
 
-/// Of two claims to a name the lesser one has it.
-#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Claim<'a> {
-    /// Whether the resource was not acted under the name before.
-    is_new: bool,
-    /// When it was made.
-    created: i64,
-    /// Which it is.
-    key: &'a ResourceKey,
+/// How a resource stands to a name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own, and `basis` weighs them")]
+pub(super) struct Standing {
+    /// Whether it asks for the name.
+    pub(super) asks: bool,
+    /// Whether Consul has rows of it under the name.
+    pub(super) has_rows: bool,
+    /// Whether these rows go, as soon as they may: nothing of it is to be under the name.
+    pub(super) leaves: bool,
+    /// Whether it was acted under the name, and who says so.
+    pub(super) granted: Option<GrantedBy>,
+    /// Whether it could be registered under the name now.
+    pub(super) is_able: bool,
+}
+
+/// What a claim to a name rests on. The lesser outweighs the greater.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Basis {
+    /// It has rows, and wants to have them.
+    RowsAndWish,
+    /// It has rows that stay, although it asks for another name, or for none.
+    Rows,
+    /// It was acted under the name.
+    Granted(GrantedBy),
+    /// It asks.
+    Wish,
+}
+
+impl Standing {
+    /// What a claim rests on; none where there is none.
+    pub(super) fn basis(self) -> Option<Basis> {
+        if self.leaves {
+            return None;
+        }
+        match self.granted {
+            _ if self.has_rows => Some(if self.asks { Basis::RowsAndWish } else { Basis::Rows }),
+            Some(by) => Some(Basis::Granted(by)),
+            None => (self.asks && self.is_able).then_some(Basis::Wish),
+        }
+    }
 }
 
 impl Claims {
@@ -49,6 +89,16 @@ impl Claims {
     fn of(&self, name: &Str) -> impl Iterator<Item = &ResourceKey> {
         self.by_name.get(name).into_iter().flatten()
     }
+
+    /// The names that a resource wants or has, of those that resources of several namespaces do.
+    fn contested_by(&self, key: &ResourceKey) -> impl Iterator<Item = &Str> {
+        self.names_of.get(key).into_iter().flatten().filter(|name| self.is_contested(name))
+    }
+
+    fn is_contested(&self, name: &Str) -> bool {
+        let mut claimants = self.of(name);
+        claimants.next().is_some_and(|first| claimants.any(|other| other.namespace != first.namespace))
+    }
 }
 
 /// A name as it is compared.
@@ -64,29 +114,21 @@ impl World {
         if asked.is_none() {
             self.rivals.remove(key);
         }
-        let new = asked.into_iter().chain(entry.and_then(|entry| entry.granted.clone())).collect();
+        let granted = entry.and_then(Entry::granted_name).cloned();
+        let in_use = self.rows.get(key).into_iter().flatten().map(|name| compared(&name.service));
+        let new = asked.into_iter().chain(granted).chain(in_use).collect();
         self.claims.replace(key, new)
     }
 
     /// Says of all who ask for a name whether they may have it; gives those of whom that is news.
     pub(super) fn judge(&mut self, name: &Str) -> Vec<ResourceKey> {
-        let claimants: Vec<(&ResourceKey, &Entry)> =
-            self.claims.of(name).filter_map(|key| Some((key, self.resources.get(key)?))).collect();
-        let claims = claimants.iter().map(|(key, entry)| Claim {
-            is_new: entry.granted.as_ref() != Some(name),
-            created: entry.resource.created,
-            key,
-        });
-        let Some(holder) = claims.min().map(|claim| claim.key.clone()) else { return Vec::new() };
-        let asking = claimants.into_iter().filter(|(_, entry)| entry.asked().as_ref() == Some(name));
-        let judged: Vec<(ResourceKey, Option<ResourceKey>)> = asking
-            .map(|(key, entry)| {
-                let shares = entry.last_good.as_ref().is_some_and(|spec| spec.limits.shares_name);
-                (key.clone(), (key.namespace != holder.namespace && !shares).then(|| holder.clone()))
-            })
-            .collect();
+        let holder = self.holder(name);
+        let asks = |key: &&ResourceKey| self.asks(key, name);
+        let asking: Vec<ResourceKey> = self.claims.of(name).filter(asks).cloned().collect();
         let mut moved = Vec::new();
-        for (key, rival) in judged {
+        for key in asking {
+            let shares = self.resources.get(&key).is_some_and(shares_names);
+            let rival = holder.clone().filter(|holder| holder.namespace != key.namespace && !shares);
             let known = match rival.clone() {
                 Some(rival) => self.rivals.insert(key.clone(), rival),
                 None => self.rivals.remove(&key),
@@ -98,22 +140,177 @@ impl World {
         moved
     }
 
-    /// Notes that a resource is acted on as it is: the name is its own from now on. Gives the resources that this
-    /// concerns.
-    pub fn act(&mut self, key: &ResourceKey) -> Vec<Dirtied> {
-        let mut dirt = Dirt::default();
-        if let Some(entry) = self.resources.get_mut(key)
-            && !entry.resource.deleting
-            && !entry.resource.paused
-            && !self.rivals.contains_key(key)
-            && let Some(asked) = entry.asked()
-        {
-            entry.acted.clone_from(&entry.last_good);
-            if entry.granted.as_ref() != Some(&asked) {
-                entry.granted = Some(asked);
-                self.link(key, &mut dirt);
-            }
+    /// Judges anew what of a resource's names is contested; gives the resources of which that is news. What its source
+    /// comes to may decide.
+    pub(super) fn judge_names_of(&mut self, key: &ResourceKey) -> BTreeSet<ResourceKey> {
+        let contested: Vec<Str> = self.claims.contested_by(key).cloned().collect();
+        contested.iter().flat_map(|name| self.judge(name)).collect()
+    }
+
+    /// Who has a name that resources of several namespaces want or have.
+    fn holder(&self, name: &Str) -> Option<ResourceKey> {
+        if !self.claims.is_contested(name) {
+            return None;
         }
+        let claims = self.claims.of(name).filter_map(|key| {
+            let created = self.resources.get(key).map_or(i64::MAX, |entry| entry.resource.created);
+            Some((self.standing(key, name).basis()?, created, key))
+        });
+        claims.min().map(|(_, _, key)| key.clone())
+    }
+
+    fn asks(&self, key: &ResourceKey, name: &Str) -> bool {
+        self.resources.get(key).and_then(Entry::asked).as_ref() == Some(name)
+    }
+
+    /// How a resource stands to a name.
+    fn standing(&self, key: &ResourceKey, name: &Str) -> Standing {
+        let has_rows = self.has_rows(key, name);
+        let Some(entry) = self.resources.get(key) else {
+            return Standing { has_rows, leaves: self.ending.contains(key), ..Standing::default() };
+        };
+        let asks = !entry.resource.deleting && self.asks(key, name);
+        let granted = entry.granted.as_ref().filter(|granted| granted.name == *name && !entry.resource.deleting);
+        Standing {
+            asks,
+            has_rows,
+            leaves: has_rows && self.leaves(key, entry, name),
+            granted: granted.map(|granted| granted.by),
+            // What decides already is not looked for.
+            is_able: asks && !has_rows && granted.is_none() && self.is_able(key, entry),
+        }
+    }
+
+    fn has_rows(&self, key: &ResourceKey, name: &Str) -> bool {
+        self.rows.get(key).into_iter().flatten().any(|in_use| compared(&in_use.service) == *name)
+    }
+
+    /// Whether a resource's rows under a name are to go.
+    fn leaves(&self, key: &ResourceKey, entry: &Entry, name: &Str) -> bool {
+        if !entry.resource.ours {
+            // With our finalizer on it, it was ours until its class was changed.
+            return entry.resource.has_finalizer();
+        }
+        if entry.resource.paused {
+            return false;
+        }
+        if entry.resource.deleting {
+            return self.ending.contains(key);
+        }
+        let Some(asked) = entry.asked().filter(|asked| asked != name) else { return false };
+        // A name is left for one that it has: where Consul refuses the new one, the old one goes on.
+        entry.granted_name() == Some(&asked) && (self.has_rows(key, &asked) || self.comes_to_nothing(key, entry))
+    }
+
+    /// Whether a resource could be registered by what it asks for. Until all that tells was listed it may be: which
+    /// list comes first decides nothing.
+    fn is_able(&self, key: &ResourceKey, entry: &Entry) -> bool {
+        let Ok(spec) = &entry.resource.spec else { return false };
+        let is_frozen = !entry.resource.ours || entry.resource.deleting || entry.resource.paused;
+        !is_frozen
+            && (self.lacks_list(key, &spec.needs()).is_some() || resolve(spec, &self.facts(key)).unresolved.is_none())
+    }
+
+    /// Whether a resource's source was found, and has no instance.
+    fn comes_to_nothing(&self, key: &ResourceKey, entry: &Entry) -> bool {
+        let Some(spec) = entry.last_good.as_ref().filter(|spec| self.lacks_list(key, &spec.needs()).is_none()) else {
+            return false;
+        };
+        let resolution = resolve(spec, &self.facts(key));
+        resolution.unresolved.is_none() && resolution.instances.is_empty()
+    }
+
+    /// What a resource goes on by while the name that it asks for is another's: what it asks for, under the name that
+    /// it has rows of or was last acted under. None where it has nothing.
+    pub(super) fn spec_without_its_name(&self, key: &ResourceKey) -> Option<Arc<Spec>> {
+        let entry = self.resources.get(key)?;
+        let (spec, asked) = (entry.last_good.as_ref()?, entry.asked()?);
+        let granted = entry.granted_name().filter(|granted| **granted != asked);
+        let rows = || self.rows.get(key).into_iter().flatten();
+        let in_use = rows().min_by_key(|in_use| {
+            let name = compared(&in_use.service);
+            (granted != Some(&name), name == asked, name)
+        });
+        let (service, source) = match (in_use, granted) {
+            (Some(in_use), _) => {
+                let of_name = || rows().filter(|other| compared(&other.service) == compared(&in_use.service));
+                (in_use.service.clone(), source_in_use(spec, of_name().filter_map(|in_use| in_use.source.as_ref()))?)
+            }
+            (None, Some(granted)) => {
+                let before = self.rows_before.get(key).into_iter().flatten();
+                let of_name = before.filter(|in_use| compared(&in_use.service) == *granted);
+                let mut sources = of_name.filter_map(|in_use| in_use.source.as_ref()).peekable();
+                let source = match sources.peek() {
+                    None => spec.source.clone(),
+                    Some(_) => source_in_use(spec, sources)?,
+                };
+                (entry.as_written(granted), source)
+            }
+            (None, None) => return None,
+        };
+        Some(Arc::new(Spec { service, source, ..(**spec).clone() }))
+    }
+
+    /// Notes what rows Consul has of a resource. Gives the resources that this concerns.
+    pub fn note_rows(&mut self, key: &ResourceKey, names: BTreeSet<NameInUse>) -> Vec<Dirtied> {
+        let known = self.rows.get(key);
+        if !self.watches(&key.namespace) || known.map_or(names.is_empty(), |known| *known == names) {
+            return Vec::new();
+        }
+        let before = if names.is_empty() { self.rows.remove(key) } else { self.rows.insert(key.clone(), names) };
+        let is_there = self.resources.get(key).is_some();
+        match before.filter(|_| is_there && !self.rows.contains_key(key)) {
+            Some(before) => _ = self.rows_before.insert(key.clone(), before),
+            None => _ = self.rows_before.remove(key),
+        }
+        if !is_there && !self.rows.contains_key(key) {
+            self.ending.remove(key);
+        }
+        self.link_alone(key)
+    }
+
+    /// Notes whether all rows that Consul has were noted, and are as they were.
+    pub fn know_rows(&mut self, known: bool) {
+        self.rows_are_known = known;
+    }
+
+    /// The resources that have rows in Consul, as noted.
+    pub fn with_rows(&self) -> impl Iterator<Item = &ResourceKey> {
+        self.rows.keys()
+    }
+
+    /// Notes that a resource that is deleted or gone has come to its end by itself: its rows go, and its names are
+    /// free. Gives the resources that this concerns.
+    pub fn ends(&mut self, key: &ResourceKey) -> Vec<Dirtied> {
+        let is_there = self.resources.get(key).is_some_and(|entry| !entry.resource.deleting);
+        if is_there || !self.ending.insert(key.clone()) {
+            return Vec::new();
+        }
+        self.link_alone(key)
+    }
+
+    /// Notes that a resource is acted on as it is: the name is its own from now on, if its source was found. Gives the
+    /// resources that this concerns.
+    pub fn act(&mut self, key: &ResourceKey) -> Vec<Dirtied> {
+        let Some(entry) = self.resources.get(key) else { return Vec::new() };
+        let is_frozen = entry.resource.deleting || entry.resource.paused;
+        let Some(asked) = entry.asked().filter(|_| !is_frozen && !self.rivals.contains_key(key)) else {
+            return Vec::new();
+        };
+        let granted = Granted { name: asked, by: GrantedBy::Act };
+        let is_its_own = entry.granted_name() == Some(&granted.name) || self.has_rows(key, &granted.name);
+        if entry.granted.as_ref() == Some(&granted) || !is_its_own && !self.is_able(key, entry) {
+            return Vec::new();
+        }
+        if let Some(entry) = self.resources.get_mut(key) {
+            entry.granted = Some(granted);
+        }
+        self.link_alone(key)
+    }
+
+    fn link_alone(&mut self, key: &ResourceKey) -> Vec<Dirtied> {
+        let mut dirt = Dirt::default();
+        self.link(key, &mut dirt);
         dirt.0.into_iter().map(|(key, cause)| Dirtied { key, cause }).collect()
     }
 
@@ -122,4 +319,34 @@ impl World {
     pub fn rival(&self, key: &ResourceKey) -> Option<&ResourceKey> {
         self.rivals.get(key)
     }
+
+    /// Whether nobody can tell yet whose the name is that a resource asks for: others want it, and what rows Consul
+    /// has is not known.
+    #[must_use]
+    pub fn is_undecided(&self, key: &ResourceKey) -> bool {
+        let asked = self.resources.get(key).and_then(Entry::asked);
+        !self.rows_are_known && asked.is_some_and(|asked| self.claims.is_contested(&asked))
+    }
+
+    /// The resource of another namespace that has this name from now on, where the rows of `key` under it are to go.
+    #[must_use]
+    pub fn successor(&self, key: &ResourceKey, service: &str) -> Option<ResourceKey> {
+        let name = compared(service);
+        let holder = self.holder(&name).filter(|holder| holder.namespace != key.namespace)?;
+        (self.standing(key, &name).leaves && self.asks(&holder, &name)).then_some(holder)
+    }
+}
+
+/// The source to go on by, of rows that came from these: the one that is asked for or, where that is another one, the
+/// Service that they name. Whatever else they came from nobody knows any more.
+fn source_in_use<'a>(spec: &Spec, mut sources: impl Iterator<Item = &'a Str> + Clone) -> Option<Source> {
+    let asked = spec.source.to_string();
+    if sources.clone().any(|source| **source == asked) {
+        return Some(spec.source.clone());
+    }
+    sources.find_map(|source| Some(Source::Service { name: source.strip_prefix("service/")?.into() }))
+}
+
+fn shares_names(entry: &Entry) -> bool {
+    entry.last_good.as_ref().is_some_and(|spec| spec.limits.shares_name)
 }

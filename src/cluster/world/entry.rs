@@ -18,10 +18,23 @@ pub struct Entry {
     pub last_good: Option<Arc<Spec>>,
     /// Since when its conditions have held.
     pub since: Transitions,
-    /// The name that it was last acted under, as names are compared; after a start, what its status tells.
-    pub(super) granted: Option<Str>,
-    /// The spec that it was last acted by.
-    pub(super) acted: Option<Arc<Spec>>,
+    /// The name that it was last acted under.
+    pub(super) granted: Option<Granted>,
+}
+
+/// A name that a resource was acted under.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Granted {
+    /// As names are compared.
+    pub(super) name: Str,
+    pub(super) by: GrantedBy,
+}
+
+/// Who says so. What this process did itself outweighs a status, which others may have written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum GrantedBy {
+    Act,
+    Status,
 }
 
 impl Entry {
@@ -32,41 +45,49 @@ impl Entry {
             Ok(spec) => Some(spec.clone()),
             Err(_) => previous.and_then(|previous| previous.last_good.clone()),
         };
-        let acted = previous.and_then(|previous| previous.acted.clone());
-        let mut entry = Self { resource, last_good, since, granted: None, acted };
-        let told = told_as_accepted(&entry.resource);
-        // One that is about an earlier spec tells nothing of this one.
-        let is_current = entry.resource.status.observed_generation == entry.resource.generation;
-        let told_of_this = told.is_some() && is_current && told == entry.asked();
-        if !entry.resource.ours {
-            // What changes hands is let go, and comes back as a newcomer.
-            entry.acted = None;
-        } else if told_of_this {
-            // At the start, or another replica has acted on it meanwhile: by this very spec.
-            entry.granted = told;
-            entry.acted.clone_from(&entry.last_good);
-        } else {
-            entry.granted = previous.map_or(told, |previous| previous.granted.clone());
+        let mut entry = Self { resource, last_good, since, granted: None };
+        if entry.resource.ours {
+            entry.granted = entry.granted_after(previous);
         }
         entry
     }
 
-    /// The spec to go by: the last one that could be acted on or, while the name that it asks for is another's, the
-    /// last one that was.
-    pub(super) fn effective(&self, has_rival: bool) -> Option<&Arc<Spec>> {
-        if !has_rival {
-            return self.last_good.as_ref();
-        }
-        // Only under a name that is still its own.
-        self.acted.as_ref().filter(|acted| self.granted.as_ref() == Some(&compared(&acted.service)))
+    /// What changes hands comes back as a newcomer: of another class, nothing is granted.
+    fn granted_after(&self, previous: Option<&Self>) -> Option<Granted> {
+        let by_status = self.name_in_status();
+        let Some(previous) = previous.filter(|previous| previous.resource.ours) else {
+            return by_status.map(|name| Granted { name, by: GrantedBy::Status });
+        };
+        // Another replica has acted on it by this very spec. What else a status says may be late.
+        let news = by_status
+            .filter(|name| self.asked().as_ref() == Some(name) && previous.granted_name() != Some(name))
+            .map(|name| Granted { name, by: GrantedBy::Status });
+        news.or_else(|| previous.granted.clone())
     }
 
-    /// The name that it was last acted under, as its author wrote it.
-    pub(super) fn acted_name(&self) -> Option<Str> {
-        let granted = self.granted.as_ref()?;
-        let written = [&self.last_good, &self.acted].into_iter().flatten().map(|spec| &spec.service);
+    /// The name that its status says it was acted under. A status about an earlier spec says nothing: what it asked
+    /// for meanwhile, and whose class it was of, nobody knows. One that says that the name is another's does not claim
+    /// it; it goes on under the name it had before, if it names that.
+    fn name_in_status(&self) -> Option<Str> {
+        let Resource { status, generation, .. } = &self.resource;
+        if status.observed_generation != *generation || status.service_name.is_empty() {
+            return None;
+        }
+        let name = compared(&status.service_name);
+        let is_accepted =
+            status.condition(ConditionKind::Accepted).is_some_and(|accepted| accepted.truth == Truth::True);
+        (is_accepted || self.asked().is_some_and(|asked| asked != name)).then_some(name)
+    }
+
+    pub(super) fn granted_name(&self) -> Option<&Str> {
+        self.granted.as_ref().map(|granted| &granted.name)
+    }
+
+    /// A name that it was acted under, as its author wrote it.
+    pub(super) fn as_written(&self, name: &Str) -> Str {
         let told = Str::from(&*self.resource.status.service_name);
-        written.chain([&told]).find(|name| compared(name) == *granted).cloned().or_else(|| Some(granted.clone()))
+        let written = self.last_good.iter().map(|spec| &spec.service);
+        written.chain([&told]).find(|written| compared(written) == *name).unwrap_or(name).clone()
     }
 
     /// The name that it asks for, as names are compared.
@@ -74,11 +95,4 @@ impl Entry {
         let spec = self.last_good.as_ref().filter(|_| self.resource.ours)?;
         Some(compared(&spec.service))
     }
-}
-
-/// The name of a resource whose status says that it was accepted.
-fn told_as_accepted(resource: &Resource) -> Option<Str> {
-    let accepted = resource.status.condition(ConditionKind::Accepted)?;
-    let name = &resource.status.service_name;
-    (resource.ours && accepted.truth == Truth::True && !name.is_empty()).then(|| compared(name))
 }

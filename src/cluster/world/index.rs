@@ -16,8 +16,8 @@ use crate::model::resource::{Needs, Source};
 /// What the indexes have of a resource.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Links {
-    /// The Service that its instances come from.
-    service: Option<ObjectKey>,
+    /// The Services that its instances come from, or will.
+    services: BTreeSet<ObjectKey>,
     /// Whether it selects pods.
     selects: bool,
     pub(super) needs: Needs,
@@ -45,12 +45,33 @@ impl World {
     /// Brings the indexes in line with a resource as it is, and what follows from that for others.
     pub(super) fn link(&mut self, key: &ResourceKey, dirt: &mut Dirt) {
         let names = self.claim(key);
+        // Whether it could be registered is told by what it needs: that comes first.
+        self.link_all(&BTreeSet::from([key.clone()]));
         let mut moved: BTreeSet<ResourceKey> = names.iter().flat_map(|name| self.judge(name)).collect();
         dirt.add_all(&moved, Cause::Observed);
         moved.insert(key.clone());
+        self.relink(&moved, dirt);
+    }
+
+    /// Brings the indexes in line with resources, as it stands with their names. Those that go by another spec than
+    /// before are concerned.
+    pub(super) fn relink(&mut self, keys: &BTreeSet<ResourceKey>, dirt: &mut Dirt) {
+        for key in keys {
+            let goes_on = self.spec_without_its_name(key).filter(|_| self.rivals.contains_key(key));
+            let known = match goes_on.clone() {
+                Some(spec) => self.without_name.insert(key.clone(), spec),
+                None => self.without_name.remove(key),
+            };
+            if known != goes_on {
+                dirt.add(key, Some(Cause::Observed));
+            }
+        }
+        self.link_all(keys);
+    }
+
+    fn link_all(&mut self, keys: &BTreeSet<ResourceKey>) {
         // What is needed is counted before what is not any more: nothing is dropped that one takes over from another.
-        let moved: Vec<(ResourceKey, Links)> =
-            moved.into_iter().map(|key| (key.clone(), self.links_of(&key))).collect();
+        let moved: Vec<(ResourceKey, Links)> = keys.iter().map(|key| (key.clone(), self.links_of(key))).collect();
         let had_pods = self.watches_pods();
         for (key, new) in &moved {
             let scopes = self.scopes.iter().filter(|scope| scope.covers(&key.namespace));
@@ -67,8 +88,11 @@ impl World {
     /// Brings the indexes of facts in line with a resource, whose needs were counted already.
     fn link_facts(&mut self, key: &ResourceKey, new: Links) {
         let old = self.links.get(key).cloned().unwrap_or_default();
-        if old.service != new.service {
-            relink(&mut self.users_of, key, old.service.clone(), new.service.clone());
+        for service in old.services.difference(&new.services) {
+            unlink(&mut self.users_of, service, key);
+        }
+        for service in new.services.difference(&old.services) {
+            self.users_of.entry(service.clone()).or_default().insert(key.clone());
         }
         if new.needs.nodes {
             self.node_users.insert(key.clone());
@@ -86,7 +110,7 @@ impl World {
         if new.selects {
             self.selecting.entry(key.namespace.clone()).or_default().insert(key.clone());
             let of_namespace = self.pods.of_namespace(&key.namespace);
-            let picked = of_namespace.filter(|(_, pod)| picks(&self.resources, &self.rivals, key, pod));
+            let picked = of_namespace.filter(|(_, pod)| picks(&self.resources, key, pod));
             self.picked.insert(key.clone(), picked.map(|(key, _)| key.name.clone()).collect());
         }
         if new == Links::default() {
@@ -96,14 +120,26 @@ impl World {
         }
     }
 
+    /// What leads to a resource: by what it asks for, also while the name is another's, since whether it may have the
+    /// name depends on it; and by what it goes on by meanwhile.
     fn links_of(&self, key: &ResourceKey) -> Links {
-        let ours = self.resources.get(key).is_some_and(|entry| entry.resource.ours);
-        let Some(spec) = self.effective_spec(key).filter(|_| ours) else { return Links::default() };
-        let service = match &spec.source {
-            Source::Service { name } => Some(ObjectKey { namespace: key.namespace.clone(), name: name.clone() }),
-            Source::Pods { .. } | Source::Static { .. } => None,
-        };
-        Links { service, selects: matches!(spec.source, Source::Pods { .. }), needs: spec.needs() }
+        let Some(entry) = self.resources.get(key).filter(|entry| entry.resource.ours) else { return Links::default() };
+        let mut links = Links::default();
+        for spec in entry.last_good.iter().chain(self.without_name.get(key)) {
+            match &spec.source {
+                Source::Service { name } => {
+                    links.services.insert(ObjectKey { namespace: key.namespace.clone(), name: name.clone() });
+                }
+                Source::Pods { .. } => links.selects = true,
+                Source::Static { .. } => {}
+            }
+            let Needs { services, pods, nodes, annotations } = spec.needs();
+            links.needs.services |= services;
+            links.needs.pods |= pods;
+            links.needs.nodes |= nodes;
+            links.needs.annotations.extend(annotations);
+        }
+        links
     }
 
     /// Drops what nobody needs any more.
@@ -147,17 +183,22 @@ impl World {
 }
 
 /// Whether a resource selects a pod.
-pub(super) fn picks(
-    resources: &Table<Entry>,
-    rivals: &BTreeMap<ResourceKey, ResourceKey>,
-    key: &ResourceKey,
-    pod: &Pod,
-) -> bool {
-    let spec = resources.get(key).and_then(|entry| entry.effective(rivals.contains_key(key)));
+pub(super) fn picks(resources: &Table<Entry>, key: &ResourceKey, pod: &Pod) -> bool {
+    let spec = resources.get(key).and_then(|entry| entry.last_good.as_ref());
     spec.is_some_and(|spec| match &spec.source {
         Source::Pods { selector } => selector.picks(&pod.labels),
         Source::Service { .. } | Source::Static { .. } => false,
     })
+}
+
+/// Whether a kind is among these needs.
+pub(super) fn needs(needs: &Needs, kind: Kind) -> bool {
+    match kind {
+        Kind::Resource => true,
+        Kind::Slice | Kind::Service => needs.services,
+        Kind::Pod => needs.pods,
+        Kind::Node => needs.nodes,
+    }
 }
 
 /// What is behind the endpoints of a slice.

@@ -99,6 +99,11 @@ fn told(generation: i64, name: &str, accepted: Truth) -> Arc<Status> {
     })
 }
 
+/// Rows under names, and from sources.
+fn in_use(names: &[(&str, &str)]) -> BTreeSet<NameInUse> {
+    names.iter().map(|(name, source)| NameInUse { service: (*name).into(), source: Some((*source).into()) }).collect()
+}
+
 fn address(last: u8) -> IpAddr {
     IpAddr::from([10, 0, 0, last])
 }

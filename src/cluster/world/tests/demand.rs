@@ -72,13 +72,16 @@ fn a_watch_that_is_wanted_again_is_another_one_and_waited_for() {
 fn an_edit_that_changes_nothing_about_a_need_drops_nothing() {
     let (mut world, r) = listed(spec("s"));
     world.act(&r);
+    world.hear(Change::Service(Step::Apply(key("b", "s"), service(80))));
     world.edits(seen(&key("b", "holder"), "w", 1, Ok(named("taken", spec("s")))));
     world.act(&key("b", "holder"));
+    world.note_rows(&r, in_use(&[("user", "service/s")]));
     world.wanted_anew();
-    // It loses, so that the spec in force stays the one that it was.
+    // It loses, so that the source in force stays the one that it was; whether it could have the name, pods tell.
     world.edits(seen(&r, "u", 2, Ok(named("taken", pods_of("s")))));
     assert_eq!(world.rival(&r), Some(&key("b", "holder")));
-    assert_eq!(world.wanted_anew(), None);
+    assert!(world.holds(Kind::Service, &key("a", "s")));
+    assert_eq!(wanted(&mut world), Some([Kind::Resource, Kind::Slice, Kind::Service, Kind::Pod].into()));
     world.deletes(&key("b", "holder"));
     assert_eq!(wanted(&mut world), Some([Kind::Resource, Kind::Pod].into()));
 }

@@ -10,6 +10,10 @@ use proptest::sample::Index;
 use proptest::test_runner::{Config, TestRunner};
 
 use super::*;
+use crate::cluster::world::entry::GrantedBy;
+use crate::model::registration::NameInUse;
+use crate::model::resolve::resolve;
+use crate::model::resource::Needs;
 use crate::model::selector::Labels;
 
 const KINDS: [Kind; 5] = [Kind::Resource, Kind::Slice, Kind::Service, Kind::Pod, Kind::Node];
@@ -92,12 +96,26 @@ enum Happening {
     Act(Index),
     /// The status of a resource is written.
     Tend(Index),
+    /// Consul turns out to have rows of a resource, or none.
+    Rows(ObjectKey, BTreeSet<NameInUse>),
+    /// A resource that is deleted or gone is known to have ended.
+    End(ObjectKey),
     /// Everything that was remembered is forgotten.
     Restart,
 }
 
 fn place() -> impl Strategy<Value = (&'static str, u8)> {
     (0..NAMESPACES.len(), 0..3_u8).prop_map(|(namespace, n)| (NAMESPACES[namespace], n))
+}
+
+fn a_resource_key() -> impl Strategy<Value = ObjectKey> {
+    place().prop_map(|(namespace, n)| key(namespace, &format!("r{n}")))
+}
+
+fn name_in_use() -> impl Strategy<Value = NameInUse> {
+    let source = prop_oneof![Just("service/s0"), Just("service/s1"), Just("pods")];
+    let name = prop_oneof![Just("name0"), Just("Name0"), Just("Name1")];
+    (name, source).prop_map(|(name, source)| NameInUse { service: name.into(), source: Some(source.into()) })
 }
 
 fn a_spec() -> impl Strategy<Value = Spec> {
@@ -182,6 +200,8 @@ fn happening() -> impl Strategy<Value = Happening> {
         40 => (1..8_u8).prop_map(Happening::Hear),
         16 => any::<Index>().prop_map(Happening::Act),
         8 => any::<Index>().prop_map(Happening::Tend),
+        8 => (a_resource_key(), btree_set(name_in_use(), 0..3)).prop_map(|(key, names)| Happening::Rows(key, names)),
+        2 => a_resource_key().prop_map(Happening::End),
         1 => Just(Happening::Restart),
     ]
 }
@@ -222,6 +242,9 @@ struct Statistics {
     names_acted_under: u32,
     name_conflicts: u32,
     names_taken_over: u32,
+    changes_of_rows: u32,
+    rows_that_outweighed: u32,
+    names_gone_on_under: u32,
     restarts: u32,
 }
 
@@ -232,7 +255,10 @@ struct Inputs {
     substance: Resource,
     in_force: InForce,
     waits_for: Option<Kind>,
+    /// What it asks for comes to.
     facts: Vec<Fact>,
+    /// What it goes on by meanwhile comes to.
+    facts_meanwhile: Vec<Fact>,
 }
 
 /// The spec that is acted by, and whose the name is.
@@ -347,8 +373,24 @@ impl<'a> History<'a> {
                     self.tend(key);
                 }
             }
+            Happening::Rows(key, names) => {
+                let had = self.world.rows.get(&key).cloned().unwrap_or_default();
+                self.statistics.borrow_mut().changes_of_rows += u32::from(had != names);
+                self.told_alone(|world| world.note_rows(&key, names));
+            }
+            Happening::End(key) => self.told_alone(|world| world.ends(&key)),
             Happening::Restart => self.restart(),
         }
+    }
+
+    /// Something that is no event: it concerns those that go by something else after it.
+    fn told_alone(&mut self, happen: impl FnOnce(&mut World) -> Vec<Dirtied>) {
+        let before = self.decisions();
+        let dirt = happen(&mut self.world);
+        let mut expected = changed(&before, &self.decisions(), Cause::Observed);
+        expected.retain(|_, cause| cause.is_some());
+        assert_eq!(as_map(dirt), expected);
+        self.check();
     }
 
     fn nth_watch(&self, nth: Index) -> (Kind, Scope) {
@@ -427,6 +469,8 @@ impl<'a> History<'a> {
         };
         let sweeps = event.change.completes_a_list();
         let (was_listed, before, objects) = (self.world.is_listed(kind, &scope), self.decisions(), self.objects());
+        let needed: BTreeSet<ResourceKey> =
+            self.world.keys().filter(|key| self.world.needs(key, kind)).cloned().collect();
         let dirt = self.world.apply(event);
         let after = self.decisions();
         {
@@ -446,7 +490,7 @@ impl<'a> History<'a> {
             let concerned = after.keys().filter(|key| everywhere || scope.covers(&key.namespace));
             expected.extend(
                 concerned
-                    .filter(|key| kind == Kind::Resource || self.world.needs(key, kind))
+                    .filter(|key| kind == Kind::Resource || needed.contains(*key))
                     .map(|key| (key.clone(), Some(Cause::Inferred))),
             );
         }
@@ -470,17 +514,13 @@ impl<'a> History<'a> {
         if !self.world.is_whole(&key.namespace) || self.world.waits_for(key).is_some() {
             return;
         }
-        let before = self.decisions();
-        let dirt = self.world.act(key);
-        let mut expected = changed(&before, &self.decisions(), Cause::Observed);
-        expected.retain(|_, cause| cause.is_some());
-        assert_eq!(as_map(dirt), expected);
+        self.told_alone(|world| world.act(key));
         let entry = self.world.resource(key).unwrap();
-        if let Some(name) = entry.asked().filter(|asked| entry.granted.as_ref() == Some(asked)) {
+        let is_acted = entry.granted.as_ref().is_some_and(|granted| granted.by == GrantedBy::Act);
+        if let Some(name) = entry.asked().filter(|asked| is_acted && entry.granted_name() == Some(asked)) {
             self.statistics.borrow_mut().names_acted_under += 1;
             self.holders.insert(key.clone(), (name, entry.resource.uid.clone()));
         }
-        self.check();
     }
 
     /// Writes the status of a resource as the engine would.
@@ -491,7 +531,7 @@ impl<'a> History<'a> {
             return;
         }
         let accepted = entry.resource.spec.is_ok() && self.world.rival(&key).is_none();
-        let name = self.world.effective_spec(&key).map(|spec| spec.service.to_string()).unwrap_or_default();
+        let name = self.world.acted_name(&key).unwrap_or_default();
         let truth = if accepted { Truth::True } else { Truth::False };
         let mut seen = there.clone();
         seen.resource.status = told(entry.resource.generation, &name, truth);
@@ -531,10 +571,12 @@ impl<'a> History<'a> {
         let world = &self.world;
         let mut namespaces: BTreeMap<Str, BTreeSet<&Str>> = BTreeMap::new();
         for key in world.keys() {
-            let asked = world.resource(key).unwrap().asked();
+            let entry = world.resource(key).unwrap();
+            let asked = entry.asked();
             let spec = world.effective_spec(key).filter(|_| world.rival(key).is_none());
             assert!(spec.is_none_or(|spec| Some(compared(&spec.service)) == asked || asked.is_none()));
-            if let Some(name) = asked.filter(|_| world.rival(key).is_none()) {
+            // Whoever cannot be registered may ask beside others.
+            if let Some(name) = asked.filter(|_| world.rival(key).is_none() && could_be_registered(world, key, entry)) {
                 namespaces.entry(name).or_default().insert(&key.namespace);
             }
         }
@@ -543,12 +585,16 @@ impl<'a> History<'a> {
         statistics.name_conflicts += u32::try_from(world.rivals.len()).unwrap();
         let was = self.holders.len();
         self.holders.retain(|key, (name, uid)| {
-            let entry = world.resource(key).filter(|entry| entry.resource.uid == *uid);
-            entry.is_some_and(|entry| entry.asked().as_ref() == Some(name))
+            let entry = world.resource(key).filter(|entry| entry.resource.uid == *uid && !entry.resource.deleting);
+            entry.is_some_and(|entry| entry.asked().as_ref() == Some(name) && entry.granted_name() == Some(name))
         });
         statistics.names_taken_over += u32::from(self.holders.len() < was && !world.rivals.is_empty());
-        for key in self.holders.keys() {
-            assert_eq!(world.rival(key), None, "{key} was acted on under its name");
+        statistics.names_gone_on_under += u32::try_from(world.without_name.len()).unwrap();
+        for (key, (name, _)) in &self.holders {
+            if let Some(rival) = world.rival(key) {
+                assert!(has_rows(world, rival, name), "{key} was acted on under its name");
+                statistics.rows_that_outweighed += 1;
+            }
         }
     }
 
@@ -628,7 +674,7 @@ fn changed(
         if of_before != of_after {
             // That a name was lost or won is seen in what was said of another resource.
             let only_in_force = of_before.zip(of_after).is_some_and(|(before, after)| {
-                before.substance == after.substance && before.in_force != after.in_force
+                before.substance == after.substance && before.in_force != after.in_force && before.facts == after.facts
             });
             expected.insert(key.clone(), Some(if only_in_force { Cause::Observed } else { cause }));
         } else if was.map(|(_, entry)| &entry.resource) != is.map(|(_, entry)| &entry.resource) {
@@ -645,11 +691,13 @@ fn inputs(world: &World, key: &ResourceKey) -> Inputs {
     (substance.status, substance.finalizers) = (Arc::default(), Vec::new());
     let spec = world.effective_spec(key).filter(|_| resource.ours);
     let in_force = InForce { spec: spec.cloned(), rival: world.rival(key).cloned() };
+    let asked = world.resource(key).and_then(|entry| entry.last_good.as_ref()).filter(|_| resource.ours);
     let here = |other: &ObjectKey| other.namespace == key.namespace;
     let pods = || world.pods.iter().filter(|(pod, _)| here(pod));
-    let mut facts = Vec::new();
-    if let Some(spec) = spec {
-        let needs = spec.needs();
+    // What is watched for the one tells of the other, too.
+    let needs = all_needs(asked.into_iter().chain(world.without_name.get(key)));
+    let facts_of = |spec: &Arc<Spec>| {
+        let mut facts = Vec::new();
         match &spec.source {
             Source::Service { name } => {
                 let service = ObjectKey { namespace: key.namespace.clone(), name: name.clone() };
@@ -680,8 +728,21 @@ fn inputs(world: &World, key: &ResourceKey) -> Inputs {
             let place = |(name, node): (&Str, &Node)| Fact::Place(name.clone(), node.zone.clone(), node.region.clone());
             facts.extend(world.nodes().map(place));
         }
-    }
-    Inputs { substance, in_force, waits_for: world.waits_for(key), facts }
+        facts
+    };
+    // What it asks for decides on whose the name is; what it goes on by meanwhile, on what is registered.
+    let facts = asked.map(facts_of).unwrap_or_default();
+    let facts_meanwhile = world.without_name.get(key).map(facts_of).unwrap_or_default();
+    Inputs { substance, in_force, waits_for: world.waits_for(key), facts, facts_meanwhile }
+}
+
+fn all_needs<'a>(specs: impl Iterator<Item = &'a Arc<Spec>>) -> Needs {
+    specs.map(|spec| spec.needs()).fold(Needs::default(), |one, other| Needs {
+        services: one.services || other.services,
+        pods: one.pods || other.pods,
+        nodes: one.nodes || other.nodes,
+        annotations: &one.annotations | &other.annotations,
+    })
 }
 
 /// What the World holds of a kind, without what it remembers of the past.
@@ -717,20 +778,24 @@ fn check_indexes(world: &World) {
     let (mut users, mut node_users, mut selecting) = (Vec::new(), BTreeSet::new(), BTreeMap::<_, BTreeSet<_>>::new());
     let mut picked = BTreeMap::new();
     for (key, _) in world.resources.iter().filter(|(_, entry)| entry.resource.ours) {
-        let Some(spec) = world.effective_spec(key) else { continue };
-        wants.add(&spec.needs(), world.scopes.iter().filter(|scope| scope.covers(&key.namespace)));
-        if spec.needs().nodes {
+        let asked = world.resource(key).and_then(|entry| entry.last_good.as_ref());
+        let all = asked.into_iter().chain(world.without_name.get(key));
+        let needs = all_needs(all.clone());
+        wants.add(&needs, world.scopes.iter().filter(|scope| scope.covers(&key.namespace)));
+        if needs.nodes {
             node_users.insert(key.clone());
         }
-        match &spec.source {
-            Source::Service { name } => users.push((at(&key.namespace, name), key.clone())),
-            Source::Pods { selector } => {
-                selecting.entry(key.namespace.clone()).or_default().insert(key.clone());
-                let pods = world.pods.iter().filter(|(pod, _)| pod.namespace == key.namespace);
-                let names = pods.filter(|(_, pod)| selector.picks(&pod.labels)).map(|(pod, _)| pod.name.clone());
-                picked.insert(key.clone(), names.collect::<BTreeSet<_>>());
+        for spec in all {
+            match &spec.source {
+                Source::Service { name } => users.push((at(&key.namespace, name), key.clone())),
+                Source::Pods { selector } => {
+                    selecting.entry(key.namespace.clone()).or_default().insert(key.clone());
+                    let pods = world.pods.iter().filter(|(pod, _)| pod.namespace == key.namespace);
+                    let names = pods.filter(|(_, pod)| selector.picks(&pod.labels)).map(|(pod, _)| pod.name.clone());
+                    picked.insert(key.clone(), names.collect::<BTreeSet<_>>());
+                }
+                Source::Static { .. } => {}
             }
-            Source::Static { .. } => {}
         }
     }
     assert_eq!((&world.users_of, &world.node_users), (&group(users), &node_users));
@@ -766,20 +831,67 @@ fn check_indexes(world: &World) {
     assert_eq!(world.slices_with, slices_with);
 
     let mut rivals = BTreeMap::new();
-    let claims = |name: &Str| {
-        let entries = world.resources.iter().filter(|(_, entry)| entry.resource.ours);
-        let claims = entries.filter(|(_, e)| e.asked().as_ref() == Some(name) || e.granted.as_ref() == Some(name));
-        claims.min_by_key(|(key, e)| (e.granted.as_ref() != Some(name), e.resource.created, (*key).clone()))
-    };
     for (key, entry) in world.resources.iter() {
-        if let Some(asked) = entry.asked() {
-            let holder = claims(&asked).unwrap().0;
-            if holder.namespace != key.namespace {
-                rivals.insert(key.clone(), holder.clone());
-            }
+        if let Some(holder) = entry.asked().and_then(|asked| holder(world, &asked))
+            && holder.namespace != key.namespace
+        {
+            rivals.insert(key.clone(), holder);
         }
     }
     assert_eq!(world.rivals, rivals);
+}
+
+fn has_rows(world: &World, key: &ResourceKey, name: &Str) -> bool {
+    world.rows.get(key).is_some_and(|names| names.iter().any(|in_use| in_use.service.to_lowercase() == **name))
+}
+
+fn could_be_registered(world: &World, key: &ResourceKey, entry: &Entry) -> bool {
+    let resource = &entry.resource;
+    let source_is_found = |spec: &Arc<Spec>| resolve(spec, &world.facts(key)).unresolved.is_none();
+    resource.ours
+        && !resource.deleting
+        && !resource.paused
+        && resource
+            .spec
+            .as_ref()
+            .is_ok_and(|spec| world.lacks_list(key, &spec.needs()).is_some() || source_is_found(spec))
+}
+
+/// Whose a name is, worked out from all resources and rows.
+fn holder(world: &World, name: &Str) -> Option<ResourceKey> {
+    let all: BTreeSet<&ResourceKey> = world.keys().chain(world.rows.keys()).collect();
+    let mut best = None;
+    for key in all {
+        let entry = world.resource(key);
+        let resource = entry.map(|entry| &entry.resource);
+        let asks = entry.is_some_and(|entry| entry.asked().as_ref() == Some(name) && !entry.resource.deleting);
+        let ends = resource.is_none_or(|resource| resource.ours && resource.deleting && !resource.paused)
+            && world.ending.contains(key);
+        let renamed = entry.is_some_and(|entry| {
+            let Some(spec) = entry.last_good.as_ref().filter(|_| entry.resource.ours && !entry.resource.paused) else {
+                return false;
+            };
+            let (asked, found) = (compared(&spec.service), resolve(spec, &world.facts(key)));
+            let is_nothing = found.unresolved.is_none() && found.instances.is_empty();
+            !entry.resource.deleting
+                && asked != *name
+                && entry.granted_name() == Some(&asked)
+                && (has_rows(world, key, &asked) || is_nothing && world.lacks_list(key, &spec.needs()).is_none())
+        });
+        let granted = entry.and_then(|entry| entry.granted.as_ref()).filter(|granted| granted.name == *name);
+        let rank = match (has_rows(world, key, name), granted) {
+            (true, _) if ends || renamed => continue,
+            (true, _) => u8::from(!asks),
+            (false, Some(granted)) if !resource.is_some_and(|resource| resource.deleting) => {
+                if granted.by == GrantedBy::Act { 2 } else { 3 }
+            }
+            (false, _) if asks && entry.is_some_and(|entry| could_be_registered(world, key, entry)) => 4,
+            (false, _) => continue,
+        };
+        let claim = (rank, resource.map_or(i64::MAX, |resource| resource.created), key.clone());
+        best = best.into_iter().chain([claim]).min();
+    }
+    best.map(|(_, _, key)| key)
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! Whose a name is.
 
 use super::*;
+use crate::cluster::world::claims::{Basis, Standing};
+use crate::cluster::world::entry::GrantedBy;
 
 /// A resource of a namespace that asks for a name.
 fn asks(namespace: &str, created: i64, generation: i64, name: &str) -> SeenResource {
@@ -24,6 +26,177 @@ fn losers(world: &World) -> Vec<&'static str> {
         rival.is_some()
     };
     NAMESPACES.into_iter().filter(loses).collect()
+}
+
+#[test]
+fn of_claims_the_one_that_rests_on_more_has_the_name() {
+    use GrantedBy::{Act, Status};
+    let standing = Standing::default();
+    let rows = Standing { has_rows: true, ..standing };
+    let able = Standing { asks: true, is_able: true, ..standing };
+    let granted = |by| Standing { granted: Some(by), ..able };
+    let in_order = [
+        (Standing { asks: true, ..rows }, Some(Basis::RowsAndWish)),
+        (rows, Some(Basis::Rows)),
+        (granted(Act), Some(Basis::Granted(Act))),
+        (granted(Status), Some(Basis::Granted(Status))),
+        (able, Some(Basis::Wish)),
+    ];
+    for (standing, basis) in in_order {
+        assert_eq!(standing.basis(), basis, "{standing:?}");
+        assert_eq!(Standing { leaves: true, ..standing }.basis(), None, "it gives the name up");
+    }
+    assert!(in_order.is_sorted_by(|(_, one), (_, other)| one < other));
+    let unable = Standing { asks: true, ..standing };
+    assert_eq!((unable.basis(), standing.basis()), (None, None), "one that cannot be registered reserves nothing");
+    assert_eq!(Standing { is_able: false, ..granted(Act) }.basis(), Some(Basis::Granted(Act)), "what it has stays");
+}
+
+#[test]
+fn who_has_rows_holds_the_name_whatever_else_is_said() {
+    let rows = || in_use(&[("User", "service/s")]);
+    let said = |r: &mut Resource| r.status = told(r.generation, "user", Truth::True);
+    // The older one comes back from another class or from a restore, with an old status, with one that somebody wrote,
+    // or with none.
+    let others: [&dyn Fn(&mut Resource); 3] = [&|r| r.status = told(1, "user", Truth::True), &said, &|r| r.created = 2];
+    for edit in others {
+        let older = with(edit, asks("a", 1, 3, "user"));
+        for seen in [[older.clone(), asks("b", 2, 1, "user")], [asks("b", 2, 1, "user"), older.clone()]] {
+            let mut world = World::of(seen);
+            world.note_rows(&key("b", "r"), rows());
+            assert_eq!(losers(&world), ["a"]);
+            assert_eq!(world.effective_spec(&key("a", "r")), None);
+            world.act(&key("b", "r"));
+            assert_eq!(losers(&world), ["a"]);
+        }
+    }
+    // A word of a status does not outweigh what this process did itself, though no rows are there now.
+    let mut world = World::of([asks("a", 1, 1, "api"), asks("b", 2, 1, "user")]);
+    world.act(&key("b", "r"));
+    world.edits(with(said, asks("a", 1, 2, "user")));
+    assert_eq!(losers(&world), ["a"]);
+}
+
+#[test]
+fn a_newcomer_that_cannot_be_registered_reserves_nothing() {
+    let lists = |world: &mut World| {
+        for change in [
+            Change::Slice(Step::Init),
+            Change::Slice(Step::InitDone),
+            Change::Service(Step::Init),
+            Change::Service(Step::InitApply(key("b", "s"), service(80))),
+            Change::Service(Step::InitDone),
+        ] {
+            world.hear(change);
+        }
+    };
+    let found = || Change::Service(Step::Apply(key("a", "s"), service(80)));
+    // Until all was listed the older one may have the name; then it is known that its source is not there.
+    let mut world = World::of([asks("a", 1, 1, "user"), asks("b", 2, 1, "user")]);
+    assert_eq!(losers(&world), ["b"]);
+    lists(&mut world);
+    assert_eq!(losers(&world), ["a"]);
+    assert_eq!(world.act(&key("a", "r")), [], "it has nothing to hold a name by");
+    assert_eq!(
+        dirt_of(world.hear(found())),
+        [("a/r".to_owned(), Some(Cause::Observed)), ("b/r".to_owned(), Some(Cause::Observed))]
+    );
+    assert_eq!(losers(&world), ["b"], "nobody has been registered yet");
+    world.note_rows(&key("b", "r"), in_use(&[("user", "service/s")]));
+    assert_eq!(losers(&world), ["a"]);
+
+    let edits: [&dyn Fn(&mut Resource); 3] =
+        [&|r| r.paused = true, &|r| r.deleting = true, &|r| r.spec = undecodable().map(Arc::new)];
+    for edit in edits {
+        let mut world = World::of([asks("a", 1, 1, "user"), asks("b", 2, 1, "user")]);
+        lists(&mut world);
+        world.hear(found());
+        assert_eq!(losers(&world), ["b"]);
+        world.edits(with(edit, asks("a", 1, 2, "user")));
+        assert!(!losers(&world).contains(&"b"));
+    }
+    // One that was acted on keeps the name, though its Service goes.
+    let mut world = World::of([asks("a", 2, 1, "user"), asks("b", 1, 1, "api")]);
+    lists(&mut world);
+    world.hear(found());
+    world.act(&key("a", "r"));
+    world.hear(Change::Service(Step::Delete(key("a", "s"))));
+    world.edits(asks("b", 1, 2, "user"));
+    assert_eq!(losers(&world), ["b"]);
+}
+
+#[test]
+fn a_loser_with_rows_goes_on_with_them() {
+    let goes_on = |rows: &[(&str, &str)], wanted: Spec| {
+        let loser = with(|r| r.created = 2, seen(&key("b", "r"), "b-2", 2, Ok(wanted)));
+        let mut world = World::of([asks("a", 1, 1, "user"), loser]);
+        world.note_rows(&key("a", "r"), in_use(&[("user", "service/s")]));
+        world.note_rows(&key("b", "r"), in_use(rows));
+        assert_eq!(losers(&world), ["b"]);
+        let goes_on =
+            world.effective_spec(&key("b", "r")).map(|spec| (spec.service.to_string(), spec.source.to_string()));
+        assert_eq!(goes_on.as_ref().map(|(name, _)| Str::from(&**name)), world.acted_name(&key("b", "r")));
+        goes_on
+    };
+    let user = |spec| named("user", spec);
+    let is = |name: &str, source: &str| Some((name.to_owned(), source.to_owned()));
+    for (rows, wanted, expected) in [
+        (&[("Api", "service/s")][..], user(spec("s")), is("Api", "service/s")),
+        // Under the very name, as long as it has no other.
+        (&[("User", "service/s")], user(spec("s")), is("User", "service/s")),
+        (&[("user", "service/s"), ("api", "service/s")], user(spec("s")), is("api", "service/s")),
+        // What another source has is not registered under the old name.
+        (&[("api", "service/t")], user(spec("s")), is("api", "service/t")),
+        (&[("api", "service/t"), ("api", "service/s")], user(spec("s")), is("api", "service/s")),
+        (&[("api", "pods")], user(pods_of("app")), is("api", "pods")),
+        (&[("api", "pods")], user(spec("s")), None),
+        (&[], user(spec("s")), None),
+    ] {
+        assert_eq!(goes_on(rows, wanted), expected, "{rows:?}");
+    }
+}
+
+#[test]
+fn a_loser_comes_back_from_nothing_with_what_it_had() {
+    let mut world = World::of([asks("a", 1, 1, "user"), asks("b", 2, 1, "api")]);
+    let b = key("b", "r");
+    world.act(&key("a", "r"));
+    world.act(&b);
+    world.note_rows(&b, in_use(&[("api", "service/s")]));
+    world.edits(seen(&b, "b-2", 2, Ok(named("user", spec("t")))));
+    world.note_rows(&b, BTreeSet::new());
+    let goes_on = world.effective_spec(&b).unwrap();
+    assert_eq!((&*goes_on.service, goes_on.source.to_string()), ("api", "service/s".to_owned()));
+}
+
+#[test]
+fn a_renamed_one_gives_its_name_up_once_it_has_the_other() {
+    let mut world = World::of([asks("a", 1, 1, "user"), asks("b", 2, 1, "user")]);
+    let a = key("a", "r");
+    world.act(&a);
+    world.note_rows(&a, in_use(&[("user", "service/s")]));
+    world.edits(asks("a", 1, 2, "api"));
+    world.act(&a);
+    assert_eq!((losers(&world), world.successor(&a, "user")), (vec!["b"], None), "Consul may refuse the new one");
+    let dirt = world.note_rows(&a, in_use(&[("user", "service/s"), ("api", "service/s")]));
+    assert_eq!((losers(&world), dirt_of(dirt)), (Vec::new(), vec![("b/r".to_owned(), Some(Cause::Observed))]));
+    assert_eq!(world.successor(&a, "user"), Some(key("b", "r")));
+    assert_eq!(world.successor(&a, "api"), None);
+    // Renamed back before the other one has come, it has its name still.
+    world.edits(asks("a", 1, 3, "user"));
+    assert_eq!((losers(&world), world.successor(&a, "user")), (vec!["b"], None));
+}
+
+#[test]
+fn rows_of_namespaces_that_are_not_watched_decide_nothing() {
+    let mut world = World::new([Scope::Namespace("b".into())], false);
+    let scope = Scope::Namespace("b".into());
+    let b = asks("b", 1, 1, "user");
+    for step in [Step::Init, Step::InitApply(b.resource.key.clone(), b), Step::InitDone] {
+        world.apply(event(&scope, Change::Resource(step)));
+    }
+    world.note_rows(&key("a", "r"), in_use(&[("user", "service/s")]));
+    assert_eq!(world.rival(&key("b", "r")), None);
 }
 
 fn dirt_of(dirt: Vec<Dirtied>) -> Vec<(String, Option<Cause>)> {
@@ -77,22 +250,38 @@ fn a_name_is_taken_over_when_its_holder_is_gone_and_no_sooner() {
     let start = || {
         let mut world = World::of([asks("a", 1, 1, "user"), asks("b", 2, 1, "user")]);
         world.act(&key("a", "r"));
+        world.note_rows(&key("a", "r"), in_use(&[("user", "service/s")]));
         world
     };
     for seen in keeps {
         let mut world = start();
         world.edits(seen);
         assert_eq!(losers(&world), ["b"]);
-        let dirt = world.deletes(&key("a", "r"));
-        let both = [("a/r".to_owned(), Some(Cause::Observed)), ("b/r".to_owned(), Some(Cause::Observed))];
-        assert_eq!((losers(&world), dirt_of(dirt)), (Vec::new(), both.to_vec()));
+        world.deletes(&key("a", "r"));
+        assert_eq!(losers(&world), ["b"], "its rows are there, and nobody knows why it is gone");
+        let dirt = world.ends(&key("a", "r"));
+        assert_eq!((losers(&world), dirt_of(dirt)), (Vec::new(), vec![("b/r".to_owned(), Some(Cause::Observed))]));
+        assert_eq!(world.successor(&key("a", "r"), "User"), Some(key("b", "r")), "the next one comes first");
+        assert_eq!(world.note_rows(&key("a", "r"), BTreeSet::new()), []);
+        assert_eq!(world.successor(&key("a", "r"), "user"), None);
     }
+    // What has no rows has nothing that could be mixed up with another's.
     let mut world = start();
-    let dirt = world.edits(edits(&|r| (r.ours, r.spec) = (false, undecodable().map(Arc::new))));
-    assert!(losers(&world).is_empty() && dirt.len() == 2, "another operator's");
+    world.note_rows(&key("a", "r"), BTreeSet::new());
+    assert_eq!(losers(&world), ["b"]);
+    world.edits(edits(&|r| r.deleting = true));
+    assert!(!losers(&world).contains(&"b"));
     let mut world = start();
-    let dirt = world.edits(asks("a", 7, 1, "user"));
-    assert_eq!((losers(&world), dirt.len()), (vec!["a"], 2), "made anew, and younger now");
+    let other_class = |r: &mut Resource| (r.ours, r.spec) = (false, undecodable().map(Arc::new));
+    world.edits(edits(&other_class));
+    assert_eq!(losers(&world), ["b"], "its rows are another operator's");
+    let dirt = world.edits(with(|r| r.finalizers = vec![FINALIZER.into()], edits(&other_class)));
+    assert_eq!((losers(&world), dirt.len()), (vec![], 2), "its rows are ours, and go");
+    let mut world = start();
+    world.edits(asks("a", 7, 1, "user"));
+    assert_eq!(losers(&world), ["b"], "made anew, and its rows are there");
+    world.note_rows(&key("a", "r"), BTreeSet::new());
+    assert_eq!(losers(&world), ["a"], "made anew, and younger now");
 }
 
 #[test]
@@ -143,7 +332,16 @@ fn a_restart_forgets_nobodys_name() {
     assert_eq!(losers(&world), ["b"], "neither was acted on under it, and it is the older one");
     let unread = with(status(1, "user", Truth::True), asks("a", 2, 2, "user"));
     let unread = with(|r| r.spec = undecodable().map(Arc::new), unread);
-    assert_eq!(losers(&World::of([unread, asks("b", 1, 1, "user")])), ["b"], "what is registered for it stays");
+    let mut world = World::of([unread, asks("b", 1, 1, "user")]);
+    assert!(losers(&world).is_empty(), "a status about another spec says nothing");
+    world.note_rows(&key("a", "r"), in_use(&[("user", "service/s")]));
+    assert_eq!(losers(&world), ["b"], "what is registered for it stays");
+    // One that was told that a name is another's goes on under the one before, and claims only that.
+    for (name, loser) in [("api", "b"), ("user", "a")] {
+        let conflict = with(status(2, name, Truth::False), asks("a", 2, 2, "user"));
+        let world = World::of([conflict, asks("b", 1, 1, name)]);
+        assert_eq!(losers(&world), [loser], "{name}");
+    }
 }
 
 #[test]
