@@ -7,7 +7,7 @@
 //!
 //! - what runs: [`control_plane`], [`node`], [`consul`], [`proxy`] (in front of Consul), [`operator`], [`listeners`] (for
 //!   Consul's checks to ask), [`esm`] (a stand-in of consul-esm)
-//! - what is asked of Consul's DNS: [`dns`]
+//! - what is asked of Consul's DNS: [`dns`]; who asks Consul all the time: [`reader`]
 //! - what tests make in the cluster: [`cluster`], [`pods`]
 //! - what all of it stands on: [`programs`], [`process`], [`watchdog`], [`work_dir`], [`ports`],
 //!   [`certificates`], [`addresses`], [`kubectl`], [`helm`], [`wait`]
@@ -31,6 +31,7 @@ pub mod ports;
 pub mod process;
 pub mod programs;
 pub mod proxy;
+pub mod reader;
 pub mod wait;
 pub mod watchdog;
 pub mod work_dir;
@@ -49,6 +50,7 @@ pub use pods::{NewPod, TestPod};
 pub use process::Process;
 pub use programs::{NodePrograms, Programs};
 pub use proxy::{Fault, Proxy, Record};
+pub use reader::{Reader, Seen};
 pub use watchdog::Watchdog;
 pub use work_dir::WorkDir;
 
