@@ -25,6 +25,8 @@ const START: Duration = Duration::from_secs(60);
 pub struct ControlPlaneOptions {
     /// Put after our own arguments of kube-apiserver; of a flag given twice, the last one counts.
     pub apiserver_extra_args: Vec<String>,
+    /// Likewise, of kube-controller-manager.
+    pub controller_manager_extra_args: Vec<String>,
     /// The address of this machine at which nodes with a kubelet reach it. Without one there are no
     /// kubelets: it answers at the loopback interface, and leaves nodes alone that nobody speaks for.
     pub address: Option<Ipv4Addr>,

@@ -291,7 +291,8 @@ fn start_controller_manager(
         &flag("root-ca-file", &files.ca),
         &flag("service-account-private-key-file", &files.service_accounts.private),
         "--use-service-account-credentials",
-        // The default of 20 requests a second would be the bottleneck of every larger test.
+        // The default of 20 requests a second would be the bottleneck of every larger test; what it hides is tested
+        // with the default, which comes in by the extra arguments.
         "--kube-api-qps=1000",
         "--kube-api-burst=2000",
         &format!("--secure-port={}", ports::free()?),
@@ -301,6 +302,7 @@ fn start_controller_manager(
     } else {
         command.arg(format!("--controllers={WITHOUT_KUBELETS}"));
     }
+    command.args(&options.controller_manager_extra_args);
     let log = work_dir.join("kube-controller-manager.log");
     Process::spawn("kube-controller-manager", command, &log)
 }

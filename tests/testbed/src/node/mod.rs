@@ -116,6 +116,7 @@ impl NodeCluster {
         let plane_options = ControlPlaneOptions {
             apiserver_extra_args: options.apiserver_extra_args.clone(),
             address: Some(site.gateway()),
+            ..ControlPlaneOptions::default()
         };
         let plane = ControlPlane::start_with(&programs, &plane_options);
         let machines = try_join_all((1..=options.nodes).map(|index| start_machine(index, &site, &work_dir, &switch)));
