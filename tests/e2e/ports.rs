@@ -1,7 +1,7 @@
 //! Which port of the Service an instance is registered with.
 
 use anyhow::{Result, ensure};
-use lictor_testbed::{Instance, NewEndpoint};
+use lictor_testbed::{Instance, NewEndpoint, Reader};
 use serde_json::json;
 
 use crate::bed::{Bed, SOON};
@@ -58,6 +58,40 @@ pub(crate) async fn numbers_differ_behind_one_name(bed: &Bed) -> Result<()> {
     let both = [end("10.1.0.1", 8080), end("10.1.0.2", 8082)];
     bed.wait_for("the new number alone", |found| ends(found) == both).await?;
     bed.wait_ready("web").await
+}
+
+pub(crate) async fn a_renamed_port_is_followed_slice_by_slice(bed: &Bed) -> Result<()> {
+    let slice = async |slice: &str, address: &str, port: &str| -> Result<()> {
+        let endpoint = [NewEndpoint::new(address.parse()?)];
+        bed.namespace.apply_slice(slice, "web", &[(port, 8080)], &endpoint).await.map(drop)
+    };
+    bed.namespace.apply_service("web", &[], &[("http", 80, "8080")]).await?;
+    slice("web-1", "10.1.0.1", "http").await?;
+    slice("web-2", "10.1.0.2", "http").await?;
+    bed.operate().await?;
+    bed.apply_web(json!({})).await?;
+    let both = [end("10.1.0.1", 8080), end("10.1.0.2", 8080)];
+    bed.wait_for("both", |found| ends(found) == both).await?;
+    bed.wait_ready("web").await?;
+
+    let reader = Reader::begin(&bed.consul_address(), &bed.service, both.clone().map(|(address, _)| address));
+    bed.namespace.apply_service("web", &[], &[("web", 80, "8080")]).await?;
+    slice("web-1", "10.1.0.1", "web").await?;
+    // The other one takes its time. What lives and has no port yet stays, and the resource says so.
+    let message = bed.wait_for_condition("web", "Registered", "False", "PortNotFound").await?;
+    ensure!(message.contains("10.1.0.2") && message.contains("stays"), "{message}");
+    // One that is new in it is not registered.
+    let endpoints = ["10.1.0.2", "10.1.0.3"].map(|address| address.parse().map(NewEndpoint::new));
+    let endpoints = endpoints.into_iter().collect::<Result<Vec<_>, _>>()?;
+    bed.namespace.apply_slice("web-2", "web", &[("http", 8080)], &endpoints).await?;
+    bed.wait_for_problem("web", "10.1.0.3", "PortNotFound").await?;
+    let found = bed.instances().await?;
+    ensure!(ends(&found) == both, "{found:#?}");
+    slice("web-2", "10.1.0.2", "web").await?;
+    bed.wait_flawless("web").await?;
+    let seen = reader.end().await?;
+    ensure!(seen.is_whole() && seen.most_others == 0, "{seen}");
+    Ok(())
 }
 
 pub(crate) async fn a_port_that_does_not_match(bed: &Bed) -> Result<()> {

@@ -115,6 +115,8 @@ scenarios! {
     ports::a_port_is_picked(agent: yes, catalog: yes);
     /// A named port with another number in each slice is registered with each one's own.
     ports::numbers_differ_behind_one_name(agent: yes, catalog: yes);
+    /// A Service's port is renamed and its slices follow one by one: no instance is missing at any moment.
+    ports::a_renamed_port_is_followed_slice_by_slice(agent: yes, catalog: yes);
     /// A port that does not match: condition and Event, what was registered stays, others are not affected.
     ports::a_port_that_does_not_match(agent: yes, catalog: yes);
     /// One number of two protocols is TCP's; where that does not decide, the names to choose from are said.

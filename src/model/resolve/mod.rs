@@ -204,9 +204,8 @@ impl Found {
         self.left_out.insert(instance.clone(), Problem { instance, reason, message });
     }
 
-    fn leave_out_without_port(&mut self, instance: String, port: &str) {
+    fn leave_out_without_port(&mut self, instance: String, message: String) {
         self.without_port += 1;
-        let message = format!("it has no port {port}, and is not registered");
         self.leave_out(instance, ProblemReason::PortNotFound, message);
     }
 

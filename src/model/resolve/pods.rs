@@ -32,7 +32,8 @@ pub(super) fn resolve(spec: &Spec, facts: &impl Facts) -> Resolution {
                 Some(PortRef::Name(port)) => format!("named {port:?}"),
                 _ => "that could be the only one (set spec.port)".to_owned(),
             };
-            found.leave_out_without_port(name.to_string(), &format!("{asked}; its ports: {}", ports_of(pod)));
+            let message = format!("it has no port {asked}; its ports: {}, and is not registered", ports_of(pod));
+            found.leave_out_without_port(name.to_string(), message);
             continue;
         };
         let check_port = |asked: &Option<PortRef>| match asked {

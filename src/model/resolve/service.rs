@@ -104,7 +104,12 @@ impl Lack {
     fn note(&self, of: Listed<'_>, port_name: &str, found: &mut Found) {
         let called = of.called();
         match self {
-            Self::Port => found.leave_out_without_port(called, &format!("{port_name:?}")),
+            Self::Port => {
+                // It lives: its slice may be one that has not followed a change of the Service's ports yet.
+                found.held.insert(text(of.endpoint.address));
+                let message = format!("its EndpointSlice has no port {port_name:?}; what is registered of it stays");
+                found.leave_out_without_port(called, message);
+            }
             Self::NotVerified => {
                 let message = format!("no pod of this namespace has the address {}", of.endpoint.address);
                 found.leave_out(called, ProblemReason::NotVerified, message);

@@ -234,11 +234,15 @@ fn a_port_is_found_by_name_by_the_services_number_or_alone() {
 }
 
 #[test]
-fn an_endpoint_without_the_port_is_told_of() {
-    let slices = vec![slice(("http", 8080), vec![endpoint(1)]), slice(("old", 8080), vec![endpoint(2)])];
-    let resolution = resolve(&web(), &known(service(&[("http", 80)]), slices));
+fn an_endpoint_whose_slice_lacks_the_port_stays_as_registered() {
+    let leaving = Endpoint { terminating: true, ..endpoint(3) };
+    let slices = vec![slice(("web", 8080), vec![endpoint(1)]), slice(("http", 8080), vec![endpoint(2), leaving])];
+    // The Service's port was renamed, and one slice has followed.
+    let resolution = resolve(&web(), &known(service(&[("web", 80)]), slices));
     assert_eq!(found(&resolution), [("u1".to_owned(), 8080, true)]);
     assert_eq!(left_out(&resolution), [("p2", ProblemReason::PortNotFound)]);
+    assert!(resolution.hold.holds(&row("10.0.0.2", "service/web")), "it lives");
+    assert!(!resolution.hold.holds(&row("10.0.0.3", "service/web")), "it terminates");
 }
 
 /// A port of a Service, and the same as a slice has it.
