@@ -18,7 +18,7 @@ use lictor::model::status::{Condition, ConditionKind, Status, Truth};
 use lictor_testbed::{ControlPlane, NewPod, Programs, TestNamespace, wait};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -43,7 +43,7 @@ impl Following {
         let pump = tokio::spawn(async move {
             while let Some(event) = events.recv().await {
                 let mut world = told.lock().unwrap();
-                world.apply(event);
+                world.apply(event, Instant::now());
                 if let Some(wanted) = world.wanted_anew() {
                     ordered.want(&wanted);
                 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use super::{DIFFERS, identify, prepare, registry};
 use crate::cluster::kubernetes::ApiServer;
@@ -69,7 +70,7 @@ async fn look(settings: Settings) -> anyhow::Result<(Vec<Step>, Vec<Note>)> {
     let kubernetes = ApiServer::new(client, settings.scopes, Arc::new(settings.rules), Orders::default());
     let world = kubernetes.read_again().await?;
     let (placement, rows) = registry.survey().await?;
-    Ok(preview(world, rows, &identity, &placement))
+    Ok(preview(world, rows, &identity, &placement, Instant::now()))
 }
 
 pub(super) fn table(steps: &[Step], notes: &[Note]) -> String {

@@ -132,7 +132,7 @@ fn afterwards(left: Left, world: World, identity: &Identity) -> String {
         row.ownership = Ownership::of(identity, &key.id, &row.registration.meta);
         own.insert(key, row);
     }
-    let (steps, notes) = preview(world, own, identity, &placement);
+    let (steps, notes) = preview(world, own, identity, &placement, Instant::now());
     table(&steps, &notes)
 }
 

@@ -16,6 +16,7 @@ use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::runtime::watcher;
 use kube::{Api, Client, CustomResourceExt, Resource};
 use serde_json::json;
+use tokio::time::Instant;
 use tracing::debug;
 
 use super::api::ConsulService;
@@ -137,7 +138,7 @@ impl ApiServer {
         let mut decoder = Decoder::new(self.rules.clone(), world.wanted().annotations);
         let mut apply = |step: watcher::Event<K>| {
             if let Some(change) = decoder.decode(step) {
-                world.apply(event::Event { scope: scope.clone(), change });
+                world.apply(event::Event { scope: scope.clone(), change }, Instant::now());
             }
         };
         apply(watcher::Event::Init);

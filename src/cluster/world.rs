@@ -4,11 +4,14 @@ mod claims;
 mod entry;
 mod index;
 mod known;
+mod missing;
 mod wants;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
+
+use tokio::time::Instant;
 
 use super::event::{Change, Event, Kind, ObjectKey, Scope, SeenResource, Step};
 use super::table::{Moved, Outcome, Table};
@@ -20,9 +23,11 @@ use crate::model::resource::{Needs, Spec};
 use claims::Claims;
 use index::{Behind, Links, behind, picks, relink, unlink};
 use known::Known;
+use missing::History;
 use wants::Wants;
 
 pub use entry::Entry;
+pub use missing::Missing;
 pub use wants::Wanted;
 
 /// Kubernetes as last seen.
@@ -68,6 +73,8 @@ pub struct World {
     pods_at: BTreeMap<(Str, IpAddr), BTreeSet<Str>>,
     /// The resources that hold values of nodes.
     node_users: BTreeSet<ResourceKey>,
+    /// What slices and Nodes were a short time ago.
+    history: History,
 }
 
 /// A resource that an event concerns.
@@ -131,6 +138,7 @@ impl World {
             picked: BTreeMap::new(),
             pods_at: BTreeMap::new(),
             node_users: BTreeSet::new(),
+            history: History::default(),
         }
     }
 
@@ -165,24 +173,25 @@ impl World {
         self.is_wanted_anyway(watch) || self.wants.has(watch)
     }
 
-    /// Takes in an event and says which resources it concerns, in the order of their keys.
+    /// Takes in an event that comes `now`, and says which resources it concerns, in the order of their keys.
     ///
     /// What a list says, or what it lacks, is inferred; what a watch says is observed. When a scope's first
     /// list of a kind is done, all resources of the scope that need the kind are concerned: what was unknown of
     /// them may now be known. What nobody needs is not taken in.
-    pub fn apply(&mut self, event: Event) -> Vec<Dirtied> {
+    pub fn apply(&mut self, event: Event, now: Instant) -> Vec<Dirtied> {
         let Event { scope, change } = event;
         let kind = change.kind();
         let mut dirt = Dirt::default();
+        self.history.forget_old(now);
         if !self.wants(&(kind, scope.clone())) {
             return Vec::new();
         }
         let first_list_done = match change {
             Change::Resource(step) => self.apply_resource(&scope, step, &mut dirt),
-            Change::Slice(step) => self.apply_slice(&scope, step, &mut dirt),
+            Change::Slice(step) => self.apply_slice(&scope, step, now, &mut dirt),
             Change::Service(step) => self.apply_service(&scope, step, &mut dirt),
             Change::Pod(step) => self.apply_pod(&scope, step, &mut dirt),
-            Change::Node(step) => self.apply_node(&scope, step, &mut dirt),
+            Change::Node(step) => self.apply_node(&scope, step, now, &mut dirt),
         };
         if first_list_done {
             // Whether a name is taken only all resources together can tell.
@@ -225,7 +234,7 @@ impl World {
         first_list_done
     }
 
-    fn apply_slice(&mut self, scope: &Scope, step: Step<Slice>, dirt: &mut Dirt) -> bool {
+    fn apply_slice(&mut self, scope: &Scope, step: Step<Slice>, now: Instant, dirt: &mut Dirt) -> bool {
         let Outcome { moved, first_list_done } = self.slices.apply(scope, step);
         let with_pods = self.watches_pods();
         for Moved { key, old, cause } in moved {
@@ -234,6 +243,10 @@ impl World {
             let (from, to) = (old.as_ref().map(service), new.map(service));
             for service in from.iter().chain(&to) {
                 dirt.add_all(self.users_of.get(service).into_iter().flatten(), cause);
+            }
+            for service in [&from, &to].into_iter().flatten().filter(|service| self.users_of.contains_key(service)) {
+                let of_it = |slice: &&Slice| slice.service == service.name;
+                self.history.slice_moved(service, old.as_ref().filter(of_it), new.filter(of_it), now);
             }
             if with_pods {
                 let behind = |slice: Option<&Slice>| behind(&key.namespace, slice);
@@ -246,6 +259,9 @@ impl World {
             if from != to {
                 relink(&mut self.slices_of, &key, from, to);
             }
+        }
+        if first_list_done {
+            self.history.slices_listed(scope, now);
         }
         first_list_done
     }
@@ -292,10 +308,14 @@ impl World {
         first_list_done
     }
 
-    fn apply_node(&mut self, scope: &Scope, step: Step<Node>, dirt: &mut Dirt) -> bool {
+    fn apply_node(&mut self, scope: &Scope, step: Step<Node>, now: Instant, dirt: &mut Dirt) -> bool {
+        let was_listed = self.nodes.is_listed(scope);
         let Outcome { moved, first_list_done } = self.nodes.apply(scope, step);
         for Moved { key, old, cause } in moved {
             let place = |node: Option<&Node>| node.map(|node| (node.zone.clone(), node.region.clone()));
+            if was_listed && old.is_none() {
+                self.history.node_registered(&key.name, now);
+            }
             if place(old.as_ref()) != place(self.nodes.get(&key)) {
                 dirt.add_all(&self.node_users, cause);
             }

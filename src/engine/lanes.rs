@@ -457,6 +457,7 @@ impl Engine {
         self.world.know_rows(false);
         self.plan.clear();
         self.held.clear();
+        self.missing.clear();
         self.ended.clear();
         self.ended_alone.clear();
         self.undecided.clear();

@@ -48,7 +48,7 @@ mod unready;
 
 use alarms::{Alarm, Alarms};
 use metrics::{Metrics, Snapshot};
-use reconcile::{Dirty, Handover, LetPass, Refused};
+use reconcile::{Dirty, Handover, LetPass, MissingFrom, Refused};
 use report::Reports;
 
 /// What the engine is told once.
@@ -106,6 +106,8 @@ pub struct Engine {
     parked: BTreeMap<ResourceKey, Dirty>,
     /// Resources with removals by inference, which wait for a second look at Kubernetes.
     held: BTreeSet<ResourceKey>,
+    /// Resources whose instances stay although their endpoints are missing.
+    missing: BTreeMap<ResourceKey, MissingFrom>,
     /// Removals by inference that were let pass without a second look, since when, and of how many rows.
     let_pass: LetPass,
     /// Those that the second look under way is about.
@@ -245,6 +247,7 @@ impl Engine {
             dirty: BTreeMap::new(),
             parked: BTreeMap::new(),
             held: BTreeSet::new(),
+            missing: BTreeMap::new(),
             let_pass: LetPass::default(),
             second_look: None,
             ended: BTreeMap::new(),
@@ -370,7 +373,7 @@ impl Engine {
     fn hear(&mut self, event: Event) {
         let completes = event.change.completes_a_list();
         let now = Instant::now();
-        for dirtied in self.world.apply(event) {
+        for dirtied in self.world.apply(event, now) {
             match dirtied.cause {
                 Some(cause) => self.mark(dirtied.key, cause, now),
                 // The finalizer may be on it that a registration waits for.

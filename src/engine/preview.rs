@@ -6,6 +6,8 @@
 
 use std::collections::BTreeSet;
 
+use tokio::time::Instant;
+
 use super::reconcile::{Outlook, left_of, outlook, registered, resolution};
 use super::report::name_conflict;
 use crate::cluster::world::World;
@@ -15,7 +17,7 @@ use crate::model::desired::Placement;
 use crate::model::diff::{Op, diff, release};
 use crate::model::names::{Identity, ResourceKey};
 use crate::model::registration::{Registration, RowKey};
-use crate::model::status::NOT_LISTED;
+use crate::model::status::{ENDPOINTS_MISSING, NOT_LISTED};
 
 /// One write.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,7 +75,13 @@ pub struct Note {
 
 /// All steps, resource by resource, and all notes.
 #[must_use]
-pub fn preview(mut world: World, rows: Rows, identity: &Identity, placement: &Placement) -> (Vec<Step>, Vec<Note>) {
+pub fn preview(
+    mut world: World,
+    rows: Rows,
+    identity: &Identity,
+    placement: &Placement,
+    now: Instant,
+) -> (Vec<Step>, Vec<Note>) {
     let mut mirror = Mirror::default();
     mirror.take_over(rows, 0, None);
     for owner in mirror.owners() {
@@ -92,6 +100,13 @@ pub fn preview(mut world: World, rows: Rows, identity: &Identity, placement: &Pl
             Outlook::Release => release(mirror.owned(&key)),
             Outlook::Wants { desired, hold, .. } => {
                 let left_of = |there: &_| left_of(world, &key, there);
+                // They go in the end, unless their endpoints come back: they are among the steps.
+                let missing = world.missing(&key, &identity.cluster, &desired, mirror.owned(&key), now);
+                notes.extend(missing.message().map(|message| Note {
+                    resource: key.clone(),
+                    reason: ENDPOINTS_MISSING.to_owned(),
+                    message,
+                }));
                 let diff = diff(&desired, |row| mirror.row(row), mirror.owned(&key), &hold, left_of, |_| false);
                 notes.extend(diff.conflicts.iter().map(|(row, who)| Note {
                     resource: key.clone(),

@@ -8,7 +8,7 @@ use tokio::time::{Duration, Instant};
 use super::alarms::{Alarm, Backoff};
 use super::{Engine, Footing, Landing, Unsettled};
 use crate::cluster::ReadError;
-use crate::cluster::world::{Entry, World};
+use crate::cluster::world::{Entry, Missing, World};
 use crate::model::desired::{Desired, Placement, desired};
 use crate::model::diff::{Op, diff, release};
 use crate::model::guard::{Cause, CrdState, Ending, ending, wants_confirmation};
@@ -41,6 +41,15 @@ pub(super) struct Handover {
 pub(super) struct Dirty {
     pub(super) cause: Cause,
     pub(super) since: Instant,
+}
+
+/// That instances of a resource stay although their endpoints are missing.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct MissingFrom {
+    /// How it came about that they are missing: so are they removed.
+    cause: Cause,
+    /// When the resource is looked at again.
+    wakes: Instant,
 }
 
 /// A write that Consul refused.
@@ -167,8 +176,11 @@ impl Engine {
         let Footing::Standing(placement) = &self.footing else { return };
         let placement = placement.clone();
         let mut inferred = BTreeMap::new();
-        while let Some((key, dirty)) = self.dirty.pop_first() {
+        while let Some((key, mut dirty)) = self.dirty.pop_first() {
             self.parked.remove(&key);
+            if let Some(missing) = self.missing.get(&key) {
+                dirty.cause = dirty.cause.max(missing.cause);
+            }
             if !self.world.watches(&key.namespace) {
                 continue;
             }
@@ -217,6 +229,7 @@ impl Engine {
     /// The writes that a resource wants now.
     fn operations(&mut self, key: &ResourceKey, placement: &Placement, dirty: Dirty) -> Vec<Op> {
         let (mut waits, mut weighed) = (false, None);
+        let mut missing = Missing::default();
         let mut ops = match outlook(&self.world, &self.config.identity, placement, key, self.registered(key)) {
             Outlook::Frozen => Vec::new(),
             Outlook::Release => release(self.mirror.owned(key)),
@@ -224,7 +237,9 @@ impl Engine {
                 let left_of = |there: &_| left_of(&self.world, key, there);
                 // What is being written may be about to go: nothing is taken away because it is there.
                 let row = |k: &_| self.mirror.row(k).filter(|_| !self.in_flight.contains_key(k));
-                let mut diff = diff(&desired, row, self.mirror.owned(key), &hold, left_of, |row| {
+                missing = self.missing_of(key, &desired);
+                let owned = self.mirror.owned(key).filter(|(row, _)| !missing.rows.contains(*row));
+                let mut diff = diff(&desired, row, owned, &hold, left_of, |row| {
                     self.refused.get(key).is_some_and(|refused| refused.contains_key(row))
                 });
                 let same: Vec<Op> = desired.iter().filter_map(|(row, wanted)| self.once_more(row, wanted)).collect();
@@ -239,6 +254,7 @@ impl Engine {
                 diff.ops
             }
         };
+        self.wait_for_missing(key, missing.until, dirty.cause);
         let all = ops.len();
         ops.retain(|op| !self.in_flight.contains_key(op.key()));
         if ops.len() < all || waits {
@@ -258,6 +274,28 @@ impl Engine {
             return Vec::new();
         }
         ops
+    }
+
+    /// The instances of a resource that stay although their endpoints are missing.
+    pub(super) fn missing_of(&self, key: &ResourceKey, desired: &Desired) -> Missing {
+        let (cluster, rows) = (&self.config.identity.cluster, self.mirror.owned(key));
+        self.world.missing(key, cluster, desired, rows, Instant::now())
+    }
+
+    /// Has a resource looked at again when the first of its instances whose endpoints are missing may go.
+    fn wait_for_missing(&mut self, key: &ResourceKey, until: Option<Instant>, cause: Cause) {
+        let Some(until) = until else {
+            self.missing.remove(key);
+            return;
+        };
+        let known = self.missing.get(key).copied();
+        let cause = known.map_or(cause, |known| known.cause.max(cause));
+        // One alarm is enough: should it come too early, it sets the next one.
+        let wakes = known.map(|known| known.wakes).filter(|wakes| *wakes > Instant::now() && *wakes <= until);
+        if wakes.is_none() {
+            self.alarms.set(until, Alarm::Reconcile(key.clone()));
+        }
+        self.missing.insert(key.clone(), MissingFrom { cause, wakes: wakes.unwrap_or(until) });
     }
 
     /// Whether nothing may be written of a resource before its finalizer is on it. What is to stay when the

@@ -19,7 +19,7 @@ use crate::model::registration::RowKey;
 use crate::model::render;
 use crate::model::resolve::Resolution;
 use crate::model::resource::{Resource, Spec};
-use crate::model::status::{ConditionKind, Findings, NOT_LISTED, PENDING, Status, Truth, status};
+use crate::model::status::{ConditionKind, ENDPOINTS_MISSING, Findings, NOT_LISTED, PENDING, Status, Truth, status};
 
 /// The most writes to Kubernetes at once.
 const AT_ONCE: usize = 16;
@@ -285,10 +285,14 @@ impl Engine {
         let rival = self.world.rival(key).filter(|_| undecided.is_none() || was_told());
         let conflict = rival.map(name_conflict);
         let row = |key: &_| self.mirror.row(key);
+        let mut missing = None;
         let (counts, standing) = match placement {
             None => (resource.status.instances, false),
             Some(placement) => match outlook(&self.world, identity, placement, key, self.registered(key)) {
-                Outlook::Wants { desired, .. } => (count(&desired, row), true),
+                Outlook::Wants { desired, .. } => {
+                    missing = self.missing_of(key, &desired).message();
+                    (count(&desired, row), true)
+                }
                 Outlook::Frozen | Outlook::Release => {
                     (Counts { desired: 0, ..count_owned(self.mirror.owned(key).map(|(_, row)| row)) }, true)
                 }
@@ -311,6 +315,7 @@ impl Engine {
             mass_unready: self.mass_unready.concerns(key).then(|| self.holds_unready()),
             counts,
             unsettled: self.unsettled.contains_key(key) || self.lacks_finalizer(key, resource),
+            missing,
             standing,
             problems: self.problems(key).chain(of_instances).collect(),
             trouble: self.trouble.as_ref().map(|trouble| trouble.message.as_str()),
@@ -400,7 +405,9 @@ fn retry_after(error: &WriteError) -> Duration {
 
 /// Whether all that there is to say is that something is under way.
 fn is_pending(status: &Status) -> bool {
-    status.condition(ConditionKind::Ready).is_some_and(|ready| [PENDING, NOT_LISTED].contains(&ready.reason.as_str()))
+    status
+        .condition(ConditionKind::Ready)
+        .is_some_and(|ready| [PENDING, NOT_LISTED, ENDPOINTS_MISSING].contains(&ready.reason.as_str()))
 }
 
 /// What an Event would say of a status: what `Ready` says, unless it is only pending.

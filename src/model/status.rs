@@ -117,6 +117,9 @@ impl Status {
 /// The reason of `Registered=False` while writes are under way.
 pub const PENDING: &str = "Pending";
 
+/// The reason of `Registered=False` while instances stay although their endpoints are missing.
+pub const ENDPOINTS_MISSING: &str = "EndpointsMissing";
+
 /// The reason of `Resolved=Unknown` until everything that the source is made of was listed.
 pub const NOT_LISTED: &str = "NotListed";
 
@@ -148,6 +151,8 @@ pub struct Findings<'a> {
     pub counts: Counts,
     /// Whether writes of this resource wait or are under way.
     pub unsettled: bool,
+    /// Which instances stay although their endpoints are missing.
+    pub missing: Option<String>,
     /// Whether it is known what Consul holds; if not, the counts are those of before.
     pub standing: bool,
     /// What is wrong with single instances.
@@ -234,6 +239,9 @@ fn registered(findings: &Findings<'_>) -> (Truth, &'static str, String) {
         return (Truth::False, first.reason.as_str(), message);
     }
     if desired == registered && !findings.unsettled {
+        if let Some(missing) = &findings.missing {
+            return (Truth::False, ENDPOINTS_MISSING, missing.clone());
+        }
         match findings.mass_unready {
             Some(false) => return (Truth::True, MASS_UNREADY, format!("{MOST_UNREADY}: {CUT_OFF}")),
             Some(true) => {

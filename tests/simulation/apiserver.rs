@@ -10,7 +10,7 @@ use lictor::cluster::world::{Wanted, World};
 use lictor::cluster::{Kubernetes, ReadError, Write, WriteError};
 use lictor::model::guard::CrdState;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use crate::plants::Plant;
 use crate::setup::CrdRights;
@@ -144,7 +144,7 @@ impl ApiServer {
         }
         let steps = [step(kind, Step::Init)].into_iter().chain(objects).chain([step(kind, Step::InitDone)]);
         for change in steps {
-            world.apply(Event { scope: scope.clone(), change });
+            world.apply(Event { scope: scope.clone(), change }, Instant::now());
         }
         Ok(())
     }

@@ -152,6 +152,7 @@ impl World {
             Kind::Service => self.services.forget(scope),
             Kind::Slice => {
                 self.slices.forget(scope);
+                self.history.forget_scope(scope);
                 self.slices_of.retain(|service, _| !scope.covers(&service.namespace));
                 self.index_what_is_behind();
             }

@@ -13,6 +13,7 @@ use crate::model::template::Template;
 
 mod demand;
 mod history;
+mod missing;
 mod names;
 
 const NAMESPACES: [&str; 2] = ["a", "b"];
@@ -183,7 +184,7 @@ impl World {
     }
 
     fn hear(&mut self, change: Change) -> Vec<Dirtied> {
-        self.apply(event(&Scope::All, change))
+        self.apply(event(&Scope::All, change), Instant::now())
     }
 
     fn edits(&mut self, seen: SeenResource) -> Vec<Dirtied> {
@@ -239,10 +240,10 @@ fn absence_means_something_only_after_every_list_of_every_scope() {
     let mut world = World::new(scopes.clone(), true);
     let lists = scopes.iter().map(|scope| (scope, Kind::Resource)).chain([(&Scope::All, Kind::Node)]);
     for (n, (scope, kind)) in lists.enumerate() {
-        world.apply(event(scope, is_done(kind)));
+        world.apply(event(scope, is_done(kind)), Instant::now());
         assert!(!world.is_whole("a") && !world.is_synced(), "after {n} lists; one that never began is not done");
-        world.apply(event(scope, begins(kind)));
-        world.apply(event(scope, is_done(kind)));
+        world.apply(event(scope, begins(kind)), Instant::now());
+        world.apply(event(scope, is_done(kind)), Instant::now());
     }
     assert!(world.is_whole("a") && world.is_whole("b") && world.is_synced());
     assert!(!world.is_whole("c") && !world.watches("c"));
@@ -254,7 +255,7 @@ fn nodes_are_waited_for_unless_it_goes_without_them() {
         let mut world = World::new([Scope::All], nodes);
         assert!(!world.knows_nodes(), "before the list of resources");
         for change in [begins(Kind::Resource), is_done(Kind::Resource)] {
-            world.apply(event(&Scope::All, change));
+            world.apply(event(&Scope::All, change), Instant::now());
         }
         assert!(world.is_synced() != nodes && world.knows_nodes() != nodes, "with Nodes: {nodes}");
     }

@@ -129,18 +129,18 @@ fn each_namespace_is_watched_for_itself_and_nodes_once() {
     let scopes = NAMESPACES.map(|namespace| Scope::Namespace(namespace.into()));
     let mut world = World::new(scopes.clone(), false);
     for scope in &scopes {
-        world.apply(event(scope, begins(Kind::Resource)));
-        world.apply(event(scope, is_done(Kind::Resource)));
+        world.apply(event(scope, begins(Kind::Resource)), Instant::now());
+        world.apply(event(scope, is_done(Kind::Resource)), Instant::now());
     }
     let r = key("b", "r");
     let seen = seen(&r, "u", 1, Ok(tagged("${node.zone}", pods_of("s"))));
-    world.apply(event(&scopes[1], Change::Resource(Step::Apply(r.clone(), seen))));
+    world.apply(event(&scopes[1], Change::Resource(Step::Apply(r.clone(), seen))), Instant::now());
     let watches: Vec<(Kind, Scope)> = world.wanted().watches.into_keys().collect();
     let [a, b] = scopes;
     let all =
         [(Kind::Resource, a.clone()), (Kind::Resource, b.clone()), (Kind::Pod, b.clone()), (Kind::Node, Scope::All)];
     assert_eq!(watches, all);
-    world.apply(event(&a, Change::Pod(Step::Apply(key("a", "p"), pod("p", 1, "s")))));
-    world.apply(event(&b, Change::Pod(Step::Apply(key("b", "p"), pod("p", 1, "s")))));
+    world.apply(event(&a, Change::Pod(Step::Apply(key("a", "p"), pod("p", 1, "s")))), Instant::now());
+    world.apply(event(&b, Change::Pod(Step::Apply(key("b", "p"), pod("p", 1, "s")))), Instant::now());
     assert!(!world.holds(Kind::Pod, &key("a", "p")) && world.holds(Kind::Pod, &key("b", "p")));
 }

@@ -471,7 +471,7 @@ impl<'a> History<'a> {
         let (was_listed, before, objects) = (self.world.is_listed(kind, &scope), self.decisions(), self.objects());
         let needed: BTreeSet<ResourceKey> =
             self.world.keys().filter(|key| self.world.needs(key, kind)).cloned().collect();
-        let dirt = self.world.apply(event);
+        let dirt = self.world.apply(event, Instant::now());
         let after = self.decisions();
         {
             let mut statistics = self.statistics.borrow_mut();
@@ -651,7 +651,7 @@ impl<'a> History<'a> {
         let own = self.truth.iter().filter(|((of, key), _)| *of == kind && scope.covers(&key.namespace));
         let listed = own.map(|((_, key), object)| Said::InitApply(key.clone(), object.kept(&annotations)));
         for said in [Said::Init].into_iter().chain(listed).chain([Said::InitDone]) {
-            world.apply(event(scope, change(kind, said)));
+            world.apply(event(scope, change(kind, said)), Instant::now());
         }
     }
 }

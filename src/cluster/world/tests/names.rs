@@ -193,7 +193,7 @@ fn rows_of_namespaces_that_are_not_watched_decide_nothing() {
     let scope = Scope::Namespace("b".into());
     let b = asks("b", 1, 1, "user");
     for step in [Step::Init, Step::InitApply(b.resource.key.clone(), b), Step::InitDone] {
-        world.apply(event(&scope, Change::Resource(step)));
+        world.apply(event(&scope, Change::Resource(step)), Instant::now());
     }
     world.note_rows(&key("a", "r"), in_use(&[("user", "service/s")]));
     assert_eq!(world.rival(&key("b", "r")), None);
