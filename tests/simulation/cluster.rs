@@ -2,16 +2,18 @@
 //! all changes for the watches to read.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use jiff::Timestamp;
 use lictor::cluster::api::ConsulServiceStatus;
 use lictor::cluster::event::{Change, Kind, ObjectKey, Scope, SeenResource, Step};
 use lictor::cluster::{Finalizers, Write, WriteError, status};
-use lictor::model::facts::{Node, Pod, Service, Slice};
+use lictor::model::facts::{Endpoint, Node, Pod, PodRef, Service, Slice};
 use lictor::model::names::{ResourceKey, Str};
 use lictor::model::reasons::Refusal;
 use lictor::model::resource::{DeletionPolicy, FINALIZER, Resource, Spec};
+use tokio::time::Instant;
 
 /// A `ConsulService`.
 #[derive(Clone, Debug)]
@@ -72,6 +74,37 @@ pub struct Logged {
     pub change: Change,
 }
 
+/// Slices of a Service that are overwritten one after the other.
+#[derive(Clone, Debug, Default)]
+pub struct Rewriting {
+    /// Which slice each endpoint is to stand in.
+    pub assigned: BTreeMap<EndpointId, ObjectKey>,
+    /// The slices that are still to be written, the next one last.
+    pub todo: Vec<ObjectKey>,
+    /// Endpoints that were taken out of a slice before the one was written that they are to stand in. Some may have ended
+    /// since, or stand in a slice again.
+    pub taken_out: Vec<Endpoint>,
+}
+
+/// An address, and the uid of the pod behind it.
+pub type EndpointId = (IpAddr, Option<Str>);
+
+pub fn endpoint_id(endpoint: &Endpoint) -> EndpointId {
+    (endpoint.address, endpoint.pod.as_ref().map(|pod| pod.uid.clone()))
+}
+
+/// As the controller makes it (`podToEndpoint` in Kubernetes' staging/src/k8s.io/endpointslice/utils.go).
+pub fn endpoint_of(key: &ObjectKey, pod: &Pod, published: bool) -> Endpoint {
+    Endpoint {
+        address: pod.addresses[0],
+        ready: published || (pod.ready && !pod.leaving),
+        serving: pod.ready,
+        terminating: pod.leaving,
+        node: pod.node.clone(),
+        pod: Some(PodRef { name: key.name.clone(), uid: pod.uid.clone() }),
+    }
+}
+
 /// The cluster.
 #[derive(Default)]
 pub struct Cluster {
@@ -85,6 +118,12 @@ pub struct Cluster {
     pub nodes: BTreeMap<ObjectKey, Node>,
     /// The definition of our kind is being deleted or gone: no resource can be made.
     pub crd_deleted: bool,
+    /// Slices that the controller is just rewriting, by Service.
+    pub rewriting: BTreeMap<ObjectKey, Rewriting>,
+    /// Whether any ever were.
+    pub was_rewritten: bool,
+    /// When a slice of each Service was last written: at which position of the log, and when.
+    pub written: BTreeMap<ObjectKey, (u64, Instant)>,
     /// All changes, in order. A position in it is the number of changes before it.
     log: Vec<Logged>,
     uids: u64,
@@ -109,6 +148,16 @@ impl Cluster {
             .filter(|(logged, _)| logged.kind == kind && scope.covers(&logged.namespace))
             .map(|(logged, position)| (position, &logged.change))
             .next()
+    }
+
+    /// A slice as it was at a position.
+    pub fn slice_at(&self, position: u64, key: &ObjectKey) -> Option<&Slice> {
+        let before = &self.log[..usize::try_from(position).expect("positions are small")];
+        before.iter().rev().find_map(|logged| match &logged.change {
+            Change::Slice(Step::Apply(of, slice)) if of == key => Some(Some(slice)),
+            Change::Slice(Step::Delete(of)) if of == key => Some(None),
+            _ => None,
+        })?
     }
 
     /// What a list of a kind has, in no particular order of a change.
@@ -142,20 +191,50 @@ impl Cluster {
     }
 
     pub fn delete_service(&mut self, key: &ObjectKey) {
+        self.rewriting.remove(key);
         if self.services.remove(key).is_some() {
             self.log(Kind::Service, &key.namespace, Change::Service(Step::Delete(key.clone())));
         }
     }
 
     pub fn put_slice(&mut self, key: &ObjectKey, slice: Slice) {
+        let service = ObjectKey { namespace: key.namespace.clone(), name: slice.service.clone() };
         self.slices.insert(key.clone(), slice.clone());
+        self.written.insert(service, (self.position() + 1, Instant::now()));
         self.log(Kind::Slice, &key.namespace, Change::Slice(Step::Apply(key.clone(), slice)));
     }
 
     pub fn delete_slice(&mut self, key: &ObjectKey) {
-        if self.slices.remove(key).is_some() {
+        if let Some(slice) = self.slices.remove(key) {
+            let service = ObjectKey { namespace: key.namespace.clone(), name: slice.service };
+            self.written.insert(service, (self.position() + 1, Instant::now()));
             self.log(Kind::Slice, &key.namespace, Change::Slice(Step::Delete(key.clone())));
         }
+    }
+
+    /// The slices of a Service.
+    pub fn slices_of(&self, service: &ObjectKey) -> impl Iterator<Item = (&ObjectKey, &Slice)> {
+        let of_it = |slice: &Slice| slice.service == service.name;
+        self.slices.iter().filter(move |(key, slice)| key.namespace == service.namespace && of_it(slice))
+    }
+
+    /// Endpoints of a Service that live and are in none of its slices, since these are being rewritten.
+    pub fn taken_out(&self, service: &ObjectKey) -> Vec<Endpoint> {
+        let Some(rewriting) = self.rewriting.get(service) else { return Vec::new() };
+        let there: Vec<EndpointId> =
+            self.slices_of(service).flat_map(|(_, slice)| &slice.endpoints).map(endpoint_id).collect();
+        let out = rewriting.taken_out.iter().filter(|endpoint| !there.contains(&endpoint_id(endpoint)));
+        out.filter_map(|endpoint| self.as_it_is(service, endpoint)).filter(|endpoint| !endpoint.terminating).collect()
+    }
+
+    /// An endpoint as its pod is now; none where the pod has ended, or is not the Service's any more.
+    pub fn as_it_is(&self, service: &ObjectKey, endpoint: &Endpoint) -> Option<Endpoint> {
+        let Some(of) = &endpoint.pod else { return Some(endpoint.clone()) };
+        let key = ObjectKey { namespace: service.namespace.clone(), name: of.name.clone() };
+        let pod =
+            self.pods.get(&key).filter(|pod| pod.uid == of.uid && pod.addresses.first() == Some(&endpoint.address))?;
+        (pod.labels.get("app") == Some(&service.name))
+            .then(|| endpoint_of(&key, pod, self.publishing.contains(service)))
     }
 
     pub fn put_pod(&mut self, key: &ObjectKey, pod: Pod) {

@@ -165,6 +165,7 @@ fn planted_faults_are_caught() {
         (Plant::NoProtocols, &["true"]),
         (Plant::NoLastOnes, &["nothing lost"]),
         (Plant::NoEarlyOnes, &["true", "nothing lost"]),
+        (Plant::FalseEnds, &["nothing lost"]),
     ] {
         let planted = |seed| {
             let mut setup = Setup { plant: Some(plant), ..Setup::draw(seed) };

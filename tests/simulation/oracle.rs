@@ -5,20 +5,22 @@
 //! when it decided.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use lictor::cluster::api::ConsulServiceStatus;
-use lictor::cluster::event::{Kind, Scope};
+use lictor::cluster::event::{Kind, ObjectKey, Scope};
 use lictor::model::names::{ResourceKey, Str};
-use lictor::model::resource::DeletionPolicy;
+use lictor::model::resource::{DeletionPolicy, Source, Spec};
 
-use crate::cluster::{Cluster, Object};
+use crate::cluster::{Cluster, EndpointId, Object, endpoint_id};
 use crate::consul::agent::Agent as LocalAgent;
 use crate::consul::store::{Change, Check, Entity, Node, Service, fold};
 use crate::moves::FORMER_NODE;
 use crate::setup::{AGENT_NODE, CLUSTER, CLUSTER_UID, MARKER, Mode, PREFIX};
 use crate::sim::{Sim, State};
-use crate::truth::{Place, Rows, Want, owner, place};
+use crate::truth::{Expected, Place, Rows, Want, lives_without_port, owner, place};
 
 /// Who did something in Consul.
 #[derive(Clone, Debug)]
@@ -60,7 +62,24 @@ struct Wanted {
     ready_since: Option<u64>,
     /// The kinds that tell.
     kinds: Arc<[Kind]>,
+    /// Which endpoint it is.
+    endpoint: Option<EndpointId>,
 }
+
+/// An instance whose endpoint lives and is in no slice, or was not a short time ago.
+#[derive(Clone, Debug)]
+struct TakenOut {
+    /// As it was wanted before.
+    wanted: Wanted,
+    service: ObjectKey,
+    since: Duration,
+}
+
+/// How long an instance stays at least whose endpoint is in no slice, from when Lictor has last seen a slice written.
+const STAYS: Duration = Duration::from_secs(5);
+
+/// How long it is remembered that an endpoint was in no slice.
+const REMEMBERED: Duration = Duration::from_secs(60);
 
 /// A name that a resource was told to be its own.
 #[derive(Clone, Debug)]
@@ -74,6 +93,8 @@ struct Holder {
 #[derive(Clone, Default)]
 pub struct Oracle {
     wanted: BTreeMap<Place, Wanted>,
+    /// Instances whose endpoints the controller has taken out of a slice before it wrote the next one.
+    taken_out: BTreeMap<Place, TakenOut>,
     /// Addresses of endpoints that live, of resources whose port is not to be found among these ports.
     held: BTreeMap<(ResourceKey, String), (Wanted, String)>,
     /// Resources that are being deleted and leave everything behind, since when.
@@ -250,6 +271,13 @@ fn contradictions(status: &ConsulServiceStatus) -> Vec<String> {
     found
 }
 
+/// The endpoint of an instance of a Service.
+fn endpoint(place: &Place, expected: &Expected) -> Option<EndpointId> {
+    let address = expected.service.address.parse().ok().filter(IpAddr::is_ipv4)?;
+    let target = place.1.rsplit(':').nth(1)?;
+    Some((address, (target != expected.service.address).then(|| target.into())))
+}
+
 /// Notes since when something holds of a resource.
 fn since_when(known: &mut BTreeMap<ResourceKey, u64>, key: &ResourceKey, holds: bool, now: u64) {
     if holds {
@@ -297,11 +325,11 @@ impl State {
             let Some(object) = kept.or_else(|| self.cluster.resources.get(&key)) else { continue };
             let wish = (object.uid.clone(), object.generation);
             let kinds: Arc<[Kind]> = kinds(object).into();
-            let keep = |known: Option<&Wanted>, ready: bool| {
+            let keep = |known: Option<&Wanted>, ready: bool, endpoint: Option<EndpointId>| {
                 let known = known.filter(|known| known.wish == wish);
                 let since = known.map_or(now, |known| known.since);
                 let ready_since = ready.then(|| known.and_then(|known| known.ready_since).unwrap_or(now));
-                Wanted { wish: wish.clone(), since, ready_since, kinds: kinds.clone() }
+                Wanted { wish: wish.clone(), since, ready_since, kinds: kinds.clone(), endpoint }
             };
             // While a spec is refused, what the one before wanted must not go.
             let want = match want {
@@ -311,7 +339,8 @@ impl State {
             match want {
                 Want::Rows(Rows { rows, .. }) => {
                     for (place, expected) in rows {
-                        let now = keep(self.oracle.wanted.get(&place), expected.readiness == Some("passing"));
+                        let is_ready = expected.readiness == Some("passing");
+                        let now = keep(self.oracle.wanted.get(&place), is_ready, endpoint(&place, &expected));
                         wanted.insert(place, now);
                     }
                 }
@@ -319,7 +348,7 @@ impl State {
                     for address in living {
                         let key = (key.clone(), address);
                         let known = self.oracle.held.get(&key).filter(|(_, known)| *known == basis);
-                        let now = keep(known.map(|(held, _)| held), false);
+                        let now = keep(known.map(|(held, _)| held), false, None);
                         held.insert(key, (now, basis.clone()));
                     }
                 }
@@ -346,8 +375,51 @@ impl State {
         self.oracle.paused.retain(|key, _| there(key));
         self.oracle.leaving.retain(|key, _| there(key));
         self.oracle.holders.retain(|key, _| there(key));
+        self.keep_what_lives(&mut wanted);
         self.oracle.wanted = wanted;
         self.oracle.held = held;
+    }
+
+    /// Instances are to stay though Kubernetes' slices do not tell for a while how or where they are: those that have no
+    /// port yet and, for a time, those that are in no slice.
+    fn keep_what_lives(&mut self, wanted: &mut BTreeMap<Place, Wanted>) {
+        let now = self.now();
+        let mut taken_out = std::mem::take(&mut self.oracle.taken_out);
+        for (place, known) in &self.oracle.wanted {
+            if wanted.contains_key(place) {
+                continue;
+            }
+            let Some((object, spec)) = self.still_wishes(place, known) else { continue };
+            let Some(id) = &known.endpoint else { continue };
+            if lives_without_port(&self.cluster, &object.key.namespace, spec, id.0, Some(&id.1)) {
+                wanted.insert(place.clone(), known.clone());
+            } else if let Some(service) = self.is_taken_out(object, spec, id) {
+                taken_out.insert(place.clone(), TakenOut { wanted: known.clone(), service, since: now });
+            }
+        }
+        taken_out.retain(|place, known| {
+            let Some((object, spec)) = self.still_wishes(place, &known.wanted) else { return false };
+            let out = known.wanted.endpoint.as_ref().is_some_and(|id| self.is_taken_out(object, spec, id).is_some());
+            now < known.since + REMEMBERED && (out || wanted.contains_key(place))
+        });
+        self.oracle.taken_out = taken_out;
+    }
+
+    /// The resource that wanted an instance, and its spec, if it is what it was.
+    fn still_wishes(&self, place: &Place, wanted: &Wanted) -> Option<(&Object, &Spec)> {
+        let object = self.cluster.resources.get(&owner(&place.1)?)?;
+        let same = (object.uid.clone(), object.generation) == wanted.wish && !object.deleting && !object.paused;
+        Some((object, object.spec.as_deref().ok().filter(|_| same)?))
+    }
+
+    /// The Service that an endpoint lives in although it is in none of its slices.
+    fn is_taken_out(&self, object: &Object, spec: &Spec, id: &EndpointId) -> Option<ObjectKey> {
+        let Source::Service { name } = &spec.source else { return None };
+        let service = ObjectKey { namespace: object.key.namespace.clone(), name: name.clone() };
+        // Without a pod nobody can tell whether there is one at its address.
+        let can_tell = id.1.is_some() || !spec.limits.verify_endpoints;
+        let out = can_tell && self.cluster.taken_out(&service).iter().any(|endpoint| endpoint_id(endpoint) == *id);
+        out.then_some(service)
     }
 
     /// Lictor has taken its finalizer off: it says that nothing of a resource is left.
@@ -521,6 +593,7 @@ impl State {
             );
         }
         self.judge_move(node, id, sent);
+        self.judge_taken_out(node, &key, before, sent);
         let held = self.oracle.held.get(&(key.clone(), before.address.clone()));
         if held.is_some_and(|(held, _)| sent.had_seen(node, &held.kinds, held.since)) {
             self.violate("nothing lost", format!("{id} on {node} was taken by life {life} while nobody can tell"));
@@ -562,6 +635,25 @@ impl State {
                 "nothing lost",
                 format!("{id} was taken from {node} by life {}, and is nowhere else", sent.life),
             );
+        }
+    }
+
+    /// No instance is taken away because its endpoint is in no slice for a moment.
+    fn judge_taken_out(&mut self, node: &str, key: &ResourceKey, before: &Service, sent: &Sent) {
+        let Some(out) = self.oracle.taken_out.get(&place(node, &before.id)) else { return };
+        if !sent.had_seen(node, &out.wanted.kinds, out.wanted.since) || self.is_contested(key, &before.service) {
+            return;
+        }
+        let is_out = !self.oracle.wanted.contains_key(&place(node, &before.id));
+        let was_just_written =
+            is_out
+                && self.cluster.written.get(&out.service).is_some_and(|(position, at)| {
+                    sent.had_seen(node, &[Kind::Slice], *position) && at.elapsed() < STAYS
+                });
+        if self.now() < out.since + STAYS || was_just_written {
+            let (id, life, ago) = (&before.id, sent.life, self.now() - out.since);
+            let what = format!("{id} on {node} was taken by life {life}; its endpoint was in no slice for {ago:?}");
+            self.violate("nothing lost", what);
         }
     }
 

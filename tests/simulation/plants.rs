@@ -51,6 +51,8 @@ pub enum Plant {
     NoElsewhere,
     /// What another agent holds counts as held by the present one.
     HastyMove,
+    /// An endpoint that leaves a slice was seen terminating before, whether it did or not.
+    FalseEnds,
     /// Of a slice only the first endpoints count, whatever is registered.
     BlindLimit,
     /// A write that fails is always taken for an outage.

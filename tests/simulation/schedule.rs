@@ -36,7 +36,7 @@ pub enum Later {
     /// The controller of slices sees how a pod is.
     EndpointFollows { pod: ObjectKey, uid: Str },
     /// An endpoint of nobody's in particular goes.
-    EndpointGoes { slice: ObjectKey, address: IpAddr },
+    EndpointGoes { service: ObjectKey, slice: ObjectKey, address: IpAddr },
     /// The slices of a Service go after it.
     SlicesGo { service: ObjectKey },
     /// A Service comes back, with the pods that there are.
@@ -57,6 +57,10 @@ pub enum Later {
     CrdReturns { tries: u32 },
     /// A Service's slices follow a change of its ports.
     PortsFollow { service: ObjectKey },
+    /// The controller begins to rewrite a Service's slices.
+    SlicesAreRewritten { service: ObjectKey },
+    /// The controller overwrites the next slice of those that it rewrites.
+    NextSlice { service: ObjectKey },
 }
 
 /// Consequences, with how long they take.
@@ -106,7 +110,7 @@ impl State {
 
     /// Something happens to Kubernetes.
     pub fn turn(&mut self) -> Consequences {
-        let what = self.random.script.u8(..129);
+        let what = self.random.script.u8(..137);
         match what {
             0..14 => self.add_some_pod(),
             14..30 => self.on_a_pod(Self::flip_ready),
@@ -135,7 +139,9 @@ impl State {
             113..118 => self.on_a_service(Self::drain),
             118..121 => self.on_a_service(Self::add_ipv6_endpoint),
             121..126 => self.on_a_resource(Self::change_class),
-            _ => self.restore_resources(),
+            126..129 => self.restore_resources(),
+            129..135 => self.on_a_service(Self::rewrite_slices),
+            _ => self.on_a_service(Self::lose_slices),
         }
     }
 
@@ -383,13 +389,7 @@ impl State {
             Later::Gone { pod, uid } => return self.forget_pod(&pod, &uid),
             Later::Joins { app } => return self.add_pod(&app),
             Later::EndpointFollows { pod, uid } => self.endpoint_follows(&pod, &uid),
-            Later::EndpointGoes { slice, address } => {
-                if self.cluster.slices.contains_key(&slice) {
-                    self.edit_slice(&slice, |slice| {
-                        slice.endpoints.retain(|e| e.address != address);
-                    });
-                }
-            }
+            Later::EndpointGoes { service, slice, address } => self.endpoint_goes(&service, &slice, address),
             Later::SlicesGo { service } => {
                 if !self.cluster.services.contains_key(&service) {
                     for slice in self.slices_of(&service) {
@@ -431,6 +431,8 @@ impl State {
             }
             Later::CrdReturns { tries } => return self.crd_returns(tries),
             Later::PortsFollow { service } => self.ports_follow(&service),
+            Later::SlicesAreRewritten { service } => return self.rewrite_slices(&service),
+            Later::NextSlice { service } => return self.write_next_slice(&service),
         }
         Vec::new()
     }

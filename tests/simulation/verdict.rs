@@ -14,7 +14,7 @@ use crate::moves::FORMER_NODE;
 use crate::oracle::{asked, is_marked};
 use crate::setup::{CLUSTER, CLUSTER_UID, MARKER, Mode, UNWATCHED};
 use crate::sim::State;
-use crate::truth::{Expected, Place, Rows, Want, owner, place};
+use crate::truth::{Expected, Place, Rows, Want, lives_without_port, owner, place};
 
 /// How a place that a resource wants came out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -213,7 +213,7 @@ fn rows(state: &State, wants: &BTreeMap<ResourceKey, Want>, found: &mut Found) -
         }
     }
     for rows in wants.values().filter_map(Want::limited) {
-        leave_out(rows, &mut stands, found);
+        leave_out(state, rows, &mut stands, found);
     }
     for (place, stand) in &stands {
         let (node, id) = place;
@@ -234,12 +234,13 @@ fn rows(state: &State, wants: &BTreeMap<ResourceKey, Want>, found: &mut Found) -
 }
 
 /// Where more are wanted than are allowed: as many as are allowed are there, and of the others it is no matter which.
-fn leave_out(limited: &Rows, stands: &mut BTreeMap<Place, Stands>, found: &mut Found) {
+fn leave_out(state: &State, limited: &Rows, stands: &mut BTreeMap<Place, Stands>, found: &mut Found) {
     let Some(most) = limited.most else { return };
     let places = || limited.rows.keys();
     let registered = places().filter(|place| stands[*place] == Stands::Registered).count();
     let missing = places().filter(|place| stands[*place] == Stands::Missing).count();
-    if registered > most {
+    // One whose endpoint came back into a slice is registered still, and another one may have taken its place.
+    if registered > most && !state.cluster.was_rewritten {
         found.push(("true", format!("{registered} are registered, and {most} are allowed")));
     }
     // What somebody else has may be among those that Lictor chose.
@@ -266,7 +267,13 @@ fn may_stay(state: &State, wants: &BTreeMap<ResourceKey, Want>, node: &str, serv
             let object = &state.cluster.resources[&key];
             condition(&object.status, "Resolved").is_some_and(|(_, reason)| reason == "ServiceNotFound")
         }
-        Some(Want::Rows(_) | Want::Deleting) | None => false,
+        // It lives, and has no port yet.
+        Some(Want::Rows(_)) => {
+            let spec = state.cluster.resources[&key].spec.as_deref().ok();
+            spec.zip(service.address.parse().ok())
+                .is_some_and(|(spec, address)| lives_without_port(&state.cluster, &key.namespace, spec, address, None))
+        }
+        Some(Want::Deleting) | None => false,
     }
 }
 

@@ -9,12 +9,13 @@ use std::time::Duration;
 use futures::FutureExt;
 use lictor::cluster::event::{Change, Event, Kind, Scope, Step};
 use lictor::cluster::world::Wanted;
-use lictor::model::facts::{Family, Pod, Protocol};
+use lictor::model::facts::{Endpoint, Family, Pod, Protocol};
 use lictor::model::names::Str;
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, sleep_until};
 
+use crate::cluster::{EndpointId, endpoint_id};
 use crate::plants::{BLIND_LIMIT, Plant};
 use crate::schedule::OTHER_PORT;
 use crate::sim::{Sim, State};
@@ -198,6 +199,9 @@ impl Watch {
                 return Ok(());
             }
             self.pause().await;
+            if self.sim.state().setup.plant == Some(Plant::FalseEnds) {
+                self.tell_of_false_end(position, &change).await?;
+            }
             let twice = self.sim.state().strikes(5) && !matches!(&change, Change::Resource(Step::Delete(_)));
             self.tell(change.clone()).await?;
             if twice {
@@ -206,6 +210,20 @@ impl Watch {
             position = at;
             self.has_seen(position);
         }
+    }
+
+    /// Has the endpoints terminate that are about to leave a slice.
+    async fn tell_of_false_end(&self, position: u64, change: &Change) -> Result<(), Ended> {
+        let Change::Slice(Step::Apply(key, _) | Step::Delete(key)) = change else { return Ok(()) };
+        let Some(mut before) = self.sim.state().cluster.slice_at(position, key).cloned() else { return Ok(()) };
+        if let Change::Slice(Step::Apply(_, after)) = change {
+            let there: Vec<EndpointId> = after.endpoints.iter().map(endpoint_id).collect();
+            let leaves = |endpoint: &&mut Endpoint| !there.contains(&endpoint_id(endpoint));
+            before.endpoints.iter_mut().filter(leaves).for_each(|endpoint| endpoint.terminating = true);
+        } else {
+            before.endpoints.iter_mut().for_each(|endpoint| endpoint.terminating = true);
+        }
+        self.tell(Change::Slice(Step::Apply(key.clone(), before))).await
     }
 
     fn has_seen(&self, position: u64) {

@@ -5,11 +5,12 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
 use lictor::cluster::event::ObjectKey;
-use lictor::model::facts::{ContainerPort, Endpoint, Family, Pod, PodRef, Protocol};
+use lictor::model::facts::{ContainerPort, Endpoint, Pod, Protocol};
 use lictor::model::names::Str;
 
-use super::services::{OTHER_PORT, SERVICES};
+use super::services::{SERVICES, is_of_controller};
 use super::{Consequences, Later, NODES};
+use crate::cluster::endpoint_of;
 use crate::setup::NAMESPACES;
 use crate::sim::State;
 
@@ -101,7 +102,8 @@ impl State {
 
     pub(super) fn address(&mut self) -> IpAddr {
         let pods = self.cluster.pods.values().filter(|pod| !pod.leaving).flat_map(|pod| &pod.addresses);
-        let endpoints = self.cluster.slices.values().flat_map(|slice| &slice.endpoints);
+        let taken_out = self.cluster.rewriting.values().flat_map(|rewriting| &rewriting.taken_out);
+        let endpoints = self.cluster.slices.values().flat_map(|slice| &slice.endpoints).chain(taken_out);
         let endpoints = endpoints.filter(|endpoint| !endpoint.terminating).map(|endpoint| &endpoint.address);
         let used: BTreeSet<IpAddr> = pods.chain(endpoints).copied().collect();
         loop {
@@ -254,7 +256,7 @@ impl State {
         let stands: Vec<(ObjectKey, Str)> = stands.map(|(key, slice)| (key.clone(), slice.service.clone())).collect();
         let mut stays = false;
         let published = service.as_ref().is_some_and(|service| self.cluster.publishing.contains(service));
-        let endpoint = |pod: &Pod| endpoint(key, pod, published);
+        let endpoint = |pod: &Pod| endpoint_of(key, pod, published);
         for (slice, of) in stands {
             match (&pod, &service) {
                 (Some(pod), Some(service)) if service.name == of => {
@@ -269,24 +271,9 @@ impl State {
         if let (Some(pod), Some(service), false) = (pod.filter(|pod| !pod.leaving), service, stays) {
             let mut slices = self.slices_of(&service);
             // Those of other ports are not the controller's.
-            slices.retain(|slice| {
-                let slice = &self.cluster.slices[slice];
-                slice.family == Family::V4 && !slice.ports.iter().any(|port| port.number == OTHER_PORT)
-            });
+            slices.retain(|slice| is_of_controller(&self.cluster.slices[slice]));
             let slice = self.pick(&slices).unwrap_or_else(|| self.make_slice(&service));
             self.edit_slice(&slice, |slice| slice.endpoints.push(endpoint(&pod)));
         }
-    }
-}
-
-/// As the controller makes it (`podToEndpoint` in Kubernetes' staging/src/k8s.io/endpointslice/utils.go).
-fn endpoint(key: &ObjectKey, pod: &Pod, published: bool) -> Endpoint {
-    Endpoint {
-        address: pod.addresses[0],
-        ready: published || (pod.ready && !pod.leaving),
-        serving: pod.ready,
-        terminating: pod.leaving,
-        node: pod.node.clone(),
-        pod: Some(PodRef { name: key.name.clone(), uid: pod.uid.clone() }),
     }
 }

@@ -1,5 +1,6 @@
 //! Services and their slices.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -9,12 +10,18 @@ use lictor::model::names::Str;
 
 use super::pods::{APP, JOB};
 use super::{Consequences, Later};
+use crate::cluster::{EndpointId, Rewriting, endpoint_id};
 use crate::setup::NAMESPACES;
 use crate::sim::State;
 
 pub const SERVICES: [&str; 2] = ["web", "api"];
 /// A port that no Service has, in slices that somebody writes by hand.
 pub const OTHER_PORT: u16 = 9999;
+
+/// Whether the controller may write to a slice: not to those of other ports, which somebody writes by hand.
+pub(super) fn is_of_controller(slice: &Slice) -> bool {
+    slice.family == Family::V4 && !slice.ports.iter().any(|port| port.number == OTHER_PORT)
+}
 
 impl State {
     pub(super) fn edit_slice(&mut self, key: &ObjectKey, edit: impl FnOnce(&mut Slice)) {
@@ -78,12 +85,12 @@ impl State {
     }
 
     pub(super) fn slices_of(&self, service: &ObjectKey) -> Vec<ObjectKey> {
-        let own = self
-            .cluster
-            .slices
-            .iter()
-            .filter(|(key, slice)| key.namespace == service.namespace && slice.service == service.name);
-        own.map(|(key, _)| key.clone()).collect()
+        self.cluster.slices_of(service).map(|(key, _)| key.clone()).collect()
+    }
+
+    fn slices_of_controller(&self, service: &ObjectKey) -> Vec<ObjectKey> {
+        let slices = self.cluster.slices_of(service).filter(|(_, slice)| is_of_controller(slice));
+        slices.map(|(key, _)| key.clone()).collect()
     }
 
     fn slice_ports(&self, service: &ObjectKey) -> Vec<SlicePort> {
@@ -124,7 +131,11 @@ impl State {
         let slice = self.make_slice(service);
         self.edit_slice(&slice, |slice| (slice.family, slice.endpoints) = (Family::V6, vec![endpoint]));
         self.stats.count("endpoints of the other family");
-        if self.chance(50) { vec![(self.while_of(60), Later::EndpointGoes { slice, address })] } else { Vec::new() }
+        if self.chance(50) {
+            vec![(self.while_of(60), Later::EndpointGoes { service: service.clone(), slice, address })]
+        } else {
+            Vec::new()
+        }
     }
 
     /// Somebody writes an endpoint by hand, which names no pod; there may be one at its address all the same.
@@ -164,8 +175,8 @@ impl State {
             slices.push(slice);
         }
         let goes = self.chance(if slices.len() > 1 { 30 } else { 70 });
-        let go = |slice| (self.while_of(60), Later::EndpointGoes { slice, address });
-        if goes { slices.into_iter().map(go).collect() } else { Vec::new() }
+        let mut go = |slice| (self.while_of(60), Later::EndpointGoes { service: service.clone(), slice, address });
+        if goes { slices.into_iter().map(&mut go).collect() } else { Vec::new() }
     }
 
     /// The controller moves an endpoint to another slice: for a while it stands in both.
@@ -217,7 +228,120 @@ impl State {
             return Vec::new();
         }
         self.cluster.put_service(service, Service { ports, ..there });
-        vec![(self.while_of(5), Later::PortsFollow { service: service.clone() })]
+        let service = service.clone();
+        let follows =
+            if self.chance(70) { Later::SlicesAreRewritten { service } } else { Later::PortsFollow { service } };
+        vec![(self.while_of(5), follows)]
+    }
+
+    /// An endpoint that somebody wrote by hand goes from this slice or, if the controller has moved it, from all.
+    pub(super) fn endpoint_goes(&mut self, service: &ObjectKey, slice: &ObjectKey, address: IpAddr) {
+        let stays = |endpoint: &Endpoint| endpoint.address != address;
+        if self.cluster.slices.get(slice).is_some_and(|slice| !slice.endpoints.iter().all(stays)) {
+            self.edit_slice(slice, |slice| slice.endpoints.retain(stays));
+            return;
+        }
+        let stays = |endpoint: &Endpoint| endpoint.pod.is_some() || endpoint.address != address;
+        if let Some(rewriting) = self.cluster.rewriting.get_mut(service) {
+            rewriting.taken_out.retain(stays);
+        }
+        for slice in self.slices_of(service) {
+            if !self.cluster.slices[&slice].endpoints.iter().all(stays) {
+                self.edit_slice(&slice, |slice| slice.endpoints.retain(stays));
+            }
+        }
+    }
+
+    /// The controller spreads the endpoints of a Service over its slices anew, in random order.
+    pub(super) fn rewrite_slices(&mut self, service: &ObjectKey) -> Consequences {
+        if !self.cluster.services.contains_key(service) {
+            return Vec::new();
+        }
+        let mut slices = self.slices_of_controller(service);
+        while slices.len() < 2 || self.chance(20) {
+            let unique = self.cluster.new_uid();
+            slices.push(ObjectKey::new(&service.namespace, &format!("{}-{unique}", service.name)));
+        }
+        self.begin_to_rewrite(service, slices);
+        self.stats.count("slices rewritten one by one");
+        self.write_next_slice(service)
+    }
+
+    /// Somebody deletes all slices of a Service; the controller makes them again.
+    pub(super) fn lose_slices(&mut self, service: &ObjectKey) -> Consequences {
+        let slices = self.slices_of_controller(service);
+        let out = slices.iter().flat_map(|slice| &self.cluster.slices[slice].endpoints).cloned();
+        let out: Vec<Endpoint> = out.filter(|endpoint| !endpoint.terminating).collect();
+        self.stats.count("slices all deleted");
+        self.begin_to_rewrite(service, slices.clone());
+        self.cluster.rewriting.entry(service.clone()).or_default().taken_out.extend(out);
+        for slice in slices {
+            self.cluster.delete_slice(&slice);
+            self.work_out_what_is_wanted();
+        }
+        vec![(Duration::from_millis(1_000) + self.while_of(1), Later::NextSlice { service: service.clone() })]
+    }
+
+    /// Notes which slice each endpoint is to stand in, and in which order they are written.
+    fn begin_to_rewrite(&mut self, service: &ObjectKey, mut slices: Vec<ObjectKey>) {
+        let out = self.cluster.taken_out(service);
+        let there = self.cluster.slices_of(service).filter(|(_, slice)| is_of_controller(slice));
+        let there = there.flat_map(|(_, slice)| &slice.endpoints);
+        let all: Vec<EndpointId> = there.chain(&out).map(endpoint_id).collect();
+        let assigned = all.into_iter().filter_map(|id| Some((id, self.pick(&slices)?))).collect();
+        self.random.script.shuffle(&mut slices);
+        self.cluster.was_rewritten = true;
+        self.cluster.rewriting.insert(service.clone(), Rewriting { assigned, todo: slices, taken_out: out });
+    }
+
+    pub(super) fn write_next_slice(&mut self, service: &ObjectKey) -> Consequences {
+        let out = self.cluster.taken_out(service);
+        let Some(rewriting) = self.cluster.rewriting.get_mut(service) else { return Vec::new() };
+        let Some(key) = rewriting.todo.pop() else {
+            self.cluster.rewriting.remove(service);
+            return Vec::new();
+        };
+        let (assigned, is_last) = (rewriting.assigned.clone(), rewriting.todo.is_empty());
+        let is_elsewhere = |id: &EndpointId| assigned.get(id).is_some_and(|slice| *slice != key);
+        let there = self.cluster.slices.get(&key).map(|slice| slice.endpoints.clone()).unwrap_or_default();
+        let (leave, stay): (Vec<Endpoint>, Vec<Endpoint>) =
+            there.into_iter().partition(|endpoint| !endpoint.terminating && is_elsewhere(&endpoint_id(endpoint)));
+        let others = self.cluster.slices_of(service).filter(|(other, slice)| **other != key && is_of_controller(slice));
+        let others = others.flat_map(|(_, slice)| &slice.endpoints).filter(|endpoint| !endpoint.terminating).cloned();
+        let mut endpoints: BTreeMap<EndpointId, Endpoint> = BTreeMap::new();
+        for endpoint in others.chain(out.clone()).filter(|endpoint| assigned.get(&endpoint_id(endpoint)) == Some(&key))
+        {
+            if let Some(endpoint) = self.cluster.as_it_is(service, &endpoint) {
+                endpoints.insert(endpoint_id(&endpoint), endpoint);
+            }
+        }
+        endpoints.extend(stay.into_iter().map(|endpoint| (endpoint_id(&endpoint), endpoint)));
+        let slice = Slice {
+            service: service.name.clone(),
+            family: Family::V4,
+            ports: self.slice_ports(service),
+            endpoints: endpoints.into_values().collect(),
+        };
+        if let Some(rewriting) = self.cluster.rewriting.get_mut(service) {
+            rewriting.taken_out.extend(leave);
+        }
+        self.cluster.put_slice(&key, slice);
+        self.work_out_what_is_wanted();
+        if is_last {
+            self.cluster.rewriting.remove(service);
+            // Those of the other family follow as well.
+            let ports = self.slice_ports(service);
+            for slice in self.slices_of(service) {
+                let there = &self.cluster.slices[&slice];
+                if there.family == Family::V6 && there.ports != ports {
+                    let ports = ports.clone();
+                    self.edit_slice(&slice, |slice| slice.ports = ports);
+                }
+            }
+            return Vec::new();
+        }
+        let pause = if self.chance(70) { self.random.script.u64(10..300) } else { self.random.script.u64(10..2_500) };
+        vec![(Duration::from_millis(pause), Later::NextSlice { service: service.clone() })]
     }
 
     pub(super) fn ports_follow(&mut self, service: &ObjectKey) {

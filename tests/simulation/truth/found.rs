@@ -220,6 +220,32 @@ fn is_copy(one: &Endpoint, other: &Endpoint) -> bool {
     one.address == other.address && uid(one).zip(uid(other)).is_none_or(|(one, other)| one == other)
 }
 
+/// Whether a living endpoint of a resource's Service has no port of the one that is asked for: what is registered of it is
+/// to stay.
+pub fn lives_without_port(
+    cluster: &Cluster,
+    namespace: &Str,
+    spec: &Spec,
+    address: IpAddr,
+    uid: Option<&Option<Str>>,
+) -> bool {
+    let Source::Service { name } = &spec.source else { return false };
+    let source = ObjectKey { namespace: namespace.clone(), name: name.clone() };
+    let Some(service) = cluster.services.get(&source) else { return false };
+    let uid_of = |endpoint: &Endpoint| endpoint.pod.as_ref().map(|pod| pod.uid.clone());
+    let is_there = |endpoint: &&Endpoint| endpoint.address == address && !endpoint.terminating;
+    let has_it = |slice: &Slice| slice.endpoints.iter().any(|endpoint| is_there(&endpoint));
+    let port = service_port(spec, service);
+    let stand: Vec<&Slice> = cluster.slices_of(&source).map(|(_, slice)| slice).filter(|slice| has_it(slice)).collect();
+    let there: Vec<&Endpoint> = stand.iter().flat_map(|slice| &slice.endpoints).filter(is_there).collect();
+    let is_it = uid.is_none_or(|uid| there.iter().any(|endpoint| uid_of(endpoint) == *uid));
+    let search = port.map(|port| Search { cluster, source: &source, spec, port });
+    let is_verified = !spec.limits.verify_endpoints
+        || search.is_some_and(|search| there.iter().all(|endpoint| search.is_verified(endpoint)));
+    let lacks_port = stand.iter().all(|slice| port.is_none_or(|port| number_in(slice, port).is_none()));
+    !stand.is_empty() && is_it && is_verified && lacks_port
+}
+
 /// What a slice has of a Service's port.
 fn number_in(slice: &Slice, port: &ServicePort) -> Option<u16> {
     let mut ports = slice.ports.iter();
