@@ -651,7 +651,7 @@ impl State {
                     sent.had_seen(node, &[Kind::Slice], *position) && at.elapsed() < STAYS
                 });
         if self.now() < out.since + STAYS || was_just_written {
-            let (id, life, ago) = (&before.id, sent.life, self.now() - out.since);
+            let (id, life, ago) = (&before.id, sent.life, self.now().saturating_sub(out.since));
             let what = format!("{id} on {node} was taken by life {life}; its endpoint was in no slice for {ago:?}");
             self.violate("nothing lost", what);
         }

@@ -279,7 +279,7 @@ impl State {
             self.cluster.delete_slice(&slice);
             self.work_out_what_is_wanted();
         }
-        vec![(Duration::from_millis(1_000) + self.while_of(1), Later::NextSlice { service: service.clone() })]
+        vec![(Duration::from_secs(1) + self.while_of(1), Later::NextSlice { service: service.clone() })]
     }
 
     /// Notes which slice each endpoint is to stand in, and in which order they are written.

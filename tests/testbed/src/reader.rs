@@ -139,6 +139,7 @@ async fn read(url: String, living: BTreeSet<String>, mut stopped: oneshot::Recei
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -150,13 +151,15 @@ mod tests {
     async fn a_gap_is_counted_and_so_is_who_is_there_besides() -> Result<()> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let base = format!("http://{}", listener.local_addr()?);
-        static LOOKS: AtomicUsize = AtomicUsize::new(0);
+        let looks = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&looks);
         tokio::spawn(async move {
             while let Ok((mut stream, _)) = listener.accept().await {
+                let counter = Arc::clone(&counter);
                 tokio::spawn(async move {
                     let mut request = [0; 4096];
                     while stream.read(&mut request).await.is_ok_and(|read| read > 0) {
-                        let look = LOOKS.fetch_add(1, Ordering::SeqCst);
+                        let look = counter.fetch_add(1, Ordering::SeqCst);
                         let there = if (3..5).contains(&look) { "10.0.0.9" } else { "10.0.0.2" };
                         let body =
                             ["10.0.0.1", there].map(|at| format!(r#"{{"Service":{{"Address":"{at}"}}}}"#)).join(",");
@@ -171,7 +174,7 @@ mod tests {
         });
         let reader = Reader::begin(&base, "web", ["10.0.0.1", "10.0.0.2"].map(str::to_owned));
         crate::wait::until("ten looks", Duration::from_secs(10), || async {
-            Ok((LOOKS.load(Ordering::SeqCst) > 10).then_some(()))
+            Ok((looks.load(Ordering::SeqCst) > 10).then_some(()))
         })
         .await?;
         let seen = reader.end().await?;

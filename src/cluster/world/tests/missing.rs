@@ -104,6 +104,8 @@ fn terminating(last: u8) -> Endpoint {
 
 const NONE: [u8; 0] = [];
 const MOMENT: Duration = Duration::from_millis(50);
+const NEARLY_SETTLED: Duration = SETTLED.saturating_sub(MOMENT);
+const NEARLY_MOST: Duration = MOST.saturating_sub(MOMENT);
 
 #[test]
 fn an_endpoint_between_two_slices_stays() {
@@ -120,13 +122,13 @@ fn an_endpoint_between_two_slices_stays() {
 fn one_that_does_not_come_back_goes() {
     let mut known = Registered::from(spec("s"), &[vec![of_pod(1), of_pod(2)], vec![of_pod(3)]]);
     known.write(1, vec![of_pod(1)]);
-    known.pass(SETTLED - MOMENT);
+    known.pass(NEARLY_SETTLED);
     assert_eq!(known.missing(), [2]);
     // While others are written it stays, and not for ever.
     for number in 4..20 {
         known.write(2, vec![of_pod(3), of_pod(number)]);
-        known.pass(SETTLED - MOMENT);
-        assert_eq!(known.missing().contains(&2), u32::from(number - 2) * (SETTLED - MOMENT) < MOST, "{number}");
+        known.pass(NEARLY_SETTLED);
+        assert_eq!(known.missing().contains(&2), u32::from(number - 2) * NEARLY_SETTLED < MOST, "{number}");
     }
 }
 
@@ -153,7 +155,7 @@ fn slices_that_are_all_deleted_are_waited_for() {
     let mut known = Registered::from(spec("s"), &[vec![of_pod(1)], vec![of_pod(2)]]);
     known.delete(1);
     known.delete(2);
-    known.pass(MOST - MOMENT);
+    known.pass(NEARLY_MOST);
     assert_eq!(known.missing(), [1, 2], "Kubernetes' controller makes one at least");
     known.write(1, Vec::new());
     assert_eq!(known.missing(), [1, 2]);
