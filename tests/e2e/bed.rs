@@ -36,6 +36,12 @@ pub(crate) const SOON: Duration = Duration::from_secs(30);
 /// For a whole scenario: one that hangs says so.
 const SCENARIO: Duration = Duration::from_secs(150);
 
+/// Likewise, where [`LARGE`] is set.
+const LARGE_SCENARIO: Duration = Duration::from_secs(1800);
+
+/// How many endpoints there are in the scenario of a large Service, where there are to be many.
+pub(crate) const LARGE: &str = "LICTOR_ENDPOINTS";
+
 /// Where registrations go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mode {
@@ -121,12 +127,13 @@ pub(crate) fn run(name: &str, mode: Mode, scenario: Scenario) {
             Ok(bed) => bed,
             Err(error) => panic!("there is no bed for {name}: {error:#}"),
         };
-        let ended = tokio::time::timeout(SCENARIO, AssertUnwindSafe(scenario(&bed)).catch_unwind()).await;
+        let limit = if std::env::var_os(LARGE).is_some() { LARGE_SCENARIO } else { SCENARIO };
+        let ended = tokio::time::timeout(limit, AssertUnwindSafe(scenario(&bed)).catch_unwind()).await;
         let failure = match ended {
             Ok(Ok(Ok(()))) => None,
             Ok(Ok(Err(error))) => Some(format!("{error:#}")),
             Ok(Err(_)) => Some("it panicked, see above".to_owned()),
-            Err(_) => Some(format!("it took longer than {SCENARIO:?}")),
+            Err(_) => Some(format!("it took longer than {limit:?}")),
         };
         if failure.is_some() {
             eprintln!("{}", bed.dump().await);

@@ -39,6 +39,7 @@ mod quiet;
 mod refusals;
 mod replicas;
 mod reports;
+mod rewriting;
 mod scenarios;
 mod selected;
 mod texts;

@@ -115,6 +115,9 @@ scenarios! {
     ports::a_port_is_picked(agent: yes, catalog: yes);
     /// A named port with another number in each slice is registered with each one's own.
     ports::numbers_differ_behind_one_name(agent: yes, catalog: yes);
+    /// A Service of sixty slices, which Kubernetes' controller rewrites at its default rate: while ports are added, renamed and
+    /// changed, pods scaled and rolled out, and a Node is deleted and back, no living instance is missing at any moment.
+    rewriting::slices_are_rewritten_one_by_one(agent: yes, catalog: yes);
     /// A Service's port is renamed and its slices follow one by one: no instance is missing at any moment.
     ports::a_renamed_port_is_followed_slice_by_slice(agent: yes, catalog: yes);
     /// A port that does not match: condition and Event, what was registered stays, others are not affected.

@@ -1,0 +1,207 @@
+//! Slices that Kubernetes' own controller rewrites one after the other, at its default rate, while a reader asks Consul
+//! all the time who is there.
+//!
+//! Sixty slices: the controller writes 30 at once and then 20 a second, so that a gap shows. By default they are small;
+//! `LICTOR_ENDPOINTS=600` makes them as large as in a real cluster, which takes minutes.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use futures::{StreamExt, TryStreamExt, stream};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use lictor_testbed::{
+    ConsulOptions, ControlPlane, ControlPlaneOptions, NewPod, Programs, Reader, Seen, TestNamespace, TestPod,
+};
+use serde_json::json;
+use tokio::sync::OnceCell;
+
+use crate::bed::{Bed, LARGE, apply, install_crd, resources};
+
+const SLICES: usize = 60;
+
+/// How long Kubernetes and Lictor may take for a step.
+const STEP: Duration = Duration::from_secs(120);
+
+/// How many requests a test has under way at once.
+const AT_ONCE: usize = 16;
+
+/// How many endpoints there are.
+fn endpoints() -> usize {
+    let given = std::env::var(LARGE).ok();
+    given.and_then(|given| given.parse().ok()).filter(|given| *given >= SLICES).unwrap_or(2 * SLICES)
+}
+
+/// A control plane whose controllers write at their default rate, for whoever asks.
+async fn gradual(programs: &Programs) -> Result<&'static ControlPlane> {
+    static PLANE: OnceCell<ControlPlane> = OnceCell::const_new();
+    let start = || async {
+        let per_slice = format!("--max-endpoints-per-slice={}", endpoints().div_ceil(SLICES));
+        let options = ControlPlaneOptions {
+            controller_manager_extra_args: vec!["--kube-api-qps=20".into(), "--kube-api-burst=30".into(), per_slice],
+            ..ControlPlaneOptions::default()
+        };
+        let plane = ControlPlane::start_with(programs, &options).await?;
+        install_crd(&plane).await?;
+        anyhow::Ok(plane)
+    };
+    PLANE.get_or_try_init(start).await
+}
+
+/// A Service of many pods on two nodes, with a resource.
+struct Shop<'a> {
+    bed: &'a Bed,
+    namespace: TestNamespace,
+    pods: Vec<TestPod>,
+    made: usize,
+    /// What readers have seen, by step.
+    seen: Vec<(String, Seen)>,
+}
+
+impl Shop<'_> {
+    async fn ports(&self, ports: &[(&str, u16, &str)]) -> Result<()> {
+        self.namespace.apply_service("web", &[("app", "web")], ports).await.map(drop)
+    }
+
+    /// Makes so many ready pods.
+    async fn grow(&mut self, many: usize) -> Result<()> {
+        let numbers = self.made..self.made + many;
+        self.made += many;
+        let namespace = &self.namespace;
+        let made = stream::iter(numbers).map(|number| {
+            let node = format!("{}-{}", namespace.name(), if number % 2 == 0 { "a" } else { "b" });
+            let pod = NewPod::new(&format!("web-{number}"), &node).label("app", "web").port("http", 8080);
+            namespace.create_pod(pod)
+        });
+        self.pods.extend(made.buffered(AT_ONCE).try_collect::<Vec<_>>().await?);
+        Ok(())
+    }
+
+    /// Has the first pods terminate, as the kubelet lets them, and then be gone.
+    async fn shrink(&mut self, many: usize) -> Result<()> {
+        let namespace = &self.namespace;
+        let leaving: Vec<TestPod> = self.pods.drain(..many).collect();
+        for grace in [30, 0] {
+            let deleted = stream::iter(&leaving).map(|pod| namespace.delete_pod(&pod.name, grace));
+            deleted.buffer_unordered(AT_ONCE).try_collect::<()>().await?;
+            // The controller sees them terminate before they are gone.
+            let all_but = |slices: &[EndpointSlice]| ready_in(slices) == self.pods.len();
+            namespace.wait_for_slices("web", "those that stay, ready", all_but, STEP).await?;
+        }
+        Ok(())
+    }
+
+    /// Waits until Kubernetes' slices have all endpoints with these ports, and Consul has just these.
+    async fn settle(&self, ports: &[(&str, u16)]) -> Result<()> {
+        let many = self.pods.len();
+        let followed = |slices: &[EndpointSlice]| {
+            ready_in(slices) == many
+                && slices.iter().filter(|slice| ready_in(&[(*slice).clone()]) > 0).all(|slice| has_ports(slice, ports))
+        };
+        self.namespace.wait_for_slices("web", &format!("{many} endpoints with {ports:?}"), followed, STEP).await?;
+        let just_these = |found: &[lictor_testbed::Instance]| found.len() == many;
+        let consul = self.bed.consul();
+        consul.wait_for(&self.bed.service, &format!("{many} instances"), just_these, STEP).await?;
+        self.namespace.wait_for_condition("csvc/web", "Ready", "True", STEP).await
+    }
+
+    fn reader(&self, living: &[TestPod]) -> Reader {
+        let living = living.iter().map(|pod| pod.ip.to_string());
+        Reader::begin(&self.bed.consul_address(), &self.bed.service, living)
+    }
+
+    async fn note(&mut self, step: &str, reader: Reader) -> Result<()> {
+        let seen = reader.end().await?;
+        println!("{}: {step}: {seen}", self.bed.mode.as_str());
+        self.seen.push((step.to_owned(), seen));
+        Ok(())
+    }
+}
+
+fn ready_in(slices: &[EndpointSlice]) -> usize {
+    let endpoints = slices.iter().flat_map(|slice| slice.endpoints.iter().flatten());
+    let ready = endpoints.filter(|endpoint| endpoint.conditions.as_ref().is_some_and(|it| it.ready == Some(true)));
+    ready.count()
+}
+
+fn has_ports(slice: &EndpointSlice, ports: &[(&str, u16)]) -> bool {
+    let has = |(name, number): &(&str, u16)| {
+        let mut all = slice.ports.iter().flatten();
+        all.any(|port| port.name.as_deref() == Some(*name) && port.port == Some(i32::from(*number)))
+    };
+    slice.ports.iter().flatten().count() == ports.len() && ports.iter().all(has)
+}
+
+pub(crate) async fn slices_are_rewritten_one_by_one(bed: &Bed) -> Result<()> {
+    bed.own_consul(ConsulOptions::default()).await?;
+    let plane = gradual(bed.programs).await?;
+    let namespace = TestNamespace::create(plane, &format!("shop-{}", bed.mode.as_str())).await?;
+    for (name, address) in [("a", "192.0.2.10"), ("b", "192.0.2.11")] {
+        namespace.create_node(name, address.parse()?, "zone-1").await?;
+    }
+    let many = endpoints();
+    let mut shop = Shop { bed, namespace, pods: Vec::new(), made: 0, seen: Vec::new() };
+    shop.ports(&[("http", 80, "8080")]).await?;
+    shop.grow(many).await?;
+    let operator = bed.operator().kubeconfig(plane.kubeconfig()).namespace(shop.namespace.name());
+    operator.ready().await?;
+    apply(&resources(&shop.namespace), "web", &bed.spec(json!({ "port": 80 }))).await?;
+    shop.settle(&[("http", 8080)]).await?;
+
+    for (step, ports, numbers) in [
+        (
+            "a port is added",
+            &[("http", 80, "8080"), ("metrics", 90, "9090")][..],
+            &[("http", 8080), ("metrics", 9090)][..],
+        ),
+        ("a port is renamed", &[("web", 80, "8080"), ("metrics", 90, "9090")], &[("web", 8080), ("metrics", 9090)]),
+        (
+            "the targetPort is changed",
+            &[("web", 80, "8081"), ("metrics", 90, "9090")],
+            &[("web", 8081), ("metrics", 9090)],
+        ),
+    ] {
+        let reader = shop.reader(&shop.pods);
+        shop.ports(ports).await?;
+        shop.settle(numbers).await?;
+        shop.note(step, reader).await?;
+    }
+    let ports = [("web", 8081), ("metrics", 9090)];
+
+    let reader = shop.reader(&shop.pods[many / 2..]);
+    shop.shrink(many / 2).await?;
+    shop.settle(&ports).await?;
+    shop.grow(many / 2).await?;
+    shop.settle(&ports).await?;
+    shop.note("scaled to half and back", reader).await?;
+
+    let surge = many / 4;
+    for batch in 1..=4 {
+        let reader = shop.reader(&shop.pods[surge..]);
+        shop.grow(surge).await?;
+        shop.settle(&ports).await?;
+        shop.shrink(surge).await?;
+        shop.settle(&ports).await?;
+        shop.note(&format!("a rollout with surge, batch {batch} of 4"), reader).await?;
+    }
+
+    let node = format!("{}-a", shop.namespace.name());
+    // The controller looks at Nodes when it looks at a Service.
+    let touched = shop.pods.iter().find(|pod| pod.node != node).context("a pod on the other node")?.clone();
+    let others: Vec<TestPod> = shop.pods.iter().filter(|pod| pod.name != touched.name).cloned().collect();
+    let reader = shop.reader(&others);
+    shop.namespace.delete_node(&node).await?;
+    shop.namespace.set_ready(&touched.name, false).await?;
+    let half = |slices: &[EndpointSlice]| ready_in(slices) <= many - many / 2;
+    shop.namespace.wait_for_slices("web", "no endpoints of the Node", half, STEP).await?;
+    shop.namespace.create_node("a", "192.0.2.10".parse()?, "zone-1").await?;
+    shop.namespace.set_ready(&touched.name, true).await?;
+    shop.settle(&ports).await?;
+    shop.note("a Node is deleted and back", reader).await?;
+
+    for (step, seen) in &shop.seen {
+        ensure!(seen.looks > 10, "{step}: {seen}: too few looks for this to show something");
+        ensure!(seen.is_whole(), "{step}: {seen}");
+    }
+    shop.namespace.delete().await;
+    Ok(())
+}
