@@ -641,6 +641,11 @@ impl State {
     /// No instance is taken away because its endpoint is in no slice for a moment.
     fn judge_taken_out(&mut self, node: &str, key: &ResourceKey, before: &Service, sent: &Sent) {
         let Some(out) = self.oracle.taken_out.get(&place(node, &before.id)) else { return };
+        // What an earlier spec registered from elsewhere may be none of this Service's.
+        let source = format!("service/{}", out.service.name);
+        if before.meta.get("lictor-source").is_some_and(|from| *from != source) {
+            return;
+        }
         if !sent.had_seen(node, &out.wanted.kinds, out.wanted.since) || self.is_contested(key, &before.service) {
             return;
         }

@@ -239,8 +239,9 @@ impl Undesired<'_> {
     /// Whether it is of the endpoint of this pod at its address.
     fn is_of(&self, uid: Option<&Str>) -> bool {
         let target = uid.map_or_else(|| self.registration.address.clone(), Clone::clone);
-        let Registration { service, port, .. } = self.registration;
-        instance_id(self.cluster, self.owner, service, &target, *port) == self.row.id
+        // The port that is registered may have been edited by hand; the one in the ID was not.
+        let port = self.row.id.rsplit(':').next().and_then(|port| port.parse().ok()).unwrap_or(self.registration.port);
+        instance_id(self.cluster, self.owner, &self.registration.service, &target, port) == self.row.id
     }
 
     /// Whether slices have its endpoint, or another one in its place.
@@ -273,7 +274,8 @@ impl World {
         let source = spec.source.to_string();
         let undesired = rows.filter_map(|(row, known)| {
             let registration = &*known.registration;
-            let is_from_here = registration.meta.get(meta::SOURCE).is_some_and(|from| **from == *source);
+            // Somebody may have taken it off by hand.
+            let is_from_here = registration.meta.get(meta::SOURCE).is_none_or(|from| **from == *source);
             let address = registration.address.parse().ok().filter(|_| is_from_here && !desired.contains_key(row))?;
             Some(Undesired { owner, cluster, row, registration, address })
         });
