@@ -272,6 +272,7 @@ fn status_of(spec: &Spec, resolution: &Resolution, placement: &Placement, missin
         paused: false,
         counts: count(&desired, |key| mirror.row(key)),
         unsettled: false,
+        missing: None,
         standing: true,
         problems: resolution.left_out.clone(),
         trouble: None,
