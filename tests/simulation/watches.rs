@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use lictor::cluster::event::{Change, Event, Kind, Scope, Step};
 use lictor::cluster::world::Wanted;
 use lictor::model::facts::{Endpoint, Family, Pod, Protocol};
 use lictor::model::names::Str;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -27,7 +28,15 @@ pub struct Watches {
     running: Mutex<BTreeMap<(Kind, Scope), Running>>,
     /// The watches that were begun at any time of this life.
     begun: Mutex<BTreeSet<(Kind, Scope)>>,
-    anew: watch::Sender<()>,
+    anew: Arc<Anew>,
+}
+
+/// That lists are asked for. It wakes the watches in the order in which they wait: tokio's channel `watch` does so in one
+/// that is different each time.
+#[derive(Default)]
+struct Anew {
+    asked: AtomicU64,
+    bell: Notify,
 }
 
 /// A watch under way.
@@ -48,8 +57,7 @@ impl Drop for Running {
 impl Watches {
     pub fn new(sim: Sim, sink: mpsc::Sender<Event>) -> Self {
         sim.state().oracle.sees_nothing();
-        let anew = watch::Sender::new(());
-        Self { sim, sink, running: Mutex::default(), begun: Mutex::default(), anew }
+        Self { sim, sink, running: Mutex::default(), begun: Mutex::default(), anew: Arc::default() }
     }
 
     /// Ends what is not wanted any more, and begins what is wanted now.
@@ -91,7 +99,8 @@ impl Watches {
             scope: scope.clone(),
             annotations: annotations.clone(),
             sink: self.sink.clone(),
-            anew: self.anew.subscribe(),
+            anew: self.anew.clone(),
+            asked: self.anew.asked.load(Ordering::Relaxed),
         };
         let task = tokio::spawn(watch.run().map(|_| ())).abort_handle();
         Running { task, time, annotations: annotations.clone() }
@@ -107,7 +116,8 @@ impl Watches {
     }
 
     pub fn list_anew(&self) {
-        self.anew.send_replace(());
+        self.anew.asked.fetch_add(1, Ordering::Relaxed);
+        self.anew.bell.notify_waiters();
     }
 }
 
@@ -119,7 +129,9 @@ struct Watch {
     annotations: BTreeSet<Str>,
     sink: mpsc::Sender<Event>,
     /// Changes when a list is asked for.
-    anew: watch::Receiver<()>,
+    anew: Arc<Anew>,
+    /// How often one had been asked for when it last began.
+    asked: u64,
 }
 
 /// Nobody listens any more.
@@ -182,6 +194,13 @@ impl Watch {
                 state.cluster.next_change(position, self.kind, &self.scope).map(|(at, change)| (at, change.clone()))
             };
             let Some((at, change)) = next else {
+                let lists = self.anew.clone();
+                let mut anew = std::pin::pin!(lists.bell.notified());
+                anew.as_mut().enable();
+                let asked = lists.asked.load(Ordering::Relaxed);
+                if std::mem::replace(&mut self.asked, asked) != asked {
+                    return Ok(());
+                }
                 let mut moved = std::pin::pin!(self.sim.cluster_moved().notified());
                 moved.as_mut().enable();
                 if self.sim.state().cluster.next_change(position, self.kind, &self.scope).is_some() {
@@ -189,7 +208,7 @@ impl Watch {
                 }
                 tokio::select! {
                     biased;
-                    Ok(()) = self.anew.changed() => return Ok(()),
+                    () = anew => {}
                     () = moved => continue,
                     () = sleep_until(until) => return Ok(()),
                 }
