@@ -276,6 +276,7 @@ fn status_of(spec: &Spec, resolution: &Resolution, placement: &Placement, missin
         standing: true,
         problems: resolution.left_out.clone(),
         trouble: None,
+        mass_unready: None,
     })
 }
 

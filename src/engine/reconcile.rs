@@ -195,7 +195,7 @@ impl Engine {
             }
             let ops = self.operations(&key, &placement, dirty);
             let removes = ops.iter().any(Op::removes);
-            let ends = self.world.resource(&key).is_none_or(|entry| entry.resource.deleting);
+            let ends = self.has_ended(&key);
             let frozen = self
                 .world
                 .resource(&key)
@@ -217,6 +217,10 @@ impl Engine {
             }
         }
         self.guard(inferred);
+    }
+
+    fn has_ended(&self, key: &ResourceKey) -> bool {
+        self.world.resource(key).is_none_or(|entry| entry.resource.deleting)
     }
 
     /// What is registered of a resource, or is just being: the limit of instances leaves it in.
@@ -348,7 +352,7 @@ impl Engine {
     /// nor what does not come in time.
     fn hand_over(&mut self, key: &ResourceKey, mut ops: Vec<Op>, dirty: Dirty) -> Vec<Op> {
         let removes = ops.iter().any(Op::removes);
-        if removes && self.world.resource(key).is_none_or(|entry| entry.resource.deleting) {
+        if removes && self.has_ended(key) {
             for freed in self.world.ends(key) {
                 self.mark(freed.key, Cause::Observed, dirty.since);
             }
@@ -530,6 +534,11 @@ impl Engine {
             let again = outlook(&fresh, &self.config.identity, &placement, &key, self.registered(&key));
             let dirty = Dirty { cause: Cause::Inferred, since: Instant::now() };
             let mut ops = self.operations(&key, &placement, dirty);
+            if ops.iter().any(Op::removes) && self.has_ended(&key) && !self.ended_alone.contains(&key) {
+                // It ended meanwhile, and whether it did by itself is asked first.
+                self.mark_again(key);
+                continue;
+            }
             let before = ops.len();
             ops.retain(|op| {
                 !op.removes() || self.mirror.row(op.key()).is_none_or(|row| again.removes(op.key(), &row.registration))
