@@ -208,7 +208,7 @@ impl Watch {
                 }
                 tokio::select! {
                     biased;
-                    () = anew => {}
+                    () = anew => continue,
                     () = moved => continue,
                     () = sleep_until(until) => return Ok(()),
                 }
