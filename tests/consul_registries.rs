@@ -297,7 +297,9 @@ async fn what_is_not_ours_is_left_alone() {
         }
         let rows = settled(registry).await;
         assert_eq!(rows.keys().collect::<Vec<_>>(), [&ours, &theirs]);
-        assert!(matches!(rows[&theirs].ownership, Ownership::Other(_)));
+        // A node of ours nobody else makes such a row on; an agent's node may be another cluster's, too.
+        let on_agent = *node == *consul.node_name();
+        assert_eq!(matches!(rows[&theirs].ownership, Ownership::Other(_)), on_agent, "{rows:?}");
         write(registry, &node, vec![remove(&ours)]).await;
         registry.tidy(&BTreeMap::new()).await.unwrap();
         let left = |instances: &[lictor_testbed::Instance]| instances.iter().filter(|i| i.node == *node).count() == 3;
@@ -681,6 +683,126 @@ async fn an_emptied_consul_is_noticed() {
     connect(&registry).await;
     assert_eq!(registry.read().await.unwrap(), Rows::new());
     write(&registry, &node, vec![put(&instance, &registration)]).await;
+}
+
+#[tokio::test]
+async fn a_plain_registration_takes_neither_a_node_nor_the_marker_from_us() {
+    let consul = consul(ConsulOptions::default()).await;
+    let registry = catalog(&consul.http_addr(), None);
+    let node = connect(&registry).await;
+    let instance = key(&node, "a");
+    write(&registry, &node, vec![put(&instance, &full("10.0.0.1", Some(Health::Passing)))]).await;
+    let node_of = async |name: &str| consul.api().get(&format!("/v1/catalog/node-services/{name}")).await.unwrap();
+    let theirs = |name: &str| json!({ "Node": name, "Address": "10.9.9.9", "NodeMeta": { "rack": "7" }, "Service": { "Service": "theirs" } });
+
+    // In another case, as Consul takes it.
+    consul.api().put("/v1/catalog/register", &theirs(&node.to_uppercase())).await.unwrap();
+    let rows = registry.read().await.unwrap();
+    assert_eq!(rows.keys().collect::<Vec<_>>(), [&instance]);
+    assert_eq!(rows[&instance].ownership, Ownership::Ours(ResourceKey::new("shop", "user")));
+    assert!(registry.placement().unwrap().node_for("worker").is_some(), "it is still where instances go");
+    registry.tidy(&BTreeMap::new()).await.unwrap();
+    let there = node_of(&node).await;
+    assert_eq!(there["Node"]["Node"], json!(*node));
+    let marked =
+        json!({ "managed-by": "lictor", "lictor-cluster": "test", "lictor-cluster-uid": "uid-1", "rack": "7" });
+    assert_eq!(there["Node"]["Meta"], marked);
+    // A write restores the mark as well, without a look before it.
+    consul.api().put("/v1/catalog/register", &theirs(&node)).await.unwrap();
+    registry.read_node(&node).await.unwrap();
+    write(&registry, &node, vec![put(&key(&node, "b"), &full("10.0.0.2", None))]).await;
+    assert_eq!(node_of(&node).await["Node"]["Meta"], marked);
+
+    // The marker: what was written before is not known to have landed, so that we begin anew, above our last term.
+    consul.api().put("/v1/catalog/register", &theirs("lictor-test")).await.unwrap();
+    let trouble = registry.read().await.unwrap_err();
+    assert!(trouble.lost_footing && trouble.message.contains("lost its mark"), "{trouble}");
+    connect(&registry).await;
+    assert_eq!(marker(&consul).await["Meta"]["lictor-term"], "2");
+    consul.api().put("/v1/catalog/register", &theirs("lictor-test")).await.unwrap();
+    let next = catalog(&consul.http_addr(), None);
+    connect(&next).await;
+    assert_eq!(next.read().await.unwrap().len(), 2);
+    // Without a node of ours it may be anybody's.
+    write(&next, &node, vec![remove(&instance), remove(&key(&node, "b"))]).await;
+    consul.api().put("/v1/catalog/deregister", &json!({ "Node": &*node })).await.unwrap();
+    consul.api().put("/v1/catalog/register", &theirs("lictor-test")).await.unwrap();
+    let refused = catalog(&consul.http_addr(), None).connect().await.unwrap_err();
+    assert!(refused.message.contains("somebody else's node"), "{refused}");
+    let services = node_of("lictor-test").await["Services"].as_array().map(Vec::len);
+    next.connect().await.unwrap();
+    next.dismantle().await.unwrap();
+    assert_eq!(
+        node_of("lictor-test").await["Services"].as_array().map(Vec::len),
+        services,
+        "theirs went with the marker"
+    );
+}
+
+#[tokio::test]
+async fn a_row_whose_mark_was_changed_is_still_ours_where_nobody_else_makes_such() {
+    let consul = consul(ConsulOptions::default()).await;
+    for registry in [&agent(&consul.http_addr(), None) as &dyn Registry, &catalog(&consul.http_addr(), None)] {
+        let node = connect(registry).await;
+        let instance = key(&node, "a");
+        let ours = full("10.0.0.1", Some(Health::Passing));
+        write(registry, &node, vec![put(&instance, &ours)]).await;
+        let mut changed = ours.clone();
+        changed.meta.insert("lictor-cluster-uid".into(), "other".into());
+        let service = json!({ "ID": &*instance.id, "Address": "10.0.0.1", "Port": 8080, "Meta": changed.meta.iter().map(|(k, v)| (k.to_string(), json!(**v))).collect::<serde_json::Map<_, _>>() });
+        let on_agent = *node == *consul.node_name();
+        let put_theirs = async || {
+            let mut service = service.clone();
+            let (path, body) = if on_agent {
+                service["Name"] = json!("user_service");
+                ("/v1/agent/service/register", service)
+            } else {
+                service["Service"] = json!("user_service");
+                ("/v1/catalog/register", json!({ "Node": &*node, "SkipNodeUpdate": true, "Service": service }))
+            };
+            consul.api().put(path, &body).await.unwrap();
+        };
+        put_theirs().await;
+        let row = &registry.read().await.unwrap()[&instance];
+        assert_eq!(row.ownership, Ownership::Ours(ResourceKey::new("shop", "user")), "{node}");
+        assert_eq!(&*row.registration.meta["lictor-cluster-uid"], "other");
+        // Who comes later knows it by its node only.
+        let later: Box<dyn Registry> = if on_agent {
+            Box::new(agent(&consul.http_addr(), None))
+        } else {
+            Box::new(catalog(&consul.http_addr(), None))
+        };
+        later.connect().await.unwrap();
+        let row = &later.read().await.unwrap()[&instance];
+        assert_eq!(matches!(row.ownership, Ownership::Other(_)), on_agent, "{node}: {:?}", row.ownership);
+        // What was taken away, and made by somebody else since, is not ours.
+        if on_agent {
+            write(registry, &node, vec![remove(&instance)]).await;
+            put_theirs().await;
+            let row = &registry.read().await.unwrap()[&instance];
+            assert!(matches!(row.ownership, Ownership::Other(_)), "{:?}", row.ownership);
+        }
+    }
+}
+
+#[tokio::test]
+async fn instances_go_elsewhere_where_an_agent_has_their_node() {
+    let name = "test-worker";
+    let consul = consul(ConsulOptions { node_name: Some(name.to_owned()), ..ConsulOptions::default() }).await;
+    let node = Str::from(name);
+    let registry = catalog(&consul.http_addr(), None);
+    registry.connect().await.unwrap();
+    // Before anything was read, the write finds out.
+    let outcomes = apply(&registry, &node, vec![put(&key(&node, "a"), &full("10.0.0.1", None))]).await;
+    assert!(matches!(&outcomes[0], Outcome::Refused(words) if words.contains("agent's own")), "{outcomes:?}");
+    assert_eq!(registry.placement().unwrap().node_for("worker"), None);
+    let next = catalog(&consul.http_addr(), None);
+    next.connect().await.unwrap();
+    assert_eq!(next.read().await.unwrap(), Rows::new());
+    assert_eq!(next.placement().unwrap().node_for("worker"), None);
+    assert_eq!(next.placement().unwrap().node_for("other").as_deref(), Some("test-other"));
+    let (placement, _) = catalog(&consul.http_addr(), None).survey().await.unwrap();
+    assert_eq!(placement.node_for("worker"), None);
 }
 
 #[tokio::test]

@@ -91,7 +91,7 @@ fn instances() -> impl Strategy<Value = Vec<Instance>> {
 fn placement() -> impl Strategy<Value = Placement> {
     prop_oneof![
         Just(Placement::Agent { node: "agent".into() }),
-        Just(Placement::Catalog { cluster: identity().cluster }),
+        Just(Placement::Catalog { cluster: identity().cluster, taken: Arc::default() }),
     ]
 }
 
@@ -103,7 +103,7 @@ fn wants(spec: &Spec, instances: &[Instance], placement: &Placement) -> Desired 
 fn foreign(desired: &Desired, take: bool) -> Rows {
     let mut rows = Rows::new();
     let mut put = |key: RowKey, registration: Registration| {
-        let ownership = Ownership::of(&identity(), &key.id, &registration.meta);
+        let ownership = Ownership::of(&identity(), &key.id, &registration.meta, false);
         let row = Row {
             health: lictor::model::registration::Health::Passing,
             shown: true,

@@ -69,11 +69,16 @@ struct Known {
     current: Option<AgentConfig>,
     /// The IDs of those that answered before.
     earlier: BTreeSet<String>,
+    /// The instances on the current one that are known to be ours, whatever mark is put on them.
+    ours: BTreeSet<Str>,
+    /// How often that was changed by a write: a read that began before knows less.
+    writes: u64,
 }
 
 impl Known {
     /// The one that we talk to is no more.
     fn retire(&mut self) {
+        self.ours.clear();
         let before = self.current.take();
         self.earlier.extend(before.and_then(|before| before.node_id));
     }
@@ -175,6 +180,10 @@ impl Agent {
 
     async fn rows(&self) -> Result<Rows, Trouble> {
         let node = self.recognise().await?;
+        let (known, writes) = {
+            let known = self.known();
+            (known.ours.clone(), known.writes)
+        };
         let our_checks = self.ours("ServiceID");
         let (held, held_checks, shown, shown_checks, mut rows) = try_join!(
             self.client
@@ -185,6 +194,7 @@ impl Agent {
             self.rows_elsewhere(&node),
         )?;
         let mut pool = Pool::default();
+        let owner = |id: &Str, held: &Registration| Ownership::of(&self.identity, id, &held.meta, known.contains(id));
         let shown_checks = Healths::new(shown_checks.value.into_iter().flatten());
         let mut catalog = read_all(shown.value.services.unwrap_or_default(), &shown_checks, &mut pool);
         let held_checks = Healths::new(held_checks.value.into_values());
@@ -198,7 +208,7 @@ impl Agent {
             let shown = in_catalog.is_some_and(|shown| same(&registration, &shown));
             let healths = if shown { &shown_checks } else { &held_checks };
             let row = Row {
-                ownership: Ownership::of(&self.identity, &id, &registration.meta),
+                ownership: owner(&id, &registration),
                 health: healths.worst(&id),
                 registration: Arc::new(registration),
                 shown,
@@ -208,13 +218,17 @@ impl Agent {
         // The agent has forgotten these and the servers have not: neither registered nor gone.
         rows.extend(catalog.into_iter().map(|(id, registration)| {
             let row = Row {
-                ownership: Ownership::of(&self.identity, &id, &registration.meta),
+                ownership: owner(&id, &registration),
                 health: shown_checks.worst(&id),
                 registration: Arc::new(registration),
                 shown: false,
             };
             (RowKey { node: Arc::clone(&node), id }, row)
         }));
+        let mut known = self.known();
+        if known.writes == writes {
+            known.ours = rows.iter().filter(|(_, row)| row.is_ours()).map(|(key, _)| Arc::clone(&key.id)).collect();
+        }
         Ok(rows)
     }
 
@@ -229,6 +243,7 @@ impl Agent {
             }
             let outcome = match self.step(op).await {
                 Step::Done { confirm } => {
+                    self.note_done(op);
                     if confirm || op.removes() {
                         to_confirm.insert(&op.key().id, op.registration().map(|registration| &**registration));
                     }
@@ -261,6 +276,17 @@ impl Agent {
             }
         }
         outcomes
+    }
+
+    /// Notes whose an instance is after the agent has acknowledged an operation.
+    fn note_done(&self, op: &Op) {
+        let id = &op.key().id;
+        let mut known = self.known();
+        known.writes += 1;
+        match op {
+            Op::Put { .. } | Op::Readiness { .. } => known.ours.insert(Arc::clone(id)),
+            Op::Release { .. } | Op::Remove { .. } => known.ours.remove(id),
+        };
     }
 
     async fn step(&self, op: &Op) -> Step {
@@ -389,6 +415,10 @@ impl Registry for Agent {
 
     fn survey(&self) -> BoxFuture<'_, Result<(Placement, Rows), Trouble>> {
         Box::pin(async move { Ok((self.introduce().await?, self.rows().await?)) })
+    }
+
+    fn placement(&self) -> Option<Placement> {
+        None
     }
 
     fn read(&self) -> BoxFuture<'_, Result<Rows, Trouble>> {

@@ -27,11 +27,12 @@ use self::nodes::KnownNode;
 use self::transaction::{Part, SeenChecks, Transaction, writes_checks};
 use super::client::{Client, Failed, path};
 use super::transport::Transport;
-use super::wire::{By, Check, Healths, Node, NodeServices, Pool, TxnAnswer, TxnError};
+use super::wire::{By, Check, Healths, Node, NodeServices, Pool, Service, TxnAnswer, TxnError};
 use super::{Bundle, Outcome, Registry, Rows, Trouble, WINDING_DOWN};
 use crate::model::desired::Placement;
 use crate::model::diff::Op;
 use crate::model::names::{Identity, Str, id_prefix, meta};
+use crate::model::nodes::{NodeMark, NodeOwner, node_prefix};
 use crate::model::plan::BUNDLE_INSTANCES;
 use crate::model::registration::{Ownership, Row, RowKey};
 
@@ -66,6 +67,12 @@ struct State {
     nodes: BTreeMap<Str, KnownNode>,
     /// Those of them that may have nothing on them, and since when that is known.
     empty: BTreeMap<Str, Option<Instant>>,
+    /// Names that begin as ours do and are somebody else's nodes, in lower case as Consul compares them.
+    taken: Arc<BTreeSet<Str>>,
+    /// The Kubernetes nodes of which it was said that somebody else has their node.
+    told: BTreeSet<Str>,
+    /// The highest term that the marker is known to have had.
+    term: u64,
 }
 
 /// Where we stand with the marker.
@@ -159,15 +166,19 @@ impl Catalog {
     /// The catalog that a transport leads to.
     #[must_use]
     pub fn new(identity: Identity, transport: Arc<dyn Transport>) -> Self {
+        let marker = format!("lictor-{}", identity.cluster);
         Self {
             client: Client::new(transport),
-            marker: format!("lictor-{}", identity.cluster),
-            identity,
             state: Mutex::new(State {
                 footing: Footing::Lost(Trouble::lost_footing("not connected to Consul yet")),
                 nodes: BTreeMap::new(),
                 empty: BTreeMap::new(),
+                taken: Arc::new([marker.as_str().into()].into()),
+                told: BTreeSet::new(),
+                term: 0,
             }),
+            marker,
+            identity,
             raising: tokio::sync::Mutex::default(),
             deleting: RwLock::default(),
             winding_down: AtomicBool::new(false),
@@ -178,8 +189,8 @@ impl Catalog {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn placement(&self) -> Placement {
-        Placement::Catalog { cluster: self.identity.cluster.clone() }
+    fn where_to(&self) -> Placement {
+        Placement::Catalog { cluster: self.identity.cluster.clone(), taken: Arc::clone(&self.state().taken) }
     }
 
     /// The meta of a node of ours.
@@ -192,8 +203,19 @@ impl Catalog {
         pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).into()
     }
 
+    fn mark(&self, node: &Node) -> NodeMark {
+        NodeMark::of(&self.identity, node.meta.as_ref())
+    }
+
+    /// Whether a node carries our mark.
     fn is_ours(&self, node: &Node) -> bool {
-        self.node_meta().iter().all(|(key, value)| node.meta(key) == value)
+        self.mark(node) == NodeMark::Ours
+    }
+
+    /// Whose a node is, by what is on it.
+    fn owner(&self, node: &Node, services: &[Service], checks: &[Check]) -> NodeOwner {
+        let is_ours = |service: &Service| service.is_ours(&self.identity);
+        NodeOwner::of(self.mark(node), checks.iter().any(Check::is_of_agent), services.iter().any(is_ours))
     }
 
     async fn node_services(&self, node: &str) -> Result<NodeServices, Trouble> {
@@ -363,10 +385,8 @@ impl Catalog {
 
     fn note_written(&self, journey: &Journey<'_>, transaction: &Transaction, nodes: &[Node]) {
         let bundle = journey.bundle;
+        self.know_all(nodes);
         let mut state = self.state();
-        for node in nodes {
-            state.know(&self.marker, node);
-        }
         for index in transaction.ops() {
             if journey.writes_checks(index) {
                 state.note_checks_written(&bundle.node);
@@ -459,22 +479,24 @@ impl Catalog {
         if !words.contains("index is stale") {
             return Remedy::NoNode(format!("the Consul node {name} cannot be written: {words}"));
         }
-        match self.node_services(name).await {
-            Ok(NodeServices { node: Some(node), .. }) if self.is_ours(&node) => {
-                self.state().know(&self.marker, &node);
+        let (found, checks) = match self.read_services(name).await {
+            Ok(found) => found,
+            Err(trouble) => return Remedy::Stop(trouble),
+        };
+        let Some(node) = found.node else {
+            self.state().nodes.remove(name);
+            return Remedy::Again;
+        };
+        let services = found.services.unwrap_or_default();
+        match self.owner(&node, &services, &checks) {
+            NodeOwner::Ours | NodeOwner::OursUnmarked => {
+                self.state().know(&self.marker, name, &node);
                 Remedy::Again
             }
-            Ok(NodeServices { node: Some(node), .. }) => Remedy::NoNode(format!(
-                "the Consul node {name} exists and is not ours (managed-by {:?}, cluster {:?}, uid {:?})",
-                node.meta(meta::MANAGED_BY),
-                node.meta(meta::CLUSTER),
-                node.meta(meta::CLUSTER_UID)
-            )),
-            Ok(NodeServices { node: None, .. }) => {
-                self.state().nodes.remove(name);
-                Remedy::Again
+            owner @ (NodeOwner::Agent | NodeOwner::Others) => {
+                self.state().give_up(name);
+                Remedy::NoNode(not_ours(name, &node, owner))
             }
-            Err(trouble) => Remedy::Stop(trouble),
         }
     }
 
@@ -485,28 +507,60 @@ impl Catalog {
         self.read_rows().await
     }
 
+    /// Reads the rows on all nodes that carry our mark or have a name like ours. A plain registration of somebody else
+    /// empties a node's meta, so that the mark alone does not find them all.
     async fn read_rows(&self) -> Result<Rows, Trouble> {
-        let filter = format!("Meta[\"{}\"] == \"{}\"", meta::CLUSTER, self.identity.cluster);
+        let cluster = &self.identity.cluster;
+        let filter =
+            format!("Meta[\"{}\"] == \"{cluster}\" or Node matches \"(?i)^{}\"", meta::CLUSTER, node_prefix(cluster));
         let query = path(&["catalog", "nodes"], &[("consistent", ""), ("filter", &filter)]);
-        let nodes: Option<Vec<Node>> = self.client.get(query).await?.value;
-        let nodes: Vec<Node> = nodes.into_iter().flatten().filter(|node| self.is_ours(node)).collect();
+        let found: Option<Vec<Node>> = self.client.get(query).await?.value;
+        let (mut marked, mut unmarked, mut taken) = (Vec::new(), Vec::new(), vec![Str::from(&*self.marker)]);
+        for node in found.into_iter().flatten() {
+            let Some(name) = node.node.as_deref().map(|name| self.own_spelling(name)) else { continue };
+            match self.mark(&node) {
+                _ if *name == *self.marker => {}
+                NodeMark::Ours => marked.push((name, node)),
+                NodeMark::None => unmarked.push(name),
+                NodeMark::Others => taken.push(name),
+            }
+        }
         {
             // What was made since the list was is not in it: it is found again when it is needed.
             let mut state = self.state();
             state.nodes.clear();
-            for node in &nodes {
-                state.know(&self.marker, node);
+            for (name, node) in &marked {
+                state.know(&self.marker, name, node);
             }
             let State { nodes, empty, .. } = &mut *state;
             empty.retain(|node, _| nodes.contains_key(node));
         }
-        let names = nodes.into_iter().filter_map(|node| node.node).filter(|name| *name != self.marker);
-        let mut reads = stream::iter(names)
-            .map(|name| async move { self.read_services(&name).await.map(|found| (Str::from(name), found)) })
+        let marked = marked.into_iter().map(|(name, _)| (name, true));
+        let unmarked = unmarked.into_iter().map(|name| (name, false));
+        let mut reads = stream::iter(marked.chain(unmarked))
+            .map(|(name, is_marked)| async move {
+                // Most of those without a mark have nothing to do with us.
+                if is_marked || self.has_our_ids(&name).await? {
+                    self.read_services(&name).await.map(|found| (name, Some(found)))
+                } else {
+                    Ok((name, None))
+                }
+            })
             .buffered(READS);
         let (mut rows, mut pool) = (Rows::new(), Pool::default());
-        while let Some((name, (services, checks))) = reads.try_next().await? {
-            self.collect(&name, services, checks, &mut pool, &mut rows);
+        while let Some((name, found)) = reads.try_next().await? {
+            let owner = match found {
+                Some((found, checks)) => self.collect(&name, found, checks, &mut pool, &mut rows),
+                None => Some(NodeOwner::Others),
+            };
+            if owner.is_some_and(|owner| !owner.is_ours()) {
+                taken.push(name);
+            }
+        }
+        let taken = taken.into_iter().collect();
+        let mut state = self.state();
+        if *state.taken != taken {
+            state.taken = Arc::new(taken);
         }
         Ok(rows)
     }
@@ -515,8 +569,25 @@ impl Catalog {
         self.confirm_standing().await?;
         let (services, checks) = self.read_services(node).await?;
         let mut rows = Rows::new();
-        self.collect(node, services, checks, &mut Pool::default(), &mut rows);
+        let owner = self.collect(node, services, checks, &mut Pool::default(), &mut rows);
+        if owner.is_some_and(|owner| !owner.is_ours()) {
+            self.state().give_up(node);
+        }
         Ok(rows)
+    }
+
+    /// A node's name as we write it: Consul compares names without case, and shows them as who wrote last did.
+    fn own_spelling(&self, name: &str) -> Str {
+        let lower = name.to_lowercase();
+        if lower.starts_with(&node_prefix(&self.identity.cluster)) { lower.into() } else { name.into() }
+    }
+
+    /// Whether a row with an ID like ours is on a node.
+    async fn has_our_ids(&self, node: &str) -> Result<bool, Trouble> {
+        let filter = format!("ID matches \"^{}\"", id_prefix(&self.identity.cluster));
+        let query = path(&["catalog", "node-services", node], &[("consistent", ""), ("filter", &filter)]);
+        let found: NodeServices = self.client.get(query).await?.value;
+        Ok(found.services.is_some_and(|services| !services.is_empty()))
     }
 
     async fn read_services(&self, node: &str) -> Result<(NodeServices, Vec<Check>), Trouble> {
@@ -533,16 +604,31 @@ impl Catalog {
         Ok(checks.into_iter().filter_map(|check| Some((check.id.clone()?, check))).collect())
     }
 
-    /// Picks out what has an ID or a mark of ours.
-    fn collect(&self, node: &Str, found: NodeServices, checks: Vec<Check>, pool: &mut Pool, rows: &mut Rows) {
+    /// Picks out what has an ID or a mark of ours, and answers whose the node is, if it is there.
+    fn collect(
+        &self,
+        node: &Str,
+        found: NodeServices,
+        checks: Vec<Check>,
+        pool: &mut Pool,
+        rows: &mut Rows,
+    ) -> Option<NodeOwner> {
         let services = found.services.unwrap_or_default();
-        if services.is_empty() {
+        let owner = found.node.as_ref().map(|node| self.owner(node, &services, &checks));
+        {
             let mut state = self.state();
-            if state.nodes.contains_key(node) {
+            match (found.node, owner) {
+                (Some(row), Some(NodeOwner::OursUnmarked)) => state.know(&self.marker, node, &row),
+                (_, Some(NodeOwner::Agent | NodeOwner::Others)) => state.forget(node),
+                _ => {}
+            }
+            if services.is_empty() && state.nodes.contains_key(node) {
                 state.empty.entry(Arc::clone(node)).or_default();
             }
         }
         self.note_checks(node, &checks);
+        // On a node of ours nobody else makes rows with our IDs: another mark on one was put there by hand.
+        let known = owner.is_some_and(NodeOwner::is_ours);
         let healths = Healths::new(checks);
         let prefix = id_prefix(&self.identity.cluster);
         for service in services {
@@ -552,13 +638,14 @@ impl Catalog {
             }
             let registration = service.registration(By::Catalog, &healths, pool);
             let row = Row {
-                ownership: Ownership::of(&self.identity, id, &registration.meta),
+                ownership: Ownership::of(&self.identity, id, &registration.meta, known),
                 health: healths.worst(id),
                 registration: Arc::new(registration),
                 shown: true,
             };
             rows.insert(RowKey { node: Arc::clone(node), id: id.into() }, row);
         }
+        owner
     }
 }
 
@@ -581,6 +668,19 @@ fn in_conflict(journey: &Journey<'_>, transaction: &Transaction, errors: &[TxnEr
     found
 }
 
+/// What to say where somebody else has a node.
+fn not_ours(name: &str, node: &Node, owner: NodeOwner) -> String {
+    if owner == NodeOwner::Agent {
+        return format!("the Consul node {name} is a Consul agent's own");
+    }
+    format!(
+        "the Consul node {name} exists and is not ours (managed-by {:?}, cluster {:?}, uid {:?})",
+        node.meta(meta::MANAGED_BY),
+        node.meta(meta::CLUSTER),
+        node.meta(meta::CLUSTER_UID)
+    )
+}
+
 /// What to say of a transaction whose errors we can make nothing of.
 fn bewildered(errors: &[TxnError]) -> String {
     let words = errors.first().map_or("no reason", |error| &error.what);
@@ -592,7 +692,7 @@ impl Registry for Catalog {
         Box::pin(async move {
             self.client.may_conclude().await?;
             self.take_footing().await?;
-            Ok(self.placement())
+            Ok(self.where_to())
         })
     }
 
@@ -600,8 +700,13 @@ impl Registry for Catalog {
         Box::pin(async move {
             self.client.may_conclude().await?;
             self.find_marker().await?;
-            Ok((self.placement(), self.read_rows().await?))
+            let rows = self.read_rows().await?;
+            Ok((self.where_to(), rows))
         })
+    }
+
+    fn placement(&self) -> Option<Placement> {
+        Some(self.where_to())
     }
 
     fn read(&self) -> BoxFuture<'_, Result<Rows, Trouble>> {

@@ -88,7 +88,7 @@ impl Mirror {
             let is_hidden = matches!(op, Op::Readiness { .. }) && known.is_some_and(|known| !known.shown);
             Row {
                 registration: registration.clone(),
-                ownership: Ownership::of(identity, &key.id, &registration.meta),
+                ownership: Ownership::of(identity, &key.id, &registration.meta, false),
                 health: health_after(registration, known),
                 shown: shown && !is_hidden,
             }

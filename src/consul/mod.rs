@@ -36,6 +36,9 @@ pub trait Registry: Send + Sync {
     /// may only look.
     fn survey(&self) -> BoxFuture<'_, Result<(Placement, Rows), Trouble>>;
 
+    /// Where instances go as far as is known by now, where that may change after [`connect`](Self::connect).
+    fn placement(&self) -> Option<Placement>;
+
     /// Reads everything of ours, whole: a view that Consul filtered or that may be old is an error.
     fn read(&self) -> BoxFuture<'_, Result<Rows, Trouble>>;
 

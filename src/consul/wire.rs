@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 pub use self::checks::{Check, Healths, agent_readiness, txn_check_cas, txn_check_delete, txn_readiness_set};
 use self::checks::{agent_check, agent_readiness_check};
 use crate::model::check::Checks;
-use crate::model::names::Str;
+use crate::model::names::{Identity, Str, meta, owner_of_id};
 use crate::model::registration::{Registration, TaggedAddress, Weights};
 
 /// A service instance, as `/v1/agent/services` and `/v1/catalog/node-services` show it.
@@ -131,6 +131,9 @@ pub struct DebugConfig {
     /// How they are resolved.
     #[serde(rename = "ACLResolverSettings")]
     pub resolver: AclResolver,
+    /// The domain of its DNS, with a dot at the end.
+    #[serde(rename = "DNSDomain")]
+    pub dns_domain: String,
 }
 
 /// How an agent resolves ACLs.
@@ -264,6 +267,15 @@ impl Service {
             readiness: healths.readiness(id),
             checks: Checks::read(healths.checks(id)),
         }
+    }
+
+    /// Whether it is this cluster's, by its ID and its mark.
+    #[must_use]
+    pub fn is_ours(&self, identity: &Identity) -> bool {
+        let has_id = self.id.as_deref().is_some_and(|id| owner_of_id(&identity.cluster, id).is_some());
+        has_id
+            && self.has_meta(meta::CLUSTER, identity.cluster.as_str())
+            && self.has_meta(meta::CLUSTER_UID, &identity.uid)
     }
 
     /// Whether a meta pair is there.

@@ -15,7 +15,7 @@ use crate::consul::{Bundle, Outcome, Rows, Trouble};
 use crate::model::desired::Placement;
 use crate::model::diff::Op;
 use crate::model::guard::Cause;
-use crate::model::names::{ResourceKey, Str};
+use crate::model::names::{ResourceKey, Str, meta};
 use crate::model::plan::Planned;
 use crate::model::registration::{Ownership, Row, RowKey};
 
@@ -212,8 +212,7 @@ impl Engine {
                 unsettled.in_flight += 1;
             }
         }
-        let address =
-            placement.kubernetes_node(&node).and_then(|name| self.world.node(name)).and_then(|node| node.address);
+        let address = self.address_of(placement, &node, &planned);
         let bundle = Bundle { node: node.clone(), address, ops: planned.iter().map(|one| one.op.clone()).collect() };
         self.looked.remove(&node);
         self.busy.insert(node.clone());
@@ -222,6 +221,25 @@ impl Engine {
             let outcomes = registry.apply(&bundle).await;
             Landing::Applied { era, node, planned, outcomes }
         }));
+    }
+
+    /// The address of the Kubernetes node that a Consul node stands for, by one of the instances that go there: no
+    /// shard has one, though the Kubernetes nodes of its instances do.
+    fn address_of(&self, placement: &Placement, node: &Str, planned: &[Planned]) -> Option<IpAddr> {
+        let mut names = planned.iter().filter_map(|one| one.op.registration()?.meta.get(meta::NODE));
+        let own = names.find(|name| placement.node_for(name).as_ref() == Some(node))?;
+        self.world.node(own)?.address
+    }
+
+    /// Follows the registry where it has found that instances go elsewhere: somebody else has a node of our name, or
+    /// has it no more. What moves is there before it goes from where it was.
+    pub(super) fn follow_placement(&mut self) {
+        let Footing::Standing(known) = &mut self.footing else { return };
+        let Some(now) = self.registry.placement().filter(|now| now != known) else { return };
+        *known = now;
+        for key in self.all_keys() {
+            self.mark(key, Cause::Inferred, Instant::now());
+        }
     }
 
     fn read_node(&mut self, node: Str) {

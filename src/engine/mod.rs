@@ -363,6 +363,7 @@ impl Engine {
             return;
         }
         self.keep_footing();
+        self.follow_placement();
         self.reconcile_dirty();
         // A name that was freed may have brought somebody's needs along.
         self.say_what_is_wanted();

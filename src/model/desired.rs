@@ -1,10 +1,11 @@
 //! What should be registered for one resource: a pure function of its spec and its instances.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::check::{Checks, PlacedCheck};
 use super::names::{ClusterName, Identity, ResourceKey, Str, instance_id, meta};
+use super::nodes::{SHARDS, node_name, shard_name, shard_of};
 use super::registration::{Health, Registration, RowKey, TaggedAddress};
 use super::render;
 use super::resolve::Instance;
@@ -23,22 +24,20 @@ pub enum Placement {
     Catalog {
         /// What the nodes' names begin with.
         cluster: ClusterName,
+        /// The names that are somebody else's nodes, in lower case: instances that would go there go to a shard.
+        taken: Arc<BTreeSet<Str>>,
     },
 }
-
-/// How many Consul nodes take the instances that no Kubernetes node is known for. Bounded, so that they do
-/// not become thousands of nodes; more than one, since Consul's cost of a write grows with its node.
-pub const SHARDS: u32 = 64;
 
 impl Placement {
     /// The Consul node for an instance.
     #[must_use]
     pub fn node(&self, instance: &Instance) -> Str {
-        match (self, &instance.node) {
-            (Self::Agent { node }, _) => node.clone(),
-            (Self::Catalog { cluster }, Some(node)) => format!("{cluster}-{node}").into(),
-            (Self::Catalog { cluster }, None) => {
-                format!("{cluster}-shard-{}", fnv1a(&instance.target()) % SHARDS).into()
+        match self {
+            Self::Agent { node } => node.clone(),
+            Self::Catalog { cluster, taken } => {
+                let own = instance.node.as_deref().and_then(|node| self.node_for(node));
+                own.unwrap_or_else(|| shard(cluster, taken, &instance.target()))
             }
         }
     }
@@ -49,19 +48,24 @@ impl Placement {
         matches!(self, Self::Agent { node } if **node != *consul_node)
     }
 
-    /// The Kubernetes node that a Consul node stands for; none for an agent's or a shard's.
+    /// The Consul node that stands for a Kubernetes node; none in `agent` mode, and where it is somebody else's.
     #[must_use]
-    pub fn kubernetes_node<'a>(&self, consul_node: &'a str) -> Option<&'a str> {
+    pub fn node_for(&self, kubernetes_node: &str) -> Option<Str> {
         match self {
             Self::Agent { .. } => None,
-            Self::Catalog { cluster } => consul_node.strip_prefix(cluster.as_str())?.strip_prefix('-'),
+            Self::Catalog { cluster, taken } => {
+                Some(node_name(cluster, kubernetes_node)).filter(|name| !taken.contains(name))
+            }
         }
     }
 }
 
-/// FNV-1a: the same shard for the same instance in every version of Lictor, which std's hashers do not promise.
-fn fnv1a(text: &str) -> u32 {
-    text.bytes().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
+/// The shard for what has no node of its own: the next one where somebody else has it.
+fn shard(cluster: &ClusterName, taken: &BTreeSet<Str>, target: &str) -> Str {
+    let first = shard_of(target);
+    let all = (0..SHARDS).map(|n| shard_name(cluster, (first + n) % SHARDS));
+    let mut free = all.filter(|name| !taken.contains(name));
+    free.next().unwrap_or_else(|| shard_name(cluster, first))
 }
 
 /// The registrations of a resource.
@@ -170,4 +174,51 @@ fn all_meta(
         put(meta::NODE, node.clone());
     }
     all
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use super::*;
+    use crate::model::template::Values;
+
+    fn instance(node: Option<&str>) -> Instance {
+        Instance {
+            address: IpAddr::from([10, 0, 0, 1]),
+            other_address: None,
+            port: 80,
+            ready: true,
+            node: node.map(Str::from),
+            pod: None,
+            check_ports: Vec::new(),
+            values: Values::default(),
+            own: None,
+        }
+    }
+
+    #[test]
+    fn an_instance_goes_to_its_own_node_or_to_a_shard_that_is_free() {
+        let placed = |taken: &[&str], node: Option<&str>| {
+            let taken = Arc::new(taken.iter().map(|name| Str::from(*name)).collect());
+            let placement = Placement::Catalog { cluster: ClusterName::new("c").unwrap(), taken };
+            placement.node(&instance(node)).to_string()
+        };
+        let own = placed(&[], None);
+        let (cluster, number) = own.rsplit_once('-').unwrap();
+        let next = format!("{cluster}-{}", (number.parse::<u32>().unwrap() + 1) % SHARDS);
+        let all: Vec<String> = (0..SHARDS).map(|n| format!("c-shard-{n}")).collect();
+        let all: Vec<&str> = all.iter().map(String::as_str).collect();
+        for (taken, node, goes_to) in [
+            (&[][..], Some("n0"), "c-n0"),
+            (&["c-n1"], Some("n0"), "c-n0"),
+            (&["c-n0"], Some("n0"), &own),
+            (&["c-n0", &own], Some("n0"), &next),
+            (&[&own], None, &next),
+            // There Consul's own words tell why.
+            (&all, None, &own),
+        ] {
+            assert_eq!(placed(taken, node), goes_to, "{taken:?} {node:?}");
+        }
+    }
 }

@@ -15,6 +15,7 @@ pub mod facts;
 pub mod guard;
 pub mod isolation;
 pub mod names;
+pub mod nodes;
 pub mod plan;
 pub mod reasons;
 pub mod registration;

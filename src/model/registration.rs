@@ -196,15 +196,20 @@ pub enum Ownership {
 impl Ownership {
     /// Reads off a row whose it is: ours is what has an ID of ours *and* this cluster's mark. The owner is
     /// taken from the ID, which no edit of meta by hand changes.
+    ///
+    /// `known` says that a row with this ID can only be ours, whatever mark was put on it since: it stands on a node
+    /// that carries our mark, or this process knew it as ours before. One without any mark stays nobody's: Retain
+    /// leaves such.
     #[must_use]
-    pub fn of(identity: &Identity, id: &str, meta_pairs: &BTreeMap<Str, Str>) -> Self {
+    pub fn of(identity: &Identity, id: &str, meta_pairs: &BTreeMap<Str, Str>, known: bool) -> Self {
         let get = |key: &str| meta_pairs.get(key).map(|v| &**v);
         let marked =
             get(meta::CLUSTER) == Some(identity.cluster.as_str()) && get(meta::CLUSTER_UID) == Some(&identity.uid);
-        if let (true, Some(owner)) = (marked, owner_of_id(&identity.cluster, id)) {
+        let unmarked = [meta::CLUSTER, meta::CLUSTER_UID, meta::OWNER].iter().all(|key| get(key).is_none());
+        if let (true, Some(owner)) = (marked || known && !unmarked, owner_of_id(&identity.cluster, id)) {
             return Self::Ours(owner);
         }
-        if [meta::CLUSTER, meta::CLUSTER_UID, meta::OWNER].iter().all(|key| get(key).is_none()) {
+        if unmarked {
             return Self::Unowned;
         }
         Self::Other(format!(
@@ -229,12 +234,29 @@ mod tests {
     fn ours_is_what_has_both_our_id_and_our_mark() {
         let identity = Identity { cluster: ClusterName::new("c").unwrap(), uid: "u".into() };
         let mark = [("managed-by", "lictor"), ("lictor-cluster", "c"), ("lictor-cluster-uid", "u")];
-        let of = |id: &str, list: &[(&str, &str)]| Ownership::of(&identity, id, &pairs(list));
+        let of = |id: &str, list: &[(&str, &str)]| Ownership::of(&identity, id, &pairs(list), false);
         assert_eq!(of("c:ns:r:s:t:1", &mark), Ownership::Ours(ResourceKey::new("ns", "r")));
         assert!(matches!(of("theirs", &mark), Ownership::Other(_)), "our mark copied onto a foreign ID");
         assert!(matches!(of("cc:ns:r:s:t:1", &mark), Ownership::Other(_)), "a longer cluster name");
         assert_eq!(of("c:ns:r:s:t:1", &[("version", "2")]), Ownership::Unowned);
         let other_uid = [("managed-by", "lictor"), ("lictor-cluster", "c"), ("lictor-cluster-uid", "v")];
         assert!(matches!(of("c:ns:r:s:t:1", &other_uid), Ownership::Other(_)), "a second cluster of our name");
+    }
+
+    #[test]
+    fn what_is_known_to_be_ours_stays_ours_under_another_mark() {
+        let identity = Identity { cluster: ClusterName::new("c").unwrap(), uid: "u".into() };
+        let of = |id: &str, list: &[(&str, &str)]| Ownership::of(&identity, id, &pairs(list), true);
+        let ours = Ownership::Ours(ResourceKey::new("ns", "r"));
+        for changed in [
+            &[("lictor-cluster", "c"), ("lictor-cluster-uid", "v")][..],
+            &[("lictor-cluster", "d"), ("lictor-cluster-uid", "u"), ("lictor-owner", "ns/r")],
+            &[("lictor-cluster-uid", "u")],
+            &[("lictor-owner", "ns/r")],
+        ] {
+            assert_eq!(of("c:ns:r:s:t:1", changed), ours, "{changed:?}");
+            assert!(matches!(of("d:ns:r:s:t:1", changed), Ownership::Other(_)), "an ID that is not of our making");
+        }
+        assert_eq!(of("c:ns:r:s:t:1", &[("version", "2")]), Ownership::Unowned, "what Retain leaves");
     }
 }

@@ -238,7 +238,26 @@ async fn one_request(pair: &mut Pair, random: &mut fastrand::Rng) {
     let id = pick(random, &IDS);
     let encoded = id.replace(':', "%3A");
     let both = |body: Value| Some([body.clone(), body]);
-    match random.u8(..16) {
+    match random.u8(..18) {
+        16.. => {
+            // Somebody else's, who may write a node's name in another case, and may leave the node as it is.
+            let node = pick(random, &["c1-n0", "C1-n0", "c1-n1", "lictor-c1"]);
+            let mut body = json!({ "Node": node, "Address": pick(random, &["192.0.2.1", "10.7.7.7"]) });
+            if random.bool() {
+                body["NodeMeta"] = json!({ "rack": pick(random, &["7", "8"]) });
+            }
+            if random.u8(..3) == 0 {
+                body["SkipNodeUpdate"] = json!(true);
+            }
+            if random.bool() {
+                let mut service = service(random, id);
+                service["Service"] = json!("user");
+                body["Service"] = service;
+            }
+            pair.ask(Method::Put, "/v1/catalog/register", both(body)).await;
+            // Its answer says nothing of indexes.
+            pair.ask(Method::Get, &format!("/v1/catalog/node-services/{node}"), None).await;
+        }
         0..7 => {
             let ops: Vec<[Value; 2]> = (0..random.usize(1..4)).map(|_| operation(pair, random)).collect();
             let bodies = [0, 1].map(|of| ops.iter().map(|op| op[of].clone()).collect());
@@ -293,7 +312,17 @@ async fn read_all(pair: &mut Pair) {
         pair.ask(Method::Get, &format!("/v1/health/node/{node}?consistent"), None).await;
     }
     let nodes = "Meta%5B%22lictor-cluster%22%5D%20%3D%3D%20%22c1%22";
-    pair.ask(Method::Get, &format!("/v1/catalog/nodes?consistent&filter={nodes}"), None).await;
+    for more in [
+        "",
+        "%20or%20Node%20matches%20%22%28%3Fi%29%5Ec1-%22",
+        "%20and%20Meta%5B%22lictor-term%22%5D%20%3D%3D%20%221%22",
+    ] {
+        pair.ask(Method::Get, &format!("/v1/catalog/nodes?consistent&filter={nodes}{more}"), None).await;
+    }
+    for node in CATALOG_NODES {
+        let ids = "ID%20matches%20%22%5Ec1%3A%22";
+        pair.ask(Method::Get, &format!("/v1/catalog/node-services/{node}?consistent&filter={ids}"), None).await;
+    }
     let elsewhere = format!("Service{nodes}%20and%20NodeMeta%5B%22lictor-cluster%22%5D%20!%3D%20%22c1%22");
     let others = format!("{elsewhere}%20and%20Node%20!%3D%20%22{}%22", pair.node);
     pair.ask(Method::Get, &format!("/v1/catalog/services?filter={others}"), None).await;

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::consul::agent::Agent;
-use crate::consul::store::{Check, Node, Service, Store};
+use crate::consul::store::{CatalogRegistration, Check, Node, Service, Store};
 use crate::moves::FORMER_NODE;
 use crate::oracle::{Origin, is_marked};
+use crate::schedule::{LONG_NODE, NODES};
 use crate::setup::{AGENT_NODE, CLUSTER, CLUSTER_UID, MARKER, Mode, UNWATCHED};
 use crate::sim::State;
-use crate::truth::owner;
+use crate::truth::{node_of, owner};
 
 /// A copy of the catalog, with what of it is foreign.
 #[derive(Clone)]
@@ -26,6 +27,9 @@ pub enum Ends {
     FilteredReads,
     FailedSync,
 }
+
+/// The uid of another cluster that has our name.
+const SECOND_UID: &str = "uid-2";
 
 /// A node of nobody's in particular.
 const OTHERS_NODE: &str = "vm-1";
@@ -45,7 +49,7 @@ impl State {
                 let meta = [
                     ("managed-by", "lictor"),
                     ("lictor-cluster", CLUSTER),
-                    ("lictor-cluster-uid", "uid-2"),
+                    ("lictor-cluster-uid", SECOND_UID),
                     ("lictor-term", "3"),
                 ];
                 self.make_node(MARKER, &meta, true);
@@ -91,12 +95,14 @@ impl State {
             0..16 => self.on_ours(Self::delete_by_hand),
             16..32 => self.on_ours(Self::edit_by_hand),
             32..46 => self.on_ours(Self::flip_by_hand),
-            46..54 => self.on_ours(Self::add_check),
+            46..50 => self.on_ours(Self::add_check),
+            50..54 => self.move_to_long_names(),
             54..64 => {
                 self.add_foreign();
                 None
             }
-            64..68 => self.on_ours(Self::usurp),
+            64..66 => self.on_ours(Self::usurp),
+            66..68 => self.agent_takes_a_name(),
             68..72 => self.restart_consul(),
             72..77 => self.restore(),
             77..82 => self.restart_agent(),
@@ -253,7 +259,7 @@ impl State {
         let (id, meta) = match self.random.script.u8(..5) {
             0 => (format!("{name}-{nth}"), BTreeMap::new()),
             // Another cluster of our name.
-            1 => (format!("c1:shop:r0:{name}:x{nth}:8080"), mark(CLUSTER, "uid-2", "shop/r0")),
+            1 => (format!("c1:shop:r0:{name}:x{nth}:8080"), mark(CLUSTER, SECOND_UID, "shop/r0")),
             // Another cluster, whose name begins with ours.
             2 => (format!("c1-b:shop:r0:{name}:x{nth}:8080"), mark("c1-b", "uid-3", "shop/r0")),
             // Our mark, copied onto another ID.
@@ -300,8 +306,16 @@ impl State {
         if self.consul.store.service(&node, id).is_some() {
             return;
         }
-        self.stats.count("foreign instances");
-        self.oracle.make_foreign(&node, id);
+        // What others register with an ID like ours on a node of ours counts as a change by hand.
+        let is_own = self.consul.store.node(&node).is_some_and(|node| self.is_own_node(node));
+        let is_second = service.meta.get("lictor-cluster-uid").is_some_and(|uid| uid == SECOND_UID);
+        if self.setup.mode == Mode::Catalog && is_own && is_second && owner(id).is_some() {
+            self.stats.count("strange marks on nodes of ours");
+            self.oracle.dispute(&node, id);
+        } else {
+            self.stats.count("foreign instances");
+            self.oracle.make_foreign(&node, id);
+        }
         match &mut self.consul.agent {
             Some(agent) if node == AGENT_NODE => agent.register(service, None),
             _ => {
@@ -309,20 +323,97 @@ impl State {
                 if self.consul.store.node(&node).is_none() {
                     self.make_node(&node, &[], true);
                 }
-                self.consul.store.set_service(&node, service).expect("its node is there");
+                if is_own && self.random.script.u8(..3) == 0 {
+                    self.register_plainly(&node, service);
+                } else {
+                    self.consul.store.set_service(&node, service).expect("its node is there");
+                }
             }
         }
     }
 
-    /// Another cluster takes an instance of ours over.
+    /// Registers as Consul's documentation shows it: the node becomes what the registration says, and loses its meta.
+    fn register_plainly(&mut self, node: &str, service: Service) {
+        self.stats.count("nodes emptied of their meta");
+        self.trace(|| format!("a plain registration on {node}"));
+        let node = if self.random.script.u8(..4) == 0 { node.to_uppercase() } else { node.to_owned() };
+        let rack = ("rack".to_owned(), "7".to_owned());
+        let wanted = CatalogRegistration {
+            node,
+            address: "10.8.0.9".to_owned(),
+            node_meta: self.random.script.bool().then_some(rack).into_iter().collect(),
+            skip_node_update: false,
+            service: Some(service),
+        };
+        self.consul.store.register(wanted).expect("its node is there");
+    }
+
+    /// A Consul agent joins under the name of a node of ours, or of one that we have yet to make: it deletes what it
+    /// does not know there, and puts its own meta on the node.
+    fn agent_takes_a_name(&mut self) -> Option<Ends> {
+        if self.setup.mode == Mode::Agent || std::mem::replace(&mut self.agent_has_come, true) {
+            return None;
+        }
+        let node = node_of(self.random.script.choice(NODES)?);
+        if self.oracle.is_foreign_node(&node) {
+            return None;
+        }
+        self.stats.count("agents under a name of ours");
+        self.trace(|| format!("an agent joins as {node}"));
+        self.oracle.make_foreign_node(&node);
+        self.make_node(&node, &[("consul-version", "1.22.7")], true);
+        let store = &mut self.consul.store;
+        let unknown: Vec<String> = store.services_on(&node).map(|service| service.id.clone()).collect();
+        for id in unknown {
+            store.delete_service(&node, &id);
+        }
+        let check = Check { node, check_id: "serfHealth".to_owned(), status: "passing".to_owned(), ..Check::default() };
+        store.set_check(check).expect("its node is there");
+        None
+    }
+
+    /// All on a node of ours stands where a Lictor that knew nothing of long names put it.
+    fn move_to_long_names(&mut self) -> Option<Ends> {
+        let node = node_of(LONG_NODE);
+        let there = self.consul.store.node(&node).filter(|there| self.is_own_node(there)).cloned()?;
+        self.stats.count("nodes with long names");
+        let long = format!("{CLUSTER}-{LONG_NODE}");
+        self.trace(|| format!("all of {node} stands on {long}"));
+        let services: Vec<Arc<Service>> = self.consul.store.services_on(&node).cloned().collect();
+        let checks: Vec<Arc<Check>> = self.consul.store.checks_on(&node).cloned().collect();
+        let store = &mut self.consul.store;
+        store.index += 1;
+        store.set_node(Node { node: long.clone(), ..(*there).clone() });
+        for service in &services {
+            store.set_service(&long, (**service).clone()).expect("its node is there");
+        }
+        for check in checks {
+            store.set_check(Check { node: long.clone(), ..(*check).clone() }).expect("its service is there");
+        }
+        for service in services {
+            self.consul.store.delete_service(&node, &service.id);
+            if self.oracle.is_foreign(&node, &service.id) {
+                self.oracle.make_foreign(&long, &service.id);
+            }
+        }
+        None
+    }
+
+    /// Another cluster takes an instance of ours over. On a node of ours that is an edit by hand as others are.
     fn usurp(&mut self, node: &str, service: &Arc<Service>) {
         self.stats.count("instances usurped");
+        if self.setup.mode == Mode::Catalog && !self.consul.store.node(node).is_some_and(|node| self.is_own_node(node))
+        {
+            return;
+        }
         let mut theirs = (**service).clone();
-        theirs.meta.insert("lictor-cluster-uid".to_owned(), "uid-2".to_owned());
+        theirs.meta.insert("lictor-cluster-uid".to_owned(), SECOND_UID.to_owned());
         let lost = self.consul.agent.as_ref().is_some_and(|agent| agent.service(&service.id).is_none());
         if !lost {
-            // Whoever of the two writes last has it, until Lictor sees whose it is.
-            self.oracle.dispute(node, &service.id);
+            if self.setup.mode == Mode::Agent {
+                // Whoever of the two writes last has it, until Lictor sees whose it is.
+                self.oracle.dispute(node, &service.id);
+            }
             self.put_by_hand(node, theirs);
         }
     }

@@ -166,6 +166,10 @@ fn planted_faults_are_caught() {
         (Plant::NoLastOnes, &["nothing lost"]),
         (Plant::NoEarlyOnes, &["true", "nothing lost"]),
         (Plant::FalseEnds, &["nothing lost"]),
+        (Plant::NoDiversion, &["true"]),
+        (Plant::NodesByMark, &["true", "nothing stale"]),
+        (Plant::RowsByMark, &["true", "nothing stale"]),
+        (Plant::NoLongNames, &["true", "nothing stale"]),
     ] {
         let planted = |seed| {
             let mut setup = Setup { plant: Some(plant), ..Setup::draw(seed) };

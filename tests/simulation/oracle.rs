@@ -92,6 +92,7 @@ struct Holder {
 /// What the continuous checks know.
 #[derive(Clone, Default)]
 pub struct Oracle {
+    /// By seat, as all that is known of instances: the node that one stands on in the catalog may change.
     wanted: BTreeMap<Place, Wanted>,
     /// Instances whose endpoints the controller has taken out of a slice before it wrote the next one.
     taken_out: BTreeMap<Place, TakenOut>,
@@ -338,10 +339,12 @@ impl State {
             };
             match want {
                 Want::Rows(Rows { rows, .. }) => {
-                    for (place, expected) in rows {
+                    for ((node, id), expected) in rows {
                         let is_ready = expected.readiness == Some("passing");
-                        let now = keep(self.oracle.wanted.get(&place), is_ready, endpoint(&place, &expected));
-                        wanted.insert(place, now);
+                        let seat = self.seat(&node, &id);
+                        let endpoint = endpoint(&(node, id), &expected);
+                        let now = keep(self.oracle.wanted.get(&seat), is_ready, endpoint);
+                        wanted.insert(seat, now);
                     }
                 }
                 Want::Unclear { living, basis, .. } => {
@@ -529,7 +532,7 @@ impl State {
 
     fn judge_node(&mut self, node: &Node, deleted: bool, gone: &BTreeSet<(String, String)>) {
         let name = &node.node;
-        if self.oracle.is_foreign_node(name) || !(name == MARKER || name.starts_with("c1-")) {
+        if self.oracle.is_foreign_node(name) || !(name == MARKER || fold(name).starts_with("c1-")) {
             self.violate("nothing foreign", format!("the node {name} was written"));
         }
         if deleted {
@@ -572,7 +575,7 @@ impl State {
             self.stats.count("instances released");
         }
         let Some(key) = owner(id) else { return };
-        let wanted = self.oracle.wanted.get(&place(node, id));
+        let wanted = self.oracle.wanted.get(&self.seat(node, id)).filter(|_| !self.stands_elsewhere(node, id));
         let wanted = wanted.filter(|wanted| sent.had_seen(node, &wanted.kinds, wanted.since));
         let spared = wanted.is_some() && self.oracle.kept.contains_key(&key) && self.oracle.spare > 0;
         if spared {
@@ -612,8 +615,8 @@ impl State {
         let mut endpoints = here.flat_map(|(_, slice)| &slice.endpoints);
         let serves =
             endpoints.any(|e| e.terminating && e.serving && e.address.to_string() == gone.address && e.pod.is_some());
-        let is_ready = |(place, wanted): (&Place, &Wanted)| {
-            let since = wanted.ready_since.filter(|_| owner(&place.1).as_ref() == Some(key));
+        let is_ready = |(seat, wanted): (&Place, &Wanted)| {
+            let since = wanted.ready_since.filter(|_| owner(&seat.1).as_ref() == Some(key));
             since.is_some_and(|since| sent.had_seen(node, &wanted.kinds, since))
         };
         let mut left = self.consul.store.services().filter(|(_, service)| owner(&service.id).as_ref() == Some(key));
@@ -622,13 +625,13 @@ impl State {
             is_marked(service) && check.is_none_or(|check| check.status == "passing")
         });
         let by_hand = self.oracle.touched.iter().any(|(_, id)| owner(id).as_ref() == Some(key));
-        let certain = self.setup.mode == Mode::Catalog && !by_hand && !self.oracle.was_restored;
+        let certain = self.setup.mode == Mode::Catalog && !by_hand && !self.oracle.was_restored && !self.agent_has_come;
         certain && serves && !passes && self.oracle.wanted.iter().any(is_ready)
     }
 
     /// What another agent holds goes only after the present one has had it.
     fn judge_move(&mut self, node: &str, id: &str, sent: &Sent) {
-        let wanted = self.oracle.wanted.get(&place(AGENT_NODE, id));
+        let wanted = self.oracle.wanted.get(&self.seat(AGENT_NODE, id));
         let wanted = wanted.is_some_and(|wanted| sent.had_seen(node, &wanted.kinds, wanted.since));
         if node == FORMER_NODE && wanted && !self.oracle.shown.contains(id) {
             self.violate(
@@ -640,7 +643,10 @@ impl State {
 
     /// No instance is taken away because its endpoint is in no slice for a moment.
     fn judge_taken_out(&mut self, node: &str, key: &ResourceKey, before: &Service, sent: &Sent) {
-        let Some(out) = self.oracle.taken_out.get(&place(node, &before.id)) else { return };
+        let Some(out) = self.oracle.taken_out.get(&self.seat(node, &before.id)) else { return };
+        if self.stands_elsewhere(node, &before.id) {
+            return;
+        }
         // What an earlier spec registered from elsewhere may be none of this Service's.
         let source = format!("service/{}", out.service.name);
         if before.meta.get("lictor-source").is_some_and(|from| *from != source) {
@@ -649,7 +655,7 @@ impl State {
         if !sent.had_seen(node, &out.wanted.kinds, out.wanted.since) || self.is_contested(key, &before.service) {
             return;
         }
-        let is_out = !self.oracle.wanted.contains_key(&place(node, &before.id));
+        let is_out = !self.oracle.wanted.contains_key(&self.seat(node, &before.id));
         let was_just_written =
             is_out
                 && self.cluster.written.get(&out.service).is_some_and(|(position, at)| {
@@ -660,6 +666,35 @@ impl State {
             let what = format!("{id} on {node} was taken by life {life}; its endpoint was in no slice for {ago:?}");
             self.violate("nothing lost", what);
         }
+    }
+
+    /// Where an instance is known under: in the catalog it may stand on this node or on that.
+    fn seat(&self, node: &str, id: &str) -> Place {
+        match self.setup.mode {
+            Mode::Agent => place(node, id),
+            Mode::Catalog => (String::new(), id.to_owned()),
+        }
+    }
+
+    /// Whether an instance stands on another node of the catalog as well: it has moved.
+    fn stands_elsewhere(&self, node: &str, id: &str) -> bool {
+        if self.setup.mode == Mode::Agent {
+            return false;
+        }
+        let mut others = self.consul.store.services().filter(|(on, there)| there.id == id && fold(on) != fold(node));
+        others.any(|(_, there)| is_marked(there))
+    }
+
+    /// Whose a Consul node with a name like ours is: ours if it carries our mark, or if nobody has marked it and an
+    /// instance of ours stands on it; never one that an agent stands behind.
+    pub fn is_own_node(&self, node: &Node) -> bool {
+        let of = |key: &str| node.meta.get(key).map(String::as_str).unwrap_or_default();
+        let marks = (of("lictor-cluster"), of("lictor-cluster-uid"));
+        let mut services = self.consul.store.services_on(&node.node);
+        let has_rows = services.any(|service| is_marked(service) && owner(&service.id).is_some());
+        let has_agent = self.consul.store.check(&node.node, "serfHealth").is_some();
+        let has_name = fold(&node.node).starts_with("c1-");
+        !has_agent && (marks == (CLUSTER, CLUSTER_UID) || marks == ("", "") && has_name && has_rows)
     }
 
     /// Nothing of a frozen resource is written or removed.
@@ -767,7 +802,7 @@ impl State {
         }
         self.judge_pause(node, &check.service_id, sent);
         let worse = check.status == "critical" && before.is_none_or(|before| before.status == "passing");
-        let wanted = self.oracle.wanted.get(&place(node, &check.service_id));
+        let wanted = self.oracle.wanted.get(&self.seat(node, &check.service_id));
         let ready = wanted.and_then(|wanted| Some((wanted, wanted.ready_since?)));
         if worse && ready.is_some_and(|(wanted, since)| sent.had_seen(node, &wanted.kinds, since)) {
             self.violate("nothing lost", format!("{id} on {node} was made critical by life {}", sent.life));

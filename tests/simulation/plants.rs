@@ -10,10 +10,10 @@ use lictor::consul::{Bundle, Outcome, Registry, Rows, Trouble};
 use lictor::model::desired::Placement;
 use lictor::model::diff::Op;
 use lictor::model::names::Str;
-use lictor::model::registration::{Ownership, RowKey};
+use lictor::model::registration::{Ownership, Row, RowKey};
 
 use crate::moves::FORMER_NODE;
-use crate::setup::AGENT_NODE;
+use crate::setup::{AGENT_NODE, CLUSTER_UID};
 use crate::sim::Sim;
 use crate::truth::owner;
 
@@ -57,6 +57,14 @@ pub enum Plant {
     BlindLimit,
     /// A write that fails is always taken for an outage.
     AlwaysAnOutage,
+    /// Instances are never sent elsewhere than to their own node, whoever has it.
+    NoDiversion,
+    /// Nodes are found by their mark alone.
+    NodesByMark,
+    /// A row is ours by its mark alone, on a node of ours too.
+    RowsByMark,
+    /// What stands under names that are too long is not looked at.
+    NoLongNames,
 }
 
 /// The limit that a [`Plant::BlindLimit`] takes for itself.
@@ -83,6 +91,12 @@ impl Watched {
                 let elsewhere: Rows = rows.clone().into_iter().filter(|(key, _)| *key.node == *FORMER_NODE).collect();
                 for (key, row) in elsewhere {
                     rows.entry(RowKey { node: AGENT_NODE.into(), ..key }).or_insert(row);
+                }
+            }
+            Some(Plant::NoLongNames) => rows.retain(|key, _| key.node.len() <= 63),
+            Some(Plant::RowsByMark) => {
+                for row in rows.values_mut().filter(|row| !has_our_mark(row)) {
+                    row.ownership = Ownership::Other("somebody".to_owned());
                 }
             }
             _ => {}
@@ -122,6 +136,10 @@ impl Watched {
     }
 }
 
+fn has_our_mark(row: &Row) -> bool {
+    row.registration.meta.get("lictor-cluster-uid").is_none_or(|uid| **uid == *CLUSTER_UID)
+}
+
 impl Registry for Watched {
     fn connect(&self) -> BoxFuture<'_, Result<Placement, Trouble>> {
         self.inner.connect()
@@ -129,6 +147,11 @@ impl Registry for Watched {
 
     fn survey(&self) -> BoxFuture<'_, Result<(Placement, Rows), Trouble>> {
         self.inner.survey()
+    }
+
+    fn placement(&self) -> Option<Placement> {
+        // Without an answer the engine goes by what `connect` has said.
+        self.inner.placement().filter(|_| self.plant != Some(Plant::NoDiversion))
     }
 
     fn read(&self) -> BoxFuture<'_, Result<Rows, Trouble>> {

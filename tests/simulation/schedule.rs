@@ -20,8 +20,10 @@ use crate::oracle::is_marked;
 use crate::setup::{CrdRights, NAMESPACES};
 use crate::sim::State;
 
-/// The Kubernetes nodes; the last one's Consul node would be that of another cluster's node.
-pub const NODES: [&str; 4] = ["n0", "n1", "n2", "b-x"];
+/// The Kubernetes nodes: the Consul node of `b-x` would be that of another cluster's node, and the last one's would
+/// have too long a name.
+pub const NODES: [&str; 5] = ["n0", "n1", "n2", "b-x", LONG_NODE];
+pub const LONG_NODE: &str = "gke-production-europe-west4-default-pool-2024-07-5f3c9d1e-x7k2.internal";
 const RESOURCES: [&str; 3] = ["r0", "r1", "r2"];
 
 /// Something that happens later, as a consequence.

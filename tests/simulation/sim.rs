@@ -12,6 +12,7 @@ use crate::cluster::Cluster;
 use crate::consul::Consul;
 use crate::hands::Snapshot;
 use crate::oracle::Oracle;
+use crate::plants::Plant;
 use crate::setup::Setup;
 
 /// One simulation; cheap to clone.
@@ -42,6 +43,8 @@ pub struct State {
     pub consul_epoch: u64,
     /// An older state of the catalog, that may come back.
     pub snapshot: Option<Snapshot>,
+    /// An agent has joined under a name of ours: once in a run, so that where instances belong does not go to and fro.
+    pub agent_has_come: bool,
     /// Writes of Lictor that Consul took, whether they changed anything or not.
     pub consul_writes: u64,
     /// Writes that reached Kubernetes from Lictor.
@@ -104,7 +107,7 @@ impl Sim {
         let stream = |n: u64| fastrand::Rng::with_seed(setup.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(n));
         let random = Streams { script: stream(1), network: stream(2), kubernetes: stream(3), lives: stream(4) };
         let state = State {
-            consul: Consul::default(),
+            consul: Consul { hides_unmarked: setup.plant == Some(Plant::NodesByMark), ..Consul::default() },
             cluster: Cluster::default(),
             weather: Weather::FINE,
             calm: false,
@@ -114,6 +117,7 @@ impl Sim {
             stats: Stats::default(),
             consul_epoch: 0,
             snapshot: None,
+            agent_has_come: false,
             consul_writes: 0,
             cluster_writes: 0,
             began: Instant::now(),

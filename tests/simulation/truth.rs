@@ -19,7 +19,7 @@ use found::{Found, Instance, instances};
 pub type Place = (String, String);
 
 /// The shards, as places have them.
-const SHARD: &str = "c1-shard";
+pub const SHARD: &str = "c1-shard";
 
 /// A place as the catalog's own names make it.
 pub fn place(node: &str, id: &str) -> Place {
@@ -141,9 +141,24 @@ impl Want {
 fn node(mode: Mode, instance: &Instance) -> String {
     match (mode, &instance.node) {
         (Mode::Agent, _) => AGENT_NODE.to_owned(),
-        (Mode::Catalog, Some(node)) => format!("{CLUSTER}-{node}"),
+        (Mode::Catalog, Some(node)) => node_of(node),
         (Mode::Catalog, None) => SHARD.to_owned(),
     }
+}
+
+/// The Consul node that stands for a Kubernetes node: at most 63 characters, of a longer name the first 46 and the
+/// FNV-1a hash of all of it.
+pub fn node_of(kubernetes_node: &str) -> String {
+    let full = format!("{CLUSTER}-{kubernetes_node}");
+    if full.len() <= 63 {
+        return full;
+    }
+    let mut hash: u64 = 14_695_981_039_346_656_037;
+    for byte in full.as_bytes() {
+        hash ^= u64::from(*byte);
+        hash = hash.wrapping_mul(1_099_511_628_211);
+    }
+    format!("{}-{hash:016x}", full[..46].trim_end_matches(['-', '.']))
 }
 
 /// An instance as it should be, and whether a text of it lacks a value.

@@ -1,9 +1,9 @@
 //! What is checked once everything has settled: Consul holds just what is wanted, and every resource says so.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use lictor::cluster::api::ConsulServiceStatus;
-use lictor::cluster::event::ObjectKey;
 use lictor::engine::metrics::Snapshot;
 use lictor::model::names::{ResourceKey, Str};
 use lictor::model::resource::Source;
@@ -14,7 +14,7 @@ use crate::moves::FORMER_NODE;
 use crate::oracle::{asked, is_marked};
 use crate::setup::{CLUSTER, CLUSTER_UID, MARKER, Mode, UNWATCHED};
 use crate::sim::State;
-use crate::truth::{Expected, Place, Rows, Want, lives_without_port, owner, place};
+use crate::truth::{Expected, Place, Rows, SHARD, Want, lives_without_port, owner, place};
 
 /// How a place that a resource wants came out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,8 +23,6 @@ enum Stands {
     Registered,
     /// Somebody else has the ID.
     Taken,
-    /// Somebody else has the node.
-    NodeTaken,
     /// Not at all, since as many are registered as are allowed.
     LeftOut,
     /// Each write of it fails.
@@ -37,6 +35,7 @@ enum Stands {
 pub fn check(state: &mut State, snapshot: Option<&Snapshot>) {
     let mut found = Vec::new();
     let mut wants = state.wants();
+    divert(state, &mut wants);
     names(state, &mut wants, &mut found);
     let stands = rows(state, &with_what_goes_on(state, &wants), &mut found);
     nodes(state, &mut found);
@@ -83,6 +82,23 @@ fn ends_from(object: &Object) -> &'static str {
         Ok(Source::Pods { .. }) => "in the end: from pods",
         Ok(Source::Static { .. }) => "in the end: from static addresses",
         Err(_) => "in the end: from nothing",
+    }
+}
+
+/// Where somebody else has the node that instances would go to, they go to a shard.
+fn divert(state: &State, wants: &mut BTreeMap<ResourceKey, Want>) {
+    let others = state.consul.store.nodes().filter(|node| !state.is_own_node(node));
+    let others: BTreeSet<String> = others.map(|node| fold(&node.node)).collect();
+    if state.setup.mode == Mode::Agent {
+        return;
+    }
+    for want in wants.values_mut() {
+        let Want::Rows(Rows { rows, .. }) = want else { continue };
+        let diverted = std::mem::take(rows).into_iter().map(|((node, id), expected)| {
+            let node = if others.contains(&node) { SHARD.to_owned() } else { node };
+            ((node, id), expected)
+        });
+        *rows = diverted.collect();
     }
 }
 
@@ -197,6 +213,9 @@ fn rows(state: &State, wants: &BTreeMap<ResourceKey, Want>, found: &mut Found) -
             unwanted.push((node, service));
         }
     }
+    if state.setup.mode == Mode::Catalog {
+        changed_marks(state, wants, found);
+    }
     // Resources and addresses of which something cannot be registered.
     let mut blocked = BTreeSet::new();
     for (place, stand) in stands.iter_mut().filter(|(_, stand)| **stand == Stands::Missing) {
@@ -204,10 +223,9 @@ fn rows(state: &State, wants: &BTreeMap<ResourceKey, Want>, found: &mut Found) -
         let taken = state.consul.store.services().any(|(on, service)| {
             crate::truth::place(on, &service.id) == *place && service.meta.keys().any(|key| key.starts_with("lictor-"))
         });
-        if taken {
+        // On a node of ours, a mark that somebody has put on a row of ours is put right.
+        if taken && state.setup.mode == Mode::Agent {
             *stand = Stands::Taken;
-        } else if state.oracle.is_foreign_node(node) {
-            *stand = Stands::NodeTaken;
         } else if state.setup.failing.is_some_and(|failing| failing.includes(id)) {
             *stand = Stands::Failing;
         }
@@ -247,6 +265,22 @@ fn leave_out(state: &State, limited: &Rows, stands: &mut BTreeMap<Place, Stands>
     if limited.rows.len() - missing >= most {
         let stands = stands.iter_mut().filter(|(place, _)| limited.rows.contains_key(*place));
         stands.filter(|(_, stand)| **stand == Stands::Missing).for_each(|(_, stand)| *stand = Stands::LeftOut);
+    }
+}
+
+/// On nodes of ours, no row with an ID like ours is left with somebody else's mark.
+fn changed_marks(state: &State, wants: &BTreeMap<ResourceKey, Want>, found: &mut Found) {
+    for node in state.consul.store.nodes().filter(|node| state.is_own_node(node)) {
+        for service in state.consul.store.services_on(&node.node) {
+            let has_mark = service.meta.keys().any(|key| key.starts_with("lictor-cluster"));
+            if owner(&service.id).is_some()
+                && has_mark
+                && !is_marked(service)
+                && !may_stay(state, wants, &node.node, service)
+            {
+                found.push(("nothing stale", format!("{} on {} has another mark", service.id, node.node)));
+            }
+        }
     }
 }
 
@@ -303,16 +337,27 @@ fn compare(state: &State, node: &str, there: &Service, wanted: &Expected, found:
 
 /// Consul's nodes of our making: none is empty, and each has its machine's address.
 fn nodes(state: &State, found: &mut Found) {
+    let homes: BTreeMap<String, IpAddr> = state
+        .cluster
+        .nodes
+        .iter()
+        .filter_map(|(key, node)| Some((crate::truth::node_of(&key.name), node.address?)))
+        .collect();
     for node in state.consul.store.nodes() {
         let is = |key: &str, value: &str| node.meta.get(key).is_some_and(|there| there == value);
-        if !is("lictor-cluster", CLUSTER) || !is("lictor-cluster-uid", CLUSTER_UID) || node.node == MARKER {
+        if node.node == MARKER || state.setup.mode == Mode::Agent || !state.is_own_node(node) {
             continue;
+        }
+        if !is("managed-by", "lictor") || !is("lictor-cluster", CLUSTER) || !is("lictor-cluster-uid", CLUSTER_UID) {
+            found.push(("true", format!("the node {} lacks our mark: {:?}", node.node, node.meta)));
+        }
+        if node.node.len() > 63 {
+            found.push(("true", format!("the name of the node {} is too long", node.node)));
         }
         if state.consul.store.services_on(&node.node).next().is_none() {
             found.push(("nothing stale", format!("the node {} is empty", node.node)));
         }
-        let kubernetes_node = node.node.strip_prefix("c1-").unwrap_or_default();
-        let there = state.cluster.nodes.get(&ObjectKey::new("", kubernetes_node)).and_then(|node| node.address);
+        let there = homes.get(&node.node).copied();
         if let Some(address) = there
             && address.to_string() != node.address
         {
@@ -394,7 +439,7 @@ fn status(state: &State, object: &Object, want: &Want, stands: &BTreeMap<Place, 
         Want::Rows(wanted) => {
             let rows = &wanted.rows;
             let of = |stand: Stands| rows.keys().filter(|place| stands[*place] == stand).count();
-            let refused = (of(Stands::NodeTaken) + of(Stands::Failing) > 0).then_some("Refused");
+            let refused = (of(Stands::Failing) > 0).then_some("Refused");
             let taken = (of(Stands::Taken) > 0).then_some("IdTaken");
             let elsewhere = state.former_is_out_of_reach() && state.former_holds(key);
             let elsewhere = elsewhere.then_some("OnAnotherAgent");
@@ -404,7 +449,7 @@ fn status(state: &State, object: &Object, want: &Want, stands: &BTreeMap<Place, 
                 Some(_) => says("Resolved", "False", &["TooManyInstances"]),
                 None => says("Resolved", "True", &[remark(wanted)]),
             }
-            if wanted.most.is_some() && of(Stands::NodeTaken) + of(Stands::Taken) + of(Stands::Failing) > 0 {
+            if wanted.most.is_some() && of(Stands::Taken) + of(Stands::Failing) > 0 {
                 // Those may be among the ones that are left out.
             } else if lacks.is_empty() && wanted.most.is_some() {
                 says("Ready", "False", &["TooManyInstances"]);

@@ -55,7 +55,7 @@ pub(crate) fn catalog(address: &str, token: Option<&str>) -> Catalog {
 pub(crate) async fn connect(registry: &dyn Registry) -> Str {
     match registry.connect().await.unwrap() {
         Placement::Agent { node } => node,
-        Placement::Catalog { cluster } => format!("{cluster}-worker").into(),
+        Placement::Catalog { cluster, .. } => format!("{cluster}-worker").into(),
     }
 }
 

@@ -5,8 +5,10 @@ use std::time::Duration;
 use super::transaction::Transaction;
 use super::{Catalog, Footing, NO_ADDRESS, Remedy, Verdict, bewildered};
 use crate::consul::Trouble;
+use crate::consul::client::path;
 use crate::consul::wire::{Node, txn_node_cas};
 use crate::model::names::meta;
+use crate::model::nodes::NodeMark;
 
 /// The meta key of the marker's term.
 pub(super) const TERM: &str = "lictor-term";
@@ -48,12 +50,27 @@ impl Catalog {
         Ok(self.node_services(&self.marker).await?.node)
     }
 
-    /// The marker, where there is one; another cluster's is an error.
+    /// The marker, where there is one; another cluster's is an error. One without a mark is ours where this process has
+    /// written it, or where nodes carry our mark: a plain registration of somebody else has emptied the marker's meta.
     pub(super) async fn find_marker(&self) -> Result<Option<Node>, Trouble> {
-        match self.marker_node().await? {
-            Some(node) if !self.is_ours(&node) => Err(self.name_taken(&node)),
-            found => Ok(found),
+        let Some(node) = self.marker_node().await? else { return Ok(None) };
+        match self.mark(&node) {
+            NodeMark::Ours => Ok(Some(node)),
+            NodeMark::None if self.has_written_marker() || self.has_nodes().await? => Ok(Some(node)),
+            NodeMark::None | NodeMark::Others => Err(self.name_taken(&node)),
         }
+    }
+
+    fn has_written_marker(&self) -> bool {
+        self.state().term > 0
+    }
+
+    /// Whether any node carries our mark.
+    async fn has_nodes(&self) -> Result<bool, Trouble> {
+        let ours = [(meta::CLUSTER, self.identity.cluster.as_str()), (meta::CLUSTER_UID, &*self.identity.uid)];
+        let filter = ours.map(|(key, value)| format!("Meta[\"{key}\"] == \"{value}\"")).join(" and ");
+        let query = path(&["catalog", "nodes"], &[("consistent", ""), ("filter", &filter)]);
+        Ok(self.client.get::<Option<Vec<Node>>>(query).await?.value.is_some_and(|nodes| !nodes.is_empty()))
     }
 
     /// Raises the term and forgets what was known: from here on nothing that was sent before can land.
@@ -62,6 +79,10 @@ impl Catalog {
         for _ in 0..ATTEMPTS {
             let (term, index) = match &self.find_marker().await? {
                 None => (0, 0),
+                // One that was overwritten has lost its term, and must not go back to one that it had.
+                Some(node) if self.mark(node) == NodeMark::None => {
+                    (self.state().term, node.modify_index.unwrap_or_default())
+                }
                 Some(node) => (term(node), node.modify_index.unwrap_or_default()),
             };
             match self.raise(term, index).await {
@@ -102,7 +123,10 @@ impl Catalog {
             .iter()
             .find(|node| node.node.as_deref() == Some(&self.marker))
             .and_then(|node| node.modify_index)
-            .map(|index| Fence { term, index })
+            .map(|index| {
+                self.state().term = term;
+                Fence { term, index }
+            })
             .ok_or_else(|| Trouble::passing("Consul does not say at which index it wrote the marker node"))
     }
 
@@ -191,6 +215,9 @@ impl Catalog {
         let raised_perhaps = matches!(state.footing, Footing::Stale { raised_perhaps: true, .. });
         let trouble = match marker {
             None => Trouble::lost_footing(format!("the marker node {name} is gone: Consul was emptied")),
+            Some(node) if self.mark(node) == NodeMark::None => Trouble::lost_footing(format!(
+                "the marker node {name} has lost its mark: somebody else has registered on it"
+            )),
             Some(node) if !self.is_ours(node) => {
                 Trouble::lost_footing(format!("the marker node {name} belongs to another cluster now"))
             }

@@ -13,6 +13,7 @@ use super::{Catalog, Remedy, State, Verdict, bewildered};
 use crate::consul::Trouble;
 use crate::consul::wire::{Check, Node, txn_node_cas, txn_node_delete};
 use crate::model::names::{Str, id_prefix};
+use crate::model::nodes::node_name;
 
 /// How long a node has to have been empty before it goes.
 const GRACE: Duration = Duration::from_secs(60);
@@ -33,10 +34,25 @@ pub(super) struct KnownNode {
 
 impl State {
     /// Remembers a node of ours. The marker is none that anything is registered on.
-    pub(super) fn know(&mut self, marker: &str, node: &Node) {
-        if let Some(name) = node.node.as_deref().filter(|name| *name != marker) {
+    pub(super) fn know(&mut self, marker: &str, name: &Str, node: &Node) {
+        if **name != *marker {
             let is_for_esm = self.nodes.get(name).and_then(|known| known.is_for_esm);
-            self.nodes.insert(name.into(), KnownNode { row: node.clone(), is_for_esm });
+            let row = Node { node: Some(name.to_string()), ..node.clone() };
+            self.nodes.insert(Arc::clone(name), KnownNode { row, is_for_esm });
+        }
+    }
+
+    /// Forgets a node.
+    pub(super) fn forget(&mut self, name: &Str) {
+        self.nodes.remove(name);
+        self.empty.remove(name);
+    }
+
+    /// Notes that somebody else has a node: instances go elsewhere from now on.
+    pub(super) fn give_up(&mut self, name: &Str) {
+        self.forget(name);
+        if !self.taken.contains(name) {
+            Arc::make_mut(&mut self.taken).insert(Arc::clone(name));
         }
     }
 
@@ -49,6 +65,16 @@ impl State {
 }
 
 impl Catalog {
+    /// Remembers nodes of ours that Consul has just shown.
+    pub(super) fn know_all(&self, nodes: &[Node]) {
+        let mut state = self.state();
+        for node in nodes {
+            if let Some(name) = node.node.as_deref() {
+                state.know(&self.marker, &self.own_spelling(name), node);
+            }
+        }
+    }
+
     /// A node that is not there yet.
     fn new_node(&self, name: &str, address: IpAddr) -> Node {
         Node {
@@ -59,19 +85,27 @@ impl Catalog {
         }
     }
 
-    /// The operation that makes a node, if it is not there, or has consul-esm look at it; none where there is
-    /// nothing to do.
+    /// The operation that makes a node, if it is not there, has consul-esm look at it, or marks it as ours again; none
+    /// where there is nothing to do.
     pub(super) fn node_for(&self, name: &Str, address: IpAddr, is_for_esm: bool) -> Option<String> {
         let known = self.state().nodes.get(name).map(|known| known.row.clone());
         let mut node = match known {
-            Some(row) if !is_for_esm || is_external(&row) => return None,
-            Some(row) => row,
+            Some(row) if self.is_ours(&row) && (!is_for_esm || is_external(&row)) => return None,
+            Some(row) => self.marked(row),
             None => self.new_node(name, address),
         };
         if is_for_esm {
             set_external(&mut node, true);
         }
         Some(txn_node_cas(&node))
+    }
+
+    /// A node with our mark on it, beside what others have in its meta.
+    fn marked(&self, mut node: Node) -> Node {
+        if !self.is_ours(&node) {
+            node.meta.get_or_insert_default().extend(self.node_meta());
+        }
+        node
     }
 
     /// Notes which checks a node has.
@@ -97,25 +131,30 @@ impl Catalog {
     }
 
     pub(super) async fn tidy_nodes(&self, addresses: &BTreeMap<Str, IpAddr>) -> Result<(), Trouble> {
-        let (moved, for_esm, empty) = {
+        let placement = self.where_to();
+        let homes: BTreeMap<Str, IpAddr> =
+            addresses.iter().filter_map(|(node, address)| Some((placement.node_for(node)?, *address))).collect();
+        self.tell_of_taken(addresses.keys());
+        let (changed, for_esm, empty) = {
             let state = self.state();
-            let placement = self.placement();
-            let moved: Vec<(Str, Node)> = state
+            let changed: Vec<(Str, Node)> = state
                 .nodes
                 .iter()
                 .filter_map(|(name, known)| {
-                    let address = addresses.get(placement.kubernetes_node(name)?)?.to_string();
-                    let moves = known.row.address.as_ref() != Some(&address);
-                    moves.then(|| (Arc::clone(name), Node { address: Some(address), ..known.row.clone() }))
+                    let mut row = self.marked(known.row.clone());
+                    if let Some(address) = homes.get(name) {
+                        row.address = Some(address.to_string());
+                    }
+                    (row != known.row).then(|| (Arc::clone(name), row))
                 })
                 .collect();
             let is_other = |known: &KnownNode| known.is_for_esm.is_some_and(|it| it != is_external(&known.row));
             let for_esm: Vec<Str> =
                 state.nodes.iter().filter(|(_, known)| is_other(known)).map(|(name, _)| Arc::clone(name)).collect();
             let empty: Vec<Str> = state.empty.keys().cloned().collect();
-            (moved, for_esm, empty)
+            (changed, for_esm, empty)
         };
-        for (name, row) in moved {
+        for (name, row) in changed {
             let done = self.change_node(&name, &txn_node_cas(&row)).await;
             self.unless_an_outage(&name, done).await?;
         }
@@ -141,6 +180,24 @@ impl Catalog {
         Ok(())
     }
 
+    /// Says once of each Kubernetes node that somebody else has its node in Consul.
+    fn tell_of_taken<'a>(&self, kubernetes_nodes: impl Iterator<Item = &'a Str>) {
+        let mut state = self.state();
+        for kubernetes_node in kubernetes_nodes {
+            let name = node_name(&self.identity.cluster, kubernetes_node);
+            if !state.taken.contains(&name) {
+                state.told.remove(kubernetes_node);
+            } else if state.told.insert(Arc::clone(kubernetes_node)) {
+                tracing::warn!(
+                    node = %name,
+                    %kubernetes_node,
+                    "the Consul node of this name is not ours: it is a Consul agent's or somebody else's; the \
+                     instances of the Kubernetes node are registered on shared nodes"
+                );
+            }
+        }
+    }
+
     /// Has consul-esm look at a node from now on, or no more, after its checks.
     async fn point_esm(&self, name: &Str) -> Result<(), Trouble> {
         let _alone = self.deleting.write().await;
@@ -149,7 +206,7 @@ impl Catalog {
             self.forget(name);
             return Ok(());
         };
-        self.state().know(&self.marker, &node);
+        self.state().know(&self.marker, name, &node);
         self.note_checks(name, &checks);
         let Some(is_for_esm) = self.is_for_esm(&checks).filter(|it| *it != is_external(&node)) else { return Ok(()) };
         set_external(&mut node, is_for_esm);
@@ -176,6 +233,8 @@ impl Catalog {
 
     /// Deletes all nodes of our making that nobody has anything on, and with the last of them the marker.
     pub(super) async fn dismantle_nodes(&self) -> Result<(), Trouble> {
+        // One whose mark was overwritten is ours to delete once it is marked again.
+        self.tidy_nodes(&BTreeMap::new()).await?;
         let names: Vec<Str> = self.state().nodes.keys().cloned().collect();
         for name in names {
             self.delete_if_empty(&name).await?;
@@ -186,6 +245,9 @@ impl Catalog {
             return Ok(());
         }
         let Some(marker) = self.find_marker().await? else { return Ok(()) };
+        if self.node_services(&self.marker).await?.services.is_some_and(|services| !services.is_empty()) {
+            return Ok(());
+        }
         let name = Str::from(&*self.marker);
         self.change_node(&name, &txn_node_delete(&name, marker.modify_index.unwrap_or_default())).await
     }
@@ -213,9 +275,7 @@ impl Catalog {
     }
 
     fn forget(&self, name: &Str) {
-        let mut state = self.state();
-        state.nodes.remove(name);
-        state.empty.remove(name);
+        self.state().forget(name);
     }
 
     /// Writes a change to a node. One that Consul refuses is left for the next time: nobody waits for it.
@@ -225,10 +285,7 @@ impl Catalog {
         transaction.make_node(change);
         match self.transact(transaction.body()).await {
             Verdict::Done(nodes) => {
-                let mut state = self.state();
-                for node in &nodes {
-                    state.know(&self.marker, node);
-                }
+                self.know_all(&nodes);
                 Ok(())
             }
             Verdict::NotTried(trouble) => Err(trouble),

@@ -51,6 +51,13 @@ impl Check {
         targets.flatten().any(|target| !target.is_empty())
     }
 
+    /// Whether it is the check by which the servers watch a Consul agent: its node is the agent's
+    /// (`structs.SerfCheckID`).
+    #[must_use]
+    pub fn is_of_agent(&self) -> bool {
+        self.instance().is_none() && self.id.as_deref() == Some("serfHealth")
+    }
+
     /// The instance that it is of; none for a check of the node itself.
     fn instance(&self) -> Option<&str> {
         self.service_id.as_deref().filter(|id| !id.is_empty())

@@ -11,7 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::json;
 
 use agent::Agent;
-use store::{Check, Node, Op, Service, Store, Weights};
+use store::{CatalogRegistration, Check, Node, Op, Service, Store, Weights};
 
 /// JSON's null for a list or a map is an empty one.
 fn null_is_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(from: D) -> Result<T, D::Error> {
@@ -31,6 +31,8 @@ pub struct Consul {
     pub filters_reads: bool,
     /// The agent's registrations do not reach the catalog.
     pub sync_fails: bool,
+    /// A planted fault: lists of nodes leave out those without a mark.
+    pub hides_unmarked: bool,
 }
 
 /// An answer of Consul.
@@ -166,6 +168,7 @@ impl Consul {
             (false, ["catalog", "node-services", node]) => self.node_services(node, url.filter()),
             (false, ["health", "node", node]) => self.health_node(node, url.filter()),
             (true, ["txn", ..]) => self.transact(body),
+            (true, ["catalog", "register", ""]) => self.register(body),
             (writes, ["agent", what, how]) => self.ask_agent(writes, what, how, url, body),
             (_, other) => panic!("not in the model: {other:?}"),
         };
@@ -195,7 +198,9 @@ impl Consul {
             None if field == "Node" => Some(node.node.clone()),
             None => panic!("not in the model: field {field} of a node"),
         };
-        let fits = |node: &Node| filter.is_empty() || filter::fits(filter, &|field| get(node, field));
+        let hidden = |node: &Node| self.hides_unmarked && !node.meta.contains_key("lictor-cluster");
+        let fits =
+            |node: &Node| !hidden(node) && (filter.is_empty() || filter::fits(filter, &|field| get(node, field)));
         let nodes = self.store.nodes().filter(|node| fits(node)).enumerate();
         let nodes: Vec<&Node> = nodes.filter(|(nth, _)| self.shown(*nth)).map(|(_, node)| &**node).collect();
         Reply::json(&nodes).at(self.store.index.max(1))
@@ -250,6 +255,14 @@ impl Consul {
         let checks = self.store.checks_on(node).filter(|check| check_fits(filter, check)).enumerate();
         let checks: Vec<&Check> = checks.filter(|(nth, _)| self.shown(*nth)).map(|(_, check)| &**check).collect();
         Reply::json(&checks).at(self.store.index.max(1))
+    }
+
+    fn register(&mut self, body: &[u8]) -> Reply {
+        let wanted: CatalogRegistration = serde_json::from_slice(body).expect("a registration in the model's terms");
+        match self.store.register(wanted) {
+            Ok(()) => Reply::text(200, "true"),
+            Err(words) => Reply::text(500, &words),
+        }
     }
 
     fn transact(&mut self, body: &[u8]) -> Reply {

@@ -156,6 +156,17 @@ impl Op {
     }
 }
 
+/// The body of `/v1/catalog/register`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct CatalogRegistration {
+    pub node: String,
+    pub address: String,
+    pub node_meta: BTreeMap<String, String>,
+    pub skip_node_update: bool,
+    pub service: Option<Service>,
+}
+
 /// An operation that failed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "PascalCase")]
@@ -284,6 +295,17 @@ impl Store {
         }
     }
 
+    /// Registers a node, and an instance on it if there is one. The node becomes what the registration says, its meta
+    /// too, unless that asks to leave it as it is.
+    pub fn register(&mut self, wanted: CatalogRegistration) -> Result<(), String> {
+        self.index += 1;
+        let CatalogRegistration { node, address, node_meta: meta, skip_node_update, service } = wanted;
+        if !skip_node_update || self.node(&node).is_none() {
+            self.set_node(Node { node: node.clone(), address, meta, ..Node::default() });
+        }
+        service.map_or(Ok(()), |service| self.set_service(&node, service))
+    }
+
     fn node_op(&mut self, verb: &str, wanted: &Node) -> Result<Option<OpResult>, String> {
         let name = &wanted.node;
         let there = self.node(name).map(|node| node.modify_index);
@@ -368,7 +390,9 @@ impl Store {
         let there = self.node(&node.node).cloned();
         (node.create_index, node.modify_index) =
             there.as_ref().map_or((self.index, self.index), |there| (there.create_index, there.modify_index));
-        if there.as_deref() == Some(&node) {
+        // A name that differs in case alone is the same (`structs.Node.IsSame`).
+        let same = |there: &Node| *there == Node { node: there.node.clone(), ..node.clone() };
+        if there.as_deref().is_some_and(same) {
             return;
         }
         node.modify_index = self.index;
