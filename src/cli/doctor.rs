@@ -1,22 +1,25 @@
 //! `lictor doctor`: whether everything is there that `run` needs, line by line.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context;
 use clap::Args;
-use kube::Client;
+use k8s_openapi::api::core::v1::Node;
+use kube::api::ListParams;
+use kube::{Api, Client};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{DIFFERS, identify, prepare, registry};
 use crate::cluster::definition::{self, Definition};
 use crate::cluster::{connect, permissions};
-use crate::consul::Rows;
 use crate::consul::probe::{self, Way};
 use crate::consul::transport::{ConsulSettings, Http, Transport};
+use crate::consul::{Rows, dns};
 use crate::model::desired::Placement;
-use crate::model::names::{Identity, meta};
+use crate::model::names::{Identity, Str, meta};
+use crate::model::registration::{Health, Row};
 use crate::settings::{Registration, RunArgs, Settings};
 
 /// The flags of `lictor doctor`: those of `run`, and what to register for a moment.
@@ -25,6 +28,11 @@ pub struct DoctorArgs {
     /// The service in Consul that an instance is registered in and deregistered from; the token must be allowed to.
     #[arg(long, value_name = "NAME", default_value = "lictor-doctor")]
     service: String,
+
+    /// Where Consul's DNS answers over TCP. Without it, the host of Consul's address is asked at port 8600, and it is no
+    /// failure if nothing answers there.
+    #[arg(long, value_name = "HOST:PORT")]
+    dns_address: Option<String>,
 
     #[command(flatten)]
     run: RunArgs,
@@ -37,6 +45,12 @@ struct Report {
 }
 
 impl Report {
+    /// Says what is worth knowing, and no failure.
+    #[allow(clippy::unused_self, reason = "a report is written in one place")]
+    fn note(&mut self, what: &str, words: &str) {
+        println!("note  {what}: {words}");
+    }
+
     /// Says what was found; gives it if it is good.
     fn say<T>(&mut self, what: &str, found: Result<(T, String), String>) -> Option<T> {
         match found {
@@ -59,14 +73,15 @@ pub(super) fn doctor(args: DoctorArgs) -> anyhow::Result<ExitCode> {
     prepare(&settings)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
     let mut report = Report::default();
-    runtime.block_on(examine(settings, &args.service, &mut report));
+    runtime.block_on(examine(settings, &args.service, args.dns_address.as_deref(), &mut report));
     Ok(if report.sick { ExitCode::from(DIFFERS) } else { ExitCode::SUCCESS })
 }
 
-async fn examine(settings: Settings, service: &str, report: &mut Report) {
+async fn examine(settings: Settings, service: &str, dns_address: Option<&str>, report: &mut Report) {
     let client = connect::client(settings.kubeconfig.as_deref(), settings.context.as_deref()).await;
-    let identity = match report.say("Kubernetes is configured", found(client, |_| "yes".to_owned())) {
-        Some(client) => kubernetes_of(&client, &settings, report).await,
+    let client = report.say("Kubernetes is configured", found(client, |_| "yes".to_owned()));
+    let identity = match &client {
+        Some(client) => kubernetes_of(client, &settings, report).await,
         None => None,
     };
     let http = Http::new(&settings.consul);
@@ -89,9 +104,13 @@ async fn examine(settings: Settings, service: &str, report: &mut Report) {
     let survey = registry.survey().await;
     let survey =
         report.say("Consul can be read", found(survey, |(_, rows)| format!("{} instances of ours", rows.len())));
-    if let Some((placement, rows)) = &survey {
-        say_where(placement, rows, report);
-        say_whose(&identity, rows, report);
+    if let Some((placement, rows)) = survey {
+        say_where(&placement, &rows, report);
+        say_whose(&identity, &rows, report);
+        if let Some(client) = client.filter(|_| settings.registration == Registration::Catalog) {
+            names_of_nodes(&client, &placement, report).await;
+        }
+        names_in_dns(&settings, &transport, &rows, dns_address, report).await;
     }
     let way = match settings.registration {
         Registration::Agent => Way::Agent,
@@ -124,7 +143,7 @@ fn say_where(placement: &Placement, rows: &Rows, report: &mut Report) {
 /// Says which other clusters have instances under our name, where there are any.
 fn say_whose(identity: &Identity, rows: &Rows, report: &mut Report) {
     let mut others: BTreeMap<&str, usize> = BTreeMap::new();
-    for row in rows.values() {
+    for row in rows.values().filter(|row| !row.is_ours()) {
         let meta = |key: &str| row.registration.meta.get(key).map(|value| &**value);
         let uid = meta(meta::CLUSTER_UID).filter(|uid| *uid != &*identity.uid);
         if let Some(uid) = uid.filter(|_| meta(meta::CLUSTER) == Some(identity.cluster.as_str())) {
@@ -166,6 +185,63 @@ async fn leader_at(settings: &ConsulSettings, address: &str) -> Result<String, S
     let alone = ConsulSettings { addresses: vec![address.to_owned()], ..settings.clone() };
     let http = Http::new(&alone).map_err(|error| error.to_string())?;
     probe::leader(Arc::new(http)).await.map_err(|error| error.to_string())
+}
+
+/// Says which Kubernetes nodes have no Consul node of their own, since somebody else has its name.
+async fn names_of_nodes(client: &Client, placement: &Placement, report: &mut Report) {
+    const WHAT: &str = "names of Consul nodes";
+    const SHOWN: usize = 5;
+    let nodes = match Api::<Node>::all(client.clone()).list_metadata(&ListParams::default()).await {
+        Ok(nodes) => nodes,
+        Err(error) => return report.note(WHAT, &format!("not looked at: {error}")),
+    };
+    let names = nodes.iter().filter_map(|node| node.metadata.name.as_deref());
+    let taken: Vec<&str> = names.filter(|name| placement.node_for(name).is_none()).collect();
+    if taken.is_empty() {
+        report.say::<()>(WHAT, Ok(((), format!("free for all {} Kubernetes nodes", nodes.items.len()))));
+        return;
+    }
+    let (shown, more) = (taken[..taken.len().min(SHOWN)].join(", "), taken.len().saturating_sub(SHOWN));
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    report.note(
+        WHAT,
+        &format!(
+            "Consul agents or somebody else's nodes have those of {} Kubernetes nodes ({shown}{more}): their instances \
+             are registered on shared nodes; another --cluster-name gives them nodes of their own",
+            taken.len()
+        ),
+    );
+}
+
+/// Says whether Consul's DNS gives SRV answers for what is registered.
+async fn names_in_dns(
+    settings: &Settings,
+    transport: &Arc<dyn Transport>,
+    rows: &Rows,
+    address: Option<&str>,
+    report: &mut Report,
+) {
+    const WHAT: &str = "Consul's DNS";
+    let is_up = |row: &&Row| row.is_ours() && row.health != Health::Critical;
+    let services: BTreeSet<Str> = rows.values().filter(is_up).map(|row| row.registration.service.clone()).collect();
+    if services.is_empty() {
+        return report.note(WHAT, "not asked: no instance of ours is passing");
+    }
+    let host = settings
+        .consul
+        .addresses
+        .first()
+        .and_then(|address| address.parse::<http::Uri>().ok())
+        .and_then(|uri| uri.host().map(str::to_owned));
+    let guessed = host.map(|host| format!("{host}:8600"));
+    let Some(server) = address.map(str::to_owned).or(guessed) else {
+        return report.note(WHAT, "not asked: set --dns-address");
+    };
+    if address.is_none() && dns::ask(&server, "consul", dns::Kind::A).await.ok().flatten().is_none() {
+        return report.note(WHAT, &format!("not asked: nothing answers at {server} (--dns-address)"));
+    }
+    let asked = probe::srv(Arc::clone(transport), &server, &services).await;
+    report.say(WHAT, found(asked, |asked| format!("{server} answers SRV questions for {asked} services of ours")));
 }
 
 async fn kubernetes_of(client: &Client, settings: &Settings, report: &mut Report) -> Option<Identity> {

@@ -129,7 +129,7 @@ fn afterwards(left: Left, world: World, identity: &Identity) -> String {
     let Left { placement, rows, mut own, .. } = left;
     for (key, mut row) in rows {
         row.registration = Arc::new(taken(&row.registration, &identity.uid));
-        row.ownership = Ownership::of(identity, &key.id, &row.registration.meta);
+        row.ownership = Ownership::of(identity, &key.id, &row.registration.meta, false);
         own.insert(key, row);
     }
     let (steps, notes) = preview(world, own, identity, &placement, Instant::now());
@@ -147,7 +147,7 @@ mod tests {
     fn what_is_left_is_told_by_name() {
         let cluster = ClusterName::new("prod").unwrap();
         let left = Left {
-            placement: Placement::Catalog { cluster: cluster.clone() },
+            placement: Placement::Catalog { cluster: cluster.clone(), taken: Arc::default() },
             rows: Rows::new(),
             own: Rows::new(),
             nodes: [Str::from("prod-a")].into(),

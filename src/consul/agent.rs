@@ -227,7 +227,8 @@ impl Agent {
         }));
         let mut known = self.known();
         if known.writes == writes {
-            known.ours = rows.iter().filter(|(_, row)| row.is_ours()).map(|(key, _)| Arc::clone(&key.id)).collect();
+            let ours = rows.iter().filter(|(key, row)| key.node == node && row.is_ours());
+            known.ours = ours.map(|(key, _)| Arc::clone(&key.id)).collect();
         }
         Ok(rows)
     }

@@ -47,7 +47,7 @@ pub(super) async fn marked_rows(
             let key = RowKey { node: pool.string(name), id: id.into() };
             let healths = Healths::new(checks);
             let registration = service.registration(by, &healths, &mut pool);
-            let ownership = Ownership::of(identity, id, &registration.meta);
+            let ownership = Ownership::of(identity, id, &registration.meta, false);
             let row = Row { ownership, health: healths.worst(id), registration: Arc::new(registration), shown: true };
             if row.is_ours() {
                 rows.push((node, key, row));

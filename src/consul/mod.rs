@@ -18,6 +18,7 @@ use crate::model::registration::{Row, RowKey};
 pub mod agent;
 pub mod catalog;
 pub mod client;
+pub mod dns;
 mod marked;
 pub mod mirror;
 pub mod probe;

@@ -3,6 +3,7 @@
 //! What is registered carries no mark of ours, so that no Lictor that runs at the same time takes it for its own, and
 //! has an address that is for documentation (RFC 5737). It is gone again however this ends, as far as Consul lets us.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,8 +13,11 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 use super::client::{Client, Failed, path};
+use super::dns::{self, Kind};
 use super::transport::Transport;
-use crate::model::names::ClusterName;
+use super::wire::AgentSelf;
+use crate::model::names::{ClusterName, Str};
+use crate::model::nodes::{NODE_NAME_MAX, node_name};
 
 /// How long an agent may take to tell the servers.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -36,6 +40,34 @@ pub struct Broken(String);
 pub async fn leader(transport: Arc<dyn Transport>) -> Result<String, Broken> {
     let leader: String = read(&Client::new(transport), path(&["status", "leader"], &[])).await?;
     if leader.is_empty() { Err(Broken("Consul has no leader".to_owned())) } else { Ok(leader) }
+}
+
+/// The most services that [`srv`] asks for.
+const ASKED: usize = 20;
+
+/// Asks Consul's DNS for the SRV records of services that have passing instances, and says how many answered. Where
+/// there are addresses and no SRV answer comes, something on the nodes does not fit into one.
+pub async fn srv(transport: Arc<dyn Transport>, server: &str, services: &BTreeSet<Str>) -> Result<usize, Broken> {
+    let about = Client::new(transport).get::<AgentSelf>(path(&["agent", "self"], &[])).await;
+    let domain = about.map(|answer| answer.value.debug_config.dns_domain).unwrap_or_default();
+    let domain = if domain.is_empty() { "consul" } else { domain.trim_end_matches('.') };
+    // A dot in a name means something else to Consul's DNS.
+    let names = services.iter().filter(|name| !name.contains('.') && name.len() < 64).take(ASKED);
+    let mut answered = 0;
+    for service in names {
+        let name = format!("{service}.service.{domain}");
+        let ask = async |kind| dns::ask(server, &name, kind).await.map_err(Broken);
+        let addresses = ask(Kind::A).await?.max(ask(Kind::Aaaa).await?);
+        let Some(addresses) = addresses else { return Err(Broken(format!("{server} does not answer for {name}"))) };
+        if addresses > 0 && ask(Kind::Srv).await?.is_none() {
+            return Err(Broken(format!(
+                "{server} has addresses of {name} and sends no SRV answer: a Consul node with one of its instances has \
+                 a name of more than {NODE_NAME_MAX} characters, and meta",
+            )));
+        }
+        answered += 1;
+    }
+    Ok(answered)
 }
 
 /// Registers an instance of `service`, sees it in the catalog, and deregisters it; `id` is to be one of its own.
@@ -154,5 +186,5 @@ async fn read<T: serde::de::DeserializeOwned>(client: &Client, path: String) -> 
 const ADDRESS: &str = "192.0.2.1";
 
 fn node(cluster: &ClusterName) -> impl fmt::Display + serde::Serialize {
-    format!("{cluster}-lictor-doctor")
+    node_name(cluster, "lictor-doctor").to_string()
 }

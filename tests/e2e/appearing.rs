@@ -19,7 +19,7 @@ pub(crate) async fn pods_appear(bed: &Bed) -> Result<()> {
         ensure!(instance.port == 8080, "{instance:?}");
         let node = match bed.mode {
             Mode::Agent => bed.consul_node().to_owned(),
-            Mode::Catalog => format!("{}-{}", bed.cluster, pod.node),
+            Mode::Catalog => bed.consul_node_of(&pod.node)?,
         };
         ensure!(instance.node == node, "not on {node}: {instance:?}");
         let id = format!("{}:{}:web:{}:{}:8080", bed.cluster, bed.namespace.name(), bed.service, pod.uid);

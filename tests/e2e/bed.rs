@@ -17,6 +17,8 @@ use futures::future::LocalBoxFuture;
 use k8s_openapi::api::core::v1::Event;
 use kube::Api;
 use kube::api::{ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams};
+use lictor::model::names::ClusterName;
+use lictor::model::nodes::node_name;
 use lictor_testbed::dns::{self, Kind};
 use lictor_testbed::{
     Consul, ConsulApi, ConsulOptions, ControlPlane, Esm, Instance, NewPod, Operator, Programs, TestNamespace, TestPod,
@@ -238,6 +240,16 @@ impl Bed {
         self.consul_server().node_name()
     }
 
+    /// The Consul node that stands for a Kubernetes node in the catalog.
+    pub(crate) fn consul_node_of(&self, kubernetes_node: &str) -> Result<String> {
+        Ok(node_name(&ClusterName::new(&self.cluster)?, kubernetes_node).to_string())
+    }
+
+    /// Where its DNS answers.
+    pub(crate) fn dns_address(&self) -> SocketAddr {
+        SocketAddr::from((Ipv4Addr::LOCALHOST, self.consul_server().dns_port()))
+    }
+
     /// What runs the checks of instances that no agent has.
     pub(crate) fn esm(&self) -> Option<Esm> {
         (self.mode == Mode::Catalog).then(|| Esm::start(self.consul()))
@@ -279,7 +291,7 @@ impl Bed {
 
     /// Waits until Consul's DNS answers just these addresses for a service, and nothing else.
     pub(crate) async fn wait_for_dns(&self, service: &str, kind: Kind, addresses: &[IpAddr]) -> Result<()> {
-        let server = SocketAddr::from((Ipv4Addr::LOCALHOST, self.consul_server().dns_port()));
+        let server = self.dns_address();
         let name = format!("{service}.service.consul");
         let wanted: BTreeSet<IpAddr> = addresses.iter().copied().collect();
         wait::until(format!("{kind:?} records {wanted:?} of {name}"), SOON, || async {

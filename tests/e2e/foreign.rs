@@ -101,6 +101,90 @@ pub(crate) async fn a_cluster_of_our_name_on_the_same_node(bed: &Bed) -> Result<
     Ok(())
 }
 
+pub(crate) async fn a_row_whose_mark_was_changed(bed: &Bed) -> Result<()> {
+    let pods = bed.web(2).await?;
+    let operator = bed.operate().await?;
+    bed.apply_web(json!({})).await?;
+    let ours = bed.wait_for_pods(&[&pods[0], &pods[1]]).await?;
+    let ours = ours.into_iter().find(|i| i.address == pods[0].ip.to_string()).context("it was just there")?;
+    let theirs = Row::of(bed, &ours).with_meta("lictor-cluster-uid", OTHER_UID);
+    let changed = async || -> Result<()> {
+        theirs.put(bed).await?;
+        bed.wait_for_a_look(&operator).await
+    };
+    changed().await?;
+    let right = |found: &[lictor_testbed::Instance]| {
+        let of = found.iter().find(|i| i.id == ours.id);
+        of.is_some_and(|i| {
+            i.meta == ours.meta && i.status == "passing" && i.service_modify_index > ours.service_modify_index
+        })
+    };
+    bed.wait_for("our mark on it again", right).await?;
+    bed.wait_ready("web").await?;
+
+    // What is changed and then dies is gone all the same.
+    theirs.put(bed).await?;
+    bed.namespace.force_delete("web-0").await?;
+    bed.wait_for_pods(&[&pods[1]]).await?;
+    if bed.mode == Mode::Catalog {
+        // Here who did not write it knows it as well, by its node.
+        let alive = bed.instances().await?.into_iter().next().context("one lives")?;
+        operator.kill()?;
+        Row::of(bed, &alive).with_meta("lictor-cluster-uid", OTHER_UID).put(bed).await?;
+        bed.delete("web").await?;
+        bed.operate().await?;
+    } else {
+        bed.delete("web").await?;
+    }
+    bed.wait_gone("web").await?;
+    bed.wait_for_pods(&[]).await.map(drop)
+}
+
+pub(crate) async fn a_registration_that_empties_our_node(bed: &Bed) -> Result<()> {
+    let pods = bed.web(2).await?;
+    let operator = bed.operate().await?;
+    bed.apply_web(json!({})).await?;
+    bed.wait_for_pods(&[&pods[0], &pods[1]]).await?;
+    let node = bed.consul_node_of(&pods[0].node)?;
+    let theirs = bed.service_named("theirs");
+    // As Consul's documentation registers an external service: the node becomes what this says.
+    let plain = json!({
+        "Node": node,
+        "Address": "198.51.100.9",
+        "NodeMeta": { "rack": "7" },
+        "Service": { "ID": theirs, "Service": theirs, "Address": "198.51.100.9", "Port": 9 },
+    });
+    let put = async || bed.consul().put("/v1/catalog/register", &plain).await;
+    let marked = async || {
+        wait::until("our mark and address on the node, beside what is theirs", SOON, || async {
+            let found = bed.consul().get(&format!("/v1/catalog/node-services/{node}")).await?;
+            let (meta, address) = (&found["Node"]["Meta"], &found["Node"]["Address"]);
+            let is = meta["lictor-cluster"] == json!(bed.cluster) && meta["managed-by"] == "lictor";
+            Ok((is && meta["rack"] == "7" && address == "192.0.2.10").then_some(()))
+        })
+        .await
+    };
+    put().await?;
+    marked().await?;
+    let new = bed.web_pod("web-2", "a").await?;
+    bed.wait_for_pods(&[&pods[0], &pods[1], &new]).await?;
+
+    // What dies while the node is without its mark, and nobody looks.
+    operator.kill()?;
+    put().await?;
+    bed.namespace.force_delete("web-0").await?;
+    bed.operate().await?;
+    bed.wait_for_pods(&[&pods[1], &new]).await?;
+    marked().await?;
+    bed.wait_ready("web").await?;
+    bed.delete("web").await?;
+    bed.wait_gone("web").await?;
+    bed.wait_for_pods(&[]).await?;
+    let left = bed.consul().instances(&theirs).await?;
+    ensure!(matches!(&left[..], [one] if one.node == node), "theirs was touched: {left:?}");
+    Ok(())
+}
+
 pub(crate) async fn a_cluster_of_our_name_in_the_catalog(bed: &Bed) -> Result<()> {
     bed.web(1).await?;
     let marker = format!("lictor-{}", bed.cluster);

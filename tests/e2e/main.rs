@@ -32,6 +32,7 @@ mod handover;
 mod limits;
 mod moves;
 mod names;
+mod nodes;
 mod outages;
 mod pausing;
 mod ports;

@@ -206,7 +206,15 @@ scenarios! {
     /// Instances of our service's name that are not ours stay as they are, to the index, from beginning to end.
     foreign::instances_of_others_are_untouched(agent: yes, catalog: yes);
     /// A row under one of our IDs with another cluster's mark is untouched, and the resource says who holds it.
-    foreign::a_cluster_of_our_name_on_the_same_node(agent: yes, catalog: yes);
+    foreign::a_cluster_of_our_name_on_the_same_node(agent: yes, catalog: "on a node that carries our mark nobody else makes rows with our IDs: `foreign::a_row_whose_mark_was_changed`");
+    /// The mark on a row of ours is changed to another cluster's: it is put right, and what dies is gone all the same.
+    foreign::a_row_whose_mark_was_changed(agent: yes, catalog: yes);
+    /// Somebody registers on a node of ours as Consul's documentation shows it: our mark is put back beside what is theirs, and what dies meanwhile goes.
+    foreign::a_registration_that_empties_our_node(agent: "an agent's node carries no mark of ours, and the agent itself restores it", catalog: yes);
+    /// A Consul agent has the name of a node of ours, or joins under it: its instances are on shared nodes, and the doctor says so before the start.
+    nodes::an_agent_with_our_nodes_name(agent: "an agent's instances stand on its own node", catalog: yes);
+    /// Consul nodes have names of at most 63 characters, so that SRV is answered; what stands under a longer one moves, and no reader misses an instance.
+    nodes::long_names_answer_srv(agent: "an agent's node has the name that its administrator gives it", catalog: yes);
     /// Where another cluster's marker stands under our name, nothing is written at all.
     foreign::a_cluster_of_our_name_in_the_catalog(agent: "an agent has no marker node: two clusters of one name on one agent are told apart row by row", catalog: yes);
     /// `--namespace`: resources elsewhere are not acted on, and rows whose owners are elsewhere are never orphans.

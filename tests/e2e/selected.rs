@@ -46,7 +46,7 @@ pub(crate) async fn pods_are_picked(bed: &Bed) -> Result<()> {
     for pod in [&front, &edge] {
         let node = match bed.mode {
             Mode::Agent => bed.consul_node().to_owned(),
-            Mode::Catalog => format!("{}-{}", bed.cluster, pod.node),
+            Mode::Catalog => bed.consul_node_of(&pod.node)?,
         };
         let id = format!("{}:{}:web:{}:{}:8080", bed.cluster, bed.namespace.name(), bed.service, pod.uid);
         let is = |i: &Instance| i.id == id && i.port == 8080 && i.node == node;

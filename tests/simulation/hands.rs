@@ -95,8 +95,7 @@ impl State {
             0..16 => self.on_ours(Self::delete_by_hand),
             16..32 => self.on_ours(Self::edit_by_hand),
             32..46 => self.on_ours(Self::flip_by_hand),
-            46..50 => self.on_ours(Self::add_check),
-            50..54 => self.move_to_long_names(),
+            46..54 => self.on_ours(Self::add_check),
             54..64 => {
                 self.add_foreign();
                 None
@@ -372,10 +371,12 @@ impl State {
         None
     }
 
-    /// All on a node of ours stands where a Lictor that knew nothing of long names put it.
-    fn move_to_long_names(&mut self) -> Option<Ends> {
+    /// While no Lictor lives: all on a node of ours stands where one put it that knew nothing of long names.
+    pub fn move_to_long_names(&mut self) {
         let node = node_of(LONG_NODE);
-        let there = self.consul.store.node(&node).filter(|there| self.is_own_node(there)).cloned()?;
+        let Some(there) = self.consul.store.node(&node).filter(|there| self.is_own_node(there)).cloned() else {
+            return;
+        };
         self.stats.count("nodes with long names");
         let long = format!("{CLUSTER}-{LONG_NODE}");
         self.trace(|| format!("all of {node} stands on {long}"));
@@ -396,7 +397,7 @@ impl State {
                 self.oracle.make_foreign(&long, &service.id);
             }
         }
-        None
+        self.observe(&Origin::Others);
     }
 
     /// Another cluster takes an instance of ours over. On a node of ours that is an edit by hand as others are.

@@ -284,6 +284,9 @@ async fn lives(sim: Sim, questions: mpsc::Receiver<Question>) {
         let down = {
             let mut state = sim.state();
             state.stats.count("crashes and stops");
+            if state.random.lives.u8(..4) == 0 {
+                state.move_to_long_names();
+            }
             let calm = state.calm;
             let down = state.random.lives.u64(0..if calm { 100 } else { 20_000 });
             state.trace(|| format!("life {life} is over; down for {down} ms"));

@@ -219,7 +219,7 @@ fn rows(state: &State, wants: &BTreeMap<ResourceKey, Want>, found: &mut Found) -
     // Resources and addresses of which something cannot be registered.
     let mut blocked = BTreeSet::new();
     for (place, stand) in stands.iter_mut().filter(|(_, stand)| **stand == Stands::Missing) {
-        let (node, id) = place;
+        let (_, id) = place;
         let taken = state.consul.store.services().any(|(on, service)| {
             crate::truth::place(on, &service.id) == *place && service.meta.keys().any(|key| key.starts_with("lictor-"))
         });
@@ -350,9 +350,6 @@ fn nodes(state: &State, found: &mut Found) {
         }
         if !is("managed-by", "lictor") || !is("lictor-cluster", CLUSTER) || !is("lictor-cluster-uid", CLUSTER_UID) {
             found.push(("true", format!("the node {} lacks our mark: {:?}", node.node, node.meta)));
-        }
-        if node.node.len() > 63 {
-            found.push(("true", format!("the name of the node {} is too long", node.node)));
         }
         if state.consul.store.services_on(&node.node).next().is_none() {
             found.push(("nothing stale", format!("the node {} is empty", node.node)));

@@ -39,6 +39,7 @@ impl AgentTakeover {
     }
 
     async fn look(&self) -> Result<Left, Trouble> {
+        // It forgets what it knows: whose an instance is goes by its mark alone here.
         let placement = self.theirs.introduce().await?;
         let (mut rows, mut own) = (Rows::new(), Rows::new());
         for (key, mut row) in self.theirs.rows().await? {
@@ -46,7 +47,7 @@ impl AgentTakeover {
                 rows.insert(key, row);
                 continue;
             }
-            row.ownership = Ownership::of(&self.ours, &key.id, &row.registration.meta);
+            row.ownership = Ownership::of(&self.ours, &key.id, &row.registration.meta, false);
             if row.is_ours() {
                 own.insert(key, row);
             }

@@ -96,7 +96,7 @@ impl CatalogTakeover {
             Marker::Absent | Marker::Ours(_) | Marker::Others(_) => None,
         };
         Ok(Left {
-            placement: self.ours.placement(),
+            placement: self.ours.where_to(),
             rows: self.rows(&self.theirs).await?,
             own: self.rows(&self.ours.identity).await?,
             nodes: self.nodes().await?.iter().filter_map(|node| node.node.as_deref().map(Str::from)).collect(),

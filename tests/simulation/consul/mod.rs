@@ -236,7 +236,10 @@ impl Consul {
         let found = found.filter(|(_, service)| fits(service)).enumerate().filter(|(nth, _)| self.shown(*nth));
         let entries = found.filter_map(|(_, (node, service))| {
             let of = |check: &&Check| check.service_id.is_empty() || check.service_id == service.id;
-            let checks: Vec<&Check> = self.store.checks_on(node).filter(|check| of(&&***check)).map(|c| &**c).collect();
+            let mut checks: Vec<&Check> =
+                self.store.checks_on(node).filter(|check| of(&&***check)).map(|c| &**c).collect();
+            // The node's own come first.
+            checks.sort_by_key(|check| !check.service_id.is_empty());
             Some(json!({ "Node": &**self.store.node(node)?, "Service": &**service, "Checks": checks }))
         });
         Reply::json(&entries.collect::<Vec<_>>()).at(self.store.index.max(1))
