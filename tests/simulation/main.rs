@@ -178,7 +178,7 @@ fn planted_faults_are_caught() {
             }
             setup
         };
-        let caught = (0..300).find_map(|seed| {
+        let caught = (0..1000).find_map(|seed| {
             let violations = run(planted(seed), false).violations;
             let breaks = |found: &String| promises.iter().any(|promise| found.starts_with(promise));
             violations.into_iter().find(breaks).map(|found| (seed, found))
