@@ -221,8 +221,9 @@ fn failure_of(state: &State, request: &Request) -> Option<By> {
     let of_an_id = |c: char| c.is_ascii_alphanumeric() || ":-._".contains(c);
     let mut ids = texts.iter().flat_map(|text| text.split(|c| !of_an_id(c))).filter(|word| word.starts_with(PREFIX));
     let hit = ids.any(|id| {
-        let instance: Vec<&str> = id.split(':').take(6).collect();
-        instance.len() == 6 && failing.includes(&instance.join(":"))
+        // An address of IPv6 has colons of its own.
+        let instance = id.strip_suffix(":readiness").unwrap_or(id);
+        instance.split(':').count() >= 6 && failing.includes(instance)
     });
     hit.then_some(failing.by)
 }

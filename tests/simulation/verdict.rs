@@ -273,8 +273,10 @@ fn changed_marks(state: &State, wants: &BTreeMap<ResourceKey, Want>, found: &mut
     for node in state.consul.store.nodes().filter(|node| state.is_own_node(node)) {
         for service in state.consul.store.services_on(&node.node) {
             let has_mark = service.meta.keys().any(|key| key.starts_with("lictor-cluster"));
+            let fails = state.setup.failing.is_some_and(|failing| failing.includes(&service.id));
             if owner(&service.id).is_some()
                 && has_mark
+                && !fails
                 && !is_marked(service)
                 && !may_stay(state, wants, &node.node, service)
             {
