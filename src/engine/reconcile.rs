@@ -237,11 +237,12 @@ impl Engine {
         let mut ops = match outlook(&self.world, &self.config.identity, placement, key, self.registered(key)) {
             Outlook::Frozen => Vec::new(),
             Outlook::Release => release(self.mirror.owned(key)),
-            Outlook::Wants { desired, hold, unready } => {
+            Outlook::Wants { mut desired, hold, unready } => {
+                missing = self.missing_of(key, &desired);
+                desired.retain(|row, _| !missing.rows.contains(row));
                 let left_of = |there: &_| left_of(&self.world, key, there);
                 // What is being written may be about to go: nothing is taken away because it is there.
                 let row = |k: &_| self.mirror.row(k).filter(|_| !self.in_flight.contains_key(k));
-                missing = self.missing_of(key, &desired);
                 let owned = self.mirror.owned(key).filter(|(row, _)| !missing.rows.contains(*row));
                 let mut diff = diff(&desired, row, owned, &hold, left_of, |row| {
                     self.refused.get(key).is_some_and(|refused| refused.contains_key(row))

@@ -289,8 +289,10 @@ impl Engine {
         let (counts, standing) = match placement {
             None => (resource.status.instances, false),
             Some(placement) => match outlook(&self.world, identity, placement, key, self.registered(key)) {
-                Outlook::Wants { desired, .. } => {
-                    missing = self.missing_of(key, &desired).message();
+                Outlook::Wants { mut desired, .. } => {
+                    let of_it = self.missing_of(key, &desired);
+                    desired.retain(|row, _| !of_it.rows.contains(row));
+                    missing = of_it.message();
                     (count(&desired, row), true)
                 }
                 Outlook::Frozen | Outlook::Release => {

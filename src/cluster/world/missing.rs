@@ -12,6 +12,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -254,8 +255,8 @@ impl Undesired<'_> {
 }
 
 impl World {
-    /// The registrations of a resource that stay although their endpoints are missing, of those that `desired` does not
-    /// have.
+    /// The registrations of a resource that stay as they are although their endpoints are missing, of those that `desired`
+    /// does not have, or has at an address of the other family.
     #[must_use]
     pub fn missing<'a>(
         &self,
@@ -276,7 +277,14 @@ impl World {
             let registration = &*known.registration;
             // Somebody may have taken it off by hand.
             let is_from_here = registration.meta.get(meta::SOURCE).is_none_or(|from| **from == *source);
-            let address = registration.address.parse().ok().filter(|_| is_from_here && !desired.contains_key(row))?;
+            let address: IpAddr = registration.address.parse().ok().filter(|_| is_from_here)?;
+            // Where slices of the one family are rewritten, those of the other may have its pod all the time.
+            let is_same = |wanted: &Arc<Registration>| {
+                wanted.address.parse().is_ok_and(|wanted: IpAddr| wanted.is_ipv4() == address.is_ipv4())
+            };
+            if desired.get(row).is_some_and(is_same) {
+                return None;
+            }
             Some(Undesired { owner, cluster, row, registration, address })
         });
         let mut undesired = undesired.peekable();

@@ -227,6 +227,19 @@ fn the_endpoints_of_a_node_that_is_gone_are_waited_for() {
 }
 
 #[test]
+fn an_endpoint_that_only_the_other_family_has_stays_at_its_address() {
+    let mut known = Registered::from(spec("s"), &[vec![of_pod(1), of_pod(2)]]);
+    let second = Endpoint { address: IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, 2]), ..of_pod(2) };
+    let second = Slice { family: Family::V6, ..slice("s", vec![second]) };
+    known.hear(Change::Slice(Step::Apply(key("a", "s-v6"), second)));
+    assert_eq!(known.missing(), NONE);
+    known.write(1, vec![of_pod(1)]);
+    assert_eq!(known.missing(), [2], "the slice of the first family is being rewritten");
+    known.pass(SETTLED);
+    assert_eq!(known.missing(), NONE, "it moves to the other address");
+}
+
+#[test]
 fn nothing_is_remembered_for_longer_than_it_matters() {
     let mut known = Registered::from(spec("s"), &[vec![of_pod(1), of_pod(2)]]);
     known.write(1, Vec::new());
