@@ -74,7 +74,7 @@ fn try_one(
     let placement = if generator.rng.bool() {
         Placement::Agent { node: "agent".into() }
     } else {
-        Placement::Catalog { cluster: identity.cluster.clone(), taken: Arc::default() }
+        Placement::Catalog { cluster: identity.cluster.clone(), taken: std::sync::Arc::default() }
     };
     let desired = desired(&identity, &key, &"owner".into(), spec, &resolution.instances, &placement);
     let asked_for = resolution.instances.iter().map(|instance| (instance.target(), instance.port));
