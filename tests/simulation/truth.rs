@@ -194,7 +194,8 @@ fn expected(mode: Mode, object: &Object, spec: &Spec, instance: &Instance) -> (E
         .collect();
     let at = |address: &str| Address { address: address.to_owned(), port: i64::from(*port) };
     if let Some(second) = instance.second.filter(|_| spec.dual_stack) {
-        tagged.entry("lan_ipv6".to_owned()).or_insert(at(&second.to_string()));
+        let name = if second.is_ipv4() { "lan_ipv4" } else { "lan_ipv6" };
+        tagged.entry(name.to_owned()).or_insert(at(&second.to_string()));
     }
     if mode == Mode::Agent {
         let own = if instance.address.is_ipv4() { ["lan_ipv4", "wan_ipv4"] } else { ["lan_ipv6", "wan_ipv6"] };

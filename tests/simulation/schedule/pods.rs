@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
 use lictor::cluster::event::ObjectKey;
-use lictor::model::facts::{ContainerPort, Endpoint, Pod, Protocol};
+use lictor::model::facts::{ContainerPort, Endpoint, Family, Pod, Protocol};
 use lictor::model::names::Str;
 
 use super::services::{SERVICES, is_of_controller};
@@ -260,9 +260,15 @@ impl State {
         for (slice, of) in stands {
             match (&pod, &service) {
                 (Some(pod), Some(service)) if service.name == of => {
-                    stays = true;
+                    // What somebody wrote by hand keeps its address of the other family, and is no endpoint of the controller's.
+                    let by_hand = self.cluster.slices[&slice].family == Family::V6;
+                    stays |= !by_hand;
                     self.edit_slice(&slice, |slice| {
-                        slice.endpoints.iter_mut().filter(|e| is_it(e)).for_each(|e| *e = endpoint(pod));
+                        for there in slice.endpoints.iter_mut().filter(|e| is_it(e)) {
+                            let address = by_hand.then_some(there.address);
+                            let follows = endpoint(pod);
+                            *there = Endpoint { address: address.unwrap_or(follows.address), ..follows };
+                        }
                     });
                 }
                 _ => self.edit_slice(&slice, |slice| slice.endpoints.retain(|e| !is_it(e))),

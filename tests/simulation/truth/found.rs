@@ -155,6 +155,22 @@ impl Search<'_> {
         pods.any(|(key, pod)| key.namespace == self.source.namespace && has(pod))
     }
 
+    /// Where the slices of the Service's second family have the pod of an endpoint that counts in the first one.
+    fn second(&self, slice: &Slice, endpoint: &Endpoint) -> Option<IpAddr> {
+        let family = self.cluster.services.get(self.source).and_then(|service| service.family)?;
+        let uid = &endpoint.pod.as_ref().filter(|_| slice.family == family)?.uid;
+        let of_service = self.cluster.slices.iter().filter(|(key, other)| {
+            key.namespace == self.source.namespace && other.service == self.source.name && other.family != family
+        });
+        let there =
+            of_service.filter(|(_, other)| other.family != Family::Fqdn).flat_map(|(_, other)| &other.endpoints);
+        let serves = |other: &&Endpoint| !other.terminating || other.serving;
+        let has_uid = |other: &&Endpoint| other.pod.as_ref().is_some_and(|pod| pod.uid == *uid);
+        let address = there.filter(has_uid).filter(serves).last()?.address;
+        let has_it = self.pod(endpoint).is_some_and(|pod| pod.addresses.contains(&address));
+        (!self.spec.limits.verify_endpoints || has_it).then_some(address)
+    }
+
     /// The instances that these endpoints make, why others are left out, and whether one has not the port.
     fn instances(
         &self,
@@ -198,7 +214,7 @@ impl Search<'_> {
                 address: endpoint.address,
                 port: number,
                 ready: endpoint.ready,
-                second: None,
+                second: self.second(slice, endpoint),
                 node: endpoint.node.clone(),
                 pod: endpoint.pod.as_ref().map(|pod| (pod.name.clone(), pod.uid.clone())),
                 namespace: self.source.namespace.clone(),
