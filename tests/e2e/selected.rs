@@ -101,7 +101,10 @@ pub(crate) async fn pods_live_and_die(bed: &Bed) -> Result<()> {
         let status = bed.namespace.pods().get(ended).await?.status;
         ensure!(status.is_some_and(|status| status.pod_ip.is_some()), "{ended} has no address any more");
     }
+    // Where no other one is left, the one that terminates and is ready still serves.
     bed.namespace.force_delete("web-3").await?;
+    bed.wait_for_pods(&[&first]).await?;
+    bed.namespace.force_delete("web-0").await?;
     bed.wait_for_pods(&[]).await?;
     // No pod is a truth, not an error; and one that comes back under its name is another one.
     bed.wait_flawless("web").await?;
