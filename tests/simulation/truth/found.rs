@@ -166,7 +166,7 @@ impl Search<'_> {
             of_service.filter(|(_, other)| other.family != Family::Fqdn).flat_map(|(_, other)| &other.endpoints);
         let serves = |other: &&Endpoint| !other.terminating || other.serving;
         let has_uid = |other: &&Endpoint| other.pod.as_ref().is_some_and(|pod| pod.uid == *uid);
-        let address = there.filter(has_uid).filter(serves).next_back()?.address;
+        let address = there.filter(has_uid).rfind(serves)?.address;
         let has_it = self.pod(endpoint).is_some_and(|pod| pod.addresses.contains(&address));
         (!self.spec.limits.verify_endpoints || has_it).then_some(address)
     }
