@@ -186,6 +186,8 @@ impl Engine {
             }
             if !self.world.is_whole(&key.namespace) || self.world.waits_for(&key).is_some() {
                 self.reports.tend(key.clone());
+                // It stays as it is until then: what was decided before may be wrong by now.
+                self.plan.replace(&key, Vec::new());
                 self.parked.insert(key, dirty);
                 continue;
             }

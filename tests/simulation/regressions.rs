@@ -7,8 +7,5 @@ pub const SEEDS: &[(u64, &str)] = &[
     (777, "a readiness that flipped back while its write was under way was never written back"),
     (11211, "a finalizer came off although a bundle from before Consul was lost had landed while everything was read"),
     (11837, "likewise"),
-    (
-        300,
-        "a check that was updated made an instance count as shown that the catalog did not show, and its forerunner went",
-    ),
+    (426, "a removal that waited was sent although its resource had come back and waited for a list"),
 ];
