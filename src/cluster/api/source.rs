@@ -21,7 +21,7 @@ pub struct Source {
     pub service: Option<ServiceSource>,
 
     /// The pods of this namespace that a selector picks, with no Service needed. Each that has an address is an
-    /// instance, until it begins to terminate.
+    /// instance until it begins to terminate. Where no other pod is ready, one that terminates stays while it is ready.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::pod_selector")]
     pub pods: Option<LabelSelector>,
@@ -38,8 +38,9 @@ pub struct Source {
     pub static_addresses: Option<Vec<StaticAddress>>,
 }
 
-/// The endpoints of a Service of this namespace, each until it begins to terminate. The Service may also be
-/// headless, or have no selector and hand-made `EndpointSlices`.
+/// The endpoints of a Service of this namespace, each until it begins to terminate. Where no other endpoint is ready, one
+/// that terminates stays while it serves. The Service may also be headless, or have no selector and hand-made
+/// `EndpointSlices`.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 pub struct ServiceSource {
     /// Name of the Service.
