@@ -80,7 +80,6 @@ mod tests {
     use super::*;
     use crate::model::check::Checks;
     use crate::model::registration::Weights;
-    use crate::model::resolve::Hold;
     use crate::model::resource::{Limits, Readiness, Source};
     use crate::model::template::Values;
 
@@ -118,13 +117,7 @@ mod tests {
             values: Values::new(),
             own: None,
         });
-        Resolution {
-            instances: instances.collect(),
-            left_out: Vec::new(),
-            remarks: Vec::new(),
-            unresolved: None,
-            hold: Hold::Nothing,
-        }
+        Resolution { instances: instances.collect(), ..Resolution::default() }
     }
 
     /// What is left of instances; `registered` are those that Consul holds, as (name, last part of the address).

@@ -57,7 +57,7 @@ impl Instance {
 }
 
 /// What a source came to.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Resolution {
     /// The instances, each once, in the order of their targets.
     pub instances: Vec<Instance>,
@@ -72,9 +72,10 @@ pub struct Resolution {
 }
 
 /// Registrations that stay until the new state is known.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Hold {
     /// None: the instances are the whole truth.
+    #[default]
     Nothing,
     /// Those that came from another source than this one: an earlier spec registered them, and nothing is
     /// known of this spec's source. Those of this very source went with it.
@@ -159,13 +160,7 @@ fn fixed(addresses: &[StaticAddress], spec: &Spec) -> Resolution {
         values: Values::new(),
         own: Some(given.own.clone()),
     });
-    Resolution {
-        instances: instances.collect(),
-        left_out: Vec::new(),
-        remarks: Vec::new(),
-        unresolved: None,
-        hold: Hold::Nothing,
-    }
+    Resolution { instances: instances.collect(), ..Resolution::default() }
 }
 
 /// The port of a check against what has no named ports.
