@@ -11,7 +11,7 @@
 //! - `plants`: faults planted at the seams, each of which has to be caught.
 //!
 //! ```text
-//! cargo test --test simulation                                         # 300 seeds
+//! cargo test --test simulation                                         # 700 seeds
 //! LICTOR_SEEDS=20000 cargo test --test simulation seeds -- --nocapture # more of them, with statistics
 //! LICTOR_SEED=123 cargo test --test simulation replay -- --nocapture   # one, with a trace
 //! ```
@@ -46,7 +46,7 @@ use setup::Setup;
 use sim::Stats;
 
 /// How many seeds `seeds` runs by default.
-const SEEDS: u64 = 300;
+const SEEDS: u64 = 700;
 
 /// Runs a seed; a panic is a violation too.
 fn run(setup: Setup, traced: bool) -> Outcome {
