@@ -1,5 +1,6 @@
 //! The real Kubernetes: writes of status, finalizers and Events, the second look, and which cluster it is.
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -203,19 +204,22 @@ impl Kubernetes for ApiServer {
                 self.read(namespaced::<ResourceObject>(&self.client, scope), scope, &mut world).await?;
             }
             // What is wanted besides, these resources tell. A kind that may not be listed keeps only those waiting
-            // that need it.
-            for (kind, scope) in world.wanted().watches.into_keys() {
+            // that need it. A list may decide whose a name is, and so what else is needed.
+            let mut asked = BTreeSet::new();
+            while let Some(watch) = world.wanted().watches.into_keys().find(|watch| !asked.contains(watch)) {
+                let (kind, scope) = &watch;
                 let client = &self.client;
                 let listed = match kind {
                     Kind::Resource => Ok(()),
-                    Kind::Slice => self.read(namespaced::<SliceObject>(client, &scope), &scope, &mut world).await,
-                    Kind::Service => self.read(namespaced::<ServiceObject>(client, &scope), &scope, &mut world).await,
-                    Kind::Pod => self.read(namespaced::<PodObject>(client, &scope), &scope, &mut world).await,
-                    Kind::Node => self.read(Api::<NodeObject>::all(client.clone()), &scope, &mut world).await,
+                    Kind::Slice => self.read(namespaced::<SliceObject>(client, scope), scope, &mut world).await,
+                    Kind::Service => self.read(namespaced::<ServiceObject>(client, scope), scope, &mut world).await,
+                    Kind::Pod => self.read(namespaced::<PodObject>(client, scope), scope, &mut world).await,
+                    Kind::Node => self.read(Api::<NodeObject>::all(client.clone()), scope, &mut world).await,
                 };
                 if let Err(error) = listed {
                     tracing::warn!(%error, "what needs these waits");
                 }
+                asked.insert(watch);
             }
             Ok(world)
         }

@@ -630,8 +630,12 @@ impl<'a> History<'a> {
             self.list(&mut fresh, Kind::Resource, &scope);
         }
         fresh.remember(&self.world);
-        for (kind, scope) in fresh.wanted().watches.into_keys().filter(|(kind, _)| *kind != Kind::Resource) {
-            self.list(&mut fresh, kind, &scope);
+        // A list may decide whose a name is, and so what else is needed.
+        let mut listed: BTreeSet<(Kind, Scope)> =
+            self.scopes.iter().map(|scope| (Kind::Resource, scope.clone())).collect();
+        while let Some(watch) = fresh.wanted().watches.into_keys().find(|watch| !listed.contains(watch)) {
+            self.list(&mut fresh, watch.0, &watch.1);
+            listed.insert(watch);
         }
         check_indexes(&fresh);
         let kinds =
