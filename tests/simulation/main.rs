@@ -12,8 +12,9 @@
 //!
 //! ```text
 //! cargo test --test simulation                                         # 700 seeds
-//! LICTOR_SEEDS=20000 cargo test --test simulation seeds -- --nocapture # more of them, with statistics
 //! LICTOR_SEED=123 cargo test --test simulation replay -- --nocapture   # one, with a trace
+//! # More of them, optimised, with statistics: 20,000 from 5,000 on.
+//! LICTOR_FIRST_SEED=5000 LICTOR_SEEDS=20000 cargo test --profile sim --test simulation seeds -- --nocapture
 //! ```
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
 #![allow(clippy::struct_field_names, reason = "Consul calls its fields so")]
