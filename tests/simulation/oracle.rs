@@ -575,7 +575,8 @@ impl State {
             self.stats.count("instances released");
         }
         let Some(key) = owner(id) else { return };
-        let wanted = self.oracle.wanted.get(&self.seat(node, id)).filter(|_| !self.stands_elsewhere(node, id));
+        let has_moved = self.stands_elsewhere(node, id) || self.was_touched_elsewhere(node, id);
+        let wanted = self.oracle.wanted.get(&self.seat(node, id)).filter(|_| !has_moved);
         let wanted = wanted.filter(|wanted| sent.had_seen(node, &wanted.kinds, wanted.since));
         let spared = wanted.is_some() && self.oracle.kept.contains_key(&key) && self.oracle.spare > 0;
         if spared {
@@ -685,6 +686,13 @@ impl State {
         others.any(|(_, there)| is_marked(there))
     }
 
+    /// Whether somebody has had a hand in the same instance on another node of the catalog: deleted there since Lictor
+    /// has read it, it has moved for all that Lictor knows.
+    fn was_touched_elsewhere(&self, node: &str, id: &str) -> bool {
+        let is_it = |(on, touched): &(String, String)| *touched == fold(id) && *on != fold(node);
+        self.setup.mode == Mode::Catalog && self.oracle.touched.iter().any(is_it)
+    }
+
     /// Whose a Consul node with a name like ours is: ours if it carries our mark, or if nobody has marked it and an
     /// instance of ours stands on it; never one that an agent stands behind.
     pub fn is_own_node(&self, node: &Node) -> bool {
@@ -760,12 +768,18 @@ impl State {
         holders.min().cloned()
     }
 
-    /// Instances that carry our mark: the agent's, where there is one.
+    /// Instances of ours: the agent's, where there is one.
     fn instances(&self) -> impl Iterator<Item = &Arc<Service>> {
-        let of_agent = self.consul.agent.iter().flat_map(LocalAgent::services);
-        let of_catalog =
-            self.consul.store.services().filter(|_| self.consul.agent.is_none()).map(|(_, service)| service);
-        of_agent.chain(of_catalog).filter(|service| is_marked(service))
+        let of_agent = self.consul.agent.iter().flat_map(LocalAgent::services).filter(|service| is_marked(service));
+        let of_catalog = self.consul.store.services().filter(|_| self.consul.agent.is_none());
+        let of_catalog = of_catalog.filter(|(node, service)| is_marked(service) || self.is_remarked(node, service));
+        of_agent.chain(of_catalog.map(|(_, service)| service))
+    }
+
+    /// Whether an instance is ours although somebody has put another mark on it: it stands on a node of ours.
+    fn is_remarked(&self, node: &str, service: &Service) -> bool {
+        let node = self.consul.store.node(node).filter(|_| has_owner(service) && owner(&service.id).is_some());
+        node.is_some_and(|node| self.is_own_node(node))
     }
 
     fn note_names_in_use(&mut self, origin: &Origin) {

@@ -1,4 +1,4 @@
-//! Seeds that failed once, and what each found.
+//! Seeds that failed once, and what each found, in the product or in the simulation itself.
 
 /// The seed, and what it found.
 pub const SEEDS: &[(u64, &str)] = &[
@@ -7,5 +7,9 @@ pub const SEEDS: &[(u64, &str)] = &[
     (777, "a readiness that flipped back while its write was under way was never written back"),
     (11211, "a finalizer came off although a bundle from before Consul was lost had landed while everything was read"),
     (11837, "likewise"),
+    (753, "nobody was told whose a name is while nothing could be read in Consul: the verdict asked for it"),
+    (1870, "likewise"),
+    (1786, "the oracle took a row for nobody's whose mark somebody had changed on a node of ours"),
+    (1841, "the oracle knew of a deletion by hand that Lictor had yet to read"),
     (426, "a removal that waited was sent although its resource had come back and waited for a list"),
 ];

@@ -103,9 +103,9 @@ fn divert(state: &State, wants: &mut BTreeMap<ResourceKey, Want>) {
 }
 
 /// A name is one namespace's, where it is not to be shared; the others were told so. What cannot be registered reserves
-/// nothing.
+/// nothing. As long as nothing can be read in Consul nobody knows whose a name is, and nobody is told.
 fn names(state: &State, wants: &mut BTreeMap<ResourceKey, Want>, found: &mut Found) {
-    if state.setup.limits.shares_name {
+    if state.setup.limits.shares_name || state.setup.name_taken {
         return;
     }
     let in_use: BTreeSet<(ResourceKey, String)> =
