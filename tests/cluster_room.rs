@@ -14,6 +14,7 @@ use lictor::cluster::{Finalizers, Kubernetes, Write, WriteError, api, connect};
 use lictor::model::facts::Facts;
 use lictor::model::names::{ResourceKey, Str};
 use lictor::model::reasons::{Counts, Problem, ProblemReason};
+use lictor::model::resource::{PortInUse, PortRef};
 use lictor::model::status::{Condition, ConditionKind, Status, Truth};
 use lictor_testbed::{ControlPlane, NewPod, Programs, TestNamespace, wait};
 use tokio::sync::mpsc;
@@ -98,6 +99,7 @@ fn status(ready: Truth, problems: Vec<Problem>) -> Status {
     Status {
         observed_generation: 1,
         service_name: "user".to_owned(),
+        port_in_use: Some(PortInUse { source: "service/user".into(), port: PortRef::Name("http".into()) }),
         instances: Counts { desired: 3, registered: 2, passing: 1, warning: 0, critical: 1 },
         problems,
         conditions: vec![condition(ConditionKind::Ready, ready), condition(ConditionKind::Accepted, Truth::True)],

@@ -21,7 +21,7 @@ use lictor::model::names::{ClusterName, Identity, ResourceKey, Str, instance_id}
 use lictor::model::plan::Plan;
 use lictor::model::reasons::ProblemReason;
 use lictor::model::registration::{Ownership, Registration, Row, RowKey, TaggedAddress, Weights};
-use lictor::model::resolve::{Hold, Instance, Remains, Resolution, limit, resolve};
+use lictor::model::resolve::{Before, Hold, Instance, Remains, Resolution, limit, resolve};
 use lictor::model::resource::{Limits, PortRef, Readiness, Source, Spec};
 use lictor::model::status::{ConditionKind, Findings, Status, Truth, status};
 use lictor::model::template::{Template, Values};
@@ -269,6 +269,7 @@ fn status_of(spec: &Spec, resolution: &Resolution, placement: &Placement, missin
         refusal: None,
         resolved: Some(resolution.unresolved.as_ref().map_or(Ok(()), Err)),
         remarks: resolution.remarks.clone(),
+        port_in_use: resolution.port_in_use.clone(),
         paused: false,
         counts: count(&desired, |key| mirror.row(key)),
         unsettled: false,
@@ -373,6 +374,7 @@ proptest! {
                 remarks: Vec::new(),
                 unresolved: None,
                 hold: Hold::Nothing,
+                port_in_use: None,
             };
             let id = |i: &Instance| instance_id(&identity().cluster, &owner(), &spec.service, &i.target(), i.port);
             let rows: Vec<(Str, Arc<Registration>)> =
@@ -403,7 +405,7 @@ proptest! {
         placement in placement(),
         missing in 0_usize..2,
     ) {
-        let resolution = resolve(&spec, &web);
+        let resolution = resolve(&spec, &web, &Before::nothing());
         let status = status_of(&spec, &resolution, &placement, missing);
         prop_assert_eq!(contradictions(&status), Vec::<String>::new(), "{:?} of {:?}", status, resolution);
         let registered: BTreeSet<String> = resolution.instances.iter().map(Instance::called).collect();

@@ -9,8 +9,9 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition as ApiCondition, Time};
 use serde_json::{Value, json};
 
-use super::api::{ConsulServiceStatus, InstanceCounts, Problem as ApiProblem};
+use super::api::{self, ConsulServiceStatus, InstanceCounts, Problem as ApiProblem};
 use crate::model::reasons::{Counts, Problem, ProblemReason};
+use crate::model::resource::{PortInUse, PortRef};
 use crate::model::status::{Condition, ConditionKind, Status, Truth};
 
 /// Since when each condition has had its truth, as last read.
@@ -49,6 +50,13 @@ pub fn read(status: ConsulServiceStatus) -> (Status, Transitions) {
     let status = Status {
         observed_generation: status.observed_generation.unwrap_or_default(),
         service_name: status.service_name.unwrap_or_default(),
+        port_in_use: status.port_in_use.map(|of| PortInUse {
+            source: of.source.into(),
+            port: match of.port {
+                api::PortRef::Number(number) => PortRef::Number(number),
+                api::PortRef::Name(name) => PortRef::Name(name.into()),
+            },
+        }),
         instances: Counts {
             desired: count(counts.desired),
             registered: count(counts.registered),
@@ -74,6 +82,13 @@ pub fn to_api(status: &Status, since: &Transitions, now: Timestamp) -> ConsulSer
     ConsulServiceStatus {
         observed_generation: Some(status.observed_generation),
         service_name: Some(status.service_name.clone()).filter(|name| !name.is_empty()),
+        port_in_use: status.port_in_use.as_ref().map(|of| api::PortInUse {
+            source: of.source.to_string(),
+            port: match &of.port {
+                PortRef::Number(number) => api::PortRef::Number(*number),
+                PortRef::Name(name) => api::PortRef::Name(name.to_string()),
+            },
+        }),
         instances: Some(InstanceCounts {
             desired: count(counts.desired),
             registered: count(counts.registered),
@@ -145,6 +160,7 @@ mod tests {
         Status {
             observed_generation: 3,
             service_name: "user".to_owned(),
+            port_in_use: Some(PortInUse { source: "service/user".into(), port: PortRef::Name("80".into()) }),
             instances: Counts { desired: 3, registered: 2, passing: 1, warning: 0, critical: 1 },
             problems: vec![Problem {
                 instance: "i".to_owned(),

@@ -33,7 +33,7 @@ impl Mirror {
     }
 
     /// The rows of a resource.
-    pub fn owned<'a>(&'a self, owner: &ResourceKey) -> impl Iterator<Item = (&'a RowKey, &'a Row)> + use<'a> {
+    pub fn owned<'a>(&'a self, owner: &ResourceKey) -> impl Iterator<Item = (&'a RowKey, &'a Row)> + Clone + use<'a> {
         self.by_owner.get(owner).into_iter().flatten().filter_map(|key| self.rows.get_key_value(key))
     }
 

@@ -14,7 +14,7 @@ use crate::model::diff::{Op, diff, release};
 use crate::model::guard::{Cause, CrdState, Ending, ending, wants_confirmation};
 use crate::model::names::{Identity, ResourceKey, Str, instance_id};
 use crate::model::registration::{Ownership, Registration, Row, RowKey};
-use crate::model::resolve::{Hold, Instance, Remains, Resolution, limit, remains, resolve};
+use crate::model::resolve::{Before, Hold, Instance, Remains, Resolution, limit, remains, resolve};
 use crate::model::resource::{DeletionPolicy, Spec};
 
 /// How long between looks whether a resource that is frozen while it is being deleted may be let go.
@@ -114,7 +114,7 @@ pub(super) fn outlook<'a>(
     identity: &Identity,
     placement: &Placement,
     key: &ResourceKey,
-    registered: impl Iterator<Item = (&'a Str, &'a Registration)>,
+    registered: impl Iterator<Item = (&'a Str, &'a Registration)> + Clone,
 ) -> Outlook {
     let nothing = || Outlook::Wants { desired: Desired::new(), hold: Hold::Nothing, unready: BTreeSet::new() };
     if !world.watches(&key.namespace) || !world.is_whole(&key.namespace) {
@@ -151,17 +151,19 @@ pub(super) fn resolution<'a>(
     identity: &Identity,
     key: &ResourceKey,
     spec: &Spec,
-    registered: impl Iterator<Item = (&'a Str, &'a Registration)>,
+    registered: impl Iterator<Item = (&'a Str, &'a Registration)> + Clone,
 ) -> Resolution {
     let id =
         |instance: &Instance| instance_id(&identity.cluster, key, &spec.service, &instance.target(), instance.port);
-    limit(resolve(spec, &world.facts(key)), spec, id, registered)
+    let rows = registered.clone().map(|(_, registration)| registration);
+    let before = Before::of(world.resource(key).map(|entry| &entry.resource), rows);
+    limit(resolve(spec, &world.facts(key), &before), spec, id, registered)
 }
 
 /// The IDs and registrations of rows.
 pub(super) fn registered<'a>(
-    rows: impl Iterator<Item = (&'a RowKey, &'a Row)>,
-) -> impl Iterator<Item = (&'a Str, &'a Registration)> {
+    rows: impl Iterator<Item = (&'a RowKey, &'a Row)> + Clone,
+) -> impl Iterator<Item = (&'a Str, &'a Registration)> + Clone {
     rows.map(|(key, row)| (&key.id, &*row.registration))
 }
 
@@ -226,7 +228,7 @@ impl Engine {
     }
 
     /// What is registered of a resource, or is just being: the limit of instances leaves it in.
-    pub(super) fn registered(&self, key: &ResourceKey) -> impl Iterator<Item = (&Str, &Registration)> {
+    pub(super) fn registered(&self, key: &ResourceKey) -> impl Iterator<Item = (&Str, &Registration)> + Clone {
         let under_way = self.in_flight.iter().filter(move |(_, one)| one.owner == *key);
         let under_way = under_way.filter_map(|(row, one)| Some((&row.id, &**one.op.registration()?)));
         registered(self.mirror.owned(key)).chain(under_way)

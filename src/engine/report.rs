@@ -313,6 +313,10 @@ impl Engine {
                 .zip(resolution.as_ref())
                 .map(|(spec, resolution)| remarks(spec, resolution))
                 .unwrap_or_default(),
+            port_in_use: match &resolution {
+                Some(resolution) => resolution.port_in_use.clone(),
+                None => resource.status.port_in_use.clone(),
+            },
             paused: resource.paused,
             mass_unready: self.mass_unready.concerns(key).then(|| self.holds_unready()),
             counts,

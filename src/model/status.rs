@@ -4,6 +4,7 @@
 
 use super::names::Str;
 use super::reasons::{Counts, Problem, Refusal, Remark, Unresolved};
+use super::resource::PortInUse;
 
 /// The most problems that a status lists.
 pub const MAX_PROBLEMS: usize = 10;
@@ -18,6 +19,8 @@ pub struct Status {
     pub observed_generation: i64,
     /// The service's name in Consul.
     pub service_name: String,
+    /// The port of the source that is registered, where the spec names none.
+    pub port_in_use: Option<PortInUse>,
     /// How many instances are wanted, there, and in which state.
     pub instances: Counts,
     /// What is wrong with single instances, at most [`MAX_PROBLEMS`].
@@ -142,6 +145,8 @@ pub struct Findings<'a> {
     pub resolved: Option<Result<(), &'a Unresolved>>,
     /// What is to be said of a source that was found.
     pub remarks: Vec<Remark>,
+    /// The port of the source that is registered, where the spec names none.
+    pub port_in_use: Option<PortInUse>,
     /// Whether the resource is frozen.
     pub paused: bool,
     /// Whether instances of it stopped being ready at once with most others of the cluster; then, whether they are kept
@@ -206,6 +211,7 @@ pub fn status(findings: Findings<'_>) -> Status {
     Status {
         observed_generation: generation,
         service_name: findings.service.map(|name| name.to_string()).unwrap_or_default(),
+        port_in_use: findings.port_in_use,
         instances: findings.counts,
         problems,
         conditions: vec![ready, accepted, resolved, registered],

@@ -37,7 +37,7 @@ async fn nodes_of_ours(bed: &Bed) -> Result<Vec<String>> {
     Ok(names.filter(|name| name.contains(&bed.cluster)).map(str::to_owned).collect())
 }
 
-fn plan(bed: &Bed, code: i32) -> Result<Value> {
+pub(crate) fn plan(bed: &Bed, code: i32) -> Result<Value> {
     let text = says(bed, "plan", &["--output", "json"], code)?;
     serde_json::from_str(&text).with_context(|| text)
 }

@@ -2,9 +2,10 @@
 
 use anyhow::{Result, ensure};
 use lictor_testbed::{Instance, NewEndpoint, Reader};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::bed::{Bed, SOON};
+use crate::commands::plan;
 use crate::rows::fingerprint;
 
 /// Address and port of each instance.
@@ -91,6 +92,78 @@ pub(crate) async fn a_renamed_port_is_followed_slice_by_slice(bed: &Bed) -> Resu
     bed.wait_flawless("web").await?;
     let seen = reader.end().await?;
     ensure!(seen.is_whole() && seen.most_others == 0, "{seen}");
+    Ok(())
+}
+
+/// The port that the status of `web` names.
+async fn port_in_use(bed: &Bed) -> Result<Value> {
+    Ok(bed.resources().get("web").await?.data["status"]["portInUse"]["port"].clone())
+}
+
+pub(crate) async fn a_port_is_added_by_somebody_else(bed: &Bed) -> Result<()> {
+    let ports = async |ports: &[(&str, u16, &str)]| -> Result<()> {
+        bed.namespace.apply_service("web", &[("app", "web")], ports).await.map(drop)
+    };
+    bed.nodes().await?;
+    // As long as it is the only one it needs no name.
+    ports(&[("", 80, "8080")]).await?;
+    let (old, old_too) = (bed.web_pod("web-0", "a").await?, bed.web_pod("web-1", "b").await?);
+    let operator = bed.operate().await?;
+    bed.apply_web(json!({})).await?;
+    bed.wait_for_pods(&[&old, &old_too]).await?;
+    bed.wait_flawless("web").await?;
+    ensure!(port_in_use(bed).await? == 80, "{}", port_in_use(bed).await?);
+
+    let reader = Reader::begin(&bed.consul_address(), &bed.service, []);
+    ports(&[("metrics", 90, "9090"), ("http", 80, "8080")]).await?;
+    let message = bed.wait_for_condition("web", "Resolved", "True", "PortNotNamed").await?;
+    ensure!(message.contains("80 (http) goes on") && message.contains("90 (metrics); set spec.port"), "{message}");
+    bed.wait_flawless("web").await?;
+    ensure!(port_in_use(bed).await? == "http", "{}", port_in_use(bed).await?);
+    let (new, new_too) = (bed.web_pod("web-2", "a").await?, bed.web_pod("web-3", "b").await?);
+    bed.wait_for_pods(&[&old, &old_too, &new, &new_too]).await?;
+    for gone in ["web-0", "web-1"] {
+        bed.namespace.force_delete(gone).await?;
+    }
+    let found = bed.wait_for_pods(&[&new, &new_too]).await?;
+    ensure!(found.iter().all(|instance| instance.port == 8080), "{found:?}");
+    bed.wait_flawless("web").await?;
+    let seen = reader.end().await?;
+    println!("{}: {seen}", bed.mode.as_str());
+    ensure!(seen.looks > 10 && seen.fewest_of_all == 2, "{seen}");
+
+    // While Lictor is away everything changes but the port's name.
+    operator.terminate(SOON).await?;
+    ports(&[("metrics", 90, "8080"), ("http", 81, "9090")]).await?;
+    for gone in ["web-2", "web-3"] {
+        bed.namespace.force_delete(gone).await?;
+    }
+    let last = bed.web_pod("web-4", "a").await?;
+    ensure!(plan(bed, 1)?["notes"].to_string().contains("PortNotNamed"), "a plan does not say it");
+    bed.operate().await?;
+    let just = |found: &[Instance]| ends(found) == [end(&last.ip.to_string(), 9090)];
+    bed.wait_for("web-4 alone at the other number", just).await?;
+    bed.wait_for_condition("web", "Resolved", "True", "PortNotNamed").await?;
+    bed.wait_flawless("web").await?;
+
+    // Nor is it forgotten while nothing is registered.
+    bed.namespace.force_delete("web-4").await?;
+    bed.wait_for_pods(&[]).await?;
+    let again = bed.web_pod("web-5", "a").await?;
+    let just = |found: &[Instance]| ends(found) == [end(&again.ip.to_string(), 9090)];
+    bed.wait_for("web-5 alone", just).await?;
+
+    // Of a resource that never had one, the author chooses.
+    let other = bed.service_named("other");
+    bed.apply("other", &bed.spec(json!({ "name": other }))).await?;
+    let message = bed.wait_for_condition("other", "Resolved", "False", "PortNotFound").await?;
+    ensure!(message.ends_with("its ports: 90 (metrics), 81 (http)"), "{message}");
+    ensure!(bed.consul().instances(&other).await?.is_empty(), "one of them was taken");
+
+    bed.apply_web(json!({ "port": "http" })).await?;
+    bed.wait_for_condition("web", "Resolved", "True", "Resolved").await?;
+    bed.wait_flawless("web").await?;
+    ensure!(port_in_use(bed).await?.is_null(), "{}", port_in_use(bed).await?);
     Ok(())
 }
 

@@ -120,6 +120,9 @@ scenarios! {
     rewriting::slices_are_rewritten_one_by_one(agent: yes, catalog: yes);
     /// A Service's port is renamed and its slices follow one by one: no instance is missing at any moment.
     ports::a_renamed_port_is_followed_slice_by_slice(agent: yes, catalog: yes);
+    /// Somebody adds a port to a Service whose resource names none: the one that is registered goes on by its name, through a
+    /// rollout, another number, a restart and no pods at all, and `PortNotNamed` says so.
+    ports::a_port_is_added_by_somebody_else(agent: yes, catalog: yes);
     /// A port that does not match: condition and Event, what was registered stays, others are not affected.
     ports::a_port_that_does_not_match(agent: yes, catalog: yes);
     /// One number of two protocols is TCP's; where that does not decide, the names to choose from are said.

@@ -13,7 +13,7 @@ use lictor::model::facts::{
 };
 use lictor::model::names::{ClusterName, Identity, ResourceKey, Str};
 use lictor::model::registration::Registration;
-use lictor::model::resolve::resolve;
+use lictor::model::resolve::{Before, resolve};
 use lictor::model::resource::{Limits, Source, Spec};
 
 use crate::author::{ALLOWED, ANNOTATIONS, LABELS, PORTS, SERVICES};
@@ -69,7 +69,7 @@ fn try_one(
     };
     *counts.entry("accepted").or_default() += 1;
     let picture = Picture::new(generator, spec);
-    let resolution = resolve(spec, &picture);
+    let resolution = resolve(spec, &picture, &Before::nothing());
     let identity = Identity { cluster: ClusterName::new("fuzz").expect("a label"), uid: "uid".into() };
     let placement = if generator.rng.bool() {
         Placement::Agent { node: "agent".into() }

@@ -488,6 +488,9 @@ checks:
 pub(crate) const STATUS: &str = r#"
 observedGeneration: 3
 serviceName: user_service
+portInUse:
+  source: service/user
+  port: grpc
 instances:
   desired: 3
   registered: 2

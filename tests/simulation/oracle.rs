@@ -394,7 +394,7 @@ impl State {
             }
             let Some((object, spec)) = self.still_wishes(place, known) else { continue };
             let Some(id) = &known.endpoint else { continue };
-            if lives_without_port(&self.cluster, &object.key.namespace, spec, id.0, Some(&id.1)) {
+            if lives_without_port(&self.cluster, object, spec, id.0, Some(&id.1)) {
                 wanted.insert(place.clone(), known.clone());
             } else if let Some(service) = self.is_taken_out(object, spec, id) {
                 taken_out.insert(place.clone(), TakenOut { wanted: known.clone(), service, since: now });
@@ -599,7 +599,7 @@ impl State {
         self.judge_move(node, id, sent);
         self.judge_taken_out(node, &key, before, sent);
         let held = self.oracle.held.get(&(key.clone(), before.address.clone()));
-        if held.is_some_and(|(held, _)| sent.had_seen(node, &held.kinds, held.since)) {
+        if held.is_some_and(|(held, _)| sent.had_seen(node, &held.kinds, held.since)) && !self.goes_on(&key, before) {
             self.violate("nothing lost", format!("{id} on {node} was taken by life {life} while nobody can tell"));
         }
         let retained = self.oracle.retained.get(&key);
@@ -607,6 +607,14 @@ impl State {
         if retained && after.is_none() && certain && !touched && !self.oracle.was_restored {
             self.violate("nothing lost", format!("{id} on {node} was removed by life {life}; {key} retains it"));
         }
+    }
+
+    /// Whether the port of another instance at this address goes on, of several that the spec does not name: that one is
+    /// registered, and the status is about to say so.
+    fn goes_on(&self, key: &ResourceKey, gone: &Service) -> bool {
+        let names_none = self.cluster.resources.get(key).is_some_and(|object| object.last_good.port.is_none());
+        let mut others = self.instances().filter(|service| owner(&service.id).as_ref() == Some(key));
+        names_none && others.any(|other| other.address == gone.address && other.id != gone.id)
     }
 
     /// Whether an instance that still serves goes while nobody of its resource passes, though Lictor knows of one that

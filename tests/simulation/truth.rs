@@ -72,6 +72,8 @@ pub struct Rows {
     pub blanks: bool,
     /// Whether an endpoint is passed over for its family.
     pub passed_over: bool,
+    /// Whether a port goes on of several, which the spec does not name.
+    pub not_named: bool,
     /// So many of them count, where there are more: which ones depends on what was registered before.
     pub most: Option<usize>,
 }
@@ -104,12 +106,12 @@ impl Want {
 
     /// What a resource wants by this spec.
     pub fn by(cluster: &Cluster, mode: Mode, object: &Object, spec: &Spec) -> Self {
-        let (found, left_out, passed_over) = match instances(cluster, &object.key.namespace, spec) {
-            Found::Instances { all, left_out, passed_over } => (all, left_out, passed_over),
+        let (found, left_out, passed_over, not_named) = match instances(cluster, object, spec) {
+            Found::Instances { all, left_out, passed_over, not_named } => (all, left_out, passed_over, not_named),
             Found::Nothing => return Self::NoService,
             Found::Unclear { reason, living, basis } => return Self::Unclear { reason, living, basis },
         };
-        let mut wanted = Rows { left_out, passed_over, ..Rows::default() };
+        let mut wanted = Rows { left_out, passed_over, not_named, ..Rows::default() };
         for instance in &found {
             let (expected, blank) = expected(mode, object, spec, instance);
             wanted.blanks |= blank;

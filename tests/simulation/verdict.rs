@@ -63,6 +63,7 @@ fn ends_as(want: &Want) -> &'static str {
         Want::Rows(Rows { most: Some(_), .. }) => "in the end: more than are allowed",
         Want::Rows(Rows { left_out, .. }) if !left_out.is_empty() => "in the end: with some left out",
         Want::Rows(Rows { passed_over: true, .. }) => "in the end: with some passed over",
+        Want::Rows(Rows { not_named: true, .. }) => "in the end: with a port that is not named",
         Want::Rows(Rows { blanks: true, .. }) => "in the end: with values missing",
         Want::Rows(_) => "in the end: registered",
         Want::NoService => "in the end: without a Service",
@@ -305,9 +306,10 @@ fn may_stay(state: &State, wants: &BTreeMap<ResourceKey, Want>, node: &str, serv
         }
         // It lives, and has no port yet.
         Some(Want::Rows(_)) => {
-            let spec = state.cluster.resources[&key].spec.as_deref().ok();
+            let object = &state.cluster.resources[&key];
+            let spec = object.spec.as_deref().ok();
             spec.zip(service.address.parse().ok())
-                .is_some_and(|(spec, address)| lives_without_port(&state.cluster, &key.namespace, spec, address, None))
+                .is_some_and(|(spec, address)| lives_without_port(&state.cluster, object, spec, address, None))
         }
         Some(Want::Deleting) | None => false,
     }
@@ -494,11 +496,12 @@ fn status(state: &State, object: &Object, want: &Want, stands: &BTreeMap<Place, 
 
 /// The reason of a source that was found.
 fn remark(wanted: &Rows) -> &'static str {
-    match (wanted.passed_over, wanted.blanks) {
-        (true, _) => "EndpointsPassedOver",
-        (false, true) => "ValuesMissing",
-        (false, false) => "Resolved",
-    }
+    let remarks = [
+        (wanted.passed_over, "EndpointsPassedOver"),
+        (wanted.not_named, "PortNotNamed"),
+        (wanted.blanks, "ValuesMissing"),
+    ];
+    remarks.into_iter().find(|(is_so, _)| *is_so).map_or("Resolved", |(_, reason)| reason)
 }
 
 /// The worst of an instance's checks.

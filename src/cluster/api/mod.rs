@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 pub use check::{Check, GrpcCheck, H2PingCheck, Header, HttpCheck, Scheme, TcpCheck, TlsOptions, UdpCheck};
 pub use port::PortRef;
 pub use source::{ServiceSource, Source, StaticAddress};
-pub use status::{CONDITION_TYPES, ConsulServiceStatus, InstanceCounts, MAX_PROBLEMS, Problem};
+pub use status::{CONDITION_TYPES, ConsulServiceStatus, InstanceCounts, MAX_PROBLEMS, PortInUse, Problem};
 
 /// What to register in Consul, and how.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
@@ -114,8 +114,9 @@ pub struct ConsulServiceSpec {
     pub source: Source,
 
     /// The port to register: a name, or a number from 1 to 65535. For a Service it is one of the Service's own ports,
-    /// not the pod's; for pods a container port by name, or any number. It may be left out where there is just one.
-    /// Not with static addresses, each of which has its own.
+    /// not the pod's; for pods a container port by name, or any number. It may be left out where there is just one. When
+    /// the source gets more ports later, the one that is registered goes on by its name, and the condition `Resolved` asks
+    /// for `port` to be set (`PortNotNamed`). Not with static addresses, each of which has its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<PortRef>,
 

@@ -71,3 +71,8 @@ pub(super) fn of_check(_: &mut SchemaGenerator) -> Schema {
         "x-kubernetes-validations": [in_range()],
     })
 }
+
+/// A port as Lictor itself tells of it, in the words of the Service or the pod.
+pub(super) fn of_status(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "x-kubernetes-int-or-string": true })
+}

@@ -4,7 +4,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::schema;
+use super::{PortRef, port, schema};
 
 /// Most problems that a status lists: it stays small however many instances there are.
 pub const MAX_PROBLEMS: usize = 10;
@@ -27,6 +27,10 @@ pub struct ConsulServiceStatus {
 
     #[allow(missing_docs, reason = "the type's own words are what `kubectl explain` shows")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port_in_use: Option<PortInUse>,
+
+    #[allow(missing_docs, reason = "the type's own words are what `kubectl explain` shows")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instances: Option<InstanceCounts>,
 
     /// What is wrong with single instances, at most ten of them.
@@ -40,6 +44,17 @@ pub struct ConsulServiceStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::conditions")]
     pub conditions: Vec<Condition>,
+}
+
+/// The port that is registered where `spec.port` is left out. It goes on when the source gets more ports.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct PortInUse {
+    /// The source that has it, such as `service/web`.
+    pub source: String,
+
+    /// Its name, or its number where it has no name.
+    #[schemars(schema_with = "port::of_status")]
+    pub port: PortRef,
 }
 
 /// How many instances there are. Where Consul runs checks, health is as old as Lictor's last look at them.

@@ -16,7 +16,7 @@ use super::index::unlink;
 use super::{Dirt, Dirtied, World};
 use crate::model::names::{ResourceKey, Str};
 use crate::model::registration::NameInUse;
-use crate::model::resolve::resolve;
+use crate::model::resolve::{Before, Resolution, resolve};
 use crate::model::resource::{Source, Spec};
 
 /// Resources by the names that they want or have, and the other way round.
@@ -208,7 +208,12 @@ impl World {
         let Ok(spec) = &entry.resource.spec else { return false };
         let is_frozen = !entry.resource.ours || entry.resource.deleting || entry.resource.paused;
         !is_frozen
-            && (self.lacks_list(key, &spec.needs()).is_some() || resolve(spec, &self.facts(key)).unresolved.is_none())
+            && (self.lacks_list(key, &spec.needs()).is_some() || self.resolve(key, entry, spec).unresolved.is_none())
+    }
+
+    /// What a source comes to, whatever is registered: whoever has rows goes by those.
+    fn resolve(&self, key: &ResourceKey, entry: &Entry, spec: &Spec) -> Resolution {
+        resolve(spec, &self.facts(key), &Before::of(Some(&entry.resource), std::iter::empty()))
     }
 
     /// Whether a resource's source was found, and has no instance.
@@ -216,7 +221,7 @@ impl World {
         let Some(spec) = entry.last_good.as_ref().filter(|spec| self.lacks_list(key, &spec.needs()).is_none()) else {
             return false;
         };
-        let resolution = resolve(spec, &self.facts(key));
+        let resolution = self.resolve(key, entry, spec);
         resolution.unresolved.is_none() && resolution.instances.is_empty()
     }
 

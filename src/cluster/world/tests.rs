@@ -94,6 +94,7 @@ fn told(generation: i64, name: &str, accepted: Truth) -> Arc<Status> {
     Arc::new(Status {
         observed_generation: generation,
         service_name: name.to_owned(),
+        port_in_use: None,
         instances: Counts::default(),
         problems: Vec::new(),
         conditions: vec![accepted],

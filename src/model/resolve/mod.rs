@@ -1,5 +1,6 @@
 //! From a source's facts to instances: which endpoints count, at which port, with which values, once each.
 
+mod before;
 mod endpoints;
 mod families;
 mod limit;
@@ -15,8 +16,9 @@ use super::facts::{Endpoint, Facts, Pod, PodRef};
 use super::names::{Str, meta};
 use super::reasons::{Problem, ProblemReason, Remark, Unresolved};
 use super::registration::Registration;
-use super::resource::{Own, PortRef, Readiness, Source, Spec, StaticAddress};
+use super::resource::{Own, PortInUse, PortRef, Readiness, Source, Spec, StaticAddress};
 use super::template::{Values, Variable};
+pub use before::Before;
 pub use limit::limit;
 
 /// One endpoint of a resource, resolved to a number.
@@ -69,6 +71,9 @@ pub struct Resolution {
     pub unresolved: Option<Unresolved>,
     /// What of the registrations made earlier stays although `instances` does not have it.
     pub hold: Hold,
+    /// The port of the source that is registered, where the spec names none; while the source cannot be resolved, the one
+    /// that was.
+    pub port_in_use: Option<PortInUse>,
 }
 
 /// Registrations that stay until the new state is known.
@@ -101,12 +106,20 @@ impl Hold {
 }
 
 /// Resolves the source of a spec, whatever the [`limit`].
-pub fn resolve(spec: &Spec, facts: &impl Facts) -> Resolution {
-    match &spec.source {
-        Source::Service { name } => service::resolve(name, spec, facts),
+pub fn resolve<'a>(
+    spec: &Spec,
+    facts: &impl Facts,
+    before: &Before<'a, impl Iterator<Item = &'a Registration> + Clone>,
+) -> Resolution {
+    let mut resolution = match &spec.source {
+        Source::Service { name } => service::resolve(name, spec, facts, before),
         Source::Pods { .. } => pods::resolve(spec, facts),
         Source::Static { addresses } => fixed(addresses, spec),
+    };
+    if resolution.port_in_use.is_none() && spec.port.is_none() {
+        resolution.port_in_use = before.told(&spec.source).cloned();
     }
+    resolution
 }
 
 /// What is left of an instance that the spec does not ask for any more.
@@ -180,6 +193,7 @@ fn unresolved(why: Unresolved, addresses: BTreeSet<Str>) -> Resolution {
         remarks: Vec::new(),
         unresolved: Some(why),
         hold: Hold::of(addresses),
+        port_in_use: None,
     }
 }
 
@@ -189,6 +203,7 @@ struct Found {
     instances: BTreeMap<(Str, u16), Instance>,
     left_out: BTreeMap<String, Problem>,
     remarks: Vec<Remark>,
+    port_in_use: Option<PortInUse>,
     held: BTreeSet<Str>,
     without_port: usize,
 }
@@ -229,6 +244,7 @@ impl Found {
             remarks: self.remarks,
             unresolved: None,
             hold: Hold::of(self.held),
+            port_in_use: self.port_in_use,
         }
     }
 }

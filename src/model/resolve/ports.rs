@@ -3,7 +3,7 @@
 use crate::model::check::CheckSpec;
 use crate::model::facts::{Protocol, Service, ServicePort, Slice};
 use crate::model::names::Str;
-use crate::model::reasons::Unresolved;
+use crate::model::reasons::{Remark, Unresolved};
 use crate::model::resource::PortRef;
 
 /// What finds a Service's port in its slices, as kube-proxy has it (`ServicePortName` in pkg/proxy/types.go).
@@ -15,7 +15,7 @@ pub(super) struct PortKey {
 }
 
 impl PortKey {
-    fn of(port: &ServicePort) -> Self {
+    pub(super) fn of(port: &ServicePort) -> Self {
         Self { name: port.name.clone(), protocol: port.protocol }
     }
 
@@ -27,18 +27,20 @@ impl PortKey {
 }
 
 /// The Service's port that `port` picks.
-pub(super) fn port(service_name: &str, port: Option<&PortRef>, service: &Service) -> Result<PortKey, Unresolved> {
+pub(super) fn port<'a>(
+    service_name: &str,
+    port: Option<&PortRef>,
+    service: &'a Service,
+) -> Result<&'a ServicePort, Unresolved> {
     let ports = || service.ports.iter();
     let found = match port {
-        // No two ports of a Service have one name.
-        Some(PortRef::Name(name)) => ports().find(|p| p.name == *name),
-        Some(PortRef::Number(number)) => by_number(&ports().filter(|p| p.number == *number).collect::<Vec<_>>()),
+        Some(port) => find(service, port),
         None => match &service.ports[..] {
             [only] => Some(only),
             _ => None,
         },
     };
-    found.map(PortKey::of).ok_or_else(|| {
+    found.ok_or_else(|| {
         let asked = match port {
             Some(PortRef::Name(name)) => format!("has no port named {name:?}"),
             Some(PortRef::Number(number)) if ports().any(|p| p.number == *number) => {
@@ -53,11 +55,31 @@ pub(super) fn port(service_name: &str, port: Option<&PortRef>, service: &Service
     })
 }
 
-/// One number may stand for a port of each protocol, as 443 does for HTTP/3 beside HTTP/2: TCP before others.
-fn by_number<'a>(found: &[&'a ServicePort]) -> Option<&'a ServicePort> {
-    match found {
-        [only] => Some(only),
-        several => several.iter().find(|port| port.protocol == Protocol::Tcp).copied(),
+/// The Service's port of a name, which no two have, or of a number. One number may stand for a port of each protocol, as
+/// 443 does for HTTP/3 beside HTTP/2: TCP before others.
+pub(super) fn find<'a>(service: &'a Service, port: &PortRef) -> Option<&'a ServicePort> {
+    let mut ports = service.ports.iter();
+    match port {
+        PortRef::Name(name) => ports.find(|port| port.name == *name),
+        PortRef::Number(number) => match &ports.filter(|port| port.number == *number).collect::<Vec<_>>()[..] {
+            [only] => Some(*only),
+            several => several.iter().find(|port| port.protocol == Protocol::Tcp).copied(),
+        },
+    }
+}
+
+/// That a port of a Service goes on which the spec does not name.
+pub(super) fn not_named(service_name: &str, service: &Service, goes_on: &ServicePort) -> Remark {
+    let (ours, others): (Vec<_>, Vec<_>) = service.ports.iter().partition(|port| *port == goes_on);
+    let list = |ports: Vec<&ServicePort>| listed(ports.iter().map(|port| (&port.name, port.protocol, port.number)));
+    Remark {
+        reason: "PortNotNamed",
+        message: format!(
+            "Service {service_name:?} has several ports, and spec.port names none: {} goes on, which was registered before; \
+             the others: {}; set spec.port to one of them",
+            list(ours),
+            list(others)
+        ),
     }
 }
 
@@ -92,9 +114,8 @@ pub(super) fn check_ports(
         None => Ok(CheckPort::Own),
         Some(PortRef::Number(number)) => Ok(CheckPort::Number(*number)),
         Some(by_name @ PortRef::Name(_)) => {
-            port(service_name, Some(by_name), service).map(CheckPort::Of).map_err(|error| Unresolved {
-                message: format!("check {:?}: {}", check.check.name, error.message),
-                ..error
+            port(service_name, Some(by_name), service).map(|port| CheckPort::Of(PortKey::of(port))).map_err(|error| {
+                Unresolved { message: format!("check {:?}: {}", check.check.name, error.message), ..error }
             })
         }
     };

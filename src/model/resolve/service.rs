@@ -5,24 +5,31 @@ use std::net::IpAddr;
 
 use super::endpoints::{Endpoints, Listed};
 use super::families;
-use super::ports::{CheckPort, PortKey, check_ports, port};
-use super::{Found, Hold, Instance, Resolution, Wanted, text, unresolved};
+use super::ports::{CheckPort, PortKey, check_ports, not_named, port};
+use super::{Before, Found, Hold, Instance, Resolution, Wanted, before, text, unresolved};
 use crate::model::facts::{Endpoint, Facts, Pod};
 use crate::model::names::Str;
 use crate::model::reasons::{ProblemReason, Unresolved};
-use crate::model::resource::{Source, Spec};
+use crate::model::registration::Registration;
+use crate::model::resource::Spec;
 
 /// Resolves the Service `name`.
 ///
 /// Where it does not exist, what was registered from that very Service goes, since its endpoints are gone with
 /// it; what an earlier spec registered from another one stays, since this one may simply be mistyped.
-pub(super) fn resolve(name: &str, spec: &Spec, facts: &impl Facts) -> Resolution {
+pub(super) fn resolve<'a>(
+    name: &str,
+    spec: &Spec,
+    facts: &impl Facts,
+    before: &Before<'a, impl Iterator<Item = &'a Registration> + Clone>,
+) -> Resolution {
     let gone = |reason, message| Resolution {
         instances: Vec::new(),
         left_out: Vec::new(),
         remarks: Vec::new(),
         unresolved: Some(Unresolved { reason, message }),
-        hold: Hold::OtherSources(Source::Service { name: name.into() }.to_string().into()),
+        hold: Hold::OtherSources(spec.source.to_string().into()),
+        port_in_use: None,
     };
     let Some(service) = facts.service(name) else {
         return gone("ServiceNotFound", format!("Service {name:?} does not exist in this namespace"));
@@ -33,10 +40,19 @@ pub(super) fn resolve(name: &str, spec: &Spec, facts: &impl Facts) -> Resolution
     }
     let choice = families::choose(facts.slices(name), service);
     let unresolved = |why| unresolved(why, living(&choice.endpoints).map(|e| text(e.address)).collect());
-    let port_key = match port(name, spec.port.as_ref(), service) {
-        Ok(port_key) => port_key,
-        Err(error) => return unresolved(error),
+    let goes_on = || {
+        let goes_on = before.port_of_service(&spec.source, service, facts.slices(name));
+        goes_on.filter(|_| spec.port.is_none()).map(|port| (port, Some(not_named(name, service, port))))
     };
+    let (port, not_named) = match port(name, spec.port.as_ref(), service) {
+        Ok(port) => (port, None),
+        Err(error) => match goes_on() {
+            Some(found) => found,
+            None => return unresolved(error),
+        },
+    };
+    let port_key = PortKey::of(port);
+    let port_in_use = spec.port.is_none().then(|| before::of_service(&spec.source, port));
     let check_ports = match check_ports(name, &spec.checks, service) {
         Ok(check_ports) => check_ports,
         Err(error) => return unresolved(error),
@@ -44,7 +60,8 @@ pub(super) fn resolve(name: &str, spec: &Spec, facts: &impl Facts) -> Resolution
     let port_name = &port_key.name;
     let (checks, wanted) = (&check_ports[..], Wanted::by(spec));
     let search = Search { spec, facts, port: &port_key, checks, others: &choice.others, wanted };
-    let mut found = Found { remarks: choice.remarks(service.family), ..Found::default() };
+    let remarks = choice.remarks(service.family).into_iter().chain(not_named).collect();
+    let mut found = Found { remarks, port_in_use, ..Found::default() };
     let all = || choice.endpoints.iter().copied();
     let endpoints = Endpoints::new(all().filter(|listed| !listed.endpoint.terminating));
     for listed in endpoints.iter() {

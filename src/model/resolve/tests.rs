@@ -1,3 +1,4 @@
+use super::resolve as resolve_after;
 use super::*;
 use crate::model::facts::{ContainerPort, Endpoint, Family, Node, Protocol, Service, ServicePort, Slice, SlicePort};
 use crate::model::registration::Weights;
@@ -44,6 +45,11 @@ impl Facts for Known {
     fn node(&self, name: &str) -> Option<&Node> {
         self.nodes.get(name)
     }
+}
+
+/// Resolves for a resource of which nothing is known yet.
+fn resolve(spec: &Spec, facts: &Known) -> Resolution {
+    resolve_after(spec, facts, &Before::nothing())
 }
 
 fn address(last: u8) -> IpAddr {
@@ -280,6 +286,125 @@ fn of_one_number_tcp_is_meant_and_otherwise_a_name() {
     // A slice's port of that name and another protocol is another port.
     let other = (a.0, SlicePort { protocol: Tcp, ..a.1 });
     assert_eq!(resolve_with(&[other], by("a")).unresolved.unwrap().reason, "PortNotFound");
+}
+
+/// A Service's ports, and the ports and the last parts of the addresses of a slice, as in `http 80, metrics 90`,
+/// `http 8080 @ 1 2`.
+fn web_with(ports: &str, in_slice: &str) -> Known {
+    let parse = |ports: &str| -> Vec<(ServicePort, SlicePort)> {
+        let each = ports.split(", ").filter_map(|port| port.split_once(' '));
+        let number = |number: &str| number.parse().unwrap();
+        each.map(|(name, n)| port_of(name, Protocol::Tcp, number(n), number(n))).collect()
+    };
+    let (of_slice, addresses) = in_slice.split_once(" @ ").unwrap();
+    let of_slice = parse(of_slice).into_iter().map(|(_, port)| port).collect();
+    let endpoints = addresses.split(' ').map(|last| endpoint(last.parse().unwrap())).collect();
+    let of_service = parse(ports).into_iter().map(|(port, _)| port).collect();
+    let service = Service { ports: of_service, ..service(&[]) };
+    known(service, vec![Slice { ports: of_slice, ..slice(("", 0), endpoints) }])
+}
+
+#[test]
+fn a_port_that_is_registered_goes_on_by_its_name() {
+    let two = "http 80, metrics 90";
+    // A slice of the Service, what is registered, what the status says, and where it goes on.
+    for (case, ports, in_slice, registered, told, expected) in [
+        ("nothing is known", two, "http 8080, metrics 9090 @ 1 2", "", "", ""),
+        ("it is said", two, "http 8080, metrics 9090 @ 3 4", "", "http", "8080 http"),
+        ("also by an old status", two, "http 8080, metrics 9090 @ 3", "", "old http", "8080 http"),
+        ("its number changed", two, "http 1, metrics 2 @ 3", "1:8080", "http", "1 http"),
+        ("numbers are exchanged", two, "http 9090, metrics 8080 @ 1", "1:8080", "http", "9090 http"),
+        ("it had no name", two, "http 8080, metrics 9090 @ 3", "", "#80", "8080 http"),
+        ("it is registered", two, "http 8080, metrics 9090 @ 1 2", "1:8080", "", "8080 http"),
+        ("no slice has followed", two, "http 8080 @ 1", "1:8080", "", "8080 http"),
+        ("it is not what an old status says", two, "http 8080, metrics 9090 @ 1", "1:9090", "old http", "9090 metrics"),
+        ("but what the present one says", two, "http 8080, metrics 9090 @ 1", "1:9090", "http", "8080 http"),
+        ("most are", two, "http 8080, metrics 9090 @ 1 2 3", "1:8080 2:9090 3:9090", "", "9090 metrics"),
+        ("as many, and it is the first", two, "http 8080, metrics 9090 @ 1 2", "1:9090 2:8080", "", "8080 http"),
+        ("all addresses are new", two, "http 8080, metrics 9090 @ 3 4", "1:9090 2:9090", "", "9090 metrics"),
+        ("and so is the number", two, "http 8080, metrics 9090 @ 3 4", "1:7070", "", ""),
+        ("it was renamed", "web 1, metrics 90", "web 8080, metrics 9090 @ 1", "1:8080", "http", "8080 web"),
+        (
+            "and no slice has followed",
+            "web 1, metrics 90",
+            "http 8080, metrics 9090 @ 1",
+            "1:8080",
+            "http",
+            "none http",
+        ),
+        ("it is there no more", "a 1, b 2", "a 11, b 12 @ 3", "1:8080", "http", "none http"),
+    ] {
+        let in_use = |text: &str| PortInUse {
+            source: "service/web".into(),
+            port: match text.strip_prefix('#') {
+                Some(number) => PortRef::Number(number.parse().unwrap()),
+                None => PortRef::Name(text.into()),
+            },
+        };
+        let registration = |text: &str| {
+            let (last, port) = text.split_once(':').unwrap();
+            Registration { port: port.parse().unwrap(), ..row(&format!("10.0.0.{last}"), "service/web") }
+        };
+        let rows: Vec<Registration> = registered.split_terminator(' ').map(registration).collect();
+        let is_present = !told.starts_with("old ");
+        let told = Some(told.trim_start_matches("old ")).filter(|told| !told.is_empty()).map(in_use);
+        let known = web_with(ports, in_slice);
+        let before = Before { told: told.as_ref(), is_present, registered: rows.iter() };
+        let resolution = resolve_after(&web(), &known, &before);
+        let (port, name) = expected.split_once(' ').unwrap_or_default();
+        assert_eq!(resolution.port_in_use, Some(name).filter(|name| !name.is_empty()).map(in_use), "{case}");
+        if let Ok(port) = port.parse::<u16>() {
+            let all: Vec<u16> = resolution.instances.iter().map(|instance| instance.port).collect();
+            assert_eq!(all, vec![port; known.slices[0].endpoints.len()], "{case}");
+            let reasons: Vec<&str> = resolution.remarks.iter().map(|remark| remark.reason).collect();
+            assert_eq!(reasons, ["PortNotNamed"], "{case}");
+        } else {
+            assert_eq!(resolution.unresolved.map(|why| why.reason), Some("PortNotFound"), "{case}");
+        }
+    }
+}
+
+#[test]
+fn what_a_status_says_of_a_port_is_of_one_source_and_a_spec_that_names_none() {
+    let known = web_with("http 80, metrics 90", "http 8080, metrics 9090 @ 1");
+    let told = |source: &str| PortInUse { source: source.into(), port: PortRef::Name("http".into()) };
+    let after = |spec: &Spec, known: &Known, told: &PortInUse| {
+        resolve_after(spec, known, &Before { told: Some(told), is_present: true, ..Before::nothing() })
+    };
+    assert!(after(&web(), &known, &told("service/api")).unresolved.is_some());
+    let named = Spec { port: Some(PortRef::Name("metrics".into())), ..web() };
+    let resolution = after(&named, &known, &told("service/web"));
+    assert_eq!(found(&resolution), [("u1".to_owned(), 9090, true)]);
+    assert_eq!((resolution.port_in_use, resolution.remarks), (None, Vec::new()));
+
+    // The only port is the one in use, whatever was before; without a Service it stays known.
+    let only = web_with("metrics 90", "metrics 9090 @ 1");
+    let resolution = after(&web(), &only, &told("service/web"));
+    let metrics = PortInUse { port: PortRef::Name("metrics".into()), ..told("service/web") };
+    assert_eq!((resolution.port_in_use, resolution.remarks), (Some(metrics), Vec::new()));
+    assert_eq!(after(&web(), &Known::default(), &told("service/web")).port_in_use, Some(told("service/web")));
+
+    // What was registered of another source tells by its address alone.
+    let row = |last: u8| Registration { port: 9090, ..row(&address(last).to_string(), "pods") };
+    let registered = |row: &Registration| {
+        let before = Before { told: None, is_present: false, registered: std::iter::once(row) };
+        found(&resolve_after(&web(), &known, &before))
+    };
+    assert_eq!(registered(&row(1)), [("u1".to_owned(), 9090, true)]);
+    assert_eq!(registered(&row(2)), []);
+}
+
+#[test]
+fn a_port_that_goes_on_is_said_with_the_others() {
+    let known = web_with("http 80, metrics 90, admin 91", "http 8080 @ 1");
+    let told = PortInUse { source: "service/web".into(), port: PortRef::Name("http".into()) };
+    let before = Before { told: Some(&told), is_present: true, ..Before::nothing() };
+    let remarks = resolve_after(&web(), &known, &before).remarks;
+    assert_eq!(
+        remarks[0].message,
+        "Service \"web\" has several ports, and spec.port names none: 80 (http) goes on, which was registered before; \
+         the others: 90 (metrics), 91 (admin); set spec.port to one of them"
+    );
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use lictor::cluster::api;
 use lictor::cluster::event::ObjectKey;
 use lictor::model::facts::{Endpoint, Family, Node, Pod, Protocol, Service, ServicePort, Slice};
 use lictor::model::names::Str;
@@ -11,12 +12,12 @@ use lictor::model::selector::{Requirement, Selector};
 use lictor::model::template::Variable;
 
 use super::texts;
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Object};
 
 /// What a source comes to.
 pub(super) enum Found {
     /// These, and why others that live are not among them.
-    Instances { all: Vec<Instance>, left_out: BTreeSet<&'static str>, passed_over: bool },
+    Instances { all: Vec<Instance>, left_out: BTreeSet<&'static str>, passed_over: bool, not_named: bool },
     /// The Service is not there.
     Nothing,
     /// It cannot be told what of it is to be registered.
@@ -45,10 +46,11 @@ impl Instance {
     }
 }
 
-pub(super) fn instances(cluster: &Cluster, namespace: &Str, spec: &Spec) -> Found {
+pub(super) fn instances(cluster: &Cluster, object: &Object, spec: &Spec) -> Found {
+    let namespace = &object.key.namespace;
     match &spec.source {
         Source::Service { name } => {
-            of_service(cluster, &ObjectKey { namespace: namespace.clone(), name: name.clone() }, spec)
+            of_service(cluster, object, &ObjectKey { namespace: namespace.clone(), name: name.clone() }, spec)
         }
         Source::Pods { selector } => of_pods(cluster, namespace, selector, spec),
         Source::Static { addresses } => {
@@ -65,7 +67,7 @@ pub(super) fn instances(cluster: &Cluster, namespace: &Str, spec: &Spec) -> Foun
                 named_ports: BTreeMap::new(),
                 own: Some((*given.own).clone()),
             });
-            Found::Instances { all: all.collect(), left_out: BTreeSet::new(), passed_over: false }
+            Found::Instances { all: all.collect(), left_out: BTreeSet::new(), passed_over: false, not_named: false }
         }
     }
 }
@@ -74,7 +76,7 @@ fn place(cluster: &Cluster, node: Option<&Str>) -> Option<Node> {
     cluster.nodes.get(&ObjectKey { namespace: "".into(), name: node?.clone() }).cloned()
 }
 
-fn of_service(cluster: &Cluster, source: &ObjectKey, spec: &Spec) -> Found {
+fn of_service(cluster: &Cluster, object: &Object, source: &ObjectKey, spec: &Spec) -> Found {
     let Some(service) = cluster.services.get(source) else { return Found::Nothing };
     let slices: Vec<&Slice> = cluster
         .slices
@@ -114,7 +116,13 @@ fn of_service(cluster: &Cluster, source: &ObjectKey, spec: &Spec) -> Found {
             basis: format!("{:?} {slice_ports:?}", service.ports),
         }
     };
-    let Some(port) = service_port(spec, service) else { return unclear() };
+    let (port, not_named) = match service_port(spec, service) {
+        Some(port) => (port, false),
+        None => match told_port(object, spec, service) {
+            Some(port) => (port, true),
+            None => return unclear(),
+        },
+    };
     let search = Search { cluster, source, spec, port };
     let (mut found, left_out, without) = search.instances(&all);
     if !found.values().any(|instance| instance.ready) {
@@ -129,7 +137,7 @@ fn of_service(cluster: &Cluster, source: &ObjectKey, spec: &Spec) -> Found {
     if found.is_empty() && without {
         return unclear();
     }
-    Found::Instances { all: found.into_values().collect(), left_out, passed_over }
+    Found::Instances { all: found.into_values().collect(), left_out, passed_over, not_named }
 }
 
 struct Search<'a> {
@@ -240,18 +248,18 @@ fn is_copy(one: &Endpoint, other: &Endpoint) -> bool {
 /// to stay.
 pub fn lives_without_port(
     cluster: &Cluster,
-    namespace: &Str,
+    object: &Object,
     spec: &Spec,
     address: IpAddr,
     uid: Option<&Option<Str>>,
 ) -> bool {
     let Source::Service { name } = &spec.source else { return false };
-    let source = ObjectKey { namespace: namespace.clone(), name: name.clone() };
+    let source = ObjectKey { namespace: object.key.namespace.clone(), name: name.clone() };
     let Some(service) = cluster.services.get(&source) else { return false };
     let uid_of = |endpoint: &Endpoint| endpoint.pod.as_ref().map(|pod| pod.uid.clone());
     let is_there = |endpoint: &&Endpoint| endpoint.address == address && !endpoint.terminating;
     let has_it = |slice: &Slice| slice.endpoints.iter().any(|endpoint| is_there(&endpoint));
-    let port = service_port(spec, service);
+    let port = service_port(spec, service).or_else(|| told_port(object, spec, service));
     let stand: Vec<&Slice> = cluster.slices_of(&source).map(|(_, slice)| slice).filter(|slice| has_it(slice)).collect();
     let there: Vec<&Endpoint> = stand.iter().flat_map(|slice| &slice.endpoints).filter(is_there).collect();
     let is_it = uid.is_none_or(|uid| there.iter().any(|endpoint| uid_of(endpoint) == *uid));
@@ -266,6 +274,19 @@ pub fn lives_without_port(
 fn number_in(slice: &Slice, port: &ServicePort) -> Option<u16> {
     let mut ports = slice.ports.iter();
     ports.find(|there| there.name == port.name && there.protocol == port.protocol).map(|there| there.number)
+}
+
+/// The port of a Service that goes on, where the spec names none of several: the one that the resource was told.
+fn told_port<'a>(object: &Object, spec: &Spec, service: &'a Service) -> Option<&'a ServicePort> {
+    let Source::Service { name } = &spec.source else { return None };
+    let told = object.status.port_in_use.as_ref().filter(|told| told.source == format!("service/{name}"))?;
+    let is_present = object.status.observed_generation == Some(object.generation);
+    let named = match &told.port {
+        api::PortRef::Name(name) => PortRef::Name(name.as_str().into()),
+        api::PortRef::Number(number) => PortRef::Number(*number),
+    };
+    let asked = Spec { port: Some(named), ..spec.clone() };
+    service_port(&asked, service).filter(|_| is_present && spec.port.is_none())
 }
 
 /// The Service's port that a spec means.
@@ -319,7 +340,7 @@ fn of_pods(cluster: &Cluster, namespace: &Str, selector: &Selector, spec: &Spec)
         let addresses = living.map(|(_, pod)| pod.addresses[0].to_string()).collect();
         return Found::Unclear { reason: "PortNotFound", living: addresses, basis: format!("{:?}", spec.port) };
     }
-    Found::Instances { all, left_out, passed_over: false }
+    Found::Instances { all, left_out, passed_over: false, not_named: false }
 }
 
 fn pod_ports(pod: &Pod) -> BTreeMap<String, u16> {

@@ -35,6 +35,8 @@ pub struct Seen {
     pub living: usize,
     /// The fewest of them that passed at one look.
     pub fewest: usize,
+    /// The fewest addresses that passed at one look, whichever they were.
+    pub fewest_of_all: usize,
     /// The longest time in which one of them was missing, from the first look without it to the next one with it.
     pub longest_gap: Duration,
     /// The most addresses beside them that passed at one look.
@@ -51,10 +53,11 @@ impl Seen {
 
 impl fmt::Display for Seen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { looks, took, living, fewest, longest_gap, most_others } = self;
+        let Self { looks, took, living, fewest, fewest_of_all, longest_gap, most_others } = self;
         write!(
             f,
-            "fewest living {fewest} of {living}, longest gap {:.2} s, most others {most_others} ({looks} looks in {:.1} s)",
+            "fewest living {fewest} of {living}, fewest of all {fewest_of_all}, longest gap {:.2} s, most others {most_others} \
+             ({looks} looks in {:.1} s)",
             longest_gap.as_secs_f64(),
             took.as_secs_f64()
         )
@@ -103,6 +106,7 @@ async fn read(url: String, living: BTreeSet<String>, mut stopped: oneshot::Recei
         took: Duration::ZERO,
         living: living.len(),
         fewest: living.len(),
+        fewest_of_all: usize::MAX,
         longest_gap: Duration::ZERO,
         most_others: 0,
     };
@@ -119,6 +123,7 @@ async fn read(url: String, living: BTreeSet<String>, mut stopped: oneshot::Recei
         seen.looks += 1;
         seen.took = begun.elapsed();
         seen.fewest = seen.fewest.min(there);
+        seen.fewest_of_all = seen.fewest_of_all.min(found.len());
         seen.most_others = seen.most_others.max(found.len() - there);
         for address in living.difference(&found) {
             missing.entry(address.clone()).or_insert(now);
@@ -178,7 +183,7 @@ mod tests {
         })
         .await?;
         let seen = reader.end().await?;
-        assert_eq!((seen.living, seen.fewest, seen.most_others), (2, 1, 1), "{seen}");
+        assert_eq!((seen.living, seen.fewest, seen.fewest_of_all, seen.most_others), (2, 1, 2, 1), "{seen}");
         assert!(!seen.is_whole() && seen.longest_gap >= EVERY, "{seen}");
         Ok(())
     }

@@ -12,7 +12,7 @@ use proptest::test_runner::{Config, TestRunner};
 use super::*;
 use crate::cluster::world::entry::GrantedBy;
 use crate::model::registration::NameInUse;
-use crate::model::resolve::resolve;
+use crate::model::resolve::{Before, Resolution, resolve};
 use crate::model::resource::Needs;
 use crate::model::selector::Labels;
 
@@ -859,9 +859,13 @@ fn has_rows(world: &World, key: &ResourceKey, name: &Str) -> bool {
     world.rows.get(key).is_some_and(|names| names.iter().any(|in_use| in_use.service.to_lowercase() == **name))
 }
 
+fn comes_to(world: &World, key: &ResourceKey, entry: &Entry, spec: &Spec) -> Resolution {
+    resolve(spec, &world.facts(key), &Before::of(Some(&entry.resource), std::iter::empty()))
+}
+
 fn could_be_registered(world: &World, key: &ResourceKey, entry: &Entry) -> bool {
     let resource = &entry.resource;
-    let source_is_found = |spec: &Arc<Spec>| resolve(spec, &world.facts(key)).unresolved.is_none();
+    let source_is_found = |spec: &Arc<Spec>| comes_to(world, key, entry, spec).unresolved.is_none();
     resource.ours
         && !resource.deleting
         && !resource.paused
@@ -885,7 +889,7 @@ fn holder(world: &World, name: &Str) -> Option<ResourceKey> {
             let Some(spec) = entry.last_good.as_ref().filter(|_| entry.resource.ours && !entry.resource.paused) else {
                 return false;
             };
-            let (asked, found) = (compared(&spec.service), resolve(spec, &world.facts(key)));
+            let (asked, found) = (compared(&spec.service), comes_to(world, key, entry, spec));
             let is_nothing = found.unresolved.is_none() && found.instances.is_empty();
             !entry.resource.deleting
                 && asked != *name

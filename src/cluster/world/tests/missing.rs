@@ -7,7 +7,7 @@ use crate::cluster::world::missing::{MOST, SETTLED};
 use crate::model::desired::{Desired, Placement, desired};
 use crate::model::names::{ClusterName, Identity};
 use crate::model::registration::{Health, Ownership, Row, RowKey};
-use crate::model::resolve::resolve;
+use crate::model::resolve::{Before, resolve};
 
 /// A World and what was registered from it, at a time that goes on.
 struct Registered {
@@ -73,7 +73,7 @@ impl Registered {
 
     fn desired(&self) -> Desired {
         let spec = self.world.effective_spec(&self.owner).unwrap();
-        let instances = resolve(spec, &self.world.facts(&self.owner)).instances;
+        let instances = resolve(spec, &self.world.facts(&self.owner), &Before::nothing()).instances;
         let placement = Placement::Agent { node: "agent".into() };
         desired(&self.identity, &self.owner, &"u".into(), spec, &instances, &placement)
     }
