@@ -302,15 +302,30 @@ impl World {
         let Some(asked) = entry.asked().filter(|_| !is_frozen && !self.rivals.contains_key(key)) else {
             return Vec::new();
         };
+        let shares = shares_names(entry);
         let granted = Granted { name: asked, by: GrantedBy::Act };
         let is_its_own = entry.granted_name() == Some(&granted.name) || self.has_rows(key, &granted.name);
         if entry.granted.as_ref() == Some(&granted) || !is_its_own && !self.is_able(key, entry) {
             return Vec::new();
         }
+        if !shares {
+            self.outdate_acts(key, &granted.name);
+        }
         if let Some(entry) = self.resources.get_mut(key) {
             entry.granted = Some(granted);
         }
         self.link_alone(key)
+    }
+
+    /// Notes of the resources of other namespaces that were acted on under this name that `key` was since. Such there
+    /// are where rows took the name from them: once the rows are gone, it stays with whoever was acted on last.
+    fn outdate_acts(&mut self, key: &ResourceKey, name: &Str) {
+        for other in self.claims.of(name).filter(|other| other.namespace != key.namespace) {
+            let granted = self.resources.get_mut(other).and_then(|entry| entry.granted.as_mut());
+            if let Some(granted) = granted.filter(|granted| granted.name == *name && granted.by == GrantedBy::Act) {
+                granted.by = GrantedBy::EarlierAct;
+            }
+        }
     }
 
     fn link_alone(&mut self, key: &ResourceKey) -> Vec<Dirtied> {

@@ -33,7 +33,10 @@ pub(super) struct Granted {
 /// Who says so. What this process did itself outweighs a status, which others may have written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum GrantedBy {
+    /// This process acted on the resource under the name, and since then on none of another namespace.
     Act,
+    /// This process acted on the resource under the name, and later on one of another namespace.
+    EarlierAct,
     Status,
 }
 

@@ -520,7 +520,8 @@ impl<'a> History<'a> {
         }
         self.told_alone(|world| world.act(key));
         let entry = self.world.resource(key).unwrap();
-        let is_acted = entry.granted.as_ref().is_some_and(|granted| granted.by == GrantedBy::Act);
+        let is_its_own = self.world.rival(key).is_none();
+        let is_acted = is_its_own && entry.granted.as_ref().is_some_and(|granted| granted.by == GrantedBy::Act);
         if let Some(name) = entry.asked().filter(|asked| is_acted && entry.granted_name() == Some(asked)) {
             self.statistics.borrow_mut().names_acted_under += 1;
             self.holders.insert(key.clone(), (name, entry.resource.uid.clone()));
@@ -900,10 +901,8 @@ fn holder(world: &World, name: &Str) -> Option<ResourceKey> {
         let rank = match (has_rows(world, key, name), granted) {
             (true, _) if ends || renamed => continue,
             (true, _) => u8::from(!asks),
-            (false, Some(granted)) if !resource.is_some_and(|resource| resource.deleting) => {
-                if granted.by == GrantedBy::Act { 2 } else { 3 }
-            }
-            (false, _) if asks && entry.is_some_and(|entry| could_be_registered(world, key, entry)) => 4,
+            (false, Some(granted)) if !resource.is_some_and(|resource| resource.deleting) => 2 + granted.by as u8,
+            (false, _) if asks && entry.is_some_and(|entry| could_be_registered(world, key, entry)) => 5,
             (false, _) => continue,
         };
         let claim = (rank, resource.map_or(i64::MAX, |resource| resource.created), key.clone());

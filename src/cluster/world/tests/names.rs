@@ -30,7 +30,7 @@ fn losers(world: &World) -> Vec<&'static str> {
 
 #[test]
 fn of_claims_the_one_that_rests_on_more_has_the_name() {
-    use GrantedBy::{Act, Status};
+    use GrantedBy::{Act, EarlierAct, Status};
     let standing = Standing::default();
     let rows = Standing { has_rows: true, ..standing };
     let able = Standing { asks: true, is_able: true, ..standing };
@@ -39,6 +39,7 @@ fn of_claims_the_one_that_rests_on_more_has_the_name() {
         (Standing { asks: true, ..rows }, Some(Basis::RowsAndWish)),
         (rows, Some(Basis::Rows)),
         (granted(Act), Some(Basis::Granted(Act))),
+        (granted(EarlierAct), Some(Basis::Granted(EarlierAct))),
         (granted(Status), Some(Basis::Granted(Status))),
         (able, Some(Basis::Wish)),
     ];
@@ -240,6 +241,24 @@ fn one_that_was_acted_under_a_name_keeps_it_against_an_older_one() {
     // Whoever wants that name meanwhile does not get it.
     world.edits(with(|r| r.key = key("a", "q"), asks("a", 0, 1, "api")));
     assert_eq!(world.rival(&key("a", "q")), Some(&key("b", "r")));
+}
+
+#[test]
+fn without_rows_the_one_that_was_acted_on_last_keeps_the_name() {
+    let mut world = World::of([asks("a", 1, 1, "user"), asks("b", 2, 1, "user")]);
+    world.act(&key("a", "r"));
+    assert_eq!(losers(&world), ["b"]);
+    // Rows that others left behind give the name to `b`.
+    world.note_rows(&key("b", "q"), in_use(&[("user", "service/s")]));
+    assert_eq!(world.rival(&key("a", "r")), Some(&key("b", "q")));
+    world.act(&key("b", "r"));
+    world.note_rows(&key("b", "q"), BTreeSet::new());
+    assert_eq!(losers(&world), ["a"], "what it registers is on its way");
+    // An earlier act outweighs a wish all the same.
+    world.edits(with(|r| r.key = key("b", "o"), asks("b", 0, 1, "user")));
+    world.deletes(&key("b", "r"));
+    assert_eq!(losers(&world), [] as [&str; 0]);
+    assert_eq!(world.rival(&key("b", "o")), Some(&key("a", "r")));
 }
 
 #[test]
