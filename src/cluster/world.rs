@@ -203,9 +203,8 @@ impl World {
             dirt.add_all(concerned, Cause::Inferred);
         }
         for key in dirt.0.keys().cloned().collect::<Vec<_>>() {
-            let moved = self.judge_names_of(&key);
-            dirt.add_all(&moved, Cause::Observed);
-            self.relink(&moved, &mut dirt);
+            let concerned = self.judge_names(&self.contested_names(&key), &mut dirt);
+            self.relink(&concerned, &mut dirt);
         }
         dirt.0.into_iter().map(|(key, cause)| Dirtied { key, cause }).collect()
     }

@@ -140,11 +140,9 @@ impl World {
         moved
     }
 
-    /// Judges anew what of a resource's names is contested; gives the resources of which that is news. What its source
-    /// comes to may decide.
-    pub(super) fn judge_names_of(&mut self, key: &ResourceKey) -> BTreeSet<ResourceKey> {
-        let contested: Vec<Str> = self.claims.contested_by(key).cloned().collect();
-        contested.iter().flat_map(|name| self.judge(name)).collect()
+    /// The names that a resource wants or has and that are contested. What its source comes to may decide on them.
+    pub(super) fn contested_names(&self, key: &ResourceKey) -> BTreeSet<Str> {
+        self.claims.contested_by(key).cloned().collect()
     }
 
     /// Who has a name that resources of several namespaces want or have.
@@ -225,8 +223,15 @@ impl World {
         resolution.unresolved.is_none() && resolution.instances.is_empty()
     }
 
+    /// The resources that were last acted under a name, and ask for one that is another namespace's.
+    pub(super) fn going_on_under(&self, name: &Str) -> impl Iterator<Item = &ResourceKey> {
+        let is_granted = |key: &&ResourceKey| self.resources.get(key).and_then(Entry::granted_name) == Some(name);
+        self.claims.of(name).filter(|key| self.rivals.contains_key(*key)).filter(is_granted)
+    }
+
     /// What a resource goes on by while the name that it asks for is another's: what it asks for, under the name that
-    /// it has rows of or was last acted under. None where it has nothing.
+    /// it has rows of or, unless another namespace has that one by now, was last acted under. None where it has
+    /// nothing.
     pub(super) fn spec_without_its_name(&self, key: &ResourceKey) -> Option<Arc<Spec>> {
         let entry = self.resources.get(key)?;
         let (spec, asked) = (entry.last_good.as_ref()?, entry.asked()?);
@@ -242,6 +247,9 @@ impl World {
                 (in_use.service.clone(), source_in_use(spec, of_name().filter_map(|in_use| in_use.source.as_ref()))?)
             }
             (None, Some(granted)) => {
+                if self.holder(granted).is_some_and(|holder| holder.namespace != key.namespace) {
+                    return None;
+                }
                 let before = self.rows_before.get(key).into_iter().flatten();
                 let of_name = before.filter(|in_use| compared(&in_use.service) == *granted);
                 let mut sources = of_name.filter_map(|in_use| in_use.source.as_ref()).peekable();

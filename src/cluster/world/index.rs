@@ -47,10 +47,17 @@ impl World {
         let names = self.claim(key);
         // Whether it could be registered is told by what it needs: that comes first.
         self.link_all(&BTreeSet::from([key.clone()]));
-        let mut moved: BTreeSet<ResourceKey> = names.iter().flat_map(|name| self.judge(name)).collect();
-        dirt.add_all(&moved, Cause::Observed);
-        moved.insert(key.clone());
-        self.relink(&moved, dirt);
+        let mut concerned = self.judge_names(&names, dirt);
+        concerned.insert(key.clone());
+        self.relink(&concerned, dirt);
+    }
+
+    /// Judges names anew. Gives the resources of which that may change by what they go.
+    pub(super) fn judge_names(&mut self, names: &BTreeSet<Str>, dirt: &mut Dirt) -> BTreeSet<ResourceKey> {
+        let mut concerned: BTreeSet<ResourceKey> = names.iter().flat_map(|name| self.judge(name)).collect();
+        dirt.add_all(&concerned, Cause::Observed);
+        concerned.extend(names.iter().flat_map(|name| self.going_on_under(name)).cloned());
+        concerned
     }
 
     /// Brings the indexes in line with resources, as it stands with their names. Those that go by another spec than

@@ -586,6 +586,15 @@ impl<'a> History<'a> {
             }
         }
         assert!(namespaces.values().all(|namespaces| namespaces.len() == 1), "{namespaces:?}");
+        for (key, spec) in &world.without_name {
+            let name = compared(&spec.service);
+            let others = || holder(world, &name).filter(|holder| holder.namespace != key.namespace);
+            assert!(
+                has_rows(world, key, &name) || others().is_none(),
+                "{key} goes on under the name of {:?}",
+                others()
+            );
+        }
         let mut statistics = self.statistics.borrow_mut();
         statistics.name_conflicts += u32::try_from(world.rivals.len()).unwrap();
         let was = self.holders.len();

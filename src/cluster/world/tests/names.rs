@@ -244,6 +244,22 @@ fn one_that_was_acted_under_a_name_keeps_it_against_an_older_one() {
 }
 
 #[test]
+fn nobody_goes_on_without_rows_under_a_name_that_another_namespace_has() {
+    let mut world = World::of([asks("a", 2, 1, "user"), asks("b", 1, 1, "api")]);
+    for namespace in NAMESPACES {
+        world.act(&key(namespace, "r"));
+    }
+    world.edits(asks("b", 1, 2, "user"));
+    let goes_on = |world: &World| world.effective_spec(&key("b", "r")).map(|spec| spec.service.clone());
+    assert_eq!(goes_on(&world).as_deref(), Some("api"));
+    let changed = [("b/r".to_owned(), Some(Cause::Observed))];
+    let dirt = world.note_rows(&key("a", "q"), in_use(&[("api", "service/s")]));
+    assert_eq!((goes_on(&world), dirt_of(dirt)), (None, changed.to_vec()));
+    let dirt = world.note_rows(&key("a", "q"), BTreeSet::new());
+    assert_eq!((goes_on(&world).as_deref(), dirt_of(dirt)), (Some("api"), changed.to_vec()));
+}
+
+#[test]
 fn without_rows_the_one_that_was_acted_on_last_keeps_the_name() {
     let mut world = World::of([asks("a", 1, 1, "user"), asks("b", 2, 1, "user")]);
     world.act(&key("a", "r"));
