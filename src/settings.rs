@@ -173,6 +173,17 @@ pub struct RunArgs {
     #[arg(long, value_name = "NUMBER", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=64))]
     pub concurrency: u8,
 
+    /// How many writes of status and Events Kubernetes gets a second in the long run, 1 to 1000. After a quiet time two and
+    /// a half times as many may go at once. Finalizers do not count.
+    #[arg(
+        long,
+        value_name = "NUMBER",
+        default_value_t = 20,
+        value_parser = clap::value_parser!(u32).range(1..=1_000),
+        env = "LICTOR_STATUS_RATE"
+    )]
+    pub status_rate: u32,
+
     /// How long writes under way may take after the order to stop.
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = duration)]
     pub grace_period: Duration,
@@ -275,6 +286,8 @@ pub struct Settings {
     pub sweep_interval: Duration,
     /// Consul nodes written to side by side, 1 to 64.
     pub concurrency: usize,
+    /// How many writes of status and Events Kubernetes gets a second.
+    pub status_rate: u32,
     /// For writes under way after the order to stop.
     pub grace_period: Duration,
     /// How logs look.
@@ -383,6 +396,7 @@ impl Settings {
             hold_mass_unready: args.hold_mass_unready,
             sweep_interval: args.sweep_interval,
             concurrency: usize::from(args.concurrency),
+            status_rate: args.status_rate,
             grace_period: args.grace_period,
             log_format: args.log_format,
             log_level: args.log_level,

@@ -20,8 +20,7 @@ use tokio::time::timeout;
 use crate::cluster::event::Kind;
 use crate::cluster::lease::ElectionTrouble;
 use crate::cluster::watch::WatchHealth;
-use crate::engine::Question;
-use crate::engine::metrics::Snapshot;
+use crate::engine::{Question, Snapshot};
 
 /// How long the engine may take to answer before it counts as stuck.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -183,7 +182,7 @@ fn gauges(snapshot: &Snapshot) -> Registry {
         by_state.get_or_create(&label).set(i64::try_from(count).unwrap_or(i64::MAX));
     }
     registry.register("lictor_instances", "Our instances in Consul, by the worst of their checks", by_state);
-    if let Some(age) = snapshot.sweep_age {
+    if let Some(age) = snapshot.resync_age {
         let gauge = Gauge::<f64, std::sync::atomic::AtomicU64>::default();
         gauge.set(age.as_secs_f64());
         registry.register("lictor_sweep_age_seconds", "Since the last whole look at Consul", gauge);

@@ -25,6 +25,7 @@ use crate::settings::{LogFormat, Registration, RunArgs, Settings};
 mod crd;
 mod doctor;
 mod plan;
+mod preview;
 mod release;
 mod run;
 mod takeover;

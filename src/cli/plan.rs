@@ -9,12 +9,12 @@ use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
+use super::preview::{Note, Step, preview};
 use super::{DIFFERS, identify, prepare, registry};
 use crate::cluster::kubernetes::ApiServer;
 use crate::cluster::watch::Orders;
 use crate::cluster::{Kubernetes, connect};
 use crate::consul::transport::{Http, Transport};
-use crate::engine::preview::{Note, Step, preview};
 use crate::model::status::NOT_LISTED;
 use crate::settings::{RunArgs, Settings};
 
@@ -133,7 +133,7 @@ fn in_json(steps: &[Step], notes: &[Note]) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::preview::Action;
+    use crate::cli::preview::Action;
     use crate::model::names::ResourceKey;
     use crate::model::registration::RowKey;
 

@@ -97,9 +97,10 @@ async fn operate(settings: Settings) -> anyhow::Result<()> {
     let kubernetes = ApiServer::new(client, settings.scopes, rules, orders);
     let config = Config {
         identity,
-        sweep_interval: settings.sweep_interval,
+        resync_interval: settings.sweep_interval,
         hold_mass_unready: settings.hold_mass_unready,
         concurrency: settings.concurrency,
+        status_rate: settings.status_rate,
         grace: settings.grace_period,
     };
     let mut engine = Engine::new(config, world, registry, Arc::new(kubernetes), fastrand::Rng::new(), metrics);

@@ -10,6 +10,7 @@ use clap::Args;
 use tokio::time::{Instant, sleep};
 
 use super::plan::table;
+use super::preview::preview;
 use super::{DIFFERS, agent, identify, prepare};
 use crate::cluster::kubernetes::ApiServer;
 use crate::cluster::watch::Orders;
@@ -20,7 +21,6 @@ use crate::consul::catalog::Catalog;
 use crate::consul::catalog::takeover::CatalogTakeover;
 use crate::consul::takeover::{Left, Takeover, taken};
 use crate::consul::transport::{Http, Transport};
-use crate::engine::preview::preview;
 use crate::model::names::{Identity, Str};
 use crate::model::registration::Ownership;
 use crate::settings::{Registration, RunArgs, Settings, duration};

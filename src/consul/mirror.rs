@@ -17,8 +17,10 @@ pub struct Mirror {
     /// How many rows each resource has under which name.
     names: BTreeMap<ResourceKey, BTreeMap<NameInUse, usize>>,
     owned: usize,
-    /// Of those, how many pass.
-    passing: usize,
+    /// How many of those have which health.
+    by_health: BTreeMap<Health, usize>,
+    /// How many rows each Consul node has.
+    by_node: BTreeMap<Str, usize>,
     /// When each row was last written by us, in a count of our own writes: a sweep that began before knows
     /// less than we do.
     written: BTreeMap<RowKey, u64>,
@@ -54,10 +56,21 @@ impl Mirror {
         self.owned
     }
 
-    /// How many of our rows pass.
+    /// How many rows of this cluster have this health.
     #[must_use]
-    pub fn passing_rows(&self) -> usize {
-        self.passing
+    pub fn count(&self, health: Health) -> usize {
+        self.by_health.get(&health).copied().unwrap_or_default()
+    }
+
+    /// The Consul nodes that have rows.
+    pub fn nodes(&self) -> impl Iterator<Item = &Str> {
+        self.by_node.keys()
+    }
+
+    /// The rows of a Consul node.
+    pub fn on_node<'a>(&'a self, node: &'a Str) -> impl Iterator<Item = (&'a RowKey, &'a Row)> {
+        let first = RowKey { node: node.clone(), id: "".into() };
+        self.rows.range(first..).take_while(move |(key, _)| key.node == *node)
     }
 
     /// All rows.
@@ -150,9 +163,8 @@ impl Mirror {
     /// Sets or removes a row, and answers who owned it before.
     fn set(&mut self, key: &RowKey, row: Option<Row>) -> Option<ResourceKey> {
         let before = self.owner_of(key);
-        let passes = |row: &Row| usize::from(row.is_ours() && row.health == Health::Passing);
-        self.passing -= self.rows.get(key).map_or(0, passes);
-        self.passing += row.as_ref().map_or(0, passes);
+        self.count_health(key, row.as_ref());
+        self.count_node(key, row.is_some());
         self.count_name(key, false);
         if let Some(owner) = &before
             && let Some(keys) = self.by_owner.get_mut(owner)
@@ -176,6 +188,33 @@ impl Mirror {
             }
         }
         before
+    }
+
+    /// Counts the health of a row in place of what stands under its key.
+    fn count_health(&mut self, key: &RowKey, row: Option<&Row>) {
+        let health = |row: &Row| row.is_ours().then_some(row.health);
+        if let Some(health) = self.rows.get(key).and_then(health) {
+            let count = self.by_health.entry(health).or_default();
+            *count = count.saturating_sub(1);
+        }
+        if let Some(health) = row.and_then(health) {
+            *self.by_health.entry(health).or_default() += 1;
+        }
+    }
+
+    /// Counts a row of a node that comes or goes.
+    fn count_node(&mut self, key: &RowKey, comes: bool) {
+        match (self.rows.contains_key(key), comes) {
+            (false, true) => *self.by_node.entry(key.node.clone()).or_default() += 1,
+            (true, false) => {
+                let count = self.by_node.entry(key.node.clone()).or_default();
+                *count = count.saturating_sub(1);
+                if *count == 0 {
+                    self.by_node.remove(&key.node);
+                }
+            }
+            (true, true) | (false, false) => {}
+        }
     }
 
     /// Counts the name of a row of ours that has come, or that is about to go.

@@ -1,4 +1,4 @@
-//! What is counted as it happens. What can be read off the engine's state when asked is in [`Snapshot`] instead,
+//! What is counted as it happens. What can be read off the engine's state when asked is in [`Snapshot`](super::Snapshot) instead,
 //! so that it never drifts. No label holds an object's name or an error's text.
 
 use std::sync::atomic::AtomicU64;
@@ -14,6 +14,7 @@ use prometheus_client::registry::Registry;
 #[derive(Clone, Debug)]
 pub struct Metrics {
     writes: Family<Write, Counter<u64, AtomicU64>>,
+    decisions: Counter<u64, AtomicU64>,
     latency: Histogram,
 }
 
@@ -58,8 +59,14 @@ impl Metrics {
     pub fn new(registry: &mut Registry) -> Self {
         // From one millisecond to a minute: what a watcher of an incident wants to tell apart.
         let buckets = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0];
-        let metrics = Self { writes: Family::default(), latency: Histogram::new(buckets) };
+        let metrics =
+            Self { writes: Family::default(), decisions: Counter::default(), latency: Histogram::new(buckets) };
         registry.register("lictor_consul_writes", "Writes to Consul, by kind and outcome", metrics.writes.clone());
+        registry.register(
+            "lictor_decisions",
+            "Decisions about what should be registered for a resource",
+            metrics.decisions.clone(),
+        );
         registry.register(
             "lictor_endpoint_change_to_consul_seconds",
             "From the arrival of a change to Consul's last acknowledgement for that resource",
@@ -73,41 +80,13 @@ impl Metrics {
         self.writes.get_or_create(&Write { kind, outcome }).inc();
     }
 
+    /// Counts one decision about a resource.
+    pub(super) fn decided(&self) {
+        self.decisions.inc();
+    }
+
     /// Notes how long a change took on its way.
     pub(super) fn arrived(&self, after: Duration) {
         self.latency.observe(after.as_secs_f64());
     }
-}
-
-/// The engine's state at one moment.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Snapshot {
-    /// Why Lictor is not ready; none if it is: all watches synced, and Consul answers.
-    pub not_ready: Option<String>,
-    /// Whether this replica is the one that acts.
-    pub leads: bool,
-    /// Resources watched.
-    pub resources: usize,
-    /// Our instances in Consul, by the worst of their checks.
-    pub passing: usize,
-    /// Likewise.
-    pub warning: usize,
-    /// Likewise.
-    pub critical: usize,
-    /// Resources to be looked at.
-    pub dirty: usize,
-    /// Writes that wait or are under way.
-    pub outstanding: usize,
-    /// Instances that Consul refuses.
-    pub refused: usize,
-    /// Instances of ours that another Consul agent holds.
-    pub elsewhere: usize,
-    /// Resources whose removals wait for a second look at Kubernetes.
-    pub held: usize,
-    /// Instances that stopped being ready at once with most others, while their endpoints stay.
-    pub mass_unready: usize,
-    /// The same, for people; none where that is not so.
-    pub mass_unready_in_words: Option<String>,
-    /// Since the last whole look at Consul; none before the first.
-    pub sweep_age: Option<Duration>,
 }

@@ -5,23 +5,19 @@ use std::sync::Arc;
 
 use tokio::time::{Duration, Instant};
 
-use super::alarms::{Alarm, Backoff};
-use super::{Engine, Footing, Landing, Unsettled};
-use crate::cluster::ReadError;
-use crate::cluster::world::{Entry, Missing, World};
-use crate::model::desired::{Desired, Placement, desired};
+use super::Engine;
+use super::decide::{Action, decide, registered, share, why_gone};
+use super::resources::{Dirty, Handover, MissingEndpoints};
+use super::timers::Timer;
+use crate::cluster::world::{Entry, Missing};
+use crate::model::desired::{Desired, Placement};
 use crate::model::diff::{Op, diff, release};
-use crate::model::guard::{Cause, CrdState, Ending, ending, wants_confirmation};
-use crate::model::names::{Identity, ResourceKey, Str, instance_id};
-use crate::model::registration::{Ownership, Registration, Row, RowKey};
-use crate::model::resolve::{Before, Hold, Instance, Remains, Resolution, limit, remains, resolve};
-use crate::model::resource::{DeletionPolicy, Spec};
-
-/// How long between looks whether a resource that is frozen while it is being deleted may be let go.
-const FROZEN: Duration = Duration::from_secs(10);
-
-/// How long after a question about ended resources that was not answered, or not in their favour, it is asked again.
-pub(super) const ASK_AGAIN: Duration = Duration::from_secs(3);
+use crate::model::guard::Cause;
+use crate::model::names::{ResourceKey, Str};
+use crate::model::plan::{Rank, Wanted, Why};
+use crate::model::registration::{Health, Ownership, Registration, RowKey};
+use crate::model::resolve::{Remains, remains};
+use crate::model::resource::DeletionPolicy;
 
 /// How long the instances of a resource that gives up a name wait for those of the resource that has it next.
 const HAND_OVER: Duration = Duration::from_secs(30);
@@ -29,286 +25,158 @@ const HAND_OVER: Duration = Duration::from_secs(30);
 /// How long between looks at a hand-over that is late because Consul cannot be written to.
 const RETRY: Duration = Duration::from_secs(2);
 
-/// Instances under a name that wait for those of the resource that has the name next.
-#[derive(Debug)]
-pub(super) struct Handover {
-    until: Instant,
-    to: BTreeSet<ResourceKey>,
-}
-
-/// Why a resource is to be looked at, and since when.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Dirty {
-    pub(super) cause: Cause,
+/// The writes of a resource that removes instances by inference.
+pub(super) struct Inferred {
+    pub(super) ops: Vec<Op>,
     pub(super) since: Instant,
-}
-
-/// That instances of a resource stay although their endpoints are missing.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct MissingFrom {
-    /// How it came about that they are missing: so are they removed.
-    cause: Cause,
-    /// When the resource is looked at again.
-    wakes: Instant,
-}
-
-/// A write that Consul refused.
-#[derive(Debug)]
-pub(super) struct Refused {
-    op: Op,
-    pub(super) message: String,
-    failures: u32,
-    until: Instant,
-}
-
-/// The removals by inference that went without a second look, within a while: many small ones are a large one.
-#[derive(Debug, Default)]
-pub(super) struct LetPass {
-    since: Option<Instant>,
-    removals: usize,
-    owned: usize,
-}
-
-impl LetPass {
-    const WHILE: Duration = Duration::from_secs(60);
-
-    /// Whether so many more may go, of the rows that are owned now; counts them if they may.
-    fn may(&mut self, removals: usize, owned: usize) -> bool {
-        if self.since.is_none_or(|since| since.elapsed() > Self::WHILE) {
-            *self = Self { since: Some(Instant::now()), removals: 0, owned };
-        }
-        if wants_confirmation(self.removals + removals, self.owned.max(owned)) {
-            return false;
-        }
-        self.removals += removals;
-        true
-    }
-}
-
-/// What a World wants for a resource.
-pub(super) enum Outlook {
-    /// These registrations, and of what else is there, what `hold` says.
-    ///
-    /// `unready` are the addresses of what is not among them only since it is not ready.
-    Wants { desired: Desired, hold: Hold, unready: BTreeSet<Str> },
-    /// That what is registered stays as it is: nobody can tell what it should be.
-    Frozen,
-    /// That our mark is taken off everything.
-    Release,
-}
-
-impl Outlook {
-    /// Whether a row that this outlook does not name would go.
-    fn removes(&self, key: &RowKey, there: &Registration) -> bool {
-        match self {
-            Self::Wants { desired, hold, .. } => !desired.contains_key(key) && !hold.holds(there),
-            Self::Frozen | Self::Release => false,
-        }
-    }
-}
-
-/// What `world` wants for `key`, of which these instances are registered. Pure: the same for our World and for a second
-/// look's.
-pub(super) fn outlook<'a>(
-    world: &World,
-    identity: &Identity,
-    placement: &Placement,
-    key: &ResourceKey,
-    registered: impl Iterator<Item = (&'a Str, &'a Registration)> + Clone,
-) -> Outlook {
-    let nothing = || Outlook::Wants { desired: Desired::new(), hold: Hold::Nothing, unready: BTreeSet::new() };
-    if !world.watches(&key.namespace) || !world.is_whole(&key.namespace) {
-        return Outlook::Frozen;
-    }
-    let Some(entry) = world.resource(key) else { return nothing() };
-    if entry.resource.paused && entry.resource.ours {
-        return Outlook::Frozen;
-    }
-    if !entry.resource.ours {
-        // With our finalizer on it, it was ours until its class was changed.
-        return if entry.resource.has_finalizer() { nothing() } else { Outlook::Frozen };
-    }
-    if entry.resource.deleting {
-        return match entry.resource.deletion {
-            Some(DeletionPolicy::Deregister) => nothing(),
-            // Of a word that we do not know, the milder reading.
-            Some(DeletionPolicy::Retain) | None => Outlook::Release,
-        };
-    }
-    let Some(spec) = world.effective_spec(key).filter(|_| world.waits_for(key).is_none()) else {
-        return Outlook::Frozen;
-    };
-    let resolution = resolution(world, identity, key, spec, registered);
-    let desired = desired(identity, key, &entry.resource.uid, spec, &resolution.instances, placement);
-    let unready = resolution.instances.iter().filter(|instance| !spec.readiness.registers(instance.ready));
-    let unready = unready.map(|instance| instance.address.to_string().into()).collect();
-    Outlook::Wants { desired, hold: resolution.hold, unready }
-}
-
-/// What the source of a spec comes to, for a resource of which these instances are registered.
-pub(super) fn resolution<'a>(
-    world: &World,
-    identity: &Identity,
-    key: &ResourceKey,
-    spec: &Spec,
-    registered: impl Iterator<Item = (&'a Str, &'a Registration)> + Clone,
-) -> Resolution {
-    let id =
-        |instance: &Instance| instance_id(&identity.cluster, key, &spec.service, &instance.target(), instance.port);
-    let rows = registered.clone().map(|(_, registration)| registration);
-    let before = Before::of(world.resource(key).map(|entry| &entry.resource), rows);
-    limit(resolve(spec, &world.facts(key), &before), spec, id, registered)
-}
-
-/// The IDs and registrations of rows.
-pub(super) fn registered<'a>(
-    rows: impl Iterator<Item = (&'a RowKey, &'a Row)> + Clone,
-) -> impl Iterator<Item = (&'a Str, &'a Registration)> + Clone {
-    rows.map(|(key, row)| (&key.id, &*row.registration))
-}
-
-/// What is left of what a registration of a resource stands for, which is not desired any more.
-pub(super) fn left_of(world: &World, key: &ResourceKey, there: &Registration) -> Remains {
-    world.effective_spec(key).map_or(Remains::Nothing, |spec| remains(spec, there, &world.facts(key)))
 }
 
 impl Engine {
     /// Takes every dirty resource to the writes that wait for it.
     pub(super) fn reconcile_dirty(&mut self) {
-        let Footing::Standing(placement) = &self.footing else { return };
-        let placement = placement.clone();
+        let Some(placement) = self.session.placement().cloned() else { return };
         let mut inferred = BTreeMap::new();
-        while let Some((key, mut dirty)) = self.dirty.pop_first() {
-            self.parked.remove(&key);
-            if let Some(missing) = self.missing.get(&key) {
-                dirty.cause = dirty.cause.max(missing.cause);
-            }
-            if !self.world.watches(&key.namespace) {
-                continue;
-            }
-            if !self.world.is_whole(&key.namespace) || self.world.waits_for(&key).is_some() {
-                self.reports.tend(key.clone());
-                // It stays as it is until then: what was decided before may be wrong by now.
-                self.plan.replace(&key, Vec::new());
-                self.parked.insert(key, dirty);
-                continue;
-            }
-            // From here on the name is its own.
-            for freed in self.world.act(&key) {
-                self.mark(freed.key, Cause::Observed, dirty.since);
-            }
-            let ops = self.operations(&key, &placement, dirty);
-            let removes = ops.iter().any(Op::removes);
-            let ends = self.has_ended(&key);
-            let frozen = self
-                .world
-                .resource(&key)
-                .is_some_and(|Entry { resource, .. }| resource.paused && resource.deleting && resource.has_finalizer());
-            if !ends || !removes {
-                self.ended_alone.remove(&key);
-                self.undecided.remove(&key);
-            }
-            if frozen || removes && ends && !self.ended_alone.contains(&key) {
-                self.unsettle(&key, dirty);
-                self.ended.insert(key.clone(), dirty);
-                self.ask_for_definition();
-                self.schedule(key, Vec::new(), dirty);
-            } else if removes && (dirty.cause == Cause::Inferred || self.held.contains(&key)) {
-                inferred.insert(key, (ops, dirty.since));
-            } else {
-                self.held.remove(&key);
-                self.schedule(key, ops, dirty);
+        while let Some((key, dirty)) = self.resources.next_dirty() {
+            let _span = tracing::info_span!("reconcile", namespace = %key.namespace, name = %key.name).entered();
+            if let Some(removals) = self.reconcile(&key, dirty, &placement) {
+                inferred.insert(key, removals);
             }
         }
         self.guard(inferred);
     }
 
-    fn has_ended(&self, key: &ResourceKey) -> bool {
+    /// Schedules the writes of a resource, unless these are removals by inference.
+    fn reconcile(&mut self, key: &ResourceKey, mut dirty: Dirty, placement: &Placement) -> Option<Inferred> {
+        if let Some(missing) = &self.resources.get(key).missing {
+            dirty.cause = dirty.cause.max(missing.cause);
+        }
+        if !self.world.watches(&key.namespace) {
+            return None;
+        }
+        if !self.world.is_whole(&key.namespace) || self.world.waits_for(key).is_some() {
+            // It stays as it is until then: what was decided before may be wrong by now.
+            self.lanes.replace(key, Vec::new());
+            self.resources.change(key, |record| record.decision = None);
+            self.reports.enqueue(key.clone());
+            self.resources.wait_for_lists(key.clone(), dirty);
+            return None;
+        }
+        // From here on the name is its own.
+        for freed in self.world.act(key) {
+            self.enqueue(freed.key, Cause::Observed, dirty.since);
+        }
+        let ops = self.operations(key, placement, dirty);
+        let removes = ops.iter().any(Op::removes);
+        let is_deleted = self.is_deleted(key);
+        let is_frozen = self
+            .world
+            .resource(key)
+            .is_some_and(|Entry { resource, .. }| resource.paused && resource.deleting && resource.has_finalizer());
+        if !is_deleted || !removes {
+            self.removals.forget_deletion(key);
+        }
+        if is_frozen || removes && is_deleted && !self.removals.is_confirmed(key) {
+            self.resources.begin_progress(key, dirty);
+            self.removals.definition.wait(key.clone(), dirty);
+            self.ask_for_definition();
+            self.schedule(key, Vec::new(), dirty);
+        } else if removes && (dirty.cause == Cause::Inferred || self.removals.relist.has(key)) {
+            return Some(Inferred { ops, since: dirty.since });
+        } else {
+            self.removals.relist.forget(key);
+            self.explain_and_schedule(key, ops, dirty, false);
+        }
+        None
+    }
+
+    pub(super) fn is_deleted(&self, key: &ResourceKey) -> bool {
         self.world.resource(key).is_none_or(|entry| entry.resource.deleting)
     }
 
-    /// What is registered of a resource, or is just being: the limit of instances leaves it in.
-    pub(super) fn registered(&self, key: &ResourceKey) -> impl Iterator<Item = (&Str, &Registration)> + Clone {
-        let under_way = self.in_flight.iter().filter(move |(_, one)| one.owner == *key);
-        let under_way = under_way.filter_map(|(row, one)| Some((&row.id, &**one.op.registration()?)));
-        registered(self.mirror.owned(key)).chain(under_way)
+    /// What is registered of a resource, or is just being registered: the limit of instances leaves it in.
+    pub(super) fn registered<'a>(
+        &'a self,
+        key: &'a ResourceKey,
+    ) -> impl Iterator<Item = (&'a Str, &'a Registration)> + Clone {
+        registered(self.mirror.owned(key)).chain(self.lanes.being_registered(key))
     }
 
-    /// The writes that a resource wants now.
-    fn operations(&mut self, key: &ResourceKey, placement: &Placement, dirty: Dirty) -> Vec<Op> {
-        let (mut waits, mut weighed) = (false, None);
-        let mut missing = Missing::default();
-        let mut ops = match outlook(&self.world, &self.config.identity, placement, key, self.registered(key)) {
-            Outlook::Frozen => Vec::new(),
-            Outlook::Release => release(self.mirror.owned(key)),
-            Outlook::Wants { mut desired, hold, unready } => {
-                missing = self.missing_of(key, &desired);
+    /// Decides about a resource, and answers the writes that it wants now.
+    pub(super) fn operations(&mut self, key: &ResourceKey, placement: &Placement, dirty: Dirty) -> Vec<Op> {
+        let identity = &self.config.identity;
+        let mut decision = decide(&self.world, identity, Some(placement), key, self.registered(key));
+        self.metrics.decided();
+        let (mut waits, mut missing, mut ops) = (false, Missing::default(), Vec::new());
+        match &mut decision.action {
+            Action::Freeze => {}
+            Action::Disown => ops = release(self.mirror.owned(key)),
+            Action::Apply { desired, hold, .. } => {
+                share(desired, &self.mirror);
+                missing = self.missing_of(key, desired);
                 desired.retain(|row, _| !missing.rows.contains(row));
-                let left_of = |there: &_| left_of(&self.world, key, there);
                 // What is being written may be about to go: nothing is taken away because it is there.
-                let row = |k: &_| self.mirror.row(k).filter(|_| !self.in_flight.contains_key(k));
+                let row = |k: &_| self.mirror.row(k).filter(|_| !self.lanes.is_in_flight(k));
                 let owned = self.mirror.owned(key).filter(|(row, _)| !missing.rows.contains(*row));
-                let mut diff = diff(&desired, row, owned, &hold, left_of, |row| {
-                    self.refused.get(key).is_some_and(|refused| refused.contains_key(row))
-                });
-                let same: Vec<Op> = desired.iter().filter_map(|(row, wanted)| self.once_more(row, wanted)).collect();
-                diff.ops.extend(same);
+                let is_refused = |row: &_| self.resources.is_refused(key, row);
+                let mut diff = diff(desired, row, owned, hold, |there| self.remains_of(key, there), is_refused);
+                diff.ops.extend(desired.iter().filter_map(|(row, wanted)| self.once_more(row, wanted)));
                 waits = !diff.waiting.is_empty();
-                if diff.conflicts.is_empty() {
-                    self.conflicts.remove(key);
-                } else {
-                    self.conflicts.insert(key.clone(), diff.conflicts);
-                }
-                weighed = Some((desired, unready));
-                diff.ops
+                self.resources.change(key, |record| record.conflicts = diff.conflicts);
+                ops = diff.ops;
             }
-        };
-        self.wait_for_missing(key, missing.until, dirty.cause);
+        }
+        self.wait_for_missing(key, missing, dirty.cause);
         let all = ops.len();
-        ops.retain(|op| !self.in_flight.contains_key(op.key()));
+        ops.retain(|op| !self.lanes.is_in_flight(op.key()));
         if ops.len() < all || waits {
             // They are looked at again when the answers to what is under way come.
-            self.unsettle(key, dirty);
+            self.resources.begin_progress(key, dirty);
         }
-        if let Some(unsettled) = self.unsettled.get_mut(key) {
-            // What is under way is not in the mirror yet: what it leads to may be wanted no more.
-            unsettled.more = ops.len() < all || waits || unsettled.in_flight > 0;
-        }
+        self.resources.change(key, |record| {
+            if let Some(progress) = &mut record.progress {
+                // What is under way is not in the mirror yet: what it leads to may be wanted no more.
+                progress.more = ops.len() < all || waits || progress.in_flight > 0;
+            }
+        });
         self.without_refused(key, &mut ops);
-        if let Some((desired, unready)) = weighed {
-            self.weigh_readiness(key, &desired, &unready, &mut ops);
+        if let Action::Apply { desired, unready, .. } = &decision.action {
+            self.weigh_readiness(key, desired, unready, &mut ops);
         }
+        let is_known = self.world.resource(key).is_some();
+        self.resources.change(key, |record| record.decision = is_known.then_some(decision));
         if !ops.is_empty() && self.waits_for_finalizer(key) {
-            self.unsettle(key, dirty);
-            return Vec::new();
+            self.resources.begin_progress(key, dirty);
+            ops.clear();
         }
         ops
     }
 
+    /// What is left of what a registration of a resource stands for, which is not desired any more.
+    fn remains_of(&self, key: &ResourceKey, there: &Registration) -> Remains {
+        let spec = self.world.effective_spec(key);
+        spec.map_or(Remains::Nothing, |spec| remains(spec, there, &self.world.facts(key)))
+    }
+
     /// The instances of a resource that stay although their endpoints are missing.
-    pub(super) fn missing_of(&self, key: &ResourceKey, desired: &Desired) -> Missing {
+    fn missing_of(&self, key: &ResourceKey, desired: &Desired) -> Missing {
         let (cluster, rows) = (&self.config.identity.cluster, self.mirror.owned(key));
         self.world.missing(key, cluster, desired, rows, Instant::now())
     }
 
-    /// Has a resource looked at again when the first of its instances whose endpoints are missing may go.
-    fn wait_for_missing(&mut self, key: &ResourceKey, until: Option<Instant>, cause: Cause) {
-        let Some(until) = until else {
-            self.missing.remove(key);
-            return;
-        };
-        let known = self.missing.get(key).copied();
-        let cause = known.map_or(cause, |known| known.cause.max(cause));
-        // One alarm is enough: should it come too early, it sets the next one.
-        let wakes = known.map(|known| known.wakes).filter(|wakes| *wakes > Instant::now() && *wakes <= until);
-        if wakes.is_none() {
-            self.alarms.set(until, Alarm::Reconcile(key.clone()));
+    /// Has a resource reconciled again when the first of its instances whose endpoints are missing may go.
+    fn wait_for_missing(&mut self, key: &ResourceKey, missing: Missing, cause: Cause) {
+        if let Some(until) = missing.until {
+            self.timers.set(until, Timer::Reconcile(key.clone()));
         }
-        self.missing.insert(key.clone(), MissingFrom { cause, wakes: wakes.unwrap_or(until) });
+        self.resources.change(key, |record| {
+            let known = record.missing.take().map(|known| known.cause);
+            let cause = known.map_or(cause, |known| known.max(cause));
+            record.missing = missing.until.map(|_| MissingEndpoints { cause, message: missing.message() });
+        });
     }
 
-    /// Whether nothing may be written of a resource before its finalizer is on it. What is to stay when the
-    /// resource goes must not look like the orphan of a crash: were it deleted before, that is all it would be.
+    /// Whether nothing may be written of a resource before its finalizer is on it. What is to stay when the resource goes
+    /// must not look like the orphan of a crash: were the resource deleted before, that is all it would be.
     pub(super) fn waits_for_finalizer(&self, key: &ResourceKey) -> bool {
         self.world.resource(key).is_some_and(|Entry { resource, .. }| {
             let stays = resource.deletion != Some(DeletionPolicy::Deregister);
@@ -318,7 +186,7 @@ impl Engine {
 
     /// The write that registers an instance again as it is, where that was found to be needed.
     fn once_more(&self, key: &RowKey, registration: &Arc<Registration>) -> Option<Op> {
-        let there = &self.mirror.row(key).filter(|_| self.again.contains(key))?.registration;
+        let there = &self.mirror.row(key).filter(|_| self.resources.unseen.contains(key))?.registration;
         if !registration.same_service(there) || there.readiness != registration.readiness {
             return None;
         }
@@ -327,62 +195,100 @@ impl Engine {
         Some(Op::Put { key: key.clone(), registration, drop_checks: Vec::new() })
     }
 
-    /// Takes out the writes that Consul has just refused, and forgets the refusals that nobody asks for any more.
+    /// Takes out the writes that Consul has refused and that are not tried again yet.
     fn without_refused(&mut self, key: &ResourceKey, ops: &mut Vec<Op>) {
-        let Some(mut refused) = self.refused.remove(key) else { return };
+        if self.resources.get(key).refusals.is_empty() {
+            return;
+        }
         let now = Instant::now();
-        let wanted: BTreeMap<&RowKey, &Op> = ops.iter().map(|op| (op.key(), op)).collect();
-        refused.retain(|row, refusal| {
-            self.in_flight.contains_key(row) || wanted.get(row).is_some_and(|op| **op == refusal.op)
+        let lanes = &self.lanes;
+        let (due, news) = self.resources.change(key, |record| {
+            (record.refusals.filter(ops, |row| lanes.is_in_flight(row), now), record.refusals.news())
         });
-        ops.retain(|op| refused.get(op.key()).is_none_or(|refusal| refusal.until <= now));
-        if !refused.is_empty() {
-            self.refused.insert(key.clone(), refused);
+        if let Some(due) = due {
+            self.timers.set(due, Timer::Reconcile(key.clone()));
+        }
+        for news in news {
+            tracing::warn!(
+                resource = %key,
+                writes = news.writes,
+                instance = %news.instance,
+                words = %news.words,
+                "Consul refused writes; one of them is tried again, with a growing wait"
+            );
         }
     }
 
     /// Notes that Consul refused a write, and when to try again.
-    pub(super) fn refuse(&mut self, owner: &ResourceKey, op: Op, message: String) {
-        let row = op.key().clone();
-        let known = self.refused.entry(owner.clone()).or_default();
-        let failures = known.get(&row).filter(|refusal| refusal.op == op).map_or(0, |refusal| refusal.failures) + 1;
-        let until = Instant::now() + Backoff::REFUSED.wait(failures, &mut self.random);
-        tracing::warn!(%owner, instance = %row, words = %message, "Consul refused a write");
-        known.insert(row, Refused { op, message, failures, until });
-        self.alarms.set(until, Alarm::Reconcile(owner.clone()));
+    pub(super) fn refuse(&mut self, owner: &ResourceKey, op: Op, words: &str) {
+        let (now, random) = (Instant::now(), &mut self.ports.random);
+        let due = self.resources.change(owner, |record| record.refusals.refused(op, words, now, random));
+        self.timers.set(due, Timer::Reconcile(owner.clone()));
+    }
+
+    /// Puts these writes of a resource in place of those that waited. `confirmed` says whether a fresh list confirmed its
+    /// removals.
+    pub(super) fn explain_and_schedule(&mut self, key: &ResourceKey, ops: Vec<Op>, dirty: Dirty, confirmed: bool) {
+        let writes = self.explain(key, ops, dirty.cause == Cause::Observed, confirmed);
+        self.schedule(key, writes, dirty);
+    }
+
+    /// Says of each write how urgent it is and why it is made.
+    fn explain(&self, key: &ResourceKey, ops: Vec<Op>, was_observed: bool, confirmed: bool) -> Vec<Wanted> {
+        let none = BTreeSet::new();
+        let unready = match self.resources.get(key).decision.as_ref().map(|decision| &decision.action) {
+            Some(Action::Apply { unready, .. }) => unready,
+            Some(Action::Freeze | Action::Disown) | None => &none,
+        };
+        let there = |op: &Op| self.mirror.row(op.key()).map(|row| &*row.registration);
+        let removed = ops.iter().filter(|op| op.removes()).filter_map(there);
+        let why_gone = why_gone(&self.world, key, was_observed, unready, removed);
+        let why = |op: &Op| match (op, there(op)) {
+            (Op::Put { .. }, None) => "its endpoint is new".into(),
+            (Op::Put { .. }, Some(_)) => "what is asked for and what Consul has differ".into(),
+            (Op::Readiness { registration, .. }, _) if registration.readiness == Some(Health::Critical) => {
+                "its endpoint is not ready".into()
+            }
+            (Op::Readiness { .. }, _) => "its endpoint is ready".into(),
+            (Op::Release { .. }, _) => "the resource was deleted, and its instances are to stay".into(),
+            (Op::Remove { .. }, Some(there)) => Why { cause: why_gone(there).as_str(), confirmed },
+            (Op::Remove { .. }, None) => "nobody asks for it".into(),
+        };
+        let rated = |op: Op| Wanted { rank: Rank::of(&op, there(&op)), why: why(&op), op };
+        ops.into_iter().map(rated).collect()
     }
 
     /// Leaves out the removals under a name that another namespace's resource has from now on, until what that one wants
     /// is there: whoever asks for the name finds the old instances or the new ones. What cannot come is not waited for,
     /// nor what does not come in time.
-    fn hand_over(&mut self, key: &ResourceKey, mut ops: Vec<Op>, dirty: Dirty) -> Vec<Op> {
-        let removes = ops.iter().any(Op::removes);
-        if removes && self.has_ended(key) {
+    fn hand_over(&mut self, key: &ResourceKey, mut writes: Vec<Wanted>, dirty: Dirty) -> Vec<Wanted> {
+        let removes = writes.iter().any(|write| write.op.removes());
+        if removes && self.is_deleted(key) {
             for freed in self.world.ends(key) {
-                self.mark(freed.key, Cause::Observed, dirty.since);
+                self.enqueue(freed.key, Cause::Observed, dirty.since);
             }
         }
-        if !removes && !self.handovers.contains_key(key) {
-            return ops;
+        if !removes && self.resources.get(key).handover.is_none() {
+            return writes;
         }
         let mut coming = self.successors(key);
         coming.retain(|_, successor| self.comes(successor));
         if coming.is_empty() {
-            self.handovers.remove(key);
-            return ops;
+            self.resources.change(key, |record| record.handover = None);
+            return writes;
         }
         let now = Instant::now();
-        let known = self.handovers.remove(key);
-        let until = known.map_or(now + HAND_OVER, |handover| handover.until);
-        let is_over = until <= now && self.trouble.is_none();
+        let until = self.resources.get(key).handover.as_ref().map_or(now + HAND_OVER, |handover| handover.until);
+        let is_over = until <= now && self.session.outage().is_none();
         if !is_over {
-            ops.retain(|op| !matches!(op, Op::Remove { service, .. } if coming.contains_key(service)));
-            self.unsettle(key, dirty);
+            writes.retain(|write| !matches!(&write.op, Op::Remove { service, .. } if coming.contains_key(service)));
+            self.resources.begin_progress(key, dirty);
             // While Consul cannot be written to, nobody is late.
-            self.alarms.set(until.max(now + RETRY), Alarm::Reconcile(key.clone()));
+            self.timers.set(until.max(now + RETRY), Timer::Reconcile(key.clone()));
         }
-        self.handovers.insert(key.clone(), Handover { until, to: coming.into_values().collect() });
-        ops
+        let handover = Handover { until, to: coming.into_values().collect() };
+        self.resources.change(key, |record| record.handover = Some(handover));
+        writes
     }
 
     /// The names under which the rows of a resource go, with who has each from now on.
@@ -393,258 +299,83 @@ impl Engine {
 
     /// Whether something that a resource wants is not in Consul yet and may still come.
     fn comes(&self, key: &ResourceKey) -> bool {
-        let Footing::Standing(placement) = &self.footing else { return true };
+        let Some(placement) = self.session.placement() else { return true };
         if !self.world.is_whole(&key.namespace) || self.world.waits_for(key).is_some() {
             return true;
         }
-        let Outlook::Wants { desired, .. } =
-            outlook(&self.world, &self.config.identity, placement, key, self.registered(key))
-        else {
-            return false;
+        let record = self.resources.get(key);
+        let known = record.decision.as_ref().filter(|_| !self.resources.is_dirty(key));
+        let fresh;
+        let decision = match known {
+            Some(decision) => decision,
+            None => {
+                fresh = decide(&self.world, &self.config.identity, Some(placement), key, self.registered(key));
+                &fresh
+            }
         };
-        let refused = self.refused.get(key);
+        let Action::Apply { desired, .. } = &decision.action else { return false };
         desired.keys().any(|row| match self.mirror.row(row) {
-            _ if refused.is_some_and(|refused| refused.contains_key(row)) => false,
+            _ if record.refusals.has(row) => false,
             Some(there) => !there.shown && there.is_ours() || there.ownership == Ownership::Unowned,
             None => true,
         })
     }
 
-    /// Has those looked at again that wait for what a resource wants to be there.
+    /// Has those reconciled again that wait for what a resource wants to be there.
     fn wake_predecessors(&mut self, key: &ResourceKey) {
-        let waiting = self.handovers.iter().filter(|(_, handover)| handover.to.contains(key));
-        for predecessor in waiting.map(|(predecessor, _)| predecessor.clone()).collect::<Vec<_>>() {
-            self.mark_again(predecessor);
+        for predecessor in self.resources.predecessors(key) {
+            self.enqueue_again(predecessor);
         }
     }
 
     /// Puts the writes of a resource in place of those that waited.
-    fn schedule(&mut self, key: ResourceKey, ops: Vec<Op>, dirty: Dirty) {
-        let ops = self.hand_over(&key, ops, dirty);
-        let some = !ops.is_empty();
+    fn schedule(&mut self, key: &ResourceKey, writes: Vec<Wanted>, dirty: Dirty) {
+        let writes = self.hand_over(key, writes, dirty);
+        let some = !writes.is_empty();
         if some {
-            self.unsettle(&key, dirty);
+            self.resources.begin_progress(key, dirty);
         }
-        // Tags that belong to Consul's users are kept by our writes: as they are now, not as of the last sweep.
-        for op in &ops {
-            if let Op::Put { key: row, registration, .. } = op
+        // Tags that belong to Consul's users are kept by the writes: as they are now, not as of the last resync.
+        for write in &writes {
+            if let Op::Put { key: row, registration, .. } = &write.op
                 && registration.enable_tag_override
                 && self.mirror.row(row).is_some()
-                && !self.looked.contains(&row.node)
             {
-                self.uncertain.insert(row.node.clone());
+                self.lanes.want_fresh(&row.node);
             }
         }
-        self.plan.replace(&key, ops);
+        self.lanes.replace(key, writes);
         if !some {
-            self.settle_resource(&key);
+            self.settle(key);
         }
-        self.reports.tend(key);
+        self.reports.enqueue(key.clone());
     }
 
-    fn unsettle(&mut self, key: &ResourceKey, dirty: Dirty) {
-        let Dirty { cause, since } = dirty;
-        let known = self.unsettled.entry(key.clone()).or_insert(Unsettled { since, cause, in_flight: 0, more: false });
-        known.cause = known.cause.max(cause);
-    }
-
-    /// Notes that a resource has nothing to write any more, if nothing of it is under way either.
-    pub(super) fn settle_resource(&mut self, key: &ResourceKey) {
-        if self.unsettled.get(key).is_none_or(|unsettled| unsettled.in_flight == 0) && !self.plan.has(key) {
+    /// Notes that a resource is as desired, if nothing of it waits or is under way.
+    pub(super) fn settle(&mut self, key: &ResourceKey) {
+        let is_idle = self.resources.in_flight(key) == 0 && !self.lanes.has_waiting(key);
+        if is_idle {
             self.wake_predecessors(key);
         }
-        if self.handovers.contains_key(key) && self.successors(key).is_empty() {
-            self.handovers.remove(key);
+        if self.resources.get(key).handover.is_some() && self.successors(key).is_empty() {
+            self.resources.change(key, |record| record.handover = None);
         }
-        let settled = self.unsettled.get(key).is_some_and(|unsettled| unsettled.in_flight == 0)
-            && !self.plan.has(key)
-            && !self.handovers.contains_key(key)
-            && !self.held.contains(key)
-            && !self.ended.contains_key(key)
-            && !self.waits_for_finalizer(key)
-            && !self.refused.contains_key(key);
-        if settled {
-            self.ended_alone.remove(key);
-        }
-        if settled && let Some(unsettled) = self.unsettled.remove(key) {
-            self.metrics.arrived(unsettled.since.elapsed());
-        }
-    }
-
-    /// Lets removals by inference pass while they are few, and otherwise has Kubernetes asked again.
-    fn guard(&mut self, inferred: BTreeMap<ResourceKey, (Vec<Op>, Instant)>) {
-        if inferred.is_empty() {
-            return;
-        }
-        let removals = inferred.values().flat_map(|(ops, _)| ops).filter(|op| op.removes()).count();
-        let hold = !self.held.is_empty() || !self.let_pass.may(removals, self.mirror.owned_rows());
-        for (key, (mut ops, since)) in inferred {
-            let dirty = Dirty { cause: Cause::Inferred, since };
-            if hold {
-                ops.retain(|op| !op.removes());
-                self.held.insert(key.clone());
-                self.unsettle(&key, dirty);
-            }
-            self.schedule(key, ops, dirty);
-        }
-        if hold {
-            self.look_again();
-        }
-    }
-
-    /// Asks Kubernetes again, by consistent reads, before removals by inference.
-    fn look_again(&mut self) {
-        if self.second_look.is_some() {
-            return;
-        }
-        // Only those: what is held later may not have been there yet when Kubernetes reads.
-        self.second_look = Some(self.held.clone());
-        tracing::info!(resources = self.held.len(), "asking Kubernetes again before removing by inference");
-        let (era, kubernetes) = (self.era, Arc::clone(&self.kubernetes));
-        self.fly(async move { Landing::SecondLook { era, answer: Box::new(kubernetes.read_again().await) } });
-    }
-
-    /// Makes those removals that our World and the second look agree on.
-    pub(super) fn land_second_look(&mut self, era: u64, answer: Result<World, ReadError>) {
-        let looked_at = self.second_look.take().unwrap_or_default();
-        if era != self.era {
-            // What is held now was not when that was asked.
-            if !self.held.is_empty() {
-                self.look_again();
-            }
-            return;
-        }
-        let Footing::Standing(placement) = &self.footing else { return };
-        let placement = placement.clone();
-        let later = Instant::now() + Duration::from_secs(3);
-        let fresh = match answer {
-            Ok(mut fresh) => {
-                fresh.remember(&self.world);
-                fresh
-            }
-            Err(error) => {
-                tracing::warn!(%error, "Kubernetes did not answer; removals by inference wait");
-                for key in self.held.clone() {
-                    self.alarms.set(later, Alarm::Reconcile(key));
-                }
-                return;
-            }
-        };
-        let mut contradicted = false;
-        for key in &looked_at {
-            if !self.held.remove(key) {
-                continue;
-            }
-            let key = key.clone();
-            let again = outlook(&fresh, &self.config.identity, &placement, &key, self.registered(&key));
-            let dirty = Dirty { cause: Cause::Inferred, since: Instant::now() };
-            let mut ops = self.operations(&key, &placement, dirty);
-            if ops.iter().any(Op::removes) && self.has_ended(&key) && !self.ended_alone.contains(&key) {
-                // It ended meanwhile, and whether it did by itself is asked first.
-                self.mark_again(key);
-                continue;
-            }
-            let before = ops.len();
-            ops.retain(|op| {
-                !op.removes() || self.mirror.row(op.key()).is_none_or(|row| again.removes(op.key(), &row.registration))
-            });
-            if ops.len() < before {
-                tracing::warn!(resource = %key, kept = before - ops.len(), "Kubernetes has what a list did not have");
-                // Until our World agrees, its removals are asked about again, whatever marks it dirty.
-                self.held.insert(key.clone());
-                self.unsettle(&key, dirty);
-                self.alarms.set(later, Alarm::Reconcile(key.clone()));
-                contradicted = true;
-            }
-            self.schedule(key, ops, dirty);
-        }
-        if contradicted {
-            self.kubernetes.list_anew();
-        }
-        let since: Vec<ResourceKey> = self.held.difference(&looked_at).cloned().collect();
-        for key in since {
-            self.mark_again(key);
-        }
-    }
-
-    /// Asks whether the definition of our kind stays. When a user deletes a resource, its instances go; when the
-    /// definition is deleted, all resources are, and nobody means to say that of the services.
-    fn ask_for_definition(&mut self) {
-        if self.asked_about.is_none() && !self.ended.is_empty() {
-            self.asked_about = Some(self.ended.keys().cloned().collect());
-            let (era, kubernetes) = (self.era, Arc::clone(&self.kubernetes));
-            self.fly(async move { Landing::Definition { era, answer: kubernetes.definition_goes().await } });
-        }
-    }
-
-    /// Lets the instances of ended resources go, or the resources without them.
-    pub(super) fn land_definition(&mut self, era: u64, answer: Result<CrdState, ReadError>) {
-        let mut asked_about = self.asked_about.take().unwrap_or_default();
-        if era != self.era {
-            // Nothing that ended since was asked about.
-            asked_about.clear();
-        }
-        let (ended, later): (BTreeMap<_, _>, BTreeMap<_, _>) =
-            std::mem::take(&mut self.ended).into_iter().partition(|(key, _)| asked_about.contains(key));
-        self.ended = later;
-        self.ask_for_definition();
-        let crd = match answer {
-            Ok(crd) => crd,
-            Err(error) => {
-                tracing::warn!(%error, "the instances of ended resources stay until Kubernetes answers");
-                let later = Instant::now() + ASK_AGAIN;
-                for key in ended.into_keys() {
-                    self.alarms.set(later, Alarm::Reconcile(key));
-                }
-                return;
-            }
-        };
-        let went = std::mem::replace(&mut self.definition_went, crd == CrdState::Goes);
-        if crd == CrdState::Goes && !went {
-            tracing::warn!("the CustomResourceDefinition goes: resources are let go, registrations stay");
-        }
-        for (key, dirty) in ended {
-            self.end(key, dirty, crd);
-        }
-    }
-
-    /// Lets the instances of one ended resource go, or the resource without them.
-    fn end(&mut self, key: ResourceKey, dirty: Dirty, crd: CrdState) {
-        let now = Instant::now();
-        if crd != CrdState::Goes && self.world.resource(&key).is_some_and(|entry| entry.resource.paused) {
-            // It waits for its author; should the definition go, for nobody.
-            self.alarms.set(now + FROZEN, Alarm::Reconcile(key));
-            return;
-        }
-        let (removals, owned) = (self.mirror.owned(&key).count(), self.mirror.owned_rows());
-        match ending(crd, || self.let_pass.may(removals, owned)) {
-            Ending::Deregister => {
-                self.undecided.remove(&key);
-                self.ended_alone.insert(key.clone());
-                self.mark(key, dirty.cause, dirty.since);
-            }
-            Ending::Detach => {
-                self.undecided.remove(&key);
-                // Should the definition come back without the resource, what is left of it is an orphan.
-                self.unsettle(&key, Dirty { cause: Cause::Inferred, since: dirty.since });
-                self.reports.let_go(key.clone());
-                self.alarms.set(now + ASK_AGAIN, Alarm::Reconcile(key));
-            }
-            Ending::Wait => {
-                if self.undecided.insert(key.clone()) {
-                    tracing::warn!(
-                        resource = %key,
-                        instances = removals,
-                        "the instances of a deleted resource stay: Lictor may read neither the CustomResourceDefinition \
-                         nor discovery, so it cannot tell whether all resources are being deleted"
-                    );
-                }
-                self.alarms.set(now + ASK_AGAIN, Alarm::Reconcile(key));
+        let record = self.resources.get(key);
+        let is_settled = is_idle
+            && record.progress.is_some()
+            && record.handover.is_none()
+            && record.refusals.is_empty()
+            && !self.removals.has(key)
+            && !self.waits_for_finalizer(key);
+        if is_settled {
+            self.removals.done(key);
+            if let Some(progress) = self.resources.change(key, |record| record.progress.take()) {
+                self.metrics.arrived(progress.dirty.since.elapsed());
             }
         }
     }
 
-    /// The resources that have rows in Consul or writes waiting, or that Kubernetes has.
+    /// The resources that have rows in Consul, or that Kubernetes has.
     pub(super) fn all_keys(&self) -> BTreeSet<ResourceKey> {
         self.mirror.owners().chain(self.world.keys()).cloned().collect()
     }

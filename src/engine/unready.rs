@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use tokio::time::{Duration, Instant};
 
-use super::alarms::Alarm;
-use super::reconcile::{ASK_AGAIN, Outlook, outlook};
-use super::{Engine, Footing, Landing};
+use super::confirm::ASK_AGAIN;
+use super::decide::{Action, decide};
+use super::timers::Timer;
+use super::{Completion, Engine};
 use crate::cluster::ReadError;
 use crate::cluster::world::World;
 use crate::model::desired::Desired;
@@ -15,7 +16,48 @@ use crate::model::diff::Op;
 use crate::model::guard::Cause;
 use crate::model::names::{ResourceKey, Str};
 use crate::model::registration::{Health, Registration, RowKey};
-use crate::model::unready::Turn;
+use crate::model::unready::{Episode, MassUnready, Turn};
+
+/// What the engine knows of instances that stop being ready at once.
+#[derive(Debug)]
+pub(super) struct Unready {
+    mass: MassUnready,
+    /// When the episode began that Kubernetes is being asked about again.
+    asked_about: Option<u64>,
+    /// What the times of an episode count from.
+    began: Instant,
+}
+
+impl Default for Unready {
+    fn default() -> Self {
+        Self { mass: MassUnready::default(), asked_about: None, began: Instant::now() }
+    }
+}
+
+impl Unready {
+    /// How many instances are in the episode; 0 without one.
+    pub(super) fn len(&self) -> usize {
+        self.mass.len()
+    }
+
+    /// Whether a resource has instances in the episode.
+    pub(super) fn concerns(&self, key: &ResourceKey) -> bool {
+        self.mass.concerns(key)
+    }
+
+    /// Forgets an episode. An answer about it that is under way stays expected.
+    pub(super) fn reset(&mut self) {
+        self.mass = MassUnready::default();
+    }
+
+    fn millis(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn open_episode(&self) -> Option<Episode> {
+        self.mass.episode().filter(|episode| !episode.confirmed)
+    }
+}
 
 /// Whether the endpoint of an instance is there and not ready, by what is desired and by the addresses of those that are
 /// not registered for that reason.
@@ -34,11 +76,11 @@ impl Engine {
     ) {
         let stops: Vec<(RowKey, Str)> = ops.iter().filter_map(|op| self.stops(op, unready)).collect();
         let is_unready = |row: &RowKey, address: &str| is_unready(desired, unready, row, address);
-        let (passing, now) = (self.mirror.passing_rows(), self.millis());
-        match self.mass_unready.decided(key, stops.into_iter(), is_unready, passing, now) {
+        let (passing, now) = (self.mirror.count(Health::Passing), self.unready.millis());
+        match self.unready.mass.decided(key, stops.into_iter(), is_unready, passing, now) {
             Some(Turn::Begins(resources)) => {
                 let hold = self.config.hold_mass_unready;
-                let (instances, passed) = (self.mass_unready.len(), passing);
+                let (instances, passed) = (self.unready.len(), passing);
                 tracing::warn!(
                     instances,
                     passed,
@@ -46,7 +88,7 @@ impl Engine {
                     "most instances stop being ready at once while their endpoints stay: are the kubelets cut off?"
                 );
                 if !hold.is_zero() {
-                    self.alarms.set(Instant::now() + hold, Alarm::MassUnready);
+                    self.timers.set(Instant::now() + hold, Timer::MassUnready);
                 }
                 self.look_at_all(resources);
             }
@@ -64,18 +106,17 @@ impl Engine {
 
     /// Whether instances are kept passing for now.
     pub(super) fn holds_unready(&self) -> bool {
-        let open = self.mass_unready.episode().is_some_and(|episode| !episode.confirmed);
-        open && !self.config.hold_mass_unready.is_zero()
+        self.unready.open_episode().is_some() && !self.config.hold_mass_unready.is_zero()
     }
 
     /// What `/readyz` says of an episode.
     pub(super) fn mass_unready_in_words(&self) -> Option<String> {
-        let episode = self.mass_unready.episode()?;
+        let episode = self.unready.mass.episode()?;
         let held = if self.holds_unready() { "; the rest of them is kept passing" } else { "" };
         Some(format!(
             "{} of {} passing instances stopped being ready within a minute while their endpoints stay{held}: are the \
              kubelets cut off from the API server?",
-            self.mass_unready.len(),
+            self.unready.len(),
             episode.passed
         ))
     }
@@ -94,7 +135,7 @@ impl Engine {
 
     /// A write without its making an instance of the episode stop passing; none where it does nothing else.
     fn without_stop(&self, key: &ResourceKey, op: Op) -> Option<Op> {
-        let Some(row) = self.mirror.row(op.key()).filter(|_| self.mass_unready.has(key, op.key())) else {
+        let Some(row) = self.mirror.row(op.key()).filter(|_| self.unready.mass.has(key, op.key())) else {
             return Some(op);
         };
         match op {
@@ -113,73 +154,70 @@ impl Engine {
     fn look_at_all(&mut self, resources: BTreeSet<ResourceKey>) {
         for key in resources {
             if !self.config.hold_mass_unready.is_zero() {
-                self.mark(key.clone(), Cause::Observed, Instant::now());
+                self.enqueue(key.clone(), Cause::Observed, Instant::now());
             }
-            self.reports.tend(key);
+            self.reports.enqueue(key);
         }
     }
 
     /// The time of a hold is over: Kubernetes is asked again.
     pub(super) fn confirm_unready(&mut self) {
-        let Some(episode) = self.mass_unready.episode() else { return };
-        let lasts = Duration::from_millis(self.millis().saturating_sub(episode.since));
-        if lasts >= self.config.hold_mass_unready && self.holds_unready() && self.asks_about_unready.is_none() {
-            self.asks_about_unready = Some(episode.since);
-            let kubernetes = Arc::clone(&self.kubernetes);
-            self.fly(async move { Landing::MassUnready { answer: Box::new(kubernetes.read_again().await) } });
+        let Some(episode) = self.unready.mass.episode() else { return };
+        let lasts = Duration::from_millis(self.unready.millis().saturating_sub(episode.since));
+        if lasts >= self.config.hold_mass_unready && self.holds_unready() && self.unready.asked_about.is_none() {
+            self.unready.asked_about = Some(episode.since);
+            let kubernetes = Arc::clone(&self.ports.kubernetes);
+            self.tasks.spawn(async move { Completion::MassUnready(Box::new(kubernetes.read_again().await)) });
         }
     }
 
     /// Lets the held instances stop passing where Kubernetes says again that they are not ready.
-    pub(super) fn land_mass_unready(&mut self, answer: Result<World, ReadError>) {
-        let asked = self.asks_about_unready.take();
+    pub(super) fn on_mass_unready(&mut self, answer: Result<World, ReadError>) {
+        let asked = self.unready.asked_about.take();
         if !self.holds_unready() {
             return;
         }
         let again = Instant::now() + ASK_AGAIN;
-        if self.mass_unready.episode().map(|episode| episode.since) != asked {
+        if self.unready.mass.episode().map(|episode| episode.since) != asked {
             // That was about an earlier one.
-            self.alarms.set(again, Alarm::MassUnready);
+            self.timers.set(again, Timer::MassUnready);
             return;
         }
-        let Footing::Standing(placement) = &self.footing else {
-            self.alarms.set(again, Alarm::MassUnready);
+        let Some(placement) = self.session.placement() else {
+            self.timers.set(again, Timer::MassUnready);
             return;
         };
         let mut fresh = match answer {
             Ok(fresh) => fresh,
             Err(error) => {
                 tracing::warn!(%error, "Kubernetes did not answer; instances that are not ready are kept passing");
-                self.alarms.set(again, Alarm::MassUnready);
+                self.timers.set(again, Timer::MassUnready);
                 return;
             }
         };
         fresh.remember(&self.world);
-        let resources: BTreeSet<ResourceKey> = self.mass_unready.resources().cloned().collect();
+        let resources: BTreeSet<ResourceKey> = self.unready.mass.resources().cloned().collect();
         let says_the_same = |key: &ResourceKey| {
-            let by = |world: &World| outlook(world, &self.config.identity, placement, key, self.registered(key));
+            let identity = &self.config.identity;
+            let by = |world: &World| decide(world, identity, Some(placement), key, self.registered(key)).action;
             match (by(&fresh), by(&self.world)) {
-                (Outlook::Wants { desired, unready, .. }, _) => self
+                (Action::Apply { desired, unready, .. }, _) => self
                     .mirror
                     .owned(key)
-                    .filter(|(row, _)| self.mass_unready.has(key, row))
+                    .filter(|(row, _)| self.unready.mass.has(key, row))
                     .all(|(row, there)| is_unready(&desired, &unready, row, &there.registration.address)),
-                (Outlook::Frozen, Outlook::Frozen) | (Outlook::Release, _) => true,
-                (Outlook::Frozen, _) => false,
+                (Action::Freeze, Action::Freeze) | (Action::Disown, _) => true,
+                (Action::Freeze, _) => false,
             }
         };
         if resources.iter().all(says_the_same) {
             tracing::warn!("Kubernetes says again that most instances are not ready: they stop passing");
-            self.mass_unready.confirm();
+            self.unready.mass.confirm();
             self.look_at_all(resources);
         } else {
             tracing::warn!("a fresh list says that instances are ready; they are kept passing");
-            self.kubernetes.list_anew();
-            self.alarms.set(again, Alarm::MassUnready);
+            self.ports.kubernetes.list_anew();
+            self.timers.set(again, Timer::MassUnready);
         }
-    }
-
-    fn millis(&self) -> u64 {
-        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 }

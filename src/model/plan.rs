@@ -1,21 +1,87 @@
 //! The writes that wait for their turn: one queue for each Consul node, in which later writes for an instance
 //! replace earlier ones, cut into bundles that fit a transaction.
+//!
+//! A queue has two ranks. What clients notice at once (readiness, removals, the first registration of a ready
+//! instance) goes before what can wait (rewrites of tags and meta).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::{self, Display, Formatter};
 use std::ops::Bound;
 
 use super::diff::Op;
 use super::isolation::Isolation;
 use super::names::{ResourceKey, Str};
-use super::registration::{Registration, RowKey};
+use super::registration::{Health, Registration, RowKey};
 
-/// An operation that waits, and whose it is.
+/// A write that waits, and whose it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Planned {
     /// The resource.
     pub owner: ResourceKey,
     /// What to write.
     pub op: Op,
+    /// Why.
+    pub why: Why,
+}
+
+/// A write that a decision asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// What to write.
+    pub op: Op,
+    /// How urgent it is.
+    pub rank: Rank,
+    /// Why.
+    pub why: Why,
+}
+
+/// Why a write is made, for the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Why {
+    /// What led to it.
+    pub cause: &'static str,
+    /// Whether a fresh list of Kubernetes confirmed it.
+    pub confirmed: bool,
+}
+
+impl From<&'static str> for Why {
+    fn from(cause: &'static str) -> Self {
+        Self { cause, confirmed: false }
+    }
+}
+
+impl Display for Why {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.write_str(self.cause)?;
+        if self.confirmed { f.write_str(", confirmed by a fresh list") } else { Ok(()) }
+    }
+}
+
+/// How urgent a write is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Rank {
+    /// Clients are sent to the wrong instances until it is made.
+    Urgent,
+    /// It changes what clients read, and not where they are sent.
+    Later,
+}
+
+impl Rank {
+    /// The rank of a write, by what Consul holds of the instance now.
+    #[must_use]
+    pub fn of(op: &Op, there: Option<&Registration>) -> Self {
+        let urgent = match (op, there) {
+            (Op::Readiness { .. } | Op::Remove { .. }, _) => true,
+            (Op::Release { .. }, _) => false,
+            (Op::Put { registration, .. }, None) => registration.readiness != Some(Health::Critical),
+            (Op::Put { registration, .. }, Some(there)) => {
+                registration.readiness != there.readiness
+                    || registration.address != there.address
+                    || registration.port != there.port
+            }
+        };
+        if urgent { Self::Urgent } else { Self::Later }
+    }
 }
 
 /// The most instances in one bundle: Consul takes 128 operations in a transaction, of which two fence it and
@@ -30,34 +96,49 @@ pub const BUNDLE_BYTES: usize = 256 * 1024;
 pub struct Plan {
     lanes: BTreeMap<Str, Lane>,
     by_owner: BTreeMap<ResourceKey, BTreeSet<RowKey>>,
+    /// The nodes that have urgent writes waiting.
+    urgent: BTreeSet<Str>,
+    /// The number of the next write.
+    next: u64,
 }
 
-/// One node's writes, in the order of their sequence.
+/// One node's writes: the urgent ones first, and those of one rank in the order in which they came.
 #[derive(Debug, Default)]
 struct Lane {
-    order: BTreeMap<u64, Planned>,
-    next: u64,
-    place: BTreeMap<Str, u64>,
+    order: BTreeMap<Place, Planned>,
+    place: BTreeMap<Str, Place>,
 }
 
+/// Where a write waits in its lane.
+type Place = (Rank, u64);
+
 impl Plan {
-    /// Puts `ops` in place of everything that waits for `owner`.
-    pub fn replace(&mut self, owner: &ResourceKey, ops: Vec<Op>) {
+    /// Puts `writes` in place of everything that waits for `owner`. A write for an instance that had one waiting keeps its
+    /// place among those of its rank.
+    pub fn replace(&mut self, owner: &ResourceKey, writes: Vec<Wanted>) {
+        let mut before = BTreeMap::new();
         for key in self.by_owner.remove(owner).unwrap_or_default() {
-            self.drop_op(&key);
+            if let Some((place, _)) = self.drop_op(&key) {
+                before.insert(key, place);
+            }
         }
         let mut keys = BTreeSet::new();
-        for op in ops {
+        for Wanted { op, rank, why } in writes {
             let key = op.key().clone();
-            if let Some(previous) = self.drop_op(&key)
-                && let Some(theirs) = self.by_owner.get_mut(&previous.owner)
-            {
-                theirs.remove(&key);
+            if let Some((place, previous)) = self.drop_op(&key) {
+                before.insert(key.clone(), place);
+                if let Some(theirs) = self.by_owner.get_mut(&previous.owner) {
+                    theirs.remove(&key);
+                }
             }
+            let sequence = before.get(&key).map_or(self.next, |(_, sequence)| *sequence);
+            self.next += 1;
             let lane = self.lanes.entry(key.node.clone()).or_default();
-            lane.place.insert(key.id.clone(), lane.next);
-            lane.order.insert(lane.next, Planned { owner: owner.clone(), op });
-            lane.next += 1;
+            lane.place.insert(key.id.clone(), (rank, sequence));
+            lane.order.insert((rank, sequence), Planned { owner: owner.clone(), op, why });
+            if rank == Rank::Urgent {
+                self.urgent.insert(key.node.clone());
+            }
             keys.insert(key);
         }
         if !keys.is_empty() {
@@ -96,21 +177,20 @@ impl Plan {
             }
             bundle.push(planned);
         }
-        if lane.order.is_empty() {
-            self.lanes.remove(node);
-        }
+        self.tidy(node);
         bundle
     }
 
-    /// The nodes that have writes waiting.
-    pub fn nodes(&self) -> impl Iterator<Item = &Str> {
-        self.lanes.keys()
-    }
-
-    /// Likewise, those that come after `node`.
-    pub fn nodes_after(&self, node: Option<&Str>) -> impl Iterator<Item = &Str> {
-        let after = node.map_or(Bound::Unbounded, Bound::Excluded);
-        self.lanes.range::<Str, _>((after, Bound::Unbounded)).map(|(node, _)| node)
+    /// The next node that has writes waiting and of which `is_free` holds: one with urgent writes first, and among those
+    /// of one rank in turn after `last`.
+    #[must_use]
+    pub fn next_node(&self, last: Option<&Str>, is_free: impl Fn(&Str) -> bool) -> Option<&Str> {
+        let bounds = (last.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded);
+        let urgent = self.urgent.range::<Str, _>(bounds).chain(&self.urgent).find(|node| is_free(node));
+        urgent.or_else(|| {
+            let rest = self.lanes.range::<Str, _>(bounds).map(|(node, _)| node);
+            rest.chain(self.lanes.keys()).find(|node| is_free(node))
+        })
     }
 
     /// Whether writes for a node wait.
@@ -145,16 +225,26 @@ impl Plan {
 
     /// Forgets everything that waits.
     pub fn clear(&mut self) {
-        *self = Self::default();
+        *self = Self { next: self.next, ..Self::default() };
     }
 
-    fn drop_op(&mut self, key: &RowKey) -> Option<Planned> {
+    fn drop_op(&mut self, key: &RowKey) -> Option<(Place, Planned)> {
         let lane = self.lanes.get_mut(&key.node)?;
-        let planned = lane.place.remove(&key.id).and_then(|place| lane.order.remove(&place));
-        if lane.order.is_empty() {
-            self.lanes.remove(&key.node);
-        }
+        let place = lane.place.remove(&key.id);
+        let planned = place.and_then(|place| Some((place, lane.order.remove(&place)?)));
+        self.tidy(&key.node);
         planned
+    }
+
+    /// Forgets a lane that is empty, and that a lane without urgent writes had some.
+    fn tidy(&mut self, node: &str) {
+        let first = self.lanes.get(node).map(|lane| lane.order.first_key_value().map(|((rank, _), _)| *rank));
+        if first == Some(None) {
+            self.lanes.remove(node);
+        }
+        if first.flatten() != Some(Rank::Urgent) {
+            self.urgent.remove(node);
+        }
     }
 }
 
@@ -177,6 +267,10 @@ mod tests {
         Op::Remove { key: RowKey { node: node.into(), id: id.into() }, service: "s".into() }
     }
 
+    fn wanted(ops: impl IntoIterator<Item = Op>) -> Vec<Wanted> {
+        ops.into_iter().map(|op| Wanted { rank: Rank::of(&op, None), op, why: "a test".into() }).collect()
+    }
+
     fn ids(bundle: &[Planned]) -> Vec<&str> {
         bundle.iter().map(|planned| &*planned.op.key().id).collect()
     }
@@ -185,19 +279,19 @@ mod tests {
     fn a_newer_plan_replaces_what_waits_and_keeps_the_rest() {
         let (a, b) = (ResourceKey::new("ns", "a"), ResourceKey::new("ns", "b"));
         let mut plan = Plan::default();
-        plan.replace(&a, vec![remove("n", "1"), remove("n", "2")]);
-        plan.replace(&b, vec![remove("n", "3")]);
-        plan.replace(&a, vec![remove("n", "2"), remove("m", "4")]);
+        plan.replace(&a, wanted([remove("n", "1"), remove("n", "2")]));
+        plan.replace(&b, wanted([remove("n", "3")]));
+        plan.replace(&a, wanted([remove("n", "2"), remove("m", "4")]));
         assert_eq!(plan.len(), 3);
-        assert_eq!(ids(&plan.take("n", 10, &Isolation::default())), ["3", "2"]);
+        assert_eq!(ids(&plan.take("n", 10, &Isolation::default())), ["2", "3"]);
         assert_eq!(ids(&plan.take("m", 10, &Isolation::default())), ["4"]);
-        assert!(plan.is_empty() && plan.by_owner.is_empty());
+        assert!(plan.is_empty() && plan.by_owner.is_empty() && plan.urgent.is_empty());
     }
 
     #[test]
     fn a_bundle_holds_no_more_than_fits() {
         let mut plan = Plan::default();
-        plan.replace(&ResourceKey::new("ns", "a"), (10..15).map(|i| remove("n", &i.to_string())).collect());
+        plan.replace(&ResourceKey::new("ns", "a"), wanted((10..15).map(|i| remove("n", &i.to_string()))));
         assert_eq!(ids(&plan.take("n", 2, &Isolation::default())), ["10", "11"]);
         assert_eq!(ids(&plan.take("n", 9, &Isolation::default())), ["12", "13", "14"]);
         assert!(plan.take("n", 9, &Isolation::default()).is_empty());
@@ -210,7 +304,7 @@ mod tests {
         let mut isolation = Isolation::default();
         isolation.failed(&ops[..9].iter().collect::<Vec<_>>());
         isolation.failed(&[&ops[4]]);
-        plan.replace(&ResourceKey::new("ns", "a"), ops.clone());
+        plan.replace(&ResourceKey::new("ns", "a"), wanted(ops.clone()));
         assert!(plan.has_row(ops[4].key()));
         let mut bundles = Vec::new();
         while plan.has_node("n") {
@@ -221,5 +315,36 @@ mod tests {
         let wanted: [&[&str]; 6] = [&["19"], &["10", "11"], &["12", "13"], &["14"], &["15", "16"], &["17", "18"]];
         assert_eq!(bundles, wanted);
         assert!(!plan.has_row(ops[4].key()));
+    }
+
+    #[test]
+    fn urgent_writes_go_first_and_so_do_their_nodes() {
+        let later = |node: &str, id: &str| Wanted { rank: Rank::Later, op: remove(node, id), why: "a test".into() };
+        let mut plan = Plan::default();
+        plan.replace(&ResourceKey::new("ns", "a"), vec![later("m", "1"), later("n", "2"), later("o", "3")]);
+        plan.replace(&ResourceKey::new("ns", "b"), wanted([remove("n", "4"), remove("o", "5")]));
+        let next = |plan: &Plan, last: &str, busy: &str| {
+            plan.next_node(Some(&last.into()), |node| &**node != busy).map(ToString::to_string)
+        };
+        for (last, busy, expected) in [("m", "", "n"), ("n", "", "o"), ("o", "", "n"), ("m", "n", "o"), ("z", "o", "n")]
+        {
+            assert_eq!(next(&plan, last, busy).as_deref(), Some(expected), "after {last}, {busy} is busy");
+        }
+        assert_eq!(ids(&plan.take("n", 9, &Isolation::default())), ["4", "2"]);
+        assert_eq!(ids(&plan.take("o", 1, &Isolation::default())), ["5"]);
+        assert_eq!(next(&plan, "m", "").as_deref(), Some("o"), "in turn, since none is urgent any more");
+        assert_eq!(next(&plan, "o", "").as_deref(), Some("m"));
+    }
+
+    #[test]
+    fn a_write_that_replaces_one_that_waits_keeps_its_place() {
+        let (a, b) = (ResourceKey::new("ns", "a"), ResourceKey::new("ns", "b"));
+        let mut plan = Plan::default();
+        plan.replace(&a, wanted([remove("n", "1")]));
+        plan.replace(&b, wanted([remove("n", "2")]));
+        for _ in 0..3 {
+            plan.replace(&a, wanted([remove("n", "0"), remove("n", "1")]));
+        }
+        assert_eq!(ids(&plan.take("n", 9, &Isolation::default())), ["1", "2", "0"]);
     }
 }

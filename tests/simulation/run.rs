@@ -14,8 +14,8 @@ use lictor::consul::Registry;
 use lictor::consul::agent::Agent;
 use lictor::consul::catalog::Catalog;
 use lictor::consul::transport::Transport;
-use lictor::engine::metrics::{Metrics, Snapshot};
-use lictor::engine::{Config, Engine, Question};
+use lictor::engine::metrics::Metrics;
+use lictor::engine::{Config, Engine, Question, Snapshot};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -368,9 +368,10 @@ fn engine(sim: &Sim, setup: &Setup, life: u32, sink: mpsc::Sender<Event>) -> Eng
     let registry = Arc::new(Watched::new(sim.clone(), registry, setup.plant));
     let config = Config {
         identity,
-        sweep_interval: SWEEP,
+        resync_interval: SWEEP,
         hold_mass_unready: setup.hold_mass_unready,
         concurrency: 4,
+        status_rate: 20,
         grace: Duration::from_secs(5),
     };
     let world = World::new(setup.scopes.iter().cloned(), setup.mode == Mode::Catalog);

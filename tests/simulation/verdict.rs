@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use lictor::cluster::api::ConsulServiceStatus;
-use lictor::engine::metrics::Snapshot;
+use lictor::engine::Snapshot;
 use lictor::model::names::{ResourceKey, Str};
 use lictor::model::resource::Source;
 

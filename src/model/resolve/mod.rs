@@ -160,6 +160,30 @@ pub fn remains(spec: &Spec, there: &Registration, facts: &impl Facts) -> Remains
     }
 }
 
+/// Of these addresses those that the source of a spec still has, and whether what is there terminates.
+pub fn are_terminating(spec: &Spec, facts: &impl Facts, addresses: &BTreeSet<IpAddr>) -> BTreeMap<IpAddr, bool> {
+    let mut found = BTreeMap::new();
+    let mut add = |address: &IpAddr, terminates: bool| {
+        if addresses.contains(address) {
+            // One that lives goes before one that terminates.
+            *found.entry(*address).or_insert(true) &= terminates;
+        }
+    };
+    match &spec.source {
+        Source::Service { name } => {
+            let endpoints = facts.slices(name).flat_map(|slice| &slice.endpoints);
+            endpoints.for_each(|endpoint| add(&endpoint.address, endpoint.terminating));
+        }
+        Source::Pods { .. } => {
+            for (_, pod) in facts.picked() {
+                pod.addresses.iter().for_each(|address| add(address, pod.leaving));
+            }
+        }
+        Source::Static { addresses } => addresses.iter().for_each(|given| add(&given.address, false)),
+    }
+    found
+}
+
 /// What runs elsewhere is where the author says.
 fn fixed(addresses: &[StaticAddress], spec: &Spec) -> Resolution {
     let instances = addresses.iter().map(|given| Instance {

@@ -2,21 +2,21 @@
 //!
 //! In: a World that is whole and the rows that Consul holds. Out: each [`Step`] that `run` would take, and of each
 //! resource that is not as asked for, why. The decisions are the engine's own; what only time brings (writes that
-//! Consul refuses, removals that wait for a second look) is not foreseen.
+//! Consul refuses, removals that wait for a confirmation) is not foreseen.
 
 use std::collections::BTreeSet;
 
 use tokio::time::Instant;
 
-use super::reconcile::{Outlook, left_of, outlook, registered, resolution};
-use super::report::name_conflict;
 use crate::cluster::world::World;
 use crate::consul::Rows;
 use crate::consul::mirror::Mirror;
+use crate::engine::decide::{Action as Decided, SourceReport, decide, name_conflict, registered};
 use crate::model::desired::Placement;
 use crate::model::diff::{Op, diff, release};
 use crate::model::names::{Identity, ResourceKey};
 use crate::model::registration::{Registration, RowKey};
+use crate::model::resolve::{Remains, remains};
 use crate::model::status::{ENDPOINTS_MISSING, NOT_LISTED};
 
 /// One write.
@@ -95,11 +95,15 @@ pub fn preview(
     let all: BTreeSet<ResourceKey> = mirror.owners().chain(world.keys()).cloned().collect();
     let (mut steps, mut notes) = (Vec::new(), Vec::new());
     for key in all {
-        let ops = match outlook(world, identity, placement, &key, registered(mirror.owned(&key))) {
-            Outlook::Frozen => Vec::new(),
-            Outlook::Release => release(mirror.owned(&key)),
-            Outlook::Wants { desired, hold, .. } => {
-                let left_of = |there: &_| left_of(world, &key, there);
+        let decision = decide(world, identity, Some(placement), &key, registered(mirror.owned(&key)));
+        let ops = match decision.action {
+            Decided::Freeze => Vec::new(),
+            Decided::Disown => release(mirror.owned(&key)),
+            Decided::Apply { desired, hold, .. } => {
+                let left_of = |there: &_| {
+                    let spec = world.effective_spec(&key);
+                    spec.map_or(Remains::Nothing, |spec| remains(spec, there, &world.facts(&key)))
+                };
                 // They go in the end, unless their endpoints come back: they are among the steps.
                 let missing = world.missing(&key, &identity.cluster, &desired, mirror.owned(&key), now);
                 notes.extend(missing.message().map(|message| Note {
@@ -131,7 +135,7 @@ pub fn preview(
             ),
         }));
         steps.extend(ops.iter().filter_map(|op| step(&key, op, &mirror)));
-        notes.extend(notes_of(world, identity, &mirror, &key));
+        notes.extend(notes_of(world, decision.source, &key));
     }
     (steps, notes)
 }
@@ -200,7 +204,7 @@ fn differences(there: &Registration, wanted: &Registration) -> Vec<String> {
     all
 }
 
-fn notes_of(world: &World, identity: &Identity, mirror: &Mirror, key: &ResourceKey) -> Vec<Note> {
+fn notes_of(world: &World, source: SourceReport, key: &ResourceKey) -> Vec<Note> {
     let Some(entry) = world.resource(key).filter(|entry| entry.resource.ours) else { return Vec::new() };
     let note = |reason: &str, message: String| Note { resource: key.clone(), reason: reason.to_owned(), message };
     let mut notes = Vec::new();
@@ -208,26 +212,17 @@ fn notes_of(world: &World, identity: &Identity, mirror: &Mirror, key: &ResourceK
         notes.push(note("Paused", "the annotation lictor.dev/paused freezes what is in Consul".to_owned()));
     }
     let conflict = world.rival(key).map(name_conflict);
-    notes.extend(
-        entry
-            .resource
-            .spec
-            .as_ref()
-            .err()
-            .or(conflict.as_ref())
-            .map(|refusal| note(refusal.reason, format!("{}; what is registered stays", refusal.message))),
-    );
+    let refusal = entry.resource.spec.as_ref().err().or(conflict.as_ref());
+    notes.extend(refusal.map(|refusal| note(refusal.reason, format!("{}; what is registered stays", refusal.message))));
     let waits_for = world.waits_for(key);
     notes.extend(
         waits_for.map(|kind| note(NOT_LISTED, format!("{kind} could not be listed; what is registered stays"))),
     );
-    let spec = world.effective_spec(key).filter(|_| !entry.resource.deleting && waits_for.is_none());
-    if let Some(spec) = spec {
-        let resolution = resolution(world, identity, key, spec, registered(mirror.owned(key)));
-        notes.extend(resolution.remarks.into_iter().map(|remark| note(remark.reason, remark.message)));
-        notes.extend(resolution.unresolved.map(|why| note(why.reason, why.message)));
-        let left_out = resolution.left_out.into_iter();
-        notes.extend(left_out.map(|left| note(left.reason.as_str(), format!("{}: {}", left.instance, left.message))));
+    if !entry.resource.deleting && waits_for.is_none() {
+        notes.extend(source.remarks.into_iter().map(|remark| note(remark.reason, remark.message)));
+        notes.extend(source.resolved.and_then(Result::err).map(|why| note(why.reason, why.message)));
+        let problems = source.problems.into_iter();
+        notes.extend(problems.map(|of| note(of.reason.as_str(), format!("{}: {}", of.instance, of.message))));
     }
     notes
 }

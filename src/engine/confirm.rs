@@ -1,0 +1,225 @@
+//! Removals that Kubernetes is asked about first: by a fresh list, or whether the `CustomResourceDefinition` goes.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tokio::time::{Duration, Instant};
+
+use super::decide::{Removal, decide};
+use super::reconcile::Inferred;
+use super::removals::Deletion;
+use super::resources::Dirty;
+use super::session::Stamped;
+use super::timers::{Backoff, Timer};
+use super::{Completion, Engine};
+use crate::cluster::ReadError;
+use crate::cluster::world::World;
+use crate::model::diff::Op;
+use crate::model::guard::{Cause, CrdState};
+use crate::model::names::ResourceKey;
+use crate::model::registration::RowKey;
+
+/// How long between looks whether a resource that is frozen while it is being deleted may be let go.
+const FROZEN: Duration = Duration::from_secs(10);
+
+/// How long after a question that Kubernetes did not answer it is asked again.
+pub(super) const ASK_AGAIN: Duration = Duration::from_secs(3);
+
+impl Engine {
+    /// Lets removals by inference pass while they are few, and otherwise has Kubernetes confirm them.
+    pub(super) fn guard(&mut self, inferred: BTreeMap<ResourceKey, Inferred>) {
+        if inferred.is_empty() {
+            return;
+        }
+        let removals = inferred.values().flat_map(|of| &of.ops).filter(|op| op.removes()).count();
+        let (owned, now) = (self.mirror.owned_rows(), Instant::now());
+        let waits = !self.removals.relist.is_empty() || !self.removals.budget.takes(removals, owned, now);
+        for (key, Inferred { mut ops, since }) in inferred {
+            let dirty = Dirty { cause: Cause::Inferred, since };
+            if waits {
+                ops.retain(|op| !op.removes());
+                self.removals.relist.wait(key.clone(), dirty);
+                self.resources.begin_progress(&key, dirty);
+            }
+            self.explain_and_schedule(&key, ops, dirty, false);
+        }
+        if waits {
+            self.relist();
+        }
+    }
+
+    /// Asks Kubernetes for a fresh list, by consistent reads, before removals by inference.
+    fn relist(&mut self) {
+        if !self.removals.relist.ask() {
+            return;
+        }
+        let resources = self.removals.relist.keys().count();
+        tracing::info!(resources, "confirming removals with a fresh list");
+        let (stamp, kubernetes) = (self.session.stamp(), Arc::clone(&self.ports.kubernetes));
+        self.tasks.spawn(async move { Completion::Relisted(stamp.on(Box::new(kubernetes.read_again().await))) });
+    }
+
+    /// Makes those removals that the World and the fresh list agree on.
+    pub(super) fn on_relisted(&mut self, answer: Stamped<Box<Result<World, ReadError>>>) {
+        let (answer, is_current) = self.session.open(answer);
+        let about = self.removals.relist.answered(is_current);
+        if !is_current {
+            // What waits now was not asked about.
+            self.relist();
+            return;
+        }
+        if !self.session.is_ready() {
+            return;
+        }
+        let fresh = match *answer {
+            Ok(mut fresh) => {
+                fresh.remember(&self.world);
+                fresh
+            }
+            Err(error) => {
+                tracing::warn!(%error, "Kubernetes did not answer; removals by inference wait");
+                for (key, dirty) in about {
+                    self.confirm_later(key, dirty);
+                }
+                self.removals.relisted(false);
+                return;
+            }
+        };
+        // These came to wait since it was asked for.
+        let later: Vec<ResourceKey> = self.removals.relist.keys().cloned().collect();
+        let (mut contradicted, mut untold) = (false, false);
+        for key in about.into_keys() {
+            match self.confirm(&key, &fresh) {
+                Removal::Confirmed => {}
+                Removal::Contradicted => contradicted = true,
+                Removal::Untold => untold = true,
+            }
+        }
+        self.removals.relisted(!contradicted && !untold);
+        if contradicted {
+            self.ports.kubernetes.list_anew();
+        }
+        for key in later {
+            self.enqueue_again(key);
+        }
+    }
+
+    /// Makes the removals of one resource that a fresh list confirms, and keeps the others waiting.
+    fn confirm(&mut self, key: &ResourceKey, fresh: &World) -> Removal {
+        let Some(placement) = self.session.placement().cloned() else { return Removal::Untold };
+        let by_list = decide(fresh, &self.config.identity, Some(&placement), key, self.registered(key));
+        let dirty = Dirty { cause: Cause::Inferred, since: Instant::now() };
+        let ops = self.operations(key, &placement, dirty);
+        if ops.iter().any(Op::removes) && self.is_deleted(key) && !self.removals.is_confirmed(key) {
+            // It was deleted meanwhile, and whether by itself is asked first.
+            self.enqueue_again(key.clone());
+            return Removal::Confirmed;
+        }
+        let of_list = |row: &RowKey| {
+            self.mirror.row(row).map_or(Removal::Confirmed, |there| by_list.action.on_removal(row, &there.registration))
+        };
+        let (mut answer, mut kept) = (Removal::Confirmed, 0_usize);
+        let mut confirmed = Vec::with_capacity(ops.len());
+        for op in ops {
+            match if op.removes() { of_list(op.key()) } else { Removal::Confirmed } {
+                Removal::Confirmed => confirmed.push(op),
+                other => {
+                    kept += 1;
+                    answer = if answer == Removal::Contradicted { answer } else { other };
+                }
+            }
+        }
+        match answer {
+            Removal::Confirmed => {}
+            Removal::Contradicted => {
+                tracing::warn!(resource = %key, kept, "a fresh list contradicts the removal; the instances stay");
+            }
+            Removal::Untold => {
+                tracing::warn!(
+                    resource = %key,
+                    kept,
+                    "a fresh list cannot tell whether these instances are gone, since not everything could be listed; \
+                     they stay"
+                );
+            }
+        }
+        if answer != Removal::Confirmed {
+            // Until the World agrees, its removals are asked about again, whatever makes the resource dirty.
+            self.confirm_later(key.clone(), dirty);
+        }
+        self.explain_and_schedule(key, confirmed, dirty, true);
+        answer
+    }
+
+    /// Lets removals wait, and has Kubernetes asked again after a while.
+    fn confirm_later(&mut self, key: ResourceKey, dirty: Dirty) {
+        let wait = Backoff::CONFIRMATION.wait(self.removals.failures() + 1, &mut self.ports.random);
+        self.removals.relist.wait(key.clone(), dirty);
+        self.resources.begin_progress(&key, dirty);
+        self.timers.set(Instant::now() + wait, Timer::Reconcile(key));
+    }
+
+    /// Asks whether the definition of `ConsulService` stays. When a user deletes a resource, its instances go; when the
+    /// definition is deleted, all resources are, and nobody means to say that of the services.
+    pub(super) fn ask_for_definition(&mut self) {
+        if self.removals.definition.ask() {
+            let (stamp, kubernetes) = (self.session.stamp(), Arc::clone(&self.ports.kubernetes));
+            self.tasks.spawn(async move { Completion::Definition(stamp.on(kubernetes.definition_goes().await)) });
+        }
+    }
+
+    /// Lets the instances of deleted resources go, or the resources without them.
+    pub(super) fn on_definition(&mut self, answer: Stamped<Result<CrdState, ReadError>>) {
+        let (answer, is_current) = self.session.open(answer);
+        let about = self.removals.definition.answered(is_current);
+        self.ask_for_definition();
+        let state = match answer {
+            Ok(state) => state,
+            Err(error) => {
+                tracing::warn!(%error, "the instances of deleted resources stay until Kubernetes answers");
+                let later = Instant::now() + ASK_AGAIN;
+                for key in about.into_keys() {
+                    self.timers.set(later, Timer::Reconcile(key));
+                }
+                return;
+            }
+        };
+        if self.removals.note_definition(state) {
+            tracing::warn!("the CRD is being deleted: finalizers are removed, registrations stay in Consul");
+        }
+        for (key, dirty) in about {
+            self.delete(key, dirty, state);
+        }
+    }
+
+    /// Lets the instances of one deleted resource go, or the resource without them.
+    fn delete(&mut self, key: ResourceKey, dirty: Dirty, state: CrdState) {
+        let now = Instant::now();
+        if state != CrdState::Goes && self.world.resource(&key).is_some_and(|entry| entry.resource.paused) {
+            // It waits for its author; should the definition go, for nobody.
+            self.timers.set(now + FROZEN, Timer::Reconcile(key));
+            return;
+        }
+        let (instances, owned) = (self.mirror.owned(&key).count(), self.mirror.owned_rows());
+        match self.removals.delete(&key, state, instances, owned, now) {
+            Deletion::Deregister => self.enqueue(key, dirty.cause, dirty.since),
+            Deletion::Detach => {
+                // Should the definition come back without the resource, what is left of it is an orphan.
+                self.resources.begin_progress(&key, Dirty { cause: Cause::Inferred, since: dirty.since });
+                self.reports.detach(key.clone());
+                self.timers.set(now + ASK_AGAIN, Timer::Reconcile(key));
+            }
+            Deletion::Wait { is_new } => {
+                if is_new {
+                    tracing::warn!(
+                        resource = %key,
+                        instances,
+                        "the instances of a deleted resource stay: Lictor may read neither the CustomResourceDefinition \
+                         nor discovery, so it cannot tell whether all resources are being deleted"
+                    );
+                }
+                self.timers.set(now + ASK_AGAIN, Timer::Reconcile(key));
+            }
+        }
+    }
+}

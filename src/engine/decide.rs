@@ -1,0 +1,310 @@
+//! The decision about one resource: what should be registered, and what is to be said of its source.
+//!
+//! Pure: the same for the World of the watches and for that of a fresh list. The loop keeps the decision until
+//! something of the resource changes; its writes, its status and `lictor plan` go by the same one.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::cluster::world::World;
+use crate::consul::mirror::Mirror;
+use crate::model::desired::{Desired, Placement, desired};
+use crate::model::names::{Identity, ResourceKey, Str, instance_id};
+use crate::model::reasons::{Problem, ProblemReason, Refusal, Remark, Unresolved};
+use crate::model::registration::{Registration, Row, RowKey};
+use crate::model::render;
+use crate::model::resolve::{Before, Hold, Instance, Resolution, are_terminating, limit, resolve};
+use crate::model::resource::{DeletionPolicy, PortInUse, Spec};
+use crate::model::status::NOT_LISTED;
+
+/// The reason of a condition where a name belongs to a resource of another namespace.
+pub(crate) const NAME_CONFLICT: &str = "NameConflict";
+
+/// What is decided about one resource.
+#[derive(Debug)]
+pub(crate) struct Decision {
+    /// What is to be done about its registrations.
+    pub(crate) action: Action,
+    /// What is to be said of its source.
+    pub(crate) source: SourceReport,
+}
+
+/// What is to be done about the registrations of a resource.
+#[derive(Debug)]
+pub(crate) enum Action {
+    /// Register these, and deregister what else is there, except what `hold` names.
+    Apply {
+        /// What should be registered.
+        desired: Desired,
+        /// What stays although it is not desired.
+        hold: Hold,
+        /// The addresses that are not registered only because they are not ready.
+        unready: BTreeSet<Str>,
+    },
+    /// Leave everything as it is: nobody can tell what it should be.
+    Freeze,
+    /// Take the mark of this cluster off everything, and leave it registered.
+    Disown,
+}
+
+impl Action {
+    /// Deregister everything.
+    fn nothing() -> Self {
+        Self::Apply { desired: Desired::new(), hold: Hold::Nothing, unready: BTreeSet::new() }
+    }
+
+    /// What a decision by a fresh list says of a registration that another decision removes.
+    pub(crate) fn on_removal(&self, key: &RowKey, there: &Registration) -> Removal {
+        match self {
+            Self::Apply { desired, hold, .. } if !desired.contains_key(key) && !hold.holds(there) => Removal::Confirmed,
+            Self::Apply { .. } | Self::Disown => Removal::Contradicted,
+            Self::Freeze => Removal::Untold,
+        }
+    }
+}
+
+/// What a fresh list says of a removal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Removal {
+    /// It removes the registration, too.
+    Confirmed,
+    /// It keeps the registration.
+    Contradicted,
+    /// It cannot tell: something that the decision needs could not be listed.
+    Untold,
+}
+
+/// What is to be said of the source of a resource.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct SourceReport {
+    /// Why it could not be resolved, if it could not; none where nobody looked.
+    pub(crate) resolved: Option<Result<(), Unresolved>>,
+    /// What is to be said although it could be resolved.
+    pub(crate) remarks: Vec<Remark>,
+    /// What is wrong with single instances.
+    pub(crate) problems: Vec<Problem>,
+    /// The port that is registered where the spec names none; none where nobody looked, or nothing is known of it.
+    pub(crate) port_in_use: Option<PortInUse>,
+}
+
+/// Decides about a resource of which these instances are registered. Without a `placement` nobody can say where instances
+/// go, and everything stays as it is.
+pub(crate) fn decide<'a>(
+    world: &World,
+    identity: &Identity,
+    placement: Option<&Placement>,
+    key: &ResourceKey,
+    registered: impl Iterator<Item = (&'a Str, &'a Registration)> + Clone,
+) -> Decision {
+    let undecided = world.resource(key).and_then(|entry| entry.last_good.as_ref());
+    let spec = world.effective_spec(key).or_else(|| undecided.filter(|_| world.is_undecided(key)));
+    let Some(spec) = spec.filter(|_| world.waits_for(key).is_none()) else {
+        return Decision { action: fixed_action(world, key).unwrap_or(Action::Freeze), source: unlisted(world, key) };
+    };
+    let resolution = resolution(world, identity, key, spec, registered);
+    let source = SourceReport::of(spec, &resolution);
+    let action = match (fixed_action(world, key), placement) {
+        (Some(action), _) => action,
+        (None, Some(placement)) if world.effective_spec(key).is_some() => {
+            apply(world, identity, placement, key, spec, resolution)
+        }
+        (None, _) => Action::Freeze,
+    };
+    Decision { action, source }
+}
+
+/// What is done whatever the source comes to; none where that decides.
+fn fixed_action(world: &World, key: &ResourceKey) -> Option<Action> {
+    if !world.watches(&key.namespace) || !world.is_whole(&key.namespace) {
+        return Some(Action::Freeze);
+    }
+    let Some(entry) = world.resource(key) else { return Some(Action::nothing()) };
+    let resource = &entry.resource;
+    if !resource.ours {
+        // With the finalizer of this Lictor on it, it was this Lictor's until its class was changed.
+        return Some(if resource.has_finalizer() { Action::nothing() } else { Action::Freeze });
+    }
+    if resource.paused {
+        return Some(Action::Freeze);
+    }
+    resource.deleting.then(|| match resource.deletion {
+        Some(DeletionPolicy::Deregister) => Action::nothing(),
+        // A policy that this version does not know is read as the milder one.
+        Some(DeletionPolicy::Retain) | None => Action::Disown,
+    })
+}
+
+fn apply(
+    world: &World,
+    identity: &Identity,
+    placement: &Placement,
+    key: &ResourceKey,
+    spec: &Spec,
+    resolution: Resolution,
+) -> Action {
+    let Some(entry) = world.resource(key) else { return Action::nothing() };
+    let desired = desired(identity, key, &entry.resource.uid, spec, &resolution.instances, placement);
+    let unready = resolution.instances.iter().filter(|instance| !spec.readiness.registers(instance.ready));
+    let unready = unready.map(|instance| instance.address.to_string().into()).collect();
+    Action::Apply { desired, hold: resolution.hold, unready }
+}
+
+/// What the source of a spec comes to, for a resource of which these instances are registered.
+fn resolution<'a>(
+    world: &World,
+    identity: &Identity,
+    key: &ResourceKey,
+    spec: &Spec,
+    registered: impl Iterator<Item = (&'a Str, &'a Registration)> + Clone,
+) -> Resolution {
+    let id =
+        |instance: &Instance| instance_id(&identity.cluster, key, &spec.service, &instance.target(), instance.port);
+    let rows = registered.clone().map(|(_, registration)| registration);
+    let before = Before::of(world.resource(key).map(|entry| &entry.resource), rows);
+    limit(resolve(spec, &world.facts(key), &before), spec, id, registered)
+}
+
+/// What is said of a source before the kinds that it needs have been listed.
+fn unlisted(world: &World, key: &ResourceKey) -> SourceReport {
+    let waits_for = world.waits_for(key).map(|kind| Unresolved {
+        reason: NOT_LISTED,
+        message: format!("{kind} have not been listed yet: /readyz and the log of Lictor tell if that fails"),
+    });
+    SourceReport { resolved: waits_for.map(Err), ..SourceReport::default() }
+}
+
+impl SourceReport {
+    fn of(spec: &Spec, resolution: &Resolution) -> Self {
+        let missing = missing_values(spec, resolution).map(|message| Remark { reason: "ValuesMissing", message });
+        Self {
+            resolved: Some(resolution.unresolved.clone().map_or(Ok(()), Err)),
+            remarks: resolution.remarks.iter().cloned().chain(missing).collect(),
+            problems: resolution.left_out.iter().cloned().chain(missing_check_ports(spec, resolution)).collect(),
+            port_in_use: resolution.port_in_use.clone(),
+        }
+    }
+}
+
+/// The checks that some instances go without.
+fn missing_check_ports(spec: &Spec, resolution: &Resolution) -> impl Iterator<Item = Problem> {
+    resolution.instances.iter().flat_map(|instance| {
+        let missing = spec.checks.iter().zip(&instance.check_ports).filter(|(_, port)| port.is_none());
+        missing.map(|(check, _)| Problem {
+            instance: instance.called(),
+            reason: ProblemReason::CheckPortNotFound,
+            message: format!("it has not the port of check {:?}, and is registered without it", check.check.name),
+        })
+    })
+}
+
+/// What the texts of the instances lack, in one sentence.
+fn missing_values(spec: &Spec, resolution: &Resolution) -> Option<String> {
+    if spec.variables().is_empty() {
+        return None;
+    }
+    let mut lacking = 0_usize;
+    let mut first = None;
+    for instance in &resolution.instances {
+        let missing = render::blanks(spec, instance);
+        if let Some(value) = missing.first() {
+            lacking += 1;
+            first.get_or_insert_with(|| format!("{}, {}: {}", instance.called(), value.text, value.why));
+        }
+    }
+    let all = resolution.instances.len();
+    first.map(|first| format!("{lacking} of {all} instances lack a value: {first}"))
+}
+
+/// What is said to a resource whose name belongs to `holder`.
+pub(crate) fn name_conflict(holder: &ResourceKey) -> Refusal {
+    Refusal {
+        reason: NAME_CONFLICT,
+        message: format!(
+            "the name in Consul belongs to ConsulService {holder} of another namespace: set spec.name to another, or \
+             ask the administrator of Lictor to let namespaces share names (--allow-shared-names)"
+        ),
+    }
+}
+
+/// The IDs and registrations of rows.
+pub(crate) fn registered<'a>(
+    rows: impl Iterator<Item = (&'a RowKey, &'a Row)> + Clone,
+) -> impl Iterator<Item = (&'a Str, &'a Registration)> + Clone {
+    rows.map(|(key, row)| (&key.id, &*row.registration))
+}
+
+/// Has registrations that are desired as they are registered held in memory once.
+pub(super) fn share(desired: &mut Desired, mirror: &Mirror) {
+    for (key, wanted) in desired {
+        if let Some(row) = mirror.row(key)
+            && !Arc::ptr_eq(wanted, &row.registration)
+            && *wanted == row.registration
+        {
+            *wanted = Arc::clone(&row.registration);
+        }
+    }
+}
+
+/// Why an instance is deregistered, for the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Gone {
+    /// The resource was deleted while Lictor watched, or its deletion waits for this.
+    ResourceDeleted,
+    /// No resource claims the registration: its resource was deleted while Lictor did not watch.
+    Orphan,
+    /// The resource has another class.
+    ClassChanged,
+    /// The endpoint or pod is not ready, and `readiness: Deregister` asks for its removal.
+    NotReady,
+    /// The endpoint or pod is terminating.
+    Terminating,
+    /// No slice and no pod has the address any more.
+    EndpointGone,
+    /// The endpoint lives, and the resource or its Service asks for something else.
+    Edited,
+}
+
+impl Gone {
+    /// As a log line says it.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::ResourceDeleted => "the resource was deleted",
+            Self::Orphan => "no resource claims it",
+            Self::ClassChanged => "the resource has another class",
+            Self::NotReady => "its endpoint is not ready",
+            Self::Terminating => "its endpoint is terminating",
+            Self::EndpointGone => "its endpoint is gone",
+            Self::Edited => "the resource or its source was edited",
+        }
+    }
+}
+
+/// Answers why these registrations of a resource are deregistered.
+pub(super) fn why_gone<'a>(
+    world: &'a World,
+    key: &'a ResourceKey,
+    was_observed: bool,
+    unready: &'a BTreeSet<Str>,
+    removed: impl Iterator<Item = &'a Registration>,
+) -> impl Fn(&Registration) -> Gone + 'a {
+    let addresses: BTreeSet<IpAddr> = removed.filter_map(|there| there.address.parse().ok()).collect();
+    let terminating = world.effective_spec(key).map(|spec| are_terminating(spec, &world.facts(key), &addresses));
+    move |there| {
+        let Some(entry) = world.resource(key) else {
+            return if was_observed { Gone::ResourceDeleted } else { Gone::Orphan };
+        };
+        let resource = &entry.resource;
+        match (&terminating, there.address.parse().ok()) {
+            _ if !resource.ours => Gone::ClassChanged,
+            _ if resource.deleting => Gone::ResourceDeleted,
+            _ if unready.contains(&there.address) => Gone::NotReady,
+            (Some(terminating), Some(address)) => match terminating.get::<IpAddr>(&address) {
+                Some(true) => Gone::Terminating,
+                Some(false) => Gone::Edited,
+                None => Gone::EndpointGone,
+            },
+            _ => Gone::Edited,
+        }
+    }
+}

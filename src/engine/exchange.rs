@@ -1,0 +1,446 @@
+//! The exchange with Consul: the session is brought up, everything is read now and then, bundles are written, and
+//! outages pause all of it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::lanes::{FailedWrites, Turn};
+use super::metrics::{Kind, Result as Written};
+use super::session::{Request, Stamped};
+use super::timers::Timer;
+use super::{Completion, Engine};
+use crate::consul::{Bundle, Outcome, Rows, Trouble};
+use crate::model::desired::Placement;
+use crate::model::diff::Op;
+use crate::model::guard::Cause;
+use crate::model::names::{ResourceKey, Str, meta};
+use crate::model::plan::Planned;
+use crate::model::registration::{Health, Ownership, Row, RowKey};
+
+/// What the answers to a bundle come to.
+#[derive(Default)]
+struct Answers {
+    /// Whether Consul carried out or refused a write by itself.
+    answered: bool,
+    /// The writes that got no answer.
+    failed: Vec<Planned>,
+    /// The last failure that was not one write's own.
+    trouble: Option<Trouble>,
+    /// The resources, with whether each is to be reconciled again.
+    owners: BTreeMap<ResourceKey, bool>,
+}
+
+impl Engine {
+    /// Asks Consul for what the session needs next.
+    pub(super) fn continue_session(&mut self) {
+        match self.session.next_request() {
+            Some(Request::Connect) => {
+                let (stamp, registry) = (self.session.stamp(), Arc::clone(&self.ports.registry));
+                self.tasks.spawn(async move { Completion::Connected(stamp.on(registry.connect().await)) });
+            }
+            Some(Request::Read) => self.read(),
+            None => {}
+        }
+    }
+
+    pub(super) fn on_connected(&mut self, answer: Stamped<Result<Placement, Trouble>>) {
+        let Some(answer) = self.session.accept(answer) else { return };
+        match answer {
+            Ok(placement) => self.session.connected(Some(placement)),
+            Err(trouble) => {
+                self.session.connected(None);
+                self.failed(&trouble, false);
+            }
+        }
+    }
+
+    fn read(&mut self) {
+        let (stamp, since, registry) = (self.session.stamp(), self.mirror.now(), Arc::clone(&self.ports.registry));
+        self.tasks.spawn(async move { Completion::Read { since, answer: stamp.on(registry.read().await) } });
+    }
+
+    /// Reads everything of this cluster from Consul again.
+    pub(super) fn resync(&mut self) {
+        if self.session.begin_resync() {
+            self.read();
+        }
+    }
+
+    pub(super) fn on_read(&mut self, since: u64, answer: Stamped<Result<Rows, Trouble>>) {
+        let Some(answer) = self.session.accept(answer) else { return };
+        let rows = match answer {
+            Ok(rows) => rows,
+            Err(trouble) => {
+                self.session.load_failed();
+                if self.session.is_ready() {
+                    self.set_resync();
+                }
+                self.failed(&trouble, false);
+                return;
+            }
+        };
+        self.consul_answered();
+        let now = Instant::now();
+        let is_first = self.session.loaded(now);
+        self.set_resync();
+        let moved = self.mirror.take_over(rows, since, None);
+        self.note_rows();
+        self.register_unseen_again();
+        if is_first {
+            tracing::info!(instances = self.mirror.owned_rows(), "read what Consul holds of this cluster");
+            for key in self.all_keys() {
+                self.enqueue(key, Cause::Inferred, now);
+            }
+            return;
+        }
+        self.wake_conflicting();
+        self.forget_failed_writes();
+        for key in moved {
+            self.enqueue(key, Cause::Inferred, now);
+        }
+        self.tidy();
+    }
+
+    /// Tells the World under which names there are rows: they decide whose a name is.
+    fn note_rows(&mut self) {
+        let known = self.world.with_rows().chain(self.mirror.owners());
+        for key in known.cloned().collect::<BTreeSet<_>>() {
+            self.note_rows_of(&key);
+        }
+        self.world.know_rows(true);
+    }
+
+    fn note_rows_of(&mut self, key: &ResourceKey) {
+        for dirtied in self.world.note_rows(key, self.mirror.names(key)) {
+            self.enqueue(dirtied.key, Cause::Observed, Instant::now());
+        }
+    }
+
+    /// Has those reconciled whose IDs somebody else held, who may hold them no more.
+    fn wake_conflicting(&mut self) {
+        for key in self.resources.conflicting().cloned().collect::<Vec<_>>() {
+            self.enqueue(key, Cause::Inferred, Instant::now());
+        }
+    }
+
+    /// Has those instances registered again that an agent has and the catalog does not show: they were registered with a
+    /// token that does not do any more.
+    fn register_unseen_again(&mut self) {
+        let owner = |row: &Row| match &row.ownership {
+            Ownership::Ours(owner) if !row.shown => Some(owner.clone()),
+            Ownership::Ours(_) | Ownership::Unowned | Ownership::Other(_) => None,
+        };
+        let unseen: Vec<(RowKey, ResourceKey)> =
+            self.mirror.rows().filter_map(|(key, row)| Some((key.clone(), owner(row)?))).collect();
+        self.resources.unseen.clear();
+        for (key, owner) in unseen {
+            self.resources.unseen.insert(key);
+            self.enqueue(owner, Cause::Observed, Instant::now());
+        }
+    }
+
+    fn set_resync(&mut self) {
+        // Spread by a tenth, so that many clusters on one Consul do not read in step.
+        let wait = self.config.resync_interval.mul_f64(0.95 + self.ports.random.f64() / 10.0);
+        self.timers.replace(Instant::now() + wait, Timer::Resync);
+    }
+
+    fn tidy(&self) {
+        if !matches!(self.session.placement(), Some(Placement::Catalog { .. })) || !self.world.knows_nodes() {
+            return;
+        }
+        let addresses: BTreeMap<Str, IpAddr> =
+            self.world.nodes().filter_map(|(name, node)| Some((name.clone(), node.address?))).collect();
+        let (stamp, registry) = (self.session.stamp(), Arc::clone(&self.ports.registry));
+        self.tasks.spawn(async move { Completion::Tidied(stamp.on(registry.tidy(&addresses).await)) });
+    }
+
+    /// Sends bundles to every node that has writes waiting and is free, up to the limit.
+    pub(super) fn launch_bundles(&mut self) {
+        let Some(placement) = self.session.placement().cloned() else { return };
+        self.lanes.forget_fresh();
+        while !self.session.is_paused() {
+            match self.lanes.next_turn(self.config.concurrency, self.ports.registry.bundle_size()) {
+                Some(Turn::Read(node)) => self.read_node(node),
+                Some(Turn::Write(node, writes)) => self.write_bundle(&placement, node, writes),
+                None => return,
+            }
+        }
+    }
+
+    fn write_bundle(&mut self, placement: &Placement, node: Str, planned: Vec<Planned>) {
+        for one in &planned {
+            self.mirror.begin(one.op.key());
+            self.resources.unseen.remove(one.op.key());
+            self.resources.write_began(&one.owner);
+        }
+        let address = self.address_of(placement, &node, &planned);
+        let bundle = Bundle { node: node.clone(), address, ops: planned.iter().map(|one| one.op.clone()).collect() };
+        let (stamp, registry) = (self.session.stamp(), Arc::clone(&self.ports.registry));
+        self.tasks.spawn_bundle(async move {
+            let outcomes = stamp.on(registry.apply(&bundle).await);
+            Completion::Applied { node, planned, outcomes }
+        });
+    }
+
+    /// The address of the Kubernetes node that a Consul node stands for, by one of the instances that go there: no
+    /// shard has one, though the Kubernetes nodes of its instances do.
+    fn address_of(&self, placement: &Placement, node: &Str, planned: &[Planned]) -> Option<IpAddr> {
+        let mut names = planned.iter().filter_map(|one| one.op.registration()?.meta.get(meta::NODE));
+        let own = names.find(|name| placement.node_for(name).as_ref() == Some(node))?;
+        self.world.node(own)?.address
+    }
+
+    /// Follows the registry where it has found that instances go elsewhere: somebody else has a node of our name, or
+    /// has it no more. What moves is there before it goes from where it was.
+    pub(super) fn follow_placement(&mut self) {
+        if self.session.is_ready() && self.session.follow(self.ports.registry.placement()) {
+            for key in self.all_keys() {
+                self.enqueue(key, Cause::Inferred, Instant::now());
+            }
+        }
+    }
+
+    fn read_node(&mut self, node: Str) {
+        let (stamp, since, registry) = (self.session.stamp(), self.mirror.now(), Arc::clone(&self.ports.registry));
+        self.tasks.spawn(async move {
+            let answer = stamp.on(registry.read_node(&node).await);
+            Completion::NodeRead { node, since, answer }
+        });
+    }
+
+    pub(super) fn on_node_read(&mut self, node: Str, since: u64, answer: Stamped<Result<Rows, Trouble>>) {
+        match self.session.accept(answer) {
+            Some(Ok(rows)) => {
+                self.consul_answered();
+                for key in self.lanes.read(&node) {
+                    self.reports.enqueue(key);
+                }
+                self.wake_conflicting();
+                let now = Instant::now();
+                for key in self.mirror.take_over(rows, since, Some(&node)) {
+                    self.note_rows_of(&key);
+                    self.enqueue(key, Cause::Inferred, now);
+                }
+            }
+            Some(Err(trouble)) => {
+                self.lanes.read_failed(node);
+                self.failed(&trouble, false);
+            }
+            // Whatever was to be found out is still to be.
+            None => self.lanes.read_failed(node),
+        }
+    }
+
+    pub(super) fn on_applied(&mut self, node: &Str, planned: Vec<Planned>, outcomes: Stamped<Vec<Outcome>>) {
+        self.lanes.wrote(node);
+        let (outcomes, is_current) = self.session.open(outcomes);
+        let mut answers = Answers::default();
+        for (one, outcome) in planned.into_iter().zip(outcomes) {
+            self.lanes.ended(one.op.key());
+            self.metrics.wrote(kind(&one.op), result(&outcome));
+            if is_current {
+                self.on_outcome(node, one, outcome, &mut answers);
+            } else {
+                // Answered by a Consul of which nothing is known any more.
+                self.resources.write_ended(&one.owner, false);
+                self.lanes.unanswered(&one.owner, node);
+                answers.owners.insert(one.owner, true);
+            }
+        }
+        for (owner, again) in answers.owners {
+            self.note_rows_of(&owner);
+            // A rename's removals wait for what has just been written, a finalizer for what has just gone.
+            if again || self.wants_another_look(&owner) {
+                self.enqueue_again(owner);
+            } else {
+                self.settle(&owner);
+                self.reports.enqueue(owner);
+            }
+        }
+        match answers.trouble {
+            Some(trouble) if !trouble.lost_footing && !answers.failed.is_empty() => {
+                self.check_writes(FailedWrites { writes: answers.failed, trouble });
+            }
+            Some(trouble) => self.failed(&trouble, true),
+            None if answers.answered => {
+                self.session.wrote();
+                self.consul_answered();
+            }
+            None => {}
+        }
+    }
+
+    /// Takes in what became of one write.
+    fn on_outcome(&mut self, node: &Str, one: Planned, outcome: Outcome, answers: &mut Answers) {
+        let again = answers.owners.entry(one.owner.clone()).or_default();
+        let mut more = false;
+        match outcome {
+            Outcome::Written { shown } => {
+                answers.answered = true;
+                self.lanes.dealt_with(one.op.key());
+                log_written(&one, self.mirror.row(one.op.key()));
+                if !self.resources.get(&one.owner).refusals.is_empty() {
+                    // Consul may take the others now that it refused in the same words.
+                    *again |= self.resources.change(&one.owner, |record| record.refusals.written(one.op.key()));
+                }
+                self.mirror.acknowledge(&self.config.identity, &one.op, shown);
+            }
+            Outcome::Refused(words) => {
+                answers.answered = true;
+                self.lanes.dealt_with(one.op.key());
+                // What waits for it need not wait any more.
+                more = true;
+                self.refuse(&one.owner, one.op, &words);
+            }
+            Outcome::NotTried(trouble) => {
+                *again = true;
+                answers.trouble = Some(trouble);
+            }
+            Outcome::Unknown(trouble) => {
+                *again = true;
+                tracing::info!(
+                    resource = %one.owner, instance = %one.op.key().id, node = %node, cause = %one.why,
+                    "no answer came to a write; the Consul node is read before the next one"
+                );
+                self.lanes.unanswered(&one.owner, node);
+                self.resources.write_ended(&one.owner, false);
+                answers.failed.push(one);
+                answers.trouble = Some(trouble);
+                return;
+            }
+        }
+        self.resources.write_ended(&one.owner, more);
+    }
+
+    /// Finds out whether Consul is away or just these writes fail: by one more write, which changes nothing. Nothing else
+    /// is written meanwhile.
+    fn check_writes(&mut self, failed: FailedWrites) {
+        if self.lanes.failed(failed) {
+            let (stamp, registry) = (self.session.stamp(), Arc::clone(&self.ports.registry));
+            self.tasks.spawn(async move { Completion::WritesChecked(stamp.on(registry.check_writes().await)) });
+        }
+    }
+
+    pub(super) fn on_writes_checked(&mut self, answer: Stamped<Result<(), Trouble>>) {
+        let Some(answer) = self.session.accept(answer) else { return };
+        let failed = self.lanes.checked(answer.is_err());
+        if let Err(trouble) = answer {
+            self.failed(&trouble, true);
+            return;
+        }
+        self.session.wrote();
+        self.consul_answered();
+        for FailedWrites { mut writes, trouble } in failed {
+            let is_at_fault = self.lanes.is_at_fault(&writes);
+            tracing::debug!(writes = writes.len(), is_at_fault, trouble = %trouble.message, "writes fail while others pass");
+            if is_at_fault && let Some(Planned { owner, op, .. }) = writes.pop() {
+                let words = format!("this write fails each time, while Consul carries out others: {}", trouble.message);
+                self.refuse(&owner, op, &words);
+                self.enqueue_again(owner);
+            }
+        }
+    }
+
+    /// Forgets which writes failed that nobody wants any more.
+    fn forget_failed_writes(&mut self) {
+        let refused = self.resources.refused_rows();
+        self.lanes.forget_failed(|row| refused.contains(row));
+    }
+
+    /// Whether a resource whose writes went well may have more to do.
+    fn wants_another_look(&self, owner: &ResourceKey) -> bool {
+        let is_last = !self.lanes.has_waiting(owner) && self.resources.in_flight(owner) == 0;
+        let more = self.resources.get(owner).progress.is_some_and(|progress| progress.more)
+            || self.world.resource(owner).is_none_or(|entry| entry.resource.deleting || !entry.resource.ours);
+        is_last && more && !self.removals.relist.has(owner)
+    }
+
+    /// Notes that Consul is unavailable: nothing more is asked of it for a while.
+    pub(super) fn failed(&mut self, trouble: &Trouble, of_a_write: bool) {
+        let failed = self.session.failed(trouble, of_a_write, Instant::now(), &mut self.ports.random);
+        self.timers.replace(failed.resumes, Timer::Resume);
+        if failed.is_new {
+            tracing::warn!(words = %trouble.message, "Consul is unavailable; writes are paused");
+        }
+        if trouble.lost_footing {
+            self.reset_session();
+        }
+        if failed.is_new {
+            for key in self.all_keys() {
+                self.reports.enqueue(key);
+            }
+        }
+    }
+
+    /// Notes that Consul answers.
+    fn consul_answered(&mut self) {
+        if self.session.answered() {
+            tracing::info!("Consul answers again");
+        }
+    }
+
+    /// Forgets all that was known of Consul; answers to what is under way do not count.
+    pub(super) fn reset_session(&mut self) {
+        tracing::warn!("the session with Consul was reset; registrations are read again");
+        self.session.reset();
+        self.mirror.clear();
+        self.world.know_rows(false);
+        self.lanes.reset();
+        self.removals.reset();
+        self.resources.reset();
+        for key in self.all_keys() {
+            self.enqueue(key, Cause::Inferred, Instant::now());
+        }
+    }
+}
+
+/// Writes a log line about what Consul carried out: when and why an instance came, changed and left.
+fn log_written(one: &Planned, before: Option<&Row>) {
+    let Planned { owner, op, why } = one;
+    let (RowKey { node, id }, service) = (op.key(), op.registration().map(|registration| &*registration.service));
+    match op {
+        Op::Put { registration, .. } if before.is_none() => tracing::debug!(
+            resource = %owner, instance = %id, node = %node, service, address = %registration.address, cause = %why,
+            "registered an instance"
+        ),
+        Op::Put { .. } => {
+            tracing::debug!(resource = %owner, instance = %id, node = %node, service, cause = %why, "changed an instance");
+        }
+        Op::Readiness { registration, .. } => tracing::debug!(
+            resource = %owner, instance = %id, node = %node, service, cause = %why,
+            readiness = registration.readiness.map_or("none", Health::as_str),
+            "changed the readiness of an instance"
+        ),
+        Op::Release { .. } => tracing::info!(
+            resource = %owner, instance = %id, node = %node, service, cause = %why,
+            "disowned an instance: it stays registered, and Lictor does not touch it any more"
+        ),
+        Op::Remove { service, .. } => tracing::info!(
+            resource = %owner, instance = %id, node = %node, service = %service,
+            address = before.map_or("", |row| &*row.registration.address), cause = %why,
+            "deregistered an instance"
+        ),
+    }
+}
+
+fn kind(op: &Op) -> Kind {
+    match op {
+        Op::Put { .. } => Kind::put,
+        Op::Readiness { .. } => Kind::readiness,
+        Op::Release { .. } => Kind::release,
+        Op::Remove { .. } => Kind::remove,
+    }
+}
+
+fn result(outcome: &Outcome) -> Written {
+    match outcome {
+        Outcome::Written { .. } => Written::written,
+        Outcome::Refused(_) => Written::refused,
+        Outcome::NotTried(_) => Written::not_tried,
+        Outcome::Unknown(_) => Written::unknown,
+    }
+}

@@ -1,0 +1,310 @@
+//! What is under way for each resource: one record a resource, and the queue of those that are to be reconciled.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use tokio::time::Instant;
+
+use super::decide::Decision;
+use super::refusals::Refusals;
+use crate::model::guard::Cause;
+use crate::model::names::ResourceKey;
+use crate::model::registration::RowKey;
+
+/// Why a resource is to be reconciled, and since when.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Dirty {
+    /// How the change came about.
+    pub(super) cause: Cause,
+    /// When the change arrived.
+    pub(super) since: Instant,
+}
+
+impl Dirty {
+    /// The same for both: inference outweighs observation, the earlier time the later.
+    fn merge(&mut self, other: Self) {
+        self.cause = self.cause.max(other.cause);
+        self.since = self.since.min(other.since);
+    }
+}
+
+/// What is known of one resource besides the World and the mirror.
+#[derive(Debug, Default)]
+pub(super) struct Record {
+    /// The decision about it in this session.
+    pub(super) decision: Option<Decision>,
+    /// Set while Consul does not hold what is desired.
+    pub(super) progress: Option<Progress>,
+    /// Set while instances stay although their endpoints are missing.
+    pub(super) missing: Option<MissingEndpoints>,
+    /// Set while instances wait for those of the resource that has their name next.
+    pub(super) handover: Option<Handover>,
+    /// The writes that Consul refused.
+    pub(super) refusals: Refusals,
+    /// The instances whose IDs somebody else holds, with who that is.
+    pub(super) conflicts: Vec<(RowKey, String)>,
+}
+
+/// That a resource is not yet as desired in Consul.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Progress {
+    pub(super) dirty: Dirty,
+    /// How many of its writes are under way.
+    pub(super) in_flight: usize,
+    /// Whether something is left to write once all of them are answered.
+    pub(super) more: bool,
+}
+
+/// That instances stay although their endpoints are missing.
+#[derive(Clone, Debug)]
+pub(super) struct MissingEndpoints {
+    /// How it came about that the endpoints are missing: in the same way the instances are removed.
+    pub(super) cause: Cause,
+    /// What the status says of it.
+    pub(super) message: Option<String>,
+}
+
+/// That instances under a name wait for those of the resources that have the name next.
+#[derive(Debug)]
+pub(super) struct Handover {
+    pub(super) until: Instant,
+    pub(super) to: BTreeSet<ResourceKey>,
+}
+
+impl Record {
+    fn is_empty(&self) -> bool {
+        self.decision.is_none()
+            && self.progress.is_none()
+            && self.missing.is_none()
+            && self.handover.is_none()
+            && self.refusals.is_empty()
+            && self.conflicts.is_empty()
+    }
+}
+
+/// All records, and the queue.
+#[derive(Debug, Default)]
+pub(super) struct Resources {
+    records: BTreeMap<ResourceKey, Record>,
+    dirty: BTreeMap<ResourceKey, Dirty>,
+    /// Dirty resources that wait for the first list of something that they need.
+    waiting: BTreeMap<ResourceKey, Dirty>,
+    /// Resources with instances whose IDs somebody else holds.
+    conflicting: BTreeSet<ResourceKey>,
+    /// Resources whose instances wait for those of another one.
+    handing_over: BTreeSet<ResourceKey>,
+    /// Instances that are registered again although nothing about them has changed: the catalog does not show them.
+    pub(super) unseen: BTreeSet<RowKey>,
+    /// How many writes Consul refused.
+    refused: usize,
+    empty: Record,
+}
+
+impl Resources {
+    /// What is known of a resource.
+    pub(super) fn get(&self, key: &ResourceKey) -> &Record {
+        self.records.get(key).unwrap_or(&self.empty)
+    }
+
+    /// Changes what is known of a resource.
+    pub(super) fn change<T>(&mut self, key: &ResourceKey, change: impl FnOnce(&mut Record) -> T) -> T {
+        let record = self.records.entry(key.clone()).or_default();
+        let refused = record.refusals.len();
+        let answer = change(record);
+        self.refused = self.refused - refused + record.refusals.len();
+        mark(&mut self.conflicting, key, !record.conflicts.is_empty());
+        mark(&mut self.handing_over, key, record.handover.is_some());
+        if record.is_empty() {
+            self.records.remove(key);
+        }
+        answer
+    }
+
+    /// Has a resource reconciled.
+    pub(super) fn enqueue(&mut self, key: ResourceKey, cause: Cause, since: Instant) {
+        let new = Dirty { cause, since };
+        self.dirty.entry(key).or_insert(new).merge(new);
+    }
+
+    /// Why a resource is to be reconciled again, and since when: as at first, while it is in progress.
+    pub(super) fn dirty_of(&self, key: &ResourceKey, now: Instant) -> Dirty {
+        let known = self.get(key).progress.map(|progress| progress.dirty);
+        known.unwrap_or(Dirty { cause: Cause::Observed, since: now })
+    }
+
+    /// Takes the next resource that is to be reconciled.
+    pub(super) fn next_dirty(&mut self) -> Option<(ResourceKey, Dirty)> {
+        let (key, dirty) = self.dirty.pop_first()?;
+        self.waiting.remove(&key);
+        Some((key, dirty))
+    }
+
+    /// Whether a resource is to be reconciled.
+    pub(super) fn is_dirty(&self, key: &ResourceKey) -> bool {
+        self.dirty.contains_key(key)
+    }
+
+    /// Does not have a resource reconciled.
+    pub(super) fn forget_dirty(&mut self, key: &ResourceKey) {
+        self.dirty.remove(key);
+    }
+
+    /// Lets a resource wait until something that it needs has been listed.
+    pub(super) fn wait_for_lists(&mut self, key: ResourceKey, dirty: Dirty) {
+        self.waiting.insert(key, dirty);
+    }
+
+    /// Takes those that wait for a list.
+    pub(super) fn take_waiting(&mut self) -> BTreeMap<ResourceKey, Dirty> {
+        std::mem::take(&mut self.waiting)
+    }
+
+    /// How many resources are to be reconciled.
+    pub(super) fn dirty_len(&self) -> usize {
+        self.dirty.len() + self.waiting.len()
+    }
+
+    /// How many writes Consul refused.
+    pub(super) fn refused_len(&self) -> usize {
+        self.refused
+    }
+
+    /// The instances whose writes Consul refused.
+    pub(super) fn refused_rows(&self) -> BTreeSet<RowKey> {
+        if self.refused == 0 {
+            return BTreeSet::new();
+        }
+        let all = self.records.values().flat_map(|record| record.refusals.iter());
+        all.map(|(row, _)| row.clone()).collect()
+    }
+
+    /// The resources with instances whose IDs somebody else holds.
+    pub(super) fn conflicting(&self) -> impl Iterator<Item = &ResourceKey> {
+        self.conflicting.iter()
+    }
+
+    /// The resources whose instances wait for those of this one.
+    pub(super) fn predecessors(&self, key: &ResourceKey) -> Vec<ResourceKey> {
+        let waits = |other: &&ResourceKey| self.get(other).handover.as_ref().is_some_and(|over| over.to.contains(key));
+        self.handing_over.iter().filter(waits).cloned().collect()
+    }
+
+    /// Whether the write for an instance of a resource was refused.
+    pub(super) fn is_refused(&self, key: &ResourceKey, row: &RowKey) -> bool {
+        self.get(key).refusals.has(row)
+    }
+
+    /// Notes that Consul does not hold what a resource wants.
+    pub(super) fn begin_progress(&mut self, key: &ResourceKey, dirty: Dirty) {
+        self.change(key, |record| {
+            let progress = record.progress.get_or_insert(Progress { dirty, in_flight: 0, more: false });
+            progress.dirty.cause = progress.dirty.cause.max(dirty.cause);
+        });
+    }
+
+    /// Notes that a write of a resource is under way.
+    pub(super) fn write_began(&mut self, key: &ResourceKey) {
+        if let Some(progress) = self.records.get_mut(key).and_then(|record| record.progress.as_mut()) {
+            progress.in_flight += 1;
+        }
+    }
+
+    /// Notes that a write of a resource was answered; `more` says whether that gives reason for another look.
+    pub(super) fn write_ended(&mut self, key: &ResourceKey, more: bool) {
+        if let Some(progress) = self.records.get_mut(key).and_then(|record| record.progress.as_mut()) {
+            progress.in_flight = progress.in_flight.saturating_sub(1);
+            progress.more |= more;
+        }
+    }
+
+    /// How many writes of a resource are under way.
+    pub(super) fn in_flight(&self, key: &ResourceKey) -> usize {
+        self.get(key).progress.map_or(0, |progress| progress.in_flight)
+    }
+
+    /// Forgets what was decided and what waits by what was known of Consul before. Writes that are under way, and
+    /// refusals, stay.
+    pub(super) fn reset(&mut self) {
+        self.handing_over.clear();
+        self.records.retain(|_, record| {
+            (record.decision, record.missing, record.handover) = (None, None, None);
+            !record.is_empty()
+        });
+    }
+}
+
+fn mark(set: &mut BTreeSet<ResourceKey>, key: &ResourceKey, is_in: bool) {
+    if !is_in {
+        set.remove(key);
+    } else if !set.contains(key) {
+        set.insert(key.clone());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn key(name: &str) -> ResourceKey {
+        ResourceKey::new("shop", name)
+    }
+
+    #[test]
+    fn inference_outweighs_observation_and_the_earlier_time_the_later() {
+        let (mut resources, start) = (Resources::default(), Instant::now());
+        let later = start + Duration::from_secs(1);
+        resources.enqueue(key("a"), Cause::Observed, later);
+        resources.enqueue(key("a"), Cause::Inferred, later);
+        resources.enqueue(key("a"), Cause::Observed, start);
+        let expected = Dirty { cause: Cause::Inferred, since: start };
+        assert_eq!(resources.next_dirty(), Some((key("a"), expected)));
+        assert_eq!(resources.next_dirty(), None);
+    }
+
+    #[test]
+    fn what_is_in_progress_is_reconciled_again_for_its_first_reason() {
+        let (mut resources, start) = (Resources::default(), Instant::now());
+        let first = Dirty { cause: Cause::Inferred, since: start };
+        resources.begin_progress(&key("a"), first);
+        resources.begin_progress(&key("a"), Dirty { cause: Cause::Observed, since: start + Duration::from_secs(5) });
+        assert_eq!(resources.dirty_of(&key("a"), start + Duration::from_secs(9)), first);
+    }
+
+    #[test]
+    fn a_record_is_kept_only_while_it_says_something() {
+        let mut resources = Resources::default();
+        let row = RowKey { node: "n".into(), id: "1".into() };
+        resources.change(&key("a"), |record| record.conflicts.push((row, "somebody".to_owned())));
+        assert_eq!(resources.conflicting().collect::<Vec<_>>(), [&key("a")]);
+        resources.change(&key("a"), |record| record.conflicts.clear());
+        assert!(resources.records.is_empty() && resources.conflicting.is_empty());
+        resources.change(&key("b"), |_| ());
+        assert!(resources.records.is_empty());
+    }
+
+    #[test]
+    fn predecessors_are_those_that_wait_for_a_resource() {
+        let mut resources = Resources::default();
+        let handover = || Handover { until: Instant::now(), to: BTreeSet::from([key("new")]) };
+        resources.change(&key("old"), |record| record.handover = Some(handover()));
+        assert_eq!(resources.predecessors(&key("new")), [key("old")]);
+        assert!(resources.predecessors(&key("old")).is_empty());
+        resources.reset();
+        assert!(resources.predecessors(&key("new")).is_empty() && resources.records.is_empty());
+    }
+
+    #[test]
+    fn writes_are_counted_while_they_are_under_way() {
+        let mut resources = Resources::default();
+        resources.begin_progress(&key("a"), Dirty { cause: Cause::Observed, since: Instant::now() });
+        resources.write_began(&key("a"));
+        resources.write_began(&key("a"));
+        resources.write_ended(&key("a"), true);
+        assert_eq!(resources.in_flight(&key("a")), 1);
+        resources.write_ended(&key("a"), false);
+        assert!(resources.get(&key("a")).progress.is_some_and(|progress| progress.in_flight == 0 && progress.more));
+        resources.write_ended(&key("b"), true);
+        assert_eq!(resources.in_flight(&key("b")), 0);
+    }
+}

@@ -1,0 +1,325 @@
+//! The session with Consul: connected, loaded, ready; outages, and answers that came too late.
+//!
+//! In: what Consul answered. Out: what to ask of it next, and whether an answer still counts. A session begins anew
+//! when nothing that was known of Consul holds any more; what was asked in an earlier one is not believed.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::timers::Backoff;
+use crate::consul::Trouble;
+use crate::model::desired::Placement;
+
+/// The session.
+#[derive(Debug, Default)]
+pub(super) struct Session {
+    state: State,
+    /// Rises with each reset.
+    generation: u64,
+    outage: Option<Outage>,
+    /// How often in a row Consul failed. That it can be read does not show that it can be written.
+    failures: u32,
+    /// Whether everything is being read.
+    is_reading: bool,
+    last_resync: Option<Instant>,
+}
+
+/// How far a session has come.
+#[derive(Debug, Default)]
+enum State {
+    #[default]
+    Disconnected,
+    Connecting,
+    /// Everything of this cluster is to be read, or is being read.
+    Loading(Placement),
+    /// The mirror is whole.
+    Ready(Placement),
+}
+
+/// Consul is unavailable.
+#[derive(Debug)]
+struct Outage {
+    message: String,
+    /// Whether a write failed: then a read of its node tells all that there is to know.
+    of_a_write: bool,
+    /// Nothing is asked of Consul before; none once that time has come.
+    until: Option<Instant>,
+}
+
+/// What to ask of Consul next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Request {
+    /// Connect to it.
+    Connect,
+    /// Read everything of this cluster.
+    Read,
+}
+
+/// What a failure leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Failed {
+    /// Whether nobody has been told of this outage in these words.
+    pub(super) is_new: bool,
+    /// When Consul is asked again.
+    pub(super) resumes: Instant,
+}
+
+/// An answer, with the session in which it was asked for.
+#[derive(Debug)]
+pub(super) struct Stamped<T> {
+    generation: u64,
+    answer: T,
+}
+
+/// The session in which something is asked.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Stamp(u64);
+
+impl Stamp {
+    /// Stamps an answer.
+    pub(super) fn on<T>(self, answer: T) -> Stamped<T> {
+        Stamped { generation: self.0, answer }
+    }
+}
+
+impl Session {
+    /// The stamp for what is asked now.
+    pub(super) fn stamp(&self) -> Stamp {
+        Stamp(self.generation)
+    }
+
+    /// Gives the answer, unless it was asked for in an earlier session.
+    pub(super) fn accept<T>(&self, stamped: Stamped<T>) -> Option<T> {
+        let (answer, is_current) = self.open(stamped);
+        is_current.then_some(answer)
+    }
+
+    /// Gives the answer, and whether it was asked for in this session.
+    pub(super) fn open<T>(&self, stamped: Stamped<T>) -> (T, bool) {
+        (stamped.answer, stamped.generation == self.generation)
+    }
+
+    /// Where instances go; none while the mirror is not whole.
+    pub(super) fn placement(&self) -> Option<&Placement> {
+        match &self.state {
+            State::Ready(placement) => Some(placement),
+            State::Disconnected | State::Connecting | State::Loading(_) => None,
+        }
+    }
+
+    /// Whether the mirror is whole.
+    pub(super) fn is_ready(&self) -> bool {
+        self.placement().is_some()
+    }
+
+    /// Whether something was asked or learned in this session.
+    pub(super) fn has_begun(&self) -> bool {
+        !matches!(self.state, State::Disconnected)
+    }
+
+    /// Whether nothing may be asked of Consul for now.
+    pub(super) fn is_paused(&self) -> bool {
+        self.outage.as_ref().is_some_and(|outage| outage.until.is_some())
+    }
+
+    /// Why Consul is unavailable; none if it is not.
+    pub(super) fn outage(&self) -> Option<&str> {
+        self.outage.as_ref().map(|outage| &*outage.message)
+    }
+
+    /// How long ago everything was read last; none before the first time.
+    pub(super) fn since_resync(&self) -> Option<Duration> {
+        self.last_resync.map(|at| at.elapsed())
+    }
+
+    /// What to ask of Consul so that the session becomes ready. Each is asked once.
+    pub(super) fn next_request(&mut self) -> Option<Request> {
+        if self.is_paused() {
+            return None;
+        }
+        match self.state {
+            State::Disconnected => {
+                self.state = State::Connecting;
+                Some(Request::Connect)
+            }
+            State::Loading(_) if !self.is_reading => {
+                self.is_reading = true;
+                Some(Request::Read)
+            }
+            State::Connecting | State::Loading(_) | State::Ready(_) => None,
+        }
+    }
+
+    /// Whether everything is to be read again now: it is known, and nobody is reading it.
+    pub(super) fn begin_resync(&mut self) -> bool {
+        let begins = self.is_ready() && !self.is_reading;
+        self.is_reading |= begins;
+        begins
+    }
+
+    /// Notes whether Consul could be connected.
+    pub(super) fn connected(&mut self, placement: Option<Placement>) {
+        self.state = placement.map_or(State::Disconnected, State::Loading);
+    }
+
+    /// Notes that everything was read. Answers whether that was the first time in this session.
+    pub(super) fn loaded(&mut self, now: Instant) -> bool {
+        (self.is_reading, self.last_resync) = (false, Some(now));
+        match std::mem::take(&mut self.state) {
+            State::Loading(placement) => {
+                self.state = State::Ready(placement);
+                true
+            }
+            state => {
+                self.state = state;
+                false
+            }
+        }
+    }
+
+    /// Notes that not everything could be read.
+    pub(super) fn load_failed(&mut self) {
+        self.is_reading = false;
+    }
+
+    /// Follows the registry where it has found that instances go elsewhere. Answers whether that is so.
+    pub(super) fn follow(&mut self, placement: Option<Placement>) -> bool {
+        match (&mut self.state, placement) {
+            (State::Ready(known), Some(now)) if *known != now => {
+                *known = now;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Notes that Consul failed: nothing is asked of it for a while. Several answers of one outage count once.
+    pub(super) fn failed(
+        &mut self,
+        trouble: &Trouble,
+        of_a_write: bool,
+        now: Instant,
+        random: &mut fastrand::Rng,
+    ) -> Failed {
+        if !self.is_paused() {
+            self.failures = self.failures.saturating_add(1);
+        }
+        let is_new = self.outage().is_none_or(|known| known != trouble.message);
+        let wait = Backoff::CONSUL.wait(self.failures, random).max(trouble.retry_after.unwrap_or_default());
+        let resumes = now + wait;
+        self.outage = Some(Outage { message: trouble.message.clone(), of_a_write, until: Some(resumes) });
+        Failed { is_new, resumes }
+    }
+
+    /// Lets Consul be asked again if the time has come. Answers whether everything is to be read: what was lost
+    /// meanwhile, only a read can tell.
+    pub(super) fn resume(&mut self, now: Instant) -> bool {
+        let Some(outage) = self.outage.as_mut().filter(|outage| outage.until.is_some_and(|until| until <= now)) else {
+            return false;
+        };
+        outage.until = None;
+        !outage.of_a_write
+    }
+
+    /// Notes that Consul answers. Answers whether it was unavailable before.
+    pub(super) fn answered(&mut self) -> bool {
+        self.outage.take().is_some()
+    }
+
+    /// Notes that Consul carried out a write, or refused it by itself: it can be written.
+    pub(super) fn wrote(&mut self) {
+        self.failures = 0;
+    }
+
+    /// Forgets an outage: another replica acts, and this one asks nothing.
+    pub(super) fn stand_by(&mut self) {
+        (self.outage, self.failures) = (None, 0);
+    }
+
+    /// Begins anew: answers to what was asked before do not count.
+    pub(super) fn reset(&mut self) {
+        self.generation += 1;
+        self.state = State::Disconnected;
+        self.is_reading = false;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn placement(node: &str) -> Placement {
+        Placement::Agent { node: node.into() }
+    }
+
+    #[test]
+    fn a_session_connects_then_reads_then_is_ready() {
+        let mut session = Session::default();
+        assert_eq!(session.next_request(), Some(Request::Connect));
+        assert_eq!(session.next_request(), None, "it is being connected");
+        session.connected(Some(placement("a")));
+        assert_eq!(session.next_request(), Some(Request::Read));
+        assert_eq!((session.next_request(), session.begin_resync()), (None, false), "it is being read");
+        assert!(session.loaded(Instant::now()), "for the first time");
+        assert_eq!((session.next_request(), session.placement()), (None, Some(&placement("a"))));
+        assert!(session.begin_resync() && !session.begin_resync(), "once at a time");
+        assert!(!session.loaded(Instant::now()), "the mirror was whole before");
+        assert!(session.follow(Some(placement("b"))) && !session.follow(Some(placement("b"))));
+        assert!(!session.follow(None));
+    }
+
+    #[test]
+    fn what_could_not_be_connected_or_read_is_asked_again() {
+        let mut session = Session::default();
+        session.next_request();
+        session.connected(None);
+        assert_eq!(session.next_request(), Some(Request::Connect));
+        session.connected(Some(placement("a")));
+        session.next_request();
+        session.load_failed();
+        assert_eq!(session.next_request(), Some(Request::Read));
+    }
+
+    #[test]
+    fn an_answer_of_an_earlier_session_does_not_count() {
+        let mut session = Session::default();
+        let before = session.stamp();
+        assert_eq!(session.accept(before.on("answer")), Some("answer"));
+        session.reset();
+        assert_eq!(session.accept(before.on("answer")), None);
+        assert_eq!(session.open(before.on("answer")), ("answer", false));
+        assert_eq!(session.accept(session.stamp().on("answer")), Some("answer"));
+    }
+
+    #[test]
+    fn an_outage_pauses_counts_once_and_ends_with_an_answer() {
+        let mut random = fastrand::Rng::with_seed(7);
+        let (mut session, now) = (Session::default(), Instant::now());
+        let away = Trouble::passing("connection refused");
+        let first = session.failed(&away, false, now, &mut random);
+        assert!(first.is_new && session.is_paused() && session.next_request().is_none());
+        let again = session.failed(&away, false, now, &mut random);
+        assert!(!again.is_new, "in the same words");
+        assert_eq!(session.failures, 1, "two answers of one outage");
+        assert!(session.failed(&Trouble::passing("no leader"), true, now, &mut random).is_new);
+        assert!(!session.resume(now), "it is too early");
+        let later = now + Duration::from_secs(60);
+        assert!(!session.resume(later), "of a write, its node tells");
+        assert!(!session.is_paused());
+        session.failed(&away, false, later, &mut random);
+        assert!(session.resume(later + Duration::from_secs(60)), "everything is read again");
+        assert_eq!(session.outage(), Some("connection refused"));
+        assert!(session.answered() && !session.answered());
+        session.wrote();
+        assert_eq!((session.failures, session.outage()), (0, None));
+    }
+
+    #[test]
+    fn consul_says_how_long_to_wait() {
+        let mut random = fastrand::Rng::with_seed(7);
+        let now = Instant::now();
+        let asked = Trouble { retry_after: Some(Duration::from_secs(20)), ..Trouble::passing("slow down") };
+        assert_eq!(Session::default().failed(&asked, false, now, &mut random).resumes, now + Duration::from_secs(20));
+    }
+}

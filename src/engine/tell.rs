@@ -1,0 +1,325 @@
+//! Finalizers, status and Events: written where something differs.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::decide::{Action, NAME_CONFLICT, decide, name_conflict};
+use super::reports::Next;
+use super::timers::Timer;
+use super::{Completion, Engine};
+use crate::cluster::world::Entry;
+use crate::cluster::{Finalizers, Write, WriteError};
+use crate::model::diff::count;
+use crate::model::names::ResourceKey;
+use crate::model::reasons::{Counts, Problem, ProblemReason};
+use crate::model::registration::{Row, RowKey};
+use crate::model::resource::Resource;
+use crate::model::status::{ConditionKind, ENDPOINTS_MISSING, Findings, NOT_LISTED, PENDING, Status, Truth, status};
+
+/// The least time between two writes of one resource's status.
+const BETWEEN: Duration = Duration::from_secs(1);
+
+/// The least time between two writes of one resource's status that differ in counts and messages alone.
+const BETWEEN_COUNTS: Duration = Duration::from_secs(3);
+
+/// How long before a status that was written and not seen is written again.
+const UNSEEN: Duration = Duration::from_secs(5);
+
+/// How long after a write that failed to try again.
+const RETRY: Duration = Duration::from_secs(2);
+
+/// How long after one that Kubernetes refused: somebody has to change something first.
+const RETRY_REFUSED: Duration = Duration::from_secs(60);
+
+impl Engine {
+    /// Writes what there is to tell, as far as the limits allow.
+    pub(super) fn write_reports(&mut self) {
+        let (is_ready, is_unavailable) = (self.session.is_ready(), self.session.outage().is_some());
+        if self.reports.has_unreachable() && (is_ready || is_unavailable) {
+            self.reports.take_unreachable(!is_ready);
+        }
+        while let Some(key) = self.reports.next_finalizer() {
+            if self.world.resource(&key).is_none() {
+                self.reports.forget_told(&key);
+            } else if is_ready && self.world.is_whole(&key.namespace) {
+                self.tell_finalizer(&key);
+            }
+        }
+        loop {
+            match self.reports.next_status(Instant::now()) {
+                Next::Resource(key) => {
+                    if self.world.is_whole(&key.namespace) && (is_ready || is_unavailable) {
+                        self.tell_status(key);
+                    }
+                }
+                Next::At(at) => {
+                    self.timers.set(at, Timer::Reports);
+                    return;
+                }
+                Next::None => return,
+            }
+        }
+    }
+
+    /// Puts the finalizer on a resource that has registrations, or is about to, and takes it off one that is being
+    /// deleted and has none left.
+    fn tell_finalizer(&mut self, key: &ResourceKey) {
+        let Some(Entry { resource, .. }) = self.world.resource(key) else { return };
+        if self.reports.told(key).finalized.as_ref() == Some(&resource.resource_version) {
+            return;
+        }
+        let is_registered = self.mirror.owned(key).next().is_some() || self.lanes.has_waiting(key);
+        let is_busy = is_registered || self.resources.in_flight(key) > 0;
+        let is_unknown = self.lanes.has_unknown(key) || self.resources.is_dirty(key);
+        let is_wanted = self.waits_for_finalizer(key) && self.resources.get(key).progress.is_some();
+        let finalizers = || Finalizers {
+            key: key.clone(),
+            uid: resource.uid.clone(),
+            resource_version: resource.resource_version.clone(),
+            finalizers: resource.finalizers.clone(),
+            ours: resource.finalizer.clone(),
+        };
+        let leaves = resource.deleting || !resource.ours;
+        let write = match (leaves, resource.has_finalizer()) {
+            (true, true) if self.reports.take_detached(key) => Write::RemoveFinalizer(finalizers()),
+            (true, true) if !is_busy && !is_unknown => {
+                if let Some(write) = forgets_status(resource, self.reports.told(key).forgotten) {
+                    self.reports.told(key).forgotten = Some(resource.generation);
+                    let key = key.clone();
+                    self.write(write, move |answer| Completion::StatusForgotten { key, answer });
+                    return;
+                }
+                Write::RemoveFinalizer(finalizers())
+            }
+            (false, false) if is_busy || is_wanted => Write::AddFinalizer(finalizers()),
+            _ => return,
+        };
+        self.reports.told(key).finalized = Some(resource.resource_version.clone());
+        let key = key.clone();
+        self.write(write, move |answer| Completion::FinalizerWritten { key, answer });
+    }
+
+    pub(super) fn on_status_forgotten(&mut self, key: ResourceKey, answer: Result<(), WriteError>) {
+        self.reports.completed(None);
+        if let Err(error) = answer {
+            tracing::debug!(resource = %key, %error, "the status of a resource of another class was not taken away");
+        }
+        self.reports.enqueue(key);
+    }
+
+    pub(super) fn on_finalizer_written(&mut self, key: ResourceKey, answer: Result<(), WriteError>) {
+        self.reports.completed(None);
+        match answer {
+            // The watch tells of the new state, and whether more is to do.
+            Ok(()) | Err(WriteError::Gone | WriteError::Conflict) => {}
+            Err(error) => {
+                tracing::warn!(resource = %key, %error, "a finalizer was not written");
+                self.reports.told(&key).finalized = None;
+                self.timers.set(Instant::now() + retry_after(&error), Timer::Report(key));
+            }
+        }
+    }
+
+    /// Writes the status of a resource if it differs from what the resource has, was not just written, and is not about
+    /// to be overtaken.
+    fn tell_status(&mut self, key: ResourceKey) {
+        let Some(entry) = self.world.resource(&key).filter(|entry| entry.resource.ours) else { return };
+        let now = Instant::now();
+        let sent_at = self.reports.told(&key).sent.as_ref().map(|(at, _)| *at);
+        if let Some(next) = sent_at.map(|at| at + BETWEEN).filter(|next| *next > now) {
+            self.timers.set(next, Timer::Report(key));
+            return;
+        }
+        let status = Arc::new(self.status_of(&key, entry));
+        let told = self.reports.told(&key);
+        if told.event.is_none() {
+            told.event = event_for(&entry.resource.status);
+        }
+        if !is_pending(&status) {
+            told.pending = None;
+        }
+        if *status == *entry.resource.status {
+            return;
+        }
+        let mut at = now;
+        if is_pending(&status) {
+            at = at.max(*told.pending.get_or_insert(now) + BETWEEN);
+        }
+        if let Some((sent_at, sent)) = &told.sent {
+            let wait = if *sent == status {
+                UNSEEN
+            } else if same_conditions(sent, &status) {
+                BETWEEN_COUNTS
+            } else {
+                BETWEEN
+            };
+            at = at.max(*sent_at + wait);
+        }
+        if at > now {
+            self.timers.set(at, Timer::Report(key));
+            return;
+        }
+        told.sent = Some((now, Arc::clone(&status)));
+        let event = event_for(&status).filter(|event| told.event.as_ref() != Some(event));
+        if event.is_some() {
+            told.event.clone_from(&event);
+        }
+        let (uid, since) = (entry.resource.uid.clone(), entry.since.clone());
+        if let Some((reason, message)) = event {
+            let warning = status.condition(ConditionKind::Ready).is_some_and(|ready| ready.truth != Truth::True);
+            let (key, uid, action) = (key.clone(), uid.clone(), "Reconcile".to_owned());
+            self.reports.began_event(now);
+            self.spawn_write(Write::Event { key, uid, warning, reason, action, message }, Completion::EventWritten);
+        }
+        self.reports.began_status(&key, now);
+        let write = Write::Status { key: key.clone(), uid, status, since };
+        self.spawn_write(write, move |answer| Completion::StatusWritten { key, answer });
+    }
+
+    /// Starts a write of a finalizer, or one that takes a status away.
+    fn write(&mut self, write: Write, completion: impl FnOnce(Result<(), WriteError>) -> Completion + Send + 'static) {
+        self.reports.began();
+        self.spawn_write(write, completion);
+    }
+
+    fn spawn_write(
+        &self,
+        write: Write,
+        completion: impl FnOnce(Result<(), WriteError>) -> Completion + Send + 'static,
+    ) {
+        let kubernetes = Arc::clone(&self.ports.kubernetes);
+        self.tasks.spawn(async move { completion(kubernetes.write(write).await) });
+    }
+
+    pub(super) fn on_status_written(&mut self, key: ResourceKey, answer: Result<(), WriteError>) {
+        self.reports.completed(Some(&key));
+        match answer {
+            Ok(()) | Err(WriteError::Gone | WriteError::Conflict) => {}
+            Err(error) => {
+                tracing::warn!(resource = %key, %error, "a status was not written");
+                self.timers.set(Instant::now() + retry_after(&error), Timer::Report(key));
+            }
+        }
+    }
+
+    /// The status of a resource as things stand. Unless the session is ready, the counts stay as last told.
+    fn status_of(&self, key: &ResourceKey, entry: &Entry) -> Status {
+        let (resource, record, placement) = (&entry.resource, self.resources.get(key), self.session.placement());
+        let known = record.decision.as_ref().filter(|_| placement.is_some());
+        let fresh;
+        let decision = match known {
+            Some(decision) => decision,
+            None => {
+                fresh = decide(&self.world, &self.config.identity, placement, key, self.registered(key));
+                &fresh
+            }
+        };
+        // Until it is known who has rows, what was said of the name stays.
+        let was_told = || resource.status.condition(ConditionKind::Accepted).is_some_and(|c| c.reason == NAME_CONFLICT);
+        let is_undecided = entry.last_good.is_some() && self.world.is_undecided(key);
+        let rival = self.world.rival(key).filter(|_| !is_undecided || was_told());
+        let conflict = rival.map(name_conflict);
+        let counts = match &decision.action {
+            _ if placement.is_none() => resource.status.instances,
+            Action::Apply { desired, .. } => count(desired, |row| self.mirror.row(row)),
+            Action::Freeze | Action::Disown => {
+                Counts { desired: 0, ..count_owned(self.mirror.owned(key).map(|(_, row)| row)) }
+            }
+        };
+        let source = &decision.source;
+        status(Findings {
+            generation: resource.generation,
+            // Until it is acted under a new name it has the old one, and none before the first.
+            service: self.world.acted_name(key),
+            refusal: resource.spec.as_ref().err().or(conflict.as_ref()),
+            resolved: source.resolved.as_ref().map(|resolved| resolved.as_ref().map(|()| ())),
+            remarks: source.remarks.clone(),
+            port_in_use: match &source.resolved {
+                Some(_) if self.world.waits_for(key).is_none() => source.port_in_use.clone(),
+                _ => resource.status.port_in_use.clone(),
+            },
+            paused: resource.paused,
+            mass_unready: self.unready.concerns(key).then(|| self.holds_unready()),
+            counts,
+            unsettled: record.progress.is_some() || self.lacks_finalizer(key, resource),
+            missing: record.missing.as_ref().and_then(|missing| missing.message.clone()),
+            standing: placement.is_some(),
+            problems: self.problems(key).chain(source.problems.iter().cloned()).collect(),
+            trouble: self.session.outage(),
+        })
+    }
+
+    /// Whether instances are registered that a deletion would not wait for: such a resource is in progress.
+    fn lacks_finalizer(&self, key: &ResourceKey, resource: &Resource) -> bool {
+        !resource.deleting && !resource.has_finalizer() && self.mirror.owned(key).next().is_some()
+    }
+
+    fn problems(&self, key: &ResourceKey) -> impl Iterator<Item = Problem> {
+        let record = self.resources.get(key);
+        let is_elsewhere =
+            |row: &RowKey| self.session.placement().is_some_and(|placement| placement.is_another_agent(&row.node));
+        let refused = record.refusals.iter().map(move |(row, words)| Problem {
+            instance: row.id.to_string(),
+            reason: if is_elsewhere(row) { ProblemReason::OnAnotherAgent } else { ProblemReason::Refused },
+            message: words.to_owned(),
+        });
+        let conflicts = record.conflicts.iter().map(|(row, who)| Problem {
+            instance: row.id.to_string(),
+            reason: ProblemReason::IdTaken,
+            message: format!("this ID on Consul node {} belongs to {who}", row.node),
+        });
+        refused.chain(conflicts)
+    }
+}
+
+/// The write that takes away the status of a resource that has another class now: nothing of what it says, which is
+/// about the spec before, holds any more. `forgotten` is the generation at which that was tried.
+fn forgets_status(resource: &Resource, forgotten: Option<i64>) -> Option<Write> {
+    let observed_generation = resource.status.observed_generation;
+    let is_from_us = observed_generation != 0 && observed_generation < resource.generation;
+    let is_new = forgotten != Some(resource.generation);
+    (!resource.ours && is_from_us && is_new).then(|| Write::ForgetStatus {
+        key: resource.key.clone(),
+        uid: resource.uid.clone(),
+        observed_generation,
+    })
+}
+
+fn retry_after(error: &WriteError) -> Duration {
+    match error {
+        WriteError::Refused(_) => RETRY_REFUSED,
+        WriteError::Limited(_, after) => RETRY.max(*after),
+        WriteError::Gone | WriteError::Conflict | WriteError::Unavailable(_) => RETRY,
+    }
+}
+
+/// Whether two statuses differ in counts and messages alone.
+fn same_conditions(one: &Status, other: &Status) -> bool {
+    let conditions = |status: &Status| {
+        let all = status.conditions.iter();
+        all.map(|c| (c.kind, c.truth, c.reason.clone(), c.observed_generation)).collect::<Vec<_>>()
+    };
+    one.service_name == other.service_name && conditions(one) == conditions(other)
+}
+
+/// Whether all that there is to say is that something is under way.
+fn is_pending(status: &Status) -> bool {
+    status
+        .condition(ConditionKind::Ready)
+        .is_some_and(|ready| [PENDING, NOT_LISTED, ENDPOINTS_MISSING].contains(&ready.reason.as_str()))
+}
+
+/// What an Event would say of a status: what `Ready` says, unless it is only pending.
+fn event_for(status: &Status) -> Option<(String, String)> {
+    let ready = status.condition(ConditionKind::Ready).filter(|_| !is_pending(status))?;
+    Some((ready.reason.clone(), ready.message.clone()))
+}
+
+/// Counts rows of a resource of which nobody can tell how many there should be.
+fn count_owned<'a>(rows: impl Iterator<Item = &'a Row>) -> Counts {
+    let mut counts = Counts::default();
+    rows.filter(|row| row.shown).for_each(|row| counts.add(row.health));
+    counts
+}
