@@ -18,7 +18,7 @@ use lictor::model::facts::{
 };
 use lictor::model::isolation::Isolation;
 use lictor::model::names::{ClusterName, Identity, ResourceKey, Str, instance_id};
-use lictor::model::plan::Plan;
+use lictor::model::plan::{Plan, Rank, Wanted};
 use lictor::model::reasons::ProblemReason;
 use lictor::model::registration::{Ownership, Registration, Row, RowKey, TaggedAddress, Weights};
 use lictor::model::resolve::{Before, Hold, Instance, Remains, Resolution, limit, resolve};
@@ -152,9 +152,11 @@ fn converge(mirror: &mut Mirror, desired: &Desired, on_op: &mut dyn FnMut(&Mirro
         }
         let mut plan = Plan::default();
         let count = diff.ops.len();
-        plan.replace(&owner(), diff.ops);
+        let there = |op: &Op| mirror.row(op.key()).map(|row| &*row.registration);
+        let wanted = |op: Op| Wanted { rank: Rank::of(&op, there(&op)), op, why: "a property".into() };
+        plan.replace(&owner(), diff.ops.into_iter().map(wanted).collect());
         assert_eq!(plan.len(), count, "one operation for each instance");
-        let next = |plan: &Plan| plan.nodes().next().cloned();
+        let next = |plan: &Plan| plan.next_node(None, |_| true).cloned();
         while let Some(node) = next(&plan) {
             for planned in plan.take(&node, 3, &Isolation::default()) {
                 assert_eq!(planned.op.key().node, node);

@@ -22,7 +22,7 @@ use crate::model::status::NOT_LISTED;
 pub(crate) const NAME_CONFLICT: &str = "NameConflict";
 
 /// What is decided about one resource.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Decision {
     /// What is to be done about its registrations.
     pub(crate) action: Action,
@@ -31,7 +31,7 @@ pub(crate) struct Decision {
 }
 
 /// What is to be done about the registrations of a resource.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Action {
     /// Register these, and deregister what else is there, except what `hold` names.
     Apply {
@@ -260,7 +260,7 @@ pub(crate) enum Gone {
     /// The endpoint or pod is terminating.
     Terminating,
     /// No slice and no pod has the address any more.
-    EndpointGone,
+    NoEndpoint,
     /// The endpoint lives, and the resource or its Service asks for something else.
     Edited,
 }
@@ -274,7 +274,7 @@ impl Gone {
             Self::ClassChanged => "the resource has another class",
             Self::NotReady => "its endpoint is not ready",
             Self::Terminating => "its endpoint is terminating",
-            Self::EndpointGone => "its endpoint is gone",
+            Self::NoEndpoint => "its endpoint is gone",
             Self::Edited => "the resource or its source was edited",
         }
     }
@@ -302,7 +302,7 @@ pub(super) fn why_gone<'a>(
             (Some(terminating), Some(address)) => match terminating.get::<IpAddr>(&address) {
                 Some(true) => Gone::Terminating,
                 Some(false) => Gone::Edited,
-                None => Gone::EndpointGone,
+                None => Gone::NoEndpoint,
             },
             _ => Gone::Edited,
         }

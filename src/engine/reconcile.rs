@@ -1,5 +1,6 @@
 //! One dirty resource: what should be there, how that differs from what is, and which of it may be written now.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -125,7 +126,7 @@ impl Engine {
                 ops = diff.ops;
             }
         }
-        self.wait_for_missing(key, missing, dirty.cause);
+        self.wait_for_missing(key, &missing, dirty.cause);
         let all = ops.len();
         ops.retain(|op| !self.lanes.is_in_flight(op.key()));
         if ops.len() < all || waits {
@@ -164,7 +165,7 @@ impl Engine {
     }
 
     /// Has a resource reconciled again when the first of its instances whose endpoints are missing may go.
-    fn wait_for_missing(&mut self, key: &ResourceKey, missing: Missing, cause: Cause) {
+    fn wait_for_missing(&mut self, key: &ResourceKey, missing: &Missing, cause: Cause) {
         if let Some(until) = missing.until {
             self.timers.set(until, Timer::Reconcile(key.clone()));
         }
@@ -305,14 +306,9 @@ impl Engine {
         }
         let record = self.resources.get(key);
         let known = record.decision.as_ref().filter(|_| !self.resources.is_dirty(key));
-        let fresh;
-        let decision = match known {
-            Some(decision) => decision,
-            None => {
-                fresh = decide(&self.world, &self.config.identity, Some(placement), key, self.registered(key));
-                &fresh
-            }
-        };
+        let fresh =
+            || Cow::Owned(decide(&self.world, &self.config.identity, Some(placement), key, self.registered(key)));
+        let decision = known.map_or_else(fresh, Cow::Borrowed);
         let Action::Apply { desired, .. } = &decision.action else { return false };
         desired.keys().any(|row| match self.mirror.row(row) {
             _ if record.refusals.has(row) => false,

@@ -1,5 +1,6 @@
 //! Finalizers, status and Events: written where something differs.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -208,14 +209,8 @@ impl Engine {
     fn status_of(&self, key: &ResourceKey, entry: &Entry) -> Status {
         let (resource, record, placement) = (&entry.resource, self.resources.get(key), self.session.placement());
         let known = record.decision.as_ref().filter(|_| placement.is_some());
-        let fresh;
-        let decision = match known {
-            Some(decision) => decision,
-            None => {
-                fresh = decide(&self.world, &self.config.identity, placement, key, self.registered(key));
-                &fresh
-            }
-        };
+        let fresh = || Cow::Owned(decide(&self.world, &self.config.identity, placement, key, self.registered(key)));
+        let decision = known.map_or_else(fresh, Cow::Borrowed);
         // Until it is known who has rows, what was said of the name stays.
         let was_told = || resource.status.condition(ConditionKind::Accepted).is_some_and(|c| c.reason == NAME_CONFLICT);
         let is_undecided = entry.last_good.is_some() && self.world.is_undecided(key);
@@ -234,7 +229,7 @@ impl Engine {
             // Until it is acted under a new name it has the old one, and none before the first.
             service: self.world.acted_name(key),
             refusal: resource.spec.as_ref().err().or(conflict.as_ref()),
-            resolved: source.resolved.as_ref().map(|resolved| resolved.as_ref().map(|()| ())),
+            resolved: source.resolved.as_ref().map(|resolved| resolved.as_ref().copied()),
             remarks: source.remarks.clone(),
             port_in_use: match &source.resolved {
                 Some(_) if self.world.waits_for(key).is_none() => source.port_in_use.clone(),
