@@ -3,33 +3,19 @@
 use std::net::{IpAddr, UdpSocket};
 
 use anyhow::Result;
-use axum::Router;
-use axum::routing::get;
-use tokio::net::TcpListener;
-use tokio::task::JoinSet;
+use lictor_testbed::{Listener, Protocol};
 
 /// Servers of HTTP, at this machine's own address, on a port each. They end with this value.
 pub(crate) struct Answering {
     ip: IpAddr,
-    ports: [u16; 2],
-    _serving: JoinSet<()>,
+    servers: [Listener; 2],
 }
 
 impl Answering {
     pub(crate) async fn on_two_ports() -> Result<Self> {
         let ip = own_address()?;
-        let mut serving = JoinSet::new();
-        let mut ports = [0; 2];
-        for port in &mut ports {
-            let listener = TcpListener::bind((ip, 0)).await?;
-            *port = listener.local_addr()?.port();
-            let router = Router::new().route("/", get(|| async { "here" }));
-            serving.spawn(async move {
-                // It serves until it is dropped.
-                let _ = axum::serve(listener, router).await;
-            });
-        }
-        Ok(Self { ip, ports, _serving: serving })
+        let start = || Listener::start(Protocol::Http, ip, None);
+        Ok(Self { ip, servers: [start().await?, start().await?] })
     }
 
     pub(crate) fn ip(&self) -> IpAddr {
@@ -37,7 +23,7 @@ impl Answering {
     }
 
     pub(crate) fn ports(&self) -> [u16; 2] {
-        self.ports
+        self.servers.each_ref().map(Listener::port)
     }
 }
 

@@ -1,6 +1,6 @@
 //! How a field is read back from Consul, as text for the page.
 
-use std::cell::Cell;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use lictor_testbed::wait;
@@ -123,12 +123,15 @@ async fn runs_until(wanted: &'static str, bed: &Bed, subject: &mut Subject) -> R
             return Ok(format!("{wanted} with {run} number {runs} in a row"));
         }
     }
-    bail!("{ATTEMPTS} times more than one run lay between two looks: this machine is too busy to count them")
+    bail!("{ATTEMPTS} times the check may have given up waiting: this machine is too busy to count its runs")
 }
 
 const ATTEMPTS: usize = 10;
 
-/// Counts them once; none if more than one lay between the last look at the old state and the first at the new one.
+/// Half of what the check waits for an answer.
+const PATIENCE: Duration = Duration::from_millis(1500);
+
+/// Counts them once; none if the check may have given up waiting for an answer.
 async fn count_runs(wanted: &'static str, bed: &Bed, subject: &mut Subject) -> Result<Option<usize>> {
     let (start, answers) = if wanted == "passing" { ("critical", [500, 200]) } else { ("passing", [200, 500]) };
     let service = &subject.services[0];
@@ -136,24 +139,9 @@ async fn count_runs(wanted: &'static str, bed: &Bed, subject: &mut Subject) -> R
     server.set_status(answers[0]).await?;
     // The first run of a check decides at once, whatever the thresholds.
     server.next("a run", |_| true, SOON).await?;
-    wait::until(format!("a check that is {start}"), SOON, || async {
-        Ok((agents_check(bed, service).await?["Status"] == start).then_some(()))
-    })
-    .await?;
-    server.set_status(answers[1]).await?;
-    let begin = server.heard().len();
-    let before = Cell::new(begin);
-    wait::until(format!("a check that is {wanted}"), SOON, || async {
-        let heard = server.heard().len();
-        if agents_check(bed, service).await?["Status"] == wanted {
-            return Ok(Some(()));
-        }
-        before.set(heard);
-        Ok(None)
-    })
-    .await?;
-    let runs = server.heard().len() - begin;
-    Ok((server.heard().len() - before.get() <= 1).then_some(runs))
+    let is = async |status: &str| Ok(agents_check(bed, service).await?["Status"] == status);
+    wait::until(format!("a check that is {start}"), SOON, || async { Ok(is(start).await?.then_some(())) }).await?;
+    server.answers_until(answers[1], async || is(wanted).await, PATIENCE, SOON).await
 }
 
 /// The only check of an instance, as its agent has it.

@@ -1,5 +1,7 @@
 //! Servers for Consul's checks to ask: real ones, each with a record of what reached it.
 //!
+//! They share a thread of their own: a check that Consul runs must not wait for what a test does meanwhile.
+//!
 //! One is well or ill as a test says. A well one answers as the kind of check expects; an ill one answers that it
 //! is not, where the kind has words for it, and otherwise is not there at all.
 
@@ -8,17 +10,20 @@ mod h2ping;
 mod http;
 mod words;
 
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU16, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::runtime::{self, Runtime};
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 
@@ -106,6 +111,15 @@ struct Record {
     heard: Arc<Mutex<Vec<Heard>>>,
     /// The status of HTTP's answers; what else there is counts anything but 200 as ill.
     status: Arc<AtomicU16>,
+    /// Where somebody else answers for HTTP meanwhile: with a status for each request.
+    answerer: Arc<Mutex<Option<mpsc::UnboundedSender<Waiting>>>>,
+}
+
+/// A request that waits for the status of its answer.
+#[derive(Debug)]
+struct Waiting {
+    since: Instant,
+    answer: oneshot::Sender<u16>,
 }
 
 impl Record {
@@ -119,6 +133,22 @@ impl Record {
 
     fn status(&self) -> u16 {
         self.status.load(Ordering::SeqCst)
+    }
+
+    fn answerer(&self) -> MutexGuard<'_, Option<mpsc::UnboundedSender<Waiting>>> {
+        self.answerer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The status of the next answer over HTTP, once it is known.
+    async fn answer(&self) -> u16 {
+        let waiting = self.answerer().as_ref().and_then(|answerer| {
+            let (sender, answer) = oneshot::channel();
+            answerer.send(Waiting { since: Instant::now(), answer: sender }).ok().map(|()| answer)
+        });
+        match waiting {
+            Some(answer) => answer.await.unwrap_or_else(|_| self.status()),
+            None => self.status(),
+        }
     }
 }
 
@@ -171,7 +201,7 @@ impl Listener {
         let has_words = matches!(self.protocol, Protocol::Http | Protocol::Grpc);
         if status == 200 || has_words {
             if self.serving.is_none() {
-                self.serving = Some(self.serve().await?);
+                self.serving = Some(self.serve()?);
             }
         } else if let Some(serving) = self.serving.take() {
             serving.abort();
@@ -181,16 +211,58 @@ impl Listener {
         Ok(())
     }
 
-    async fn serve(&self) -> Result<JoinHandle<()>> {
+    /// Counts how many answers with a status it takes, over HTTP, until somebody who asks again and again has `turned`.
+    /// From then on this is the status of all answers.
+    ///
+    /// Each request waits for its answer until `turned` was looked at. Whoever sends it has taken in all answers before it and
+    /// none after them, so the count is exact. None if a request may have given up: if it waited for longer than `patience`.
+    pub async fn answers_until(
+        &mut self,
+        status: u16,
+        turned: impl AsyncFn() -> Result<bool>,
+        patience: Duration,
+        timeout: Duration,
+    ) -> Result<Option<usize>> {
+        let (answerer, mut asked) = mpsc::unbounded_channel::<Waiting>();
+        *self.record.answerer() = Some(answerer);
+        let count = async {
+            let mut answers = 0;
+            while let Some(waiting) = asked.recv().await {
+                let turned = turned().await?;
+                if waiting.since.elapsed() > patience {
+                    break;
+                }
+                if turned {
+                    return Ok(Some(answers));
+                }
+                if waiting.answer.send(status).is_err() {
+                    break;
+                }
+                answers += 1;
+            }
+            Ok(None)
+        };
+        let counted = tokio::time::timeout(timeout, count).await;
+        self.record.answerer().take();
+        self.set_status(status).await?;
+        counted.with_context(|| format!("answers of {status} changed nothing within {timeout:?}"))?
+    }
+
+    fn serve(&self) -> Result<JoinHandle<()>> {
         let what = || format!("listening on {}", self.address);
         let record = self.record.clone();
+        let serving = serving()?;
+        let _entered = serving.enter();
         if self.protocol == Protocol::Udp {
-            let socket = UdpSocket::bind(self.address).await.with_context(what)?;
-            return Ok(tokio::spawn(echo(socket, record)));
+            let socket = std::net::UdpSocket::bind(self.address).with_context(what)?;
+            socket.set_nonblocking(true)?;
+            return Ok(serving.spawn(echo(UdpSocket::from_std(socket)?, record)));
         }
-        let listener = TcpListener::bind(self.address).await.with_context(what)?;
+        let listener = std::net::TcpListener::bind(self.address).with_context(what)?;
+        listener.set_nonblocking(true)?;
+        let listener = TcpListener::from_std(listener)?;
         let (protocol, tls) = (self.protocol, self.tls.clone().map(TlsAcceptor::from));
-        Ok(tokio::spawn(async move {
+        Ok(serving.spawn(async move {
             // Ends what is under way when it ends itself.
             let mut connections = tokio::task::JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
@@ -207,6 +279,13 @@ impl Drop for Listener {
             serving.abort();
         }
     }
+}
+
+/// What all listeners of this process are served by.
+fn serving() -> Result<&'static Runtime> {
+    static SERVING: LazyLock<io::Result<Runtime>> =
+        LazyLock::new(|| runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build());
+    SERVING.as_ref().map_err(|error| anyhow!("no thread for listeners: {error}"))
 }
 
 fn server_config(pair: &Pair, protocol: Protocol) -> Result<Arc<ServerConfig>> {

@@ -8,10 +8,10 @@ const NO_SUCCESSES: &str = "has one passing_threshold for all checks: remove suc
 const NO_FAILURES: &str =
     "has one critical_threshold for all checks: remove failuresBeforeWarning and failuresBeforeCritical";
 
-/// A check with a threshold.
+/// A check with a threshold. It waits as long for an answer as it waits between two runs.
 macro_rules! counting {
     ($threshold:literal) => {
-        concat!("checks: [{name: c, http: {}, interval: 1s, ", $threshold, "}]")
+        concat!("checks: [{name: c, http: {}, interval: 3s, ", $threshold, "}]")
     };
 }
 

@@ -29,5 +29,5 @@ async fn answer(request: Request<Incoming>, over: &Over, record: &Record) -> Res
     headers.sort();
     let target = head.uri.path_and_query().map(ToString::to_string).unwrap_or_default();
     record.add(Message::Request { method: head.method.to_string(), target, headers, body: text(&body) }, over);
-    Ok(Response::builder().status(record.status()).body(Empty::new())?)
+    Ok(Response::builder().status(record.answer().await).body(Empty::new())?)
 }
