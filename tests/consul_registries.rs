@@ -30,7 +30,7 @@ use lictor::model::registration::{Health, Ownership, Registration, Row, RowKey, 
 use lictor::model::resolve::Instance;
 use lictor::model::template::Values;
 use lictor_testbed::certificates::Authority;
-use lictor_testbed::{Consul, ConsulApi, ConsulOptions, Fault, Proxy, WorkDir, ports, wait};
+use lictor_testbed::{Consul, ConsulApi, ConsulOptions, Fault, Hold, Proxy, WorkDir, ports, wait};
 use proptest::collection::{btree_map, vec};
 use proptest::option;
 use proptest::prelude::{Just, Strategy, any, prop_oneof};
@@ -826,24 +826,27 @@ async fn what_is_under_way_while_the_fence_is_raised_is_sent_again() {
     let node = connect(&registry).await;
     let registration = full("10.0.0.1", None);
     let slow_ones = AtomicUsize::new(0);
+    let hold = Hold::default();
+    let fault = Fault::Hold(hold.clone());
     proxy.set_fault(Fault::Rule(Arc::new(move |record| {
         let body = String::from_utf8_lossy(&record.body);
         if body.contains("lost") {
             return Some(Fault::DropAnswer);
         }
-        (body.contains("slow") && slow_ones.fetch_add(1, Ordering::SeqCst) == 0)
-            .then_some(Fault::Delay(Duration::from_millis(500)))
+        (body.contains("slow") && slow_ones.fetch_add(1, Ordering::SeqCst) == 0).then(|| fault.clone())
     })));
+    let sent = || proxy.writes().iter().filter(|write| String::from_utf8_lossy(&write.body).contains("slow")).count();
     let slow_node = Str::from("test-slow");
     let slow = key(&slow_node, "a");
     let others = async {
+        wait::until("the slow one is under way", SOON, || async { Ok((sent() > 0).then_some(())) }).await.unwrap();
         let outcome = apply(&registry, &node, vec![put(&key(&node, "lost"), &registration)]).await.remove(0);
         assert!(matches!(outcome, Outcome::Unknown(_)), "{outcome:?}");
         write(&registry, &node, vec![put(&key(&node, "a"), &registration)]).await;
+        hold.release();
     };
     tokio::join!(write(&registry, &slow_node, vec![put(&slow, &registration)]), others);
-    let sent = proxy.writes().iter().filter(|write| String::from_utf8_lossy(&write.body).contains("slow")).count();
-    assert_eq!(sent, 2, "once under the old fence, once under the new one");
+    assert_eq!(sent(), 2, "once under the old fence, once under the new one");
     assert_eq!(registry.read().await.unwrap().len(), 3);
 }
 

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use lictor::cluster::convert::ChecksRunBy;
 use lictor::consul::Registry;
@@ -13,7 +12,7 @@ use lictor::model::diff::Op;
 use lictor::model::names::Str;
 use lictor::model::registration::{Health, Registration, RowKey};
 use lictor_testbed::{
-    Consul, ConsulApi, ConsulOptions, Esm, Fault, Heard, Listener, Message, Protocol, Proxy, esm, wait,
+    Consul, ConsulApi, ConsulOptions, Esm, Fault, Heard, Hold, Listener, Message, Protocol, Proxy, esm, wait,
 };
 use serde_json::{Value, json};
 
@@ -170,9 +169,11 @@ async fn what_consul_esm_says_meanwhile_is_not_lost() {
     write(&registry, &node, vec![put(&key, &before)]).await;
     let after = Registration { tags: ["v2".into()].into(), ..before.clone() };
     let first = AtomicBool::new(true);
+    let hold = Hold::default();
+    let fault = Fault::Hold(hold.clone());
     proxy.set_fault(Fault::Rule(Arc::new(move |record| {
         let is_edit = String::from_utf8_lossy(&record.body).contains("\"v2\"");
-        (is_edit && first.swap(false, Ordering::SeqCst)).then_some(Fault::Delay(Duration::from_millis(500)))
+        (is_edit && first.swap(false, Ordering::SeqCst)).then(|| fault.clone())
     })));
     let writes =
         || proxy.writes().iter().filter(|write| String::from_utf8_lossy(&write.body).contains("\"v2\"")).count();
@@ -180,6 +181,7 @@ async fn what_consul_esm_says_meanwhile_is_not_lost() {
         let arrived = || async { Ok((writes() > 0).then_some(())) };
         wait::until("the edit to be under way", SOON, arrived).await.unwrap();
         say(&api, &key, "web:http", "critical").await;
+        hold.release();
     };
     tokio::join!(write(&registry, &node, vec![edit(&key, &before, &after)]), meanwhile);
     assert_eq!(writes(), 2, "the first was of a check that had changed");

@@ -11,8 +11,8 @@ use k8s_openapi::api::core::v1::Namespace;
 use kube::Api;
 use kube::config::Kubeconfig;
 use lictor_testbed::{
-    Consul, ConsulOptions, ControlPlane, Fault, Instance, NewEndpoint, Operator, Proxy, TestNamespace, WorkDir, ports,
-    wait,
+    Consul, ConsulOptions, ControlPlane, Fault, Hold, Instance, NewEndpoint, Operator, Proxy, TestNamespace, WorkDir,
+    ports, wait,
 };
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
@@ -171,15 +171,18 @@ pub(crate) async fn sigterm_and_not_one_request_more(bed: &Bed) -> Result<()> {
     bed.namespace.apply_slice("web-1", "web", &[("http", 8080)], &endpoints).await?;
     let proxy = Proxy::start(&bed.consul_address()).await?;
     let operator = bed.operator().consul(&proxy.addr()).without_sweeps().ready().await?;
-    let slow = Fault::Delay(Duration::from_secs(1));
-    proxy.set_fault(Fault::Rule(Arc::new(move |record| record.is_write().then(|| slow.clone()))));
+    let hold = Hold::default();
+    let fault = Fault::Hold(hold.clone());
+    proxy.set_fault(Fault::Rule(Arc::new(move |record| record.is_write().then(|| fault.clone()))));
     proxy.clear();
     bed.apply_web(json!({})).await?;
     wait::until("a write under way", SOON, || async { Ok((!proxy.writes().is_empty()).then_some(())) }).await?;
 
-    // For a second yet nothing else begins: that write waits for its answer.
+    // Nothing else begins: that write waits for its answer until the signal has arrived.
     let before = proxy.records().len();
     operator.process().signal("TERM")?;
+    wait::until("the signal", SOON, || async { Ok(operator.log().contains("SIGTERM").then_some(())) }).await?;
+    hold.release();
     let end = wait::until("its end", SOON, || async { operator.process().exited() }).await?;
     ensure!(end.success(), "it ended with {end}");
     let records = proxy.records();
@@ -443,7 +446,9 @@ pub(crate) async fn answers_are_lost(bed: &Bed) -> Result<()> {
         }
     })));
     bed.apply_web(json!({})).await?;
-    for round in 0..3 {
+    // Rounds until every one of these has happened: how many changes one write takes in is a matter of time.
+    let mut round = 0;
+    while round < 3 || seen.load(Ordering::SeqCst) <= 11 {
         bed.apply_web(json!({ "tags": [format!("round-{round}")] })).await?;
         bed.namespace.set_ready("web-1", round % 2 == 0).await?;
         bed.namespace.force_delete("web-2").await?;
@@ -458,8 +463,8 @@ pub(crate) async fn answers_are_lost(bed: &Bed) -> Result<()> {
                 })
         })
         .await?;
+        round += 1;
     }
-    ensure!(seen.load(Ordering::SeqCst) > 7, "too few writes for this to show something: {seen:?}");
     bed.wait_ready("web").await?;
     operator.wait_ready(SOON).await
 }

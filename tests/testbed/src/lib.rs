@@ -49,7 +49,7 @@ pub use operator::Operator;
 pub use pods::{NewPod, TestPod};
 pub use process::Process;
 pub use programs::{NodePrograms, Programs};
-pub use proxy::{Fault, Proxy, Record};
+pub use proxy::{Fault, Hold, Proxy, Record};
 pub use reader::{Reader, Seen};
 pub use watchdog::Watchdog;
 pub use work_dir::WorkDir;

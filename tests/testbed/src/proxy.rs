@@ -18,6 +18,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 use tokio::task::{AbortHandle, JoinSet};
 
 use crate::init_tls;
@@ -71,10 +72,34 @@ pub enum Fault {
     Status(u16, String, Vec<(&'static str, String)>),
     /// Consul gets the request only after this time.
     Delay(Duration),
+    /// Consul gets the request only once this is released.
+    Hold(Hold),
     /// Consul does it, and the connection is closed without the answer.
     DropAnswer,
     /// Decides for each request; None is [`Fault::None`].
     Rule(Rule),
+}
+
+/// What requests wait for, until it is released for good.
+#[derive(Clone, Debug)]
+pub struct Hold(Arc<Semaphore>);
+
+impl Default for Hold {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(0)))
+    }
+}
+
+impl Hold {
+    /// Lets through all that wait and all that come.
+    pub fn release(&self) {
+        self.0.close();
+    }
+
+    async fn over(&self) {
+        // It has no permits, and ends the wait when it is closed.
+        let _ = self.0.acquire().await;
+    }
 }
 
 /// What decides for one request at a time.
@@ -87,6 +112,7 @@ impl fmt::Debug for Fault {
             Self::Refuse => f.write_str("Refuse"),
             Self::Status(status, body, _) => write!(f, "Status({status}, {body:?})"),
             Self::Delay(time) => write!(f, "Delay({time:?})"),
+            Self::Hold(_) => f.write_str("Hold(..)"),
             Self::DropAnswer => f.write_str("DropAnswer"),
             Self::Rule(_) => f.write_str("Rule(..)"),
         }
@@ -223,6 +249,10 @@ impl Shared {
             }
             Fault::Delay(time) => {
                 tokio::time::sleep(time).await;
+                self.forward(&record, head.headers).await?
+            }
+            Fault::Hold(hold) => {
+                hold.over().await;
                 self.forward(&record, head.headers).await?
             }
             Fault::DropAnswer => {
