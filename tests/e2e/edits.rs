@@ -1,13 +1,14 @@
 //! Every edit of a resource, while somebody asks Consul all the time: at each moment there is all of the old truth, or
 //! all of the new.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use futures::future::{join_all, try_join_all};
 use lictor_testbed::{Fault, Instance, NewEndpoint, Proxy, Record};
 use serde_json::{Value, json};
@@ -16,6 +17,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use crate::answering::Answering;
 use crate::bed::{Bed, SOON, merged, pair};
 use crate::launch::Launch;
+use crate::reader::looked;
 
 /// How often Consul is asked.
 const EVERY: Duration = Duration::from_millis(10);
@@ -293,7 +295,7 @@ impl Edit {
 
     /// Asks Consul, every few milliseconds, for what is passing, and ends with a moment at which that is neither all
     /// that it was nor all that it will be. Counts how often it asked.
-    async fn gap(&self, bed: &Bed, from: usize, looks: &mut usize) -> Result<String> {
+    async fn gap(&self, bed: &Bed, from: usize, looks: &Cell<usize>) -> Result<String> {
         let (before, after) = (self.truth(bed, from), self.truth(bed, 1 - from));
         // In this order: what has left the one name must have been under the other one before.
         let mut names = vec![self.service(bed, from), self.service(bed, 1 - from)];
@@ -314,10 +316,11 @@ impl Edit {
                     found.insert((name.clone(), (address, port)));
                 }
             }
-            *looks += 1;
+            looks.set(looks.get() + 1);
             if !before.is_subset(&found) && !after.is_subset(&found) {
                 return Ok(format!(
-                    "at look {looks} of the edit {:?} from side {from} there was neither all of {before:#?} nor all of {after:#?}, but {found:#?}",
+                    "at look {} of the edit {:?} from side {from} there was neither all of {before:#?} nor all of {after:#?}, but {found:#?}",
+                    looks.get(),
                     self.name
                 ));
             }
@@ -325,17 +328,17 @@ impl Edit {
     }
 
     /// Does something that leads to the other side, and waits for it, while Consul is asked.
-    async fn watched(&self, bed: &Bed, from: usize, act: impl Future<Output = Result<()>>) -> Result<usize> {
-        let mut looks = 0;
+    async fn watched(&self, bed: &Bed, from: usize, act: impl Future<Output = Result<()>>) -> Result<()> {
+        let looks = Cell::new(0);
         let through = async {
             act.await?;
-            self.wait_for(bed, 1 - from).await
+            self.wait_for(bed, 1 - from).await?;
+            looked(&looks).await
         };
         tokio::select! {
-            done = through => done?,
-            gap = self.gap(bed, from, &mut looks) => bail!(gap?),
+            done = through => done,
+            gap = self.gap(bed, from, &looks) => bail!(gap?),
         }
-        Ok(looks)
     }
 }
 
@@ -368,13 +371,11 @@ pub(crate) async fn every_edit(bed: &Bed) -> Result<()> {
     }))
     .await?;
     slow_down(&proxy);
-    let mut looks = 0;
     for edit in &edits {
         for from in [0, 1] {
-            looks += edit.watched(bed, from, edit.apply(bed, 1 - from)).await?;
+            edit.watched(bed, from, edit.apply(bed, 1 - from)).await?;
         }
     }
-    ensure!(looks > 4 * edits.len(), "{looks} looks are too few for this to show something");
     Ok(())
 }
 
@@ -398,8 +399,7 @@ pub(crate) async fn every_edit_while_down(bed: &Bed) -> Result<()> {
             let watched = join_all(edits.iter().map(|edit| edit.watched(bed, from, async { Ok(()) })));
             let (started, watched) = tokio::join!(operator(bed, &proxy).ready(), watched);
             running = started?;
-            let looks = watched.into_iter().sum::<Result<usize>>()?;
-            ensure!(looks > 4 * edits.len(), "{looks} looks are too few for this to show something");
+            watched.into_iter().collect::<Result<()>>()?;
         }
     }
     Ok(())

@@ -16,6 +16,9 @@ use crate::init_tls;
 /// The pause between two looks; a look that takes longer is followed by the next one after the same pause.
 pub const EVERY: Duration = Duration::from_millis(10);
 
+/// So many looks at least show something.
+pub const LEAST: usize = 12;
+
 /// A client that asks `/v1/health/service/NAME?passing` all the time. It ends with [`end`](Self::end), or when it is
 /// dropped.
 #[derive(Debug)]
@@ -76,7 +79,7 @@ impl Reader {
         Self { stop, reading: tokio::spawn(read(url, living, stopped)) }
     }
 
-    /// Ends it after one more look, and gives what it has seen.
+    /// Ends it after one more look, and not before it has looked [`LEAST`] times; gives what it has seen.
     pub async fn end(self) -> Result<Seen> {
         // One that has failed is not listening any more.
         let _ = self.stop.send(());
@@ -114,7 +117,8 @@ async fn read(url: String, living: BTreeSet<String>, mut stopped: oneshot::Recei
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        let is_last = !matches!(stopped.try_recv(), Err(oneshot::error::TryRecvError::Empty));
+        let is_last =
+            seen.looks + 1 >= LEAST && !matches!(stopped.try_recv(), Err(oneshot::error::TryRecvError::Empty));
         let answer = client.get(&url).send().await?.error_for_status()?.bytes().await?;
         let entries: Vec<Entry> = serde_json::from_slice(&answer).context("what Consul answered")?;
         let now = Instant::now();
