@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"strconv"
+	"sync"
 	"time"
 )
 
@@ -99,6 +100,9 @@ type result struct {
 	Pods map[string]int `json:"pods"`
 }
 
+// patience is how long load waits for whom it asks: what a busy machine takes is no failure.
+const patience = 10 * time.Second
+
 type outcome struct {
 	pod     string
 	failure *int
@@ -106,7 +110,8 @@ type outcome struct {
 }
 
 // load asks a service at an even rate, each time at an address that it finds anew, over a connection of its own: what
-// a client sees that keeps nothing and tries nothing twice. PUT /end at the control port ends it before its time.
+// a client sees that keeps nothing and tries nothing twice. At the control port, GET /pods tells who has answered so far, one
+// pod a line, and PUT /end ends it before its time.
 func load(args []string) error {
 	flags := flag.NewFlagSet("load", flag.ExitOnError)
 	dns := flags.String("dns", "", "find the service by this name in DNS")
@@ -117,24 +122,31 @@ func load(args []string) error {
 	path := flags.String("path", "/", "what to ask for")
 	rate := flags.Int("rate", 50, "requests a second")
 	duration := flags.Duration("duration", 10*time.Second, "for how long at the most")
-	control := flags.String("control", "", "where to be told to end, ADDRESS:PORT")
+	control := flags.String("control", "", "where to be asked and to be told to end, ADDRESS:PORT")
 	_ = flags.Parse(args)
 
-	finder := &http.Client{Timeout: 2 * time.Second}
+	finder := &http.Client{Timeout: patience}
 	find := func() (string, error) { return findByDNS(resolver(*server), *dns, *port) }
 	if *consul != "" {
 		find = func() (string, error) { return findByConsul(finder, *consul, *service) }
 	}
 	end, cancel := context.WithTimeout(context.Background(), *duration)
 	defer cancel()
+	total := result{Errors: map[string]int{}, Pods: map[string]int{}}
+	var answered sync.Map
 	if *control != "" {
 		mux := http.NewServeMux()
+		mux.HandleFunc("GET /pods", func(w http.ResponseWriter, _ *http.Request) {
+			answered.Range(func(pod, _ any) bool {
+				_, err := fmt.Fprintln(w, pod)
+				return err == nil
+			})
+		})
 		mux.HandleFunc("PUT /end", func(http.ResponseWriter, *http.Request) { cancel() })
 		go func() { _ = http.ListenAndServe(*control, mux) }()
 	}
 
-	total := result{Errors: map[string]int{}, Pods: map[string]int{}}
-	client := &http.Client{Timeout: 2 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	client := &http.Client{Timeout: patience, Transport: &http.Transport{DisableKeepAlives: true}}
 	ask := func() outcome {
 		address, err := find()
 		if err != nil {
@@ -172,6 +184,7 @@ func load(args []string) error {
 				total.Errors[o.err.Error()]++
 			} else {
 				total.Pods[o.pod]++
+				answered.Store(o.pod, true)
 			}
 		}
 	}
@@ -179,7 +192,7 @@ func load(args []string) error {
 }
 
 func findByDNS(resolver *net.Resolver, name string, port int) (string, error) {
-	context, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	context, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	addresses, err := resolver.LookupHost(context, name)
 	if err != nil {
