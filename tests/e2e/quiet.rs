@@ -105,6 +105,8 @@ pub(crate) async fn one_change_is_one_write(bed: &Bed) -> Result<()> {
     bed.wait_for_counts("web", [4, 4, 4, 0]).await?;
     writes("a new pod", new).await?;
     bed.namespace.force_delete(&pod.name).await?;
+    // Nobody saw it terminate, so its instance stays for some seconds.
+    bed.wait_for("the other three", |found| found.len() == 3).await?;
     bed.wait_for_counts("web", [3, 3, 3, 0]).await?;
     writes("a pod that left", 1).await
 }
