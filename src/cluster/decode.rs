@@ -19,11 +19,12 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::api::ConsulService;
+use super::containers;
 use super::convert::{self, Rules};
 use super::event::{Change, Kind, ObjectKey, SeenResource, Step};
 use super::interner::Interner;
 use crate::model::facts::{
-    ContainerPort, Endpoint, Family, Node, Pod, PodRef, Protocol, Service, ServicePort, Slice, SlicePort,
+    ContainerKind, ContainerPort, Endpoint, Family, Node, Pod, PodRef, Protocol, Service, ServicePort, Slice, SlicePort,
 };
 use crate::model::names::{Str, is_pod_name, is_uid};
 use crate::model::render::MAX_META_VALUE;
@@ -309,6 +310,7 @@ struct PodSpecObject {
 #[derive(Deserialize, Clone, Debug)]
 #[serde(rename_all = "camelCase")]
 struct ContainerObject {
+    name: Option<String>,
     restart_policy: Option<String>,
     ports: Option<Vec<ContainerPortObject>>,
 }
@@ -362,16 +364,22 @@ impl Watched for PodObject {
         } else if addresses.is_empty() {
             addresses.extend(status.pod_ip.and_then(|ip| ip.parse::<IpAddr>().ok()));
         }
-        // Sidecars stand among the init containers, and stay.
+        let there = self.metadata.annotations.unwrap_or_default();
+        let main = there.get(containers::MAIN).map(String::as_str);
+        let own = spec.containers.unwrap_or_default().into_iter();
+        let own = own.map(|container| (containers::kind(container.name.as_deref(), main), container));
+        // Native sidecars stand among the init containers, and stay.
         let sidecars = spec.init_containers.unwrap_or_default().into_iter();
         let sidecars = sidecars.filter(|container| container.restart_policy.as_deref() == Some("Always"));
-        let containers = spec.containers.unwrap_or_default().into_iter().chain(sidecars);
-        let ports = containers.flat_map(|container| container.ports.unwrap_or_default()).filter_map(|port| {
+        let sidecars = sidecars.map(|container| (ContainerKind::Beside, container));
+        let ports = own
+            .chain(sidecars)
+            .flat_map(|(of, container)| container.ports.unwrap_or_default().into_iter().map(move |port| (of, port)));
+        let ports = ports.filter_map(|(of, port)| {
             let (number, protocol) = (number(port.container_port)?, protocol(port.protocol.as_deref())?);
-            Some(ContainerPort { name: strings.get(port.name.as_deref().unwrap_or_default()), protocol, number })
+            Some(ContainerPort { name: strings.get(port.name.as_deref().unwrap_or_default()), protocol, number, of })
         });
         let ports = ports.collect();
-        let there = self.metadata.annotations.unwrap_or_default();
         let labels = self.metadata.labels.unwrap_or_default();
         let labels: BTreeMap<Str, Str> =
             labels.iter().map(|(key, value)| (strings.get(key), strings.get(value))).collect();

@@ -7,6 +7,7 @@
 
 pub mod api;
 pub mod connect;
+mod containers;
 pub mod convert;
 pub mod decode;
 pub mod definition;

@@ -165,6 +165,19 @@ pub struct ContainerPort {
     pub protocol: Protocol,
     /// 1 to 65535.
     pub number: u16,
+    /// Which container has it.
+    pub of: ContainerKind,
+}
+
+/// How a container stands to its pod, in the order in which its ports are looked at where a spec names none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ContainerKind {
+    /// The pod names it as its main one.
+    Main,
+    /// One of several of the app's own.
+    Own,
+    /// Something beside the app: a native sidecar, or a container of a mesh that is injected into pods.
+    Beside,
 }
 
 /// What is known of one resource's namespace, and of the nodes.

@@ -90,6 +90,9 @@ scenarios! {
     selected::pods_live_and_die(agent: yes, catalog: yes);
     /// Pods in their node's network are each an instance; one without an address is none yet; one without the port is told of.
     selected::pods_without_what_it_takes(agent: yes, catalog: yes);
+    /// A rollout of pods gets containers with ports of their own, from a mesh, as a native sidecar and from nobody known: the
+    /// app's port goes on, and where it should be named `PortNotNamed` says so.
+    selected::containers_are_added_by_somebody_else(agent: yes, catalog: yes);
 
     /// Static addresses are registered as given, each with tags and meta of its own, and edits of each are followed.
     elsewhere::static_addresses(agent: yes, catalog: yes);

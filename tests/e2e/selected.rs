@@ -6,10 +6,10 @@ use anyhow::{Result, ensure};
 use k8s_openapi::api::core::v1::Service;
 use kube::Api;
 use kube::api::ListParams;
-use lictor_testbed::{Instance, TestPod};
+use lictor_testbed::{Instance, NewPod, Reader, TestPod};
 use serde_json::{Value, json};
 
-use crate::bed::{Bed, Mode, pair};
+use crate::bed::{Bed, Mode, SOON, pair};
 
 /// The source of the pods that are `web`, whose tier is one of two, and that are no canaries.
 fn source() -> Value {
@@ -150,4 +150,76 @@ pub(crate) async fn pods_without_what_it_takes(bed: &Bed) -> Result<()> {
     bed.apply_web(json!({ "source": { "pods": { "matchLabels": { "app": "web" } } }, "port": 7000 })).await?;
     bed.wait_for("all five at 7000", |found| found.len() == 5 && found.iter().all(|i| i.port == 7000)).await?;
     bed.wait_flawless("web").await
+}
+
+pub(crate) async fn containers_are_added_by_somebody_else(bed: &Bed) -> Result<()> {
+    let spec = json!({ "source": { "pods": { "matchLabels": { "app": "web" } } } });
+    let new = |name: &str, node: &str| bed.new_web_pod(name, node);
+    bed.nodes().await?;
+    let old = [bed.namespace.create_pod(new("web-0", "a")).await?, bed.namespace.create_pod(new("web-1", "b")).await?];
+    let operator = bed.operate().await?;
+    bed.apply_web(spec.clone()).await?;
+    bed.wait_for_pods(&[&old[0], &old[1]]).await?;
+    bed.wait_flawless("web").await?;
+
+    // Nobody means the port of a mesh's container, or of a native sidecar.
+    let reader = Reader::begin(&bed.consul_address(), &bed.service, []);
+    let meshed = [
+        new("web-2", "a").container("istio-proxy", ("http-envoy-prom", 15090)),
+        new("web-3", "b").native_sidecar("proxy", ("admin", 9901)),
+    ];
+    let meshed = roll_out(bed, &old, meshed).await?;
+    bed.wait_for_condition("web", "Resolved", "True", "Resolved").await?;
+    bed.wait_flawless("web").await?;
+    // Of a container that nobody knows that cannot be told: what is registered goes on, and it is said.
+    let added = ["web-4", "web-5"].map(|name| new(name, "a").container("exporter", ("metrics", 9102)));
+    let [_, other] = roll_out(bed, &meshed, added).await?;
+    let message = bed.wait_for_condition("web", "Resolved", "True", "PortNotNamed").await?;
+    ensure!(message.contains("8080 (http) goes on") && message.contains("9102 (metrics)"), "{message}");
+    bed.wait_flawless("web").await?;
+    let seen = reader.end().await?;
+    println!("{}: {seen}", bed.mode.as_str());
+    ensure!(seen.looks > 10 && seen.fewest_of_all == 2, "{seen}");
+
+    // Nor is it forgotten over a restart, or while nothing is registered.
+    operator.terminate(SOON).await?;
+    bed.namespace.force_delete("web-4").await?;
+    bed.operate().await?;
+    bed.wait_for_pods(&[&other]).await?;
+    bed.namespace.force_delete("web-5").await?;
+    bed.wait_for_pods(&[]).await?;
+    let last = bed.namespace.create_pod(new("web-6", "b").container("exporter", ("metrics", 9102))).await?;
+    let found = bed.wait_for_pods(&[&last]).await?;
+    ensure!(found[0].port == 8080, "{found:?}");
+
+    // The pod itself may say which one is the app.
+    let main = new("main", "a").label("app", "other").annotation("kubectl.kubernetes.io/default-container", "main");
+    let main = bed.namespace.create_pod(main.container("exporter", ("metrics", 9102))).await?;
+    let unclear = new("unclear", "a").label("app", "unclear").container("exporter", ("metrics", 9102));
+    bed.namespace.create_pod(unclear).await?;
+    for app in ["other", "unclear"] {
+        let source = json!({ "source": { "pods": { "matchLabels": { "app": app } } } });
+        let service = json!({ "name": bed.service_named(app) });
+        bed.apply(app, &crate::bed::merged(bed.spec(service), source)).await?;
+    }
+    let just =
+        |found: &[Instance]| found.len() == 1 && found[0].address == main.ip.to_string() && found[0].port == 8080;
+    bed.consul().wait_for(&bed.service_named("other"), "the port of its main container", just, SOON).await?;
+    bed.wait_for_condition("other", "Resolved", "True", "Resolved").await?;
+    let message = bed.wait_for_condition("unclear", "Resolved", "False", "PortNotFound").await?;
+    ensure!(message.contains("8080 (http), 9102 (metrics)"), "{message}");
+    Ok(())
+}
+
+/// Makes new pods, and has the old ones go when the new ones are in Consul.
+async fn roll_out(bed: &Bed, old: &[TestPod; 2], new: [NewPod; 2]) -> Result<[TestPod; 2]> {
+    let [first, second] = new;
+    let new = [bed.namespace.create_pod(first).await?, bed.namespace.create_pod(second).await?];
+    bed.wait_for_pods(&[&old[0], &old[1], &new[0], &new[1]]).await?;
+    for pod in old {
+        bed.namespace.force_delete(&pod.name).await?;
+    }
+    let found = bed.wait_for_pods(&[&new[0], &new[1]]).await?;
+    ensure!(found.iter().all(|instance| instance.port == 8080), "{found:?}");
+    Ok(new)
 }

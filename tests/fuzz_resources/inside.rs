@@ -9,7 +9,8 @@ use lictor::cluster::decode::ResourceObject;
 use lictor::model::check::Probe;
 use lictor::model::desired::{Placement, desired};
 use lictor::model::facts::{
-    ContainerPort, Endpoint, Facts, Family, Node, Pod, PodRef, Protocol, Service, ServicePort, Slice, SlicePort,
+    ContainerKind, ContainerPort, Endpoint, Facts, Family, Node, Pod, PodRef, Protocol, Service, ServicePort, Slice,
+    SlicePort,
 };
 use lictor::model::names::{ClusterName, Identity, ResourceKey, Str};
 use lictor::model::registration::Registration;
@@ -259,6 +260,7 @@ fn pod(generator: &mut Generator, number: u8) -> Pod {
                 name: port_name(generator),
                 protocol: protocol(generator),
                 number: port(generator),
+                of: *generator.pick(&[&ContainerKind::Main, &ContainerKind::Own, &ContainerKind::Beside]),
             })
             .collect(),
         labels,

@@ -188,7 +188,12 @@ fn a_pod_is_what_an_instance_needs_of_it() {
         ready: true,
         leaving: false,
         node: Some("n1".into()),
-        ports: vec![ContainerPort { name: "http".into(), protocol: Protocol::Tcp, number: 8080 }],
+        ports: vec![ContainerPort {
+            name: "http".into(),
+            protocol: Protocol::Tcp,
+            number: 8080,
+            of: ContainerKind::Own,
+        }],
         labels: [("app".into(), "user".into()), ("empty".into(), "".into())].into(),
         annotations: BTreeMap::new(),
     };
@@ -256,11 +261,12 @@ fn a_pods_addresses_are_its_ips_and_the_single_one_where_there_is_no_list() {
 
 #[test]
 fn a_pods_ports_are_those_of_containers_that_stay() {
-    let ports = |ports: Value| json!({ "name": "c", "ports": ports });
+    let ports = |name: &str, ports: Value| json!({ "name": name, "ports": ports });
     let spec = json!({
         "containers": [
-            ports(json!([{ "name": "http", "containerPort": 8080 }, { "containerPort": 8081 }])),
-            ports(json!([{ "containerPort": 0 }, { "containerPort": 65536 }, { "name": "none" }])),
+            ports("app", json!([{ "name": "http", "containerPort": 8080 }, { "containerPort": 8081 }])),
+            ports("other", json!([{ "containerPort": 0 }, { "containerPort": 65536 }, { "containerPort": 8082 }, { "name": "none" }])),
+            ports("istio-proxy", json!([{ "name": "http-envoy-prom", "containerPort": 15090 }])),
             { "name": "without" },
         ],
         "initContainers": [
@@ -269,8 +275,20 @@ fn a_pods_ports_are_those_of_containers_that_stay() {
             { "name": "never", "restartPolicy": "Never", "ports": [{ "name": "gone", "containerPort": 2 }] },
         ],
     });
-    let port = |name: &str, number| ContainerPort { name: name.into(), protocol: Protocol::Tcp, number };
-    assert_eq!(pod(spec, Value::Null).ports, [port("http", 8080), port("", 8081), port("admin", 9901)]);
+    let object = |annotations: Value| json!({ "metadata": { "name": "p1", "annotations": annotations }, "spec": spec });
+    let ports = |annotations| fact::<PodObject>(object(annotations)).unwrap().ports;
+    let expected = |app| {
+        let all = [
+            ("http", 8080, app),
+            ("", 8081, app),
+            ("", 8082, ContainerKind::Own),
+            ("http-envoy-prom", 15090, ContainerKind::Beside),
+            ("admin", 9901, ContainerKind::Beside),
+        ];
+        all.map(|(name, number, of)| ContainerPort { name: name.into(), protocol: Protocol::Tcp, number, of })
+    };
+    assert_eq!(ports(Value::Null), expected(ContainerKind::Own));
+    assert_eq!(ports(json!({ "kubectl.kubernetes.io/default-container": "app" })), expected(ContainerKind::Main));
 }
 
 #[test]

@@ -3,7 +3,7 @@ use std::net::IpAddr;
 use super::claims::compared;
 use super::*;
 use crate::cluster::status::Transitions;
-use crate::model::facts::{ContainerPort, Endpoint, Family, PodRef, Protocol, ServicePort, SlicePort};
+use crate::model::facts::{ContainerKind, ContainerPort, Endpoint, Family, PodRef, Protocol, ServicePort, SlicePort};
 use crate::model::reasons::{Counts, Refusal};
 use crate::model::registration::Weights;
 use crate::model::resource::{DeletionPolicy, FINALIZER, Limits, Readiness, Resource, Source};
@@ -138,7 +138,12 @@ fn pod(name: &str, last: u8, app: &str) -> Pod {
         ready: true,
         leaving: false,
         node: Some("n0".into()),
-        ports: vec![ContainerPort { name: "http".into(), protocol: Protocol::Tcp, number: 8080 }],
+        ports: vec![ContainerPort {
+            name: "http".into(),
+            protocol: Protocol::Tcp,
+            number: 8080,
+            of: ContainerKind::Own,
+        }],
         labels: [("app".into(), app.into())].into(),
         annotations: BTreeMap::new(),
     }

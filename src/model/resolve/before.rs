@@ -10,7 +10,7 @@ use std::iter::Empty;
 use std::net::IpAddr;
 
 use super::ports::find;
-use crate::model::facts::{Service, ServicePort, Slice};
+use crate::model::facts::{ContainerPort, Pod, Service, ServicePort, Slice};
 use crate::model::names::meta;
 use crate::model::registration::Registration;
 use crate::model::resource::{PortInUse, PortRef, Resource, Source};
@@ -66,8 +66,7 @@ impl<'a, R: Iterator<Item = &'a Registration> + Clone> Before<'a, R> {
     }
 
     fn by_address<'s>(&self, service: &'s Service, slices: impl Iterator<Item = &'s Slice>) -> Option<&'s ServicePort> {
-        let at = |there: &Registration| Some((there.address.parse::<IpAddr>().ok()?, there.port));
-        let registered: BTreeSet<(IpAddr, u16)> = self.registered.clone().filter_map(at).collect();
+        let registered: BTreeSet<(IpAddr, u16)> = self.registered.clone().filter_map(end).collect();
         let mut votes = BTreeSet::new();
         for slice in slices {
             for (index, number) in numbers(service, slice) {
@@ -85,14 +84,54 @@ impl<'a, R: Iterator<Item = &'a Registration> + Clone> Before<'a, R> {
         service: &'s Service,
         slices: impl Iterator<Item = &'s Slice>,
     ) -> Option<&'s ServicePort> {
-        let source = source.to_string();
-        let from_it =
-            self.registered.clone().filter(|there| there.meta.get(meta::SOURCE).is_some_and(|of| **of == *source));
         let mut registered: BTreeMap<u16, usize> = BTreeMap::new();
-        from_it.for_each(|there| *registered.entry(there.port).or_default() += 1);
+        self.from(source).for_each(|there| *registered.entry(there.port).or_default() += 1);
         let all: BTreeSet<(usize, u16)> = slices.flat_map(|slice| numbers(service, slice)).collect();
         most(service, all.into_iter().filter_map(|(index, number)| Some((index, *registered.get(&number)?))))
     }
+}
+
+impl<'a, R: Iterator<Item = &'a Registration> + Clone> Before<'a, R> {
+    /// The ports of pods that go on, the first one first that a pod has; in the same order as those of a Service.
+    pub(super) fn ports_of_pods<'p>(&self, source: &Source, pods: impl Iterator<Item = &'p Pod>) -> Vec<PortRef> {
+        let told = || self.told(source).map(|told| told.port.clone());
+        let mut at: BTreeMap<(IpAddr, u16), PortRef> = BTreeMap::new();
+        for pod in pods {
+            for port in &pod.ports {
+                let ends = pod.addresses.iter().map(|address| (*address, port.number));
+                at.extend(ends.map(|end| (end, of_container(port))));
+            }
+        }
+        let named = self.registered.clone().filter_map(|there| at.get(&end(there)?).cloned());
+        let numbers = self.from(source).map(|there| PortRef::Number(there.port));
+        let present = told().filter(|_| self.is_present);
+        present.into_iter().chain(by_votes(named)).chain(told()).chain(by_votes(numbers)).collect()
+    }
+
+    /// What is registered of a source.
+    fn from(&self, source: &Source) -> impl Iterator<Item = &'a Registration> + use<'a, R> {
+        let source = source.to_string();
+        self.registered.clone().filter(move |there| there.meta.get(meta::SOURCE).is_some_and(|of| **of == *source))
+    }
+}
+
+/// Where a registration answers.
+fn end(there: &Registration) -> Option<(IpAddr, u16)> {
+    Some((there.address.parse().ok()?, there.port))
+}
+
+/// Ports by how often they are there, the most frequent one first.
+pub(super) fn by_votes(ports: impl Iterator<Item = PortRef>) -> Vec<PortRef> {
+    let mut counted: BTreeMap<PortRef, usize> = BTreeMap::new();
+    ports.for_each(|port| *counted.entry(port).or_default() += 1);
+    let mut all: Vec<(Reverse<usize>, PortRef)> = counted.into_iter().map(|(port, n)| (Reverse(n), port)).collect();
+    all.sort_unstable();
+    all.into_iter().map(|(_, port)| port).collect()
+}
+
+/// What the resource's status is to call a port of a container.
+pub(super) fn of_container(port: &ContainerPort) -> PortRef {
+    if port.name.is_empty() { PortRef::Number(port.number) } else { PortRef::Name(port.name.clone()) }
 }
 
 /// What the resource's status is to call a port of a Service.

@@ -113,7 +113,7 @@ pub fn resolve<'a>(
 ) -> Resolution {
     let mut resolution = match &spec.source {
         Source::Service { name } => service::resolve(name, spec, facts, before),
-        Source::Pods { .. } => pods::resolve(spec, facts),
+        Source::Pods { .. } => pods::resolve(spec, facts, before),
         Source::Static { addresses } => fixed(addresses, spec),
     };
     if resolution.port_in_use.is_none() && spec.port.is_none() {

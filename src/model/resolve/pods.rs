@@ -1,21 +1,38 @@
 //! The pods that a selector picks, with no Service between.
 
+use std::cell::OnceCell;
+
+use super::before::{by_votes, of_container};
 use super::ports::listed;
-use super::{Found, Instance, Resolution, Wanted, text, unresolved};
-use crate::model::facts::{Facts, Pod, PodRef};
+use super::{Before, Found, Instance, Resolution, Wanted, text, unresolved};
+use crate::model::facts::{ContainerKind, ContainerPort, Facts, Pod, PodRef};
 use crate::model::names::Str;
-use crate::model::reasons::{ProblemReason, Unresolved};
-use crate::model::resource::{PortRef, Spec};
+use crate::model::reasons::{ProblemReason, Remark, Unresolved};
+use crate::model::registration::Registration;
+use crate::model::resource::{PortInUse, PortRef, Spec};
 
 /// Resolves the pods that the spec's selector picks: those that have an address, have not ended and are not being
 /// deleted, as a Service of the same selector would have them; and where none of these is ready, those that are ready to
 /// their end.
-pub(super) fn resolve(spec: &Spec, facts: &impl Facts) -> Resolution {
+pub(super) fn resolve<'a>(
+    spec: &Spec,
+    facts: &impl Facts,
+    before: &Before<'a, impl Iterator<Item = &'a Registration> + Clone>,
+) -> Resolution {
     let there = facts.picked().filter(|(_, pod)| !pod.addresses.is_empty());
-    let has_ready = there.clone().any(|(_, pod)| pod.ready && !pod.leaving && port(pod, spec.port.as_ref()).is_some());
-    let living = there.filter(|(_, pod)| !pod.leaving || (pod.ready && !has_ready));
+    // Seldom is there more than one port.
+    let going_on = OnceCell::new();
+    let port = |pod: &Pod| match &spec.port {
+        Some(asked) => asked_port(pod, asked).map(Port::Clear),
+        None => own_port(pod, || {
+            going_on.get_or_init(|| before.ports_of_pods(&spec.source, there.clone().map(|(_, pod)| pod)))
+        }),
+    };
+    let has_ready = there.clone().any(|(_, pod)| pod.ready && !pod.leaving && port(pod).is_some());
+    let living = there.clone().filter(|(_, pod)| !pod.leaving || (pod.ready && !has_ready));
     let wanted = Wanted::by(spec);
     let mut found = Found::default();
+    let (mut in_use, mut not_named_pods) = (Vec::new(), Vec::new());
     for (name, pod) in living.clone() {
         let &[address, ref more @ ..] = &pod.addresses[..] else { continue };
         if !wanted.knows(pod) {
@@ -24,7 +41,7 @@ pub(super) fn resolve(spec: &Spec, facts: &impl Facts) -> Resolution {
             found.leave_out(name.to_string(), ProblemReason::PodNotSeen, message);
             continue;
         }
-        let Some(port) = port(pod, spec.port.as_ref()) else {
+        let Some(port) = port(pod) else {
             if pod.leaving {
                 continue;
             }
@@ -36,6 +53,11 @@ pub(super) fn resolve(spec: &Spec, facts: &impl Facts) -> Resolution {
             found.leave_out_without_port(name.to_string(), message);
             continue;
         };
+        if let Port::GoesOn(number) = port {
+            not_named_pods.push((name, pod, number));
+        }
+        let port = port.number();
+        in_use.extend(pod.ports.iter().find(|there| there.number == port).map(of_container));
         let check_port = |asked: &Option<PortRef>| match asked {
             None => Some(port),
             Some(PortRef::Number(number)) => Some(*number),
@@ -66,20 +88,76 @@ pub(super) fn resolve(spec: &Spec, facts: &impl Facts) -> Resolution {
         let addresses = living.filter_map(|(_, pod)| pod.addresses.first().copied().map(text)).collect();
         return unresolved(Unresolved { reason: "PortNotFound", message }, addresses);
     }
+    if spec.port.is_none() {
+        let port = by_votes(in_use.into_iter()).into_iter().next();
+        found.port_in_use = port.map(|port| PortInUse { source: spec.source.to_string().into(), port });
+        found.remarks.extend(not_named(&not_named_pods));
+    }
     found.resolution()
 }
 
-/// The port of a pod that is registered: by name, by the pod's own number, or the only one that it has.
-fn port(pod: &Pod, asked: Option<&PortRef>) -> Option<u16> {
-    match asked {
-        Some(PortRef::Name(name)) => named(pod, name),
-        Some(PortRef::Number(number)) => Some(*number),
-        None => {
-            let mut numbers = pod.ports.iter().map(|port| port.number);
-            let first = numbers.next()?;
-            numbers.all(|number| number == first).then_some(first)
-        }
+/// The port of a pod where a spec names none.
+#[derive(Clone, Copy)]
+enum Port {
+    /// There is no doubt which one it is.
+    Clear(u16),
+    /// Of several, the one that was registered before.
+    GoesOn(u16),
+}
+
+impl Port {
+    fn number(self) -> u16 {
+        let (Self::Clear(number) | Self::GoesOn(number)) = self;
+        number
     }
+}
+
+/// The port that a spec asks for: a container's by name, or the pod's own number.
+fn asked_port(pod: &Pod, asked: &PortRef) -> Option<u16> {
+    match asked {
+        PortRef::Name(name) => named(pod, name),
+        PortRef::Number(number) => Some(*number),
+    }
+}
+
+/// The port of a pod where a spec names none: the only one, or the first that was registered before. Otherwise the only
+/// one of the app's own, since nobody means what a mesh injects; then the only one of the container that the pod itself
+/// names as its main one.
+fn own_port<'a>(pod: &Pod, going_on: impl FnOnce() -> &'a Vec<PortRef>) -> Option<Port> {
+    let only = |counts: fn(ContainerKind) -> bool| {
+        let mut numbers = pod.ports.iter().filter(|port| counts(port.of)).map(|port| port.number);
+        let first = numbers.next()?;
+        numbers.all(|number| number == first).then_some(first)
+    };
+    if let Some(only) = only(|_| true) {
+        return Some(Port::Clear(only));
+    }
+    let of_app = only(|of| of != ContainerKind::Beside).or_else(|| only(|of| of == ContainerKind::Main));
+    let has = |port: &PortRef| match port {
+        PortRef::Name(name) => named(pod, name),
+        PortRef::Number(number) => pod.ports.iter().any(|port| port.number == *number).then_some(*number),
+    };
+    match going_on().iter().find_map(has) {
+        Some(number) if of_app != Some(number) => Some(Port::GoesOn(number)),
+        _ => of_app.map(Port::Clear),
+    }
+}
+
+/// That a port of pods goes on which the spec does not name.
+fn not_named(all: &[(&Str, &Pod, u16)]) -> Option<Remark> {
+    let (name, pod, number) = all.first()?;
+    let (ours, others): (Vec<_>, Vec<_>) = pod.ports.iter().partition(|port| port.number == *number);
+    let list = |ports: Vec<&ContainerPort>| listed(ports.iter().map(|port| (&port.name, port.protocol, port.number)));
+    Some(Remark {
+        reason: "PortNotNamed",
+        message: format!(
+            "{} of the pods have several ports, and spec.port names none: {} goes on, which was registered before; \
+             the others of pod {name:?}: {}; set spec.port to one of them",
+            all.len(),
+            list(ours),
+            list(others)
+        ),
+    })
 }
 
 /// Two containers may have ports of one name; of several protocols TCP comes first.

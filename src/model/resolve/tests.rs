@@ -1,6 +1,8 @@
 use super::resolve as resolve_after;
 use super::*;
-use crate::model::facts::{ContainerPort, Endpoint, Family, Node, Protocol, Service, ServicePort, Slice, SlicePort};
+use crate::model::facts::{
+    ContainerKind, ContainerPort, Endpoint, Family, Node, Protocol, Service, ServicePort, Slice, SlicePort,
+};
 use crate::model::registration::Weights;
 use crate::model::resource::{Limits, Readiness};
 use crate::model::selector::Selector;
@@ -91,7 +93,12 @@ fn service(ports: &[(&str, u16)]) -> Service {
 fn pod(last: u8, ports: &[(&str, u16)]) -> (Str, Pod) {
     let ports = ports
         .iter()
-        .map(|(name, number)| ContainerPort { name: (*name).into(), protocol: Protocol::Tcp, number: *number })
+        .map(|(name, number)| ContainerPort {
+            name: (*name).into(),
+            protocol: Protocol::Tcp,
+            number: *number,
+            of: ContainerKind::Own,
+        })
         .collect();
     let pod = Pod {
         uid: format!("u{last}").into(),
@@ -584,6 +591,87 @@ fn pods_are_picked_with_no_service() {
     let nowhere = resolve(&Spec { port: Some(PortRef::Name("grpc".into())), ..spec }, &known);
     assert_eq!(nowhere.unresolved.unwrap().reason, "PortNotFound");
     assert!(nowhere.hold.holds(&row("10.0.0.1", "pods")) && !nowhere.hold.holds(&row("10.0.0.3", "pods")));
+}
+
+#[test]
+fn a_port_of_pods_goes_on_and_what_is_injected_is_not_meant() {
+    // A pod's ports, those of its main container with `!` and those beside the app with `~`; what is registered at its
+    // address 1 and elsewhere, what the status says, and where it goes on: with `?` where it should be named.
+    for (case, ports, registered, told, expected) in [
+        ("one port", "http 8080", "", "", "8080 http"),
+        ("whatever the status says", "http 8080", "", "admin", "8080 http"),
+        ("a mesh has ports of its own", "http 8080, ~prom 15090", "", "", "8080 http"),
+        ("and the app is known", "http 8080, ~prom 15090", "1:8080", "http", "8080 http"),
+        ("the app's is another one by now", "web 9000, ~prom 15090", "2:8080", "http", "9000 web"),
+        ("all is beside the app", "~a 1, ~b 2", "", "", ""),
+        ("the only one is beside the app", "~a 1", "", "", "1 a"),
+        ("it stays although the app has one by now", "~a 1, b 2", "", "a", "1 a ?"),
+        ("a sidecar that nobody knows", "http 8080, prom 9102", "", "", ""),
+        ("and the status tells", "http 8080, prom 9102", "", "http", "8080 http ?"),
+        ("of an earlier spec, too", "http 8080, prom 9102", "", "old http", "8080 http ?"),
+        ("it had no name", "http 8080, prom 9102", "", "#8080", "8080 http ?"),
+        ("it is registered", "http 8080, prom 9102", "1:9102", "", "9102 prom ?"),
+        ("which tells more than an old status", "http 8080, prom 9102", "1:9102", "old http", "9102 prom ?"),
+        ("and less than the present one", "http 8080, prom 9102", "1:9102", "http", "8080 http ?"),
+        ("another pod is", "http 8080, prom 9102", "2:9102", "", "9102 prom ?"),
+        ("it was renamed", "web 8080, prom 9102", "2:8080", "http", "8080 web ?"),
+        ("another pod is at none of them", "http 8080, prom 9102", "2:7070", "", ""),
+        ("the pod says which one is the app", "!http 8080, prom 9102", "", "", "8080 http"),
+        ("which has several", "!http 8080, !admin 8081, prom 9102", "", "", ""),
+        ("but what is registered goes on", "!http 8080, prom 9102", "", "prom", "9102 prom ?"),
+    ] {
+        let in_use = |text: &str| PortInUse {
+            source: "pods".into(),
+            port: match text.strip_prefix('#') {
+                Some(number) => PortRef::Number(number.parse().unwrap()),
+                None => PortRef::Name(text.into()),
+            },
+        };
+        let container_port = |text: &str| {
+            let (name, number) = text.split_once(' ').unwrap();
+            let of = match name.as_bytes()[0] {
+                b'!' => ContainerKind::Main,
+                b'~' => ContainerKind::Beside,
+                _ => ContainerKind::Own,
+            };
+            let name = name.trim_start_matches(['!', '~']).into();
+            ContainerPort { name, protocol: Protocol::Tcp, number: number.parse().unwrap(), of }
+        };
+        let registration = |text: &str| {
+            let (last, port) = text.split_once(':').unwrap();
+            Registration { port: port.parse().unwrap(), ..row(&format!("10.0.0.{last}"), "pods") }
+        };
+        let rows: Vec<Registration> = registered.split_terminator(' ').map(registration).collect();
+        let is_present = !told.starts_with("old ");
+        let told = Some(told.trim_start_matches("old ")).filter(|told| !told.is_empty()).map(in_use);
+        let (name, pod) = pod(1, &[]);
+        let pod = Pod { ports: ports.split(", ").map(container_port).collect(), ..pod };
+        let known = Known { pods: [(name, pod)].into(), ..Known::default() };
+        let before = Before { told: told.as_ref(), is_present, registered: rows.iter() };
+        let resolution = resolve_after(&from(Source::Pods { selector: Selector(Vec::new()) }), &known, &before);
+        let goes_on: Vec<&str> = expected.split_terminator(' ').collect();
+        let found: Vec<String> = resolution.instances.iter().map(|instance| instance.port.to_string()).collect();
+        assert_eq!(found, goes_on.first().copied().into_iter().collect::<Vec<_>>(), "{case}");
+        let reasons: Vec<&str> = resolution.remarks.iter().map(|remark| remark.reason).collect();
+        assert_eq!(reasons, goes_on.get(2).map(|_| "PortNotNamed").into_iter().collect::<Vec<_>>(), "{case}");
+        assert_eq!(resolution.port_in_use, goes_on.get(1).map(|name| in_use(name)), "{case}");
+        assert_eq!(resolution.unresolved.is_some(), goes_on.is_empty(), "{case}");
+    }
+}
+
+#[test]
+fn a_port_of_pods_that_goes_on_is_said_with_the_others() {
+    let pods = [pod(1, &[("http", 8080)]), pod(2, &[("http", 8080), ("admin", 8081), ("", 9102)])].into();
+    let known = Known { pods, ..Known::default() };
+    let rows = [Registration { port: 8080, ..row("10.0.0.1", "pods") }];
+    let before = Before { told: None, is_present: false, registered: rows.iter() };
+    let resolution = resolve_after(&from(Source::Pods { selector: Selector(Vec::new()) }), &known, &before);
+    assert_eq!(found(&resolution), [("u1".to_owned(), 8080, true), ("u2".to_owned(), 8080, true)]);
+    assert_eq!(
+        resolution.remarks[0].message,
+        "1 of the pods have several ports, and spec.port names none: 8080 (http) goes on, which was registered before; \
+         the others of pod \"p2\": 8081 (admin), 9102; set spec.port to one of them"
+    );
 }
 
 #[test]

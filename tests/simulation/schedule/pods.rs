@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
 use lictor::cluster::event::ObjectKey;
-use lictor::model::facts::{ContainerPort, Endpoint, Family, Pod, Protocol};
+use lictor::model::facts::{ContainerKind, ContainerPort, Endpoint, Family, Pod, Protocol};
 use lictor::model::names::Str;
 
 use super::services::{SERVICES, is_of_controller};
@@ -83,7 +83,8 @@ impl State {
     }
 
     fn container_ports(&mut self) -> Vec<ContainerPort> {
-        let port = |name: &str, number| ContainerPort { name: name.into(), protocol: Protocol::Tcp, number };
+        let of = ContainerKind::Own;
+        let port = |name: &str, number| ContainerPort { name: name.into(), protocol: Protocol::Tcp, number, of };
         match self.random.script.u8(..8) {
             0 => Vec::new(),
             1 => vec![port("", 8080)],

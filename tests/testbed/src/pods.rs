@@ -20,6 +20,8 @@ pub struct NewPod {
     labels: BTreeMap<String, String>,
     annotations: BTreeMap<String, String>,
     ports: Vec<(String, u16)>,
+    /// Containers beside its own, and native sidecars.
+    containers: [Vec<Value>; 2],
     ips: Vec<IpAddr>,
     host_network: bool,
     state: State,
@@ -57,6 +59,7 @@ impl NewPod {
             labels: BTreeMap::new(),
             annotations: BTreeMap::new(),
             ports: Vec::new(),
+            containers: [Vec::new(), Vec::new()],
             ips: Vec::new(),
             host_network: false,
             state: State::Ready,
@@ -81,6 +84,22 @@ impl NewPod {
     #[must_use]
     pub fn port(mut self, name: &str, port: u16) -> Self {
         self.ports.push((name.to_owned(), port));
+        self
+    }
+
+    /// Adds a container of this name, with a named port, beside its own.
+    #[must_use]
+    pub fn container(mut self, name: &str, port: (&str, u16)) -> Self {
+        self.containers[0].push(container(name, &[(port.0.to_owned(), port.1)]));
+        self
+    }
+
+    /// Likewise a native sidecar: an init container that stays.
+    #[must_use]
+    pub fn native_sidecar(mut self, name: &str, port: (&str, u16)) -> Self {
+        let mut sidecar = container(name, &[(port.0.to_owned(), port.1)]);
+        sidecar["restartPolicy"] = json!("Always");
+        self.containers[1].push(sidecar);
         self
     }
 
@@ -113,8 +132,8 @@ impl NewPod {
     }
 
     fn object(&self) -> Result<Pod> {
-        let ports: Vec<Value> =
-            self.ports.iter().map(|(name, port)| json!({ "name": name, "containerPort": port })).collect();
+        let [beside, sidecars] = &self.containers;
+        let containers = [&[container("main", &self.ports)], &beside[..]].concat();
         Ok(serde_json::from_value(json!({
             "metadata": {
                 "name": self.name,
@@ -125,11 +144,17 @@ impl NewPod {
                 "nodeName": self.node,
                 "hostNetwork": self.host_network,
                 "automountServiceAccountToken": false,
-                // Nobody pulls it.
-                "containers": [{ "name": "main", "image": "none.invalid/none", "ports": ports }],
+                "containers": containers,
+                "initContainers": sidecars,
             },
         }))?)
     }
+}
+
+/// A container; nobody pulls its image.
+fn container(name: &str, ports: &[(String, u16)]) -> Value {
+    let ports: Vec<Value> = ports.iter().map(|(name, port)| json!({ "name": name, "containerPort": port })).collect();
+    json!({ "name": name, "image": "none.invalid/none", "ports": ports })
 }
 
 /// An address of 10.244.0.0/16 that this process has not given out before.
