@@ -49,6 +49,10 @@ impl ApiServer {
             let answer = sim.change_cluster(|state| {
                 let now = Timestamp::UNIX_EPOCH + state.now();
                 state.cluster_writes += 1;
+                let before = match &write {
+                    Write::Status { key, .. } => state.cluster.resources.get(key).cloned(),
+                    _ => None,
+                };
                 let answer = state.cluster.write(&write, now);
                 if let Write::RemoveFinalizer(seen) = &write
                     && answer.is_ok()
@@ -58,7 +62,7 @@ impl ApiServer {
                 if let Write::Status { key, .. } = &write
                     && answer.is_ok()
                 {
-                    state.judge_status(key);
+                    state.judge_status(key, before.as_ref());
                 }
                 if matches!(answer, Err(WriteError::Conflict)) {
                     state.stats.count("conflicts in Kubernetes");

@@ -171,6 +171,8 @@ fn planted_faults_are_caught() {
         (Plant::NodesByMark, &["true", "nothing stale"]),
         (Plant::RowsByMark, &["true", "nothing stale"]),
         (Plant::NoLongNames, &["true", "nothing stale"]),
+        (Plant::PortsForgotten, &["nothing lost"]),
+        (Plant::FirstPort, &["nothing lost"]),
     ] {
         let planted = |seed| {
             let mut setup = Setup { plant: Some(plant), ..Setup::draw(seed) };

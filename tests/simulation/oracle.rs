@@ -11,8 +11,9 @@ use std::time::Duration;
 
 use lictor::cluster::api::ConsulServiceStatus;
 use lictor::cluster::event::{Kind, ObjectKey, Scope};
+use lictor::model::facts::{Service as KubernetesService, ServicePort};
 use lictor::model::names::{ResourceKey, Str};
-use lictor::model::resource::{DeletionPolicy, Source, Spec};
+use lictor::model::resource::{DeletionPolicy, PortRef, Source, Spec};
 
 use crate::cluster::{Cluster, EndpointId, Object, endpoint_id};
 use crate::consul::agent::Agent as LocalAgent;
@@ -20,7 +21,7 @@ use crate::consul::store::{Change, Check, Entity, Node, Service, fold};
 use crate::moves::FORMER_NODE;
 use crate::setup::{AGENT_NODE, CLUSTER, CLUSTER_UID, MARKER, Mode, PREFIX};
 use crate::sim::{Sim, State};
-use crate::truth::{Expected, Place, Rows, Want, lives_without_port, owner, place};
+use crate::truth::{Expected, Place, Rows, Want, has_port, lives_without_port, owner, place, told};
 
 /// Who did something in Consul.
 #[derive(Clone, Debug)]
@@ -124,6 +125,10 @@ pub struct Oracle {
     disputed: BTreeSet<(String, String)>,
     /// The catalog was put back to an earlier state.
     was_restored: bool,
+    /// The ports that resources were told to be in use, as long as their specs name none and have the same source.
+    ports_told: BTreeMap<ResourceKey, (Str, Source, PortRef)>,
+    /// All ports that each Service ever had at a time.
+    ports_had: BTreeMap<ObjectKey, Vec<Vec<ServicePort>>>,
     /// Instances that the catalog has shown on the present agent's node since that is the present one.
     shown: BTreeSet<String>,
 }
@@ -195,6 +200,11 @@ impl Oracle {
     /// Another agent is the present one.
     pub fn forget_shown(&mut self) {
         self.shown.clear();
+    }
+
+    /// The port that a resource was told to be in use, which it names nowhere else.
+    pub fn port_told(&self, key: &ResourceKey) -> Option<&PortRef> {
+        self.ports_told.get(key).map(|(_, _, port)| port)
     }
 
     pub fn dispute(&mut self, node: &str, id: &str) {
@@ -381,6 +391,34 @@ impl State {
         self.keep_what_lives(&mut wanted);
         self.oracle.wanted = wanted;
         self.oracle.held = held;
+        self.note_ports();
+    }
+
+    /// Notes which ports there are, and which ones resources were told to be in use.
+    fn note_ports(&mut self) {
+        for (key, service) in &self.cluster.services {
+            let had = self.oracle.ports_had.entry(key.clone()).or_default();
+            if !had.contains(&service.ports) {
+                had.push(service.ports.clone());
+            }
+        }
+        let resources = &self.cluster.resources;
+        let wishes = |object: &Object, uid: &Str, source: &Source| {
+            let spec = object.spec.as_ref().map_or(&object.last_good, |spec| spec);
+            object.uid == *uid && spec.port.is_none() && spec.source == *source && !object.other_class
+        };
+        // Without a status it knows no more than anybody does.
+        self.oracle.ports_told.retain(|key, (uid, source, _)| {
+            let object = resources.get(key).filter(|object| object.status.observed_generation.is_some());
+            object.is_some_and(|object| wishes(object, uid, source))
+        });
+        for object in resources.values() {
+            let Ok(spec) = &object.spec else { continue };
+            if let Some(told) = told(object, spec) {
+                let told = (object.uid.clone(), spec.source.clone(), told);
+                self.oracle.ports_told.insert(object.key.clone(), told);
+            }
+        }
     }
 
     /// Instances are to stay though Kubernetes' slices do not tell for a while how or where they are: those that have no
@@ -449,9 +487,32 @@ impl State {
         }
     }
 
+    /// No port in use is exchanged for another one which a Service has had all the time.
+    fn judge_port_in_use(&mut self, object: &Object, before: &Object) {
+        let Ok(spec) = &object.spec else { return };
+        let Source::Service { name } = &spec.source else { return };
+        let same = (&object.uid, object.generation) == (&before.uid, before.generation);
+        let (Some(new), Some(old)) = (told(object, spec), told(before, spec).filter(|_| same)) else { return };
+        let service = ObjectKey { namespace: object.key.namespace.clone(), name: name.clone() };
+        let mut had = self.oracle.ports_had.get(&service).into_iter().flatten();
+        // One that has got a name is the same one.
+        let had_it = |ports: &Vec<ServicePort>| {
+            let service =
+                KubernetesService { family: None, selects: false, external_name: false, ports: ports.clone() };
+            let (new, old) = (has_port(&service, &new), has_port(&service, &old));
+            old.is_some() && old != new
+        };
+        if new != old && had.all(had_it) {
+            self.violate("nothing lost", format!("{} exchanged its port {old:?} for {new:?}", object.key));
+        }
+    }
+
     /// No status may contradict its own counts.
-    pub fn judge_status(&mut self, key: &ResourceKey) {
-        let Some(object) = self.cluster.resources.get(key) else { return };
+    pub fn judge_status(&mut self, key: &ResourceKey, before: Option<&Object>) {
+        let Some(object) = self.cluster.resources.get(key).cloned() else { return };
+        if let Some(before) = before {
+            self.judge_port_in_use(&object, before);
+        }
         for what in contradictions(&object.status) {
             self.violate("nothing hidden", format!("the status of {key} {what}"));
         }

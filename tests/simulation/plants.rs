@@ -63,6 +63,10 @@ pub enum Plant {
     NodesByMark,
     /// A row is ours by its mark alone, on a node of ours too.
     RowsByMark,
+    /// The port in use is not read from a status.
+    PortsForgotten,
+    /// Of a Service's ports the first one is taken for the only one.
+    FirstPort,
     /// What stands under names that are too long is not looked at.
     NoLongNames,
 }

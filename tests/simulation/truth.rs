@@ -12,8 +12,8 @@ use lictor::model::resource::{Readiness, Source, Spec};
 use crate::cluster::{Cluster, Object};
 use crate::consul::store::{self, Address};
 use crate::setup::{AGENT_NODE, CLUSTER, CLUSTER_UID, Mode, PREFIX};
-pub use found::lives_without_port;
 use found::{Found, Instance, instances};
+pub use found::{could_go_on, has_port, lives_without_port, told};
 
 /// Where an instance stands: its Consul node, all shards being one, and its ID.
 pub type Place = (String, String);

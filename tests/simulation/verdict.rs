@@ -14,7 +14,7 @@ use crate::moves::FORMER_NODE;
 use crate::oracle::{asked, is_marked};
 use crate::setup::{CLUSTER, CLUSTER_UID, MARKER, Mode, UNWATCHED};
 use crate::sim::State;
-use crate::truth::{Expected, Place, Rows, SHARD, Want, lives_without_port, owner, place};
+use crate::truth::{Expected, Place, Rows, SHARD, Want, could_go_on, lives_without_port, owner, place};
 
 /// How a place that a resource wants came out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +46,7 @@ pub fn check(state: &mut State, snapshot: Option<&Snapshot>) {
             state.stats.count(what);
         }
         status(state, &state.cluster.resources[key], want, &stands, &mut found);
+        goes_on(state, &state.cluster.resources[key], want, &mut found);
     }
     if let Some(snapshot) = snapshot {
         loop_at_rest(state, snapshot, &mut found);
@@ -161,6 +162,12 @@ fn with_what_goes_on(state: &State, wants: &BTreeMap<ResourceKey, Want>) -> BTre
     let goes_on = |key: &ResourceKey| {
         let object = &state.cluster.resources[key];
         let name = object.status.service_name.as_ref()?;
+        // Rather by the name that nobody takes from it; where that came from elsewhere, all stays as it is.
+        let is_other = |service: &Service| fold(&service.service) != fold(name);
+        let mut of_it = ours.iter().filter(|(_, _, service)| owner(&service.id).as_ref() == Some(key));
+        if asked(object) == Some(fold(name)) && of_it.any(|(_, _, service)| is_other(service)) {
+            return Some(Want::Refused);
+        }
         let of_name = ours
             .iter()
             .filter(|(_, _, service)| owner(&service.id).as_ref() == Some(key) && fold(&service.service) == fold(name));
@@ -391,6 +398,25 @@ fn finalizers(state: &State, found: &mut Found) {
         if without {
             found.push(("nothing stale", format!("{key} is registered and has no finalizer")));
         }
+    }
+}
+
+/// A resource that does not name its port goes on with the one that is registered, or that it was told to be in use.
+fn goes_on(state: &State, object: &Object, want: &Want, found: &mut Found) {
+    if state.setup.name_taken || !matches!(want, Want::Rows(_) | Want::Unclear { .. }) {
+        return;
+    }
+    let key = &object.key;
+    let ours = ours(state).into_iter().filter(|(_, _, service)| owner(&service.id).as_ref() == Some(key));
+    let end = |service: &Service| Some((service.address.parse().ok()?, u16::try_from(service.port).ok()?));
+    let rows: Vec<(IpAddr, u16)> = ours.filter_map(|(_, _, service)| end(service)).collect();
+    if let Some(row) = could_go_on(&state.cluster, object, &rows) {
+        found.push(("nothing lost", format!("{key} does not go on with the port that is registered: {row}")));
+    }
+    if let Some(told) = state.oracle.port_told(key)
+        && object.status.port_in_use.is_none()
+    {
+        found.push(("nothing lost", format!("{key} does not know any more that its port is {told:?}")));
     }
 }
 

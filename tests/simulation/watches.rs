@@ -272,6 +272,7 @@ pub fn seen(change: Change, annotations: &BTreeSet<Str>, plant: Option<Plant>) -
             match (plant, &mut seen.resource.spec) {
                 (Some(Plant::NoRivals), Ok(spec)) => Arc::make_mut(spec).limits.shares_name = true,
                 (Some(Plant::NoPause), _) => seen.resource.paused = false,
+                (Some(Plant::PortsForgotten), _) => Arc::make_mut(&mut seen.resource.status).port_in_use = None,
                 _ => {}
             }
             seen
@@ -296,6 +297,9 @@ pub fn seen(change: Change, annotations: &BTreeSet<Str>, plant: Option<Plant>) -
         Change::Service(step) => Change::Service(step.map(|_, mut service| {
             if plant == Some(Plant::NoProtocols) {
                 service.ports.iter_mut().for_each(|port| port.protocol = Protocol::Tcp);
+            }
+            if plant == Some(Plant::FirstPort) {
+                service.ports.truncate(1);
             }
             service
         })),

@@ -83,13 +83,15 @@ impl State {
     }
 
     fn container_ports(&mut self) -> Vec<ContainerPort> {
-        let of = ContainerKind::Own;
-        let port = |name: &str, number| ContainerPort { name: name.into(), protocol: Protocol::Tcp, number, of };
-        match self.random.script.u8(..8) {
+        let of = |of, name: &str, number| ContainerPort { name: name.into(), protocol: Protocol::Tcp, number, of };
+        let port = |name: &str, number| of(ContainerKind::Own, name, number);
+        match self.random.script.u8(..12) {
             0 => Vec::new(),
             1 => vec![port("", 8080)],
-            2..6 => vec![port("http", 8080)],
-            _ => vec![port("http", 8080), port("grpc", 8090)],
+            2..7 => vec![port("http", 8080)],
+            7 => vec![of(ContainerKind::Main, "http", 8080), port("grpc", 8090)],
+            8 => vec![port("http", 8080), of(ContainerKind::Beside, "admin", 8091)],
+            _ => vec![port("grpc", 8090), port("http", 8080)],
         }
     }
 

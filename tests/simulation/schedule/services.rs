@@ -221,9 +221,34 @@ impl State {
         consequences
     }
 
+    /// What the team of an app makes of the ports of its Service: others, or one more, with other numbers or the same.
+    fn other_ports(&mut self, mut ports: Vec<ServicePort>) -> Vec<ServicePort> {
+        if self.chance(40) {
+            return self.draw_ports();
+        }
+        ports.retain(|port| &*port.name != "metrics");
+        if self.chance(80) {
+            // Of several, each has a name.
+            ports.iter_mut().filter(|port| port.name.is_empty()).for_each(|port| port.name = "http".into());
+            let mut free = (95..100).chain(80..95).filter(|number| ports.iter().all(|port| port.number != *number));
+            let number = free.next().unwrap_or(79);
+            let metrics = ServicePort { name: "metrics".into(), protocol: Protocol::Tcp, number };
+            let place = self.random.script.usize(..=ports.len());
+            ports.insert(place, metrics);
+            self.stats.count("ports added");
+        }
+        if self.chance(30) {
+            // What the pods listen on goes by these.
+            for port in &mut ports {
+                port.number = 80 + (port.number + 7) % 20;
+            }
+        }
+        ports
+    }
+
     pub(super) fn edit_ports(&mut self, service: &ObjectKey) -> Consequences {
-        let ports = self.draw_ports();
         let there = self.cluster.services[service].clone();
+        let ports = self.other_ports(there.ports.clone());
         if there.ports == ports {
             return Vec::new();
         }

@@ -29,7 +29,7 @@ impl State {
         };
         let source = self.draw_source(namespace);
         let port = match self.random.script.u8(..8) {
-            0 => None,
+            0 | 6 => None,
             1 | 7 => Some(PortRef::Number(80)),
             2 => Some(PortRef::Name("grpc".into())),
             3 => Some(PortRef::Number(8080)),

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use lictor::cluster::api;
 use lictor::cluster::event::ObjectKey;
-use lictor::model::facts::{Endpoint, Family, Node, Pod, Protocol, Service, ServicePort, Slice};
+use lictor::model::facts::{ContainerKind, Endpoint, Family, Node, Pod, Protocol, Service, ServicePort, Slice};
 use lictor::model::names::Str;
 use lictor::model::resource::{Own, PortRef, Source, Spec};
 use lictor::model::selector::{Requirement, Selector};
@@ -52,7 +52,7 @@ pub(super) fn instances(cluster: &Cluster, object: &Object, spec: &Spec) -> Foun
         Source::Service { name } => {
             of_service(cluster, object, &ObjectKey { namespace: namespace.clone(), name: name.clone() }, spec)
         }
-        Source::Pods { selector } => of_pods(cluster, namespace, selector, spec),
+        Source::Pods { selector } => of_pods(cluster, object, selector, spec),
         Source::Static { addresses } => {
             let all = addresses.iter().map(|given| Instance {
                 address: given.address,
@@ -276,23 +276,72 @@ fn number_in(slice: &Slice, port: &ServicePort) -> Option<u16> {
     ports.find(|there| there.name == port.name && there.protocol == port.protocol).map(|there| there.number)
 }
 
-/// The port of a Service that goes on, where the spec names none of several: the one that the resource was told.
-fn told_port<'a>(object: &Object, spec: &Spec, service: &'a Service) -> Option<&'a ServicePort> {
-    let Source::Service { name } = &spec.source else { return None };
-    let told = object.status.port_in_use.as_ref().filter(|told| told.source == format!("service/{name}"))?;
+/// The port that a resource was told to be in use, of the source that it has, where its spec names none.
+pub fn told(object: &Object, spec: &Spec) -> Option<PortRef> {
+    let source = match &spec.source {
+        Source::Service { name } => format!("service/{name}"),
+        Source::Pods { .. } => "pods".to_owned(),
+        Source::Static { .. } => return None,
+    };
     let is_present = object.status.observed_generation == Some(object.generation);
-    let named = match &told.port {
+    let told = object.status.port_in_use.as_ref().filter(|_| is_present && spec.port.is_none())?;
+    let port = match &told.port {
         api::PortRef::Name(name) => PortRef::Name(name.as_str().into()),
         api::PortRef::Number(number) => PortRef::Number(*number),
     };
-    let asked = Spec { port: Some(named), ..spec.clone() };
-    service_port(&asked, service).filter(|_| is_present && spec.port.is_none())
+    (told.source == source).then_some(port)
+}
+
+/// The port of a Service that goes on, where the spec names none of several: the one that the resource was told.
+fn told_port<'a>(object: &Object, spec: &Spec, service: &'a Service) -> Option<&'a ServicePort> {
+    has_port(service, &told(object, spec)?)
+}
+
+/// A port of a Service as a spec would name it.
+pub fn has_port<'a>(service: &'a Service, port: &PortRef) -> Option<&'a ServicePort> {
+    picked(Some(port), service)
+}
+
+/// Of a resource that does not go on with the port that is registered, a port that it could go on with: what stands at the
+/// address of one of its instances under the same number.
+pub fn could_go_on(cluster: &Cluster, object: &Object, rows: &[(IpAddr, u16)]) -> Option<String> {
+    let spec = object.spec.as_deref().ok().filter(|spec| spec.port.is_none())?;
+    let namespace = &object.key.namespace;
+    match &spec.source {
+        Source::Service { name } => {
+            let source = ObjectKey { namespace: namespace.clone(), name: name.clone() };
+            let service = cluster.services.get(&source)?;
+            let is_of_service = |slice: &Slice, at: &(IpAddr, u16)| {
+                slice.endpoints.iter().any(|endpoint| endpoint.address == at.0)
+                    && service.ports.iter().any(|port| number_in(slice, port) == Some(at.1))
+            };
+            let row = rows.iter().find(|row| cluster.slices_of(&source).any(|(_, slice)| is_of_service(slice, row)))?;
+            told_port(object, spec, service).is_none().then(|| format!("{row:?}"))
+        }
+        Source::Pods { selector } => {
+            let is_there = |pod: &Pod, at: &(IpAddr, u16)| {
+                pod.addresses.contains(&at.0) && pod.ports.iter().any(|port| port.number == at.1)
+            };
+            let mut picked =
+                cluster.pods.iter().filter(|(key, pod)| key.namespace == *namespace && picks(selector, pod));
+            let left_out = |pod: &Pod| !pod.leaving && pod_port(object, spec, pod).is_none();
+            picked.find_map(|(key, pod)| {
+                let row = rows.iter().find(|row| left_out(pod) && is_there(pod, row))?;
+                Some(format!("{row:?} of {key}"))
+            })
+        }
+        Source::Static { .. } => None,
+    }
 }
 
 /// The Service's port that a spec means.
 fn service_port<'a>(spec: &Spec, service: &'a Service) -> Option<&'a ServicePort> {
+    picked(spec.port.as_ref(), service)
+}
+
+fn picked<'a>(port: Option<&PortRef>, service: &'a Service) -> Option<&'a ServicePort> {
     let mut all: Vec<&ServicePort> = service.ports.iter().collect();
-    match &spec.port {
+    match port {
         None => {}
         Some(PortRef::Name(name)) => all.retain(|port| port.name == *name),
         Some(PortRef::Number(number)) => {
@@ -305,23 +354,25 @@ fn service_port<'a>(spec: &Spec, service: &'a Service) -> Option<&'a ServicePort
     if let [only] = all[..] { Some(only) } else { None }
 }
 
-fn of_pods(cluster: &Cluster, namespace: &Str, selector: &Selector, spec: &Spec) -> Found {
+fn of_pods(cluster: &Cluster, object: &Object, selector: &Selector, spec: &Spec) -> Found {
+    let namespace = &object.key.namespace;
     let picked = cluster
         .pods
         .iter()
         .filter(|(key, pod)| key.namespace == *namespace && picks(selector, pod) && !pod.addresses.is_empty());
     let mut first_ready = picked.clone().filter(|(_, pod)| pod.ready && !pod.leaving);
-    let is_served = first_ready.any(|(_, pod)| pod_port(spec, pod).is_some());
+    let is_served = first_ready.any(|(_, pod)| pod_port(object, spec, pod).is_some());
     let living = picked.filter(|(_, pod)| !pod.leaving || (pod.ready && !is_served));
-    let (mut all, mut left_out) = (Vec::new(), BTreeSet::new());
+    let (mut all, mut left_out, mut not_named) = (Vec::new(), BTreeSet::new(), false);
     for (key, pod) in living.clone() {
         let named_ports = pod_ports(pod);
-        let Some(port) = pod_port(spec, pod) else {
+        let Some((port, goes_on)) = pod_port(object, spec, pod) else {
             if !pod.leaving {
                 left_out.insert("PortNotFound");
             }
             continue;
         };
+        not_named |= goes_on;
         all.push(Instance {
             address: pod.addresses[0],
             port,
@@ -340,7 +391,7 @@ fn of_pods(cluster: &Cluster, namespace: &Str, selector: &Selector, spec: &Spec)
         let addresses = living.map(|(_, pod)| pod.addresses[0].to_string()).collect();
         return Found::Unclear { reason: "PortNotFound", living: addresses, basis: format!("{:?}", spec.port) };
     }
-    Found::Instances { all, left_out, passed_over: false, not_named: false }
+    Found::Instances { all, left_out, passed_over: false, not_named }
 }
 
 fn pod_ports(pod: &Pod) -> BTreeMap<String, u16> {
@@ -351,16 +402,27 @@ fn pod_ports(pod: &Pod) -> BTreeMap<String, u16> {
     named_ports
 }
 
-/// The port of a pod that a spec means.
-fn pod_port(spec: &Spec, pod: &Pod) -> Option<u16> {
+/// The port of a pod that a spec means, and whether it is one that goes on, which the spec should name.
+fn pod_port(object: &Object, spec: &Spec, pod: &Pod) -> Option<(u16, bool)> {
+    use ContainerKind::{Beside, Main, Own};
+    let clear = |number| (number, false);
     match &spec.port {
-        Some(PortRef::Name(name)) => pod_ports(pod).get(&**name).copied(),
-        Some(PortRef::Number(number)) => Some(*number),
-        None => match &pod.ports[..] {
-            [only] => Some(only.number),
-            _ => None,
-        },
+        Some(PortRef::Name(name)) => return pod_ports(pod).get(&**name).copied().map(clear),
+        Some(PortRef::Number(number)) => return Some((*number, false)),
+        None => {}
     }
+    let the_one = |kinds: &[ContainerKind]| {
+        let numbers: BTreeSet<u16> =
+            pod.ports.iter().filter(|port| kinds.contains(&port.of)).map(|port| port.number).collect();
+        numbers.first().copied().filter(|_| numbers.len() == 1)
+    };
+    let apps = the_one(&[Main, Own]).or_else(|| the_one(&[Main]));
+    let told = told(object, spec).and_then(|told| match told {
+        PortRef::Name(name) => pod_ports(pod).get(&*name).copied(),
+        PortRef::Number(number) => pod.ports.iter().map(|port| port.number).find(|there| *there == number),
+    });
+    let goes_on = told.filter(|told| apps != Some(*told)).map(|told| (told, true));
+    the_one(&[Main, Own, Beside]).map(clear).or(goes_on).or(apps.map(clear))
 }
 
 fn picks(selector: &Selector, pod: &Pod) -> bool {
