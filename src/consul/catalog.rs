@@ -27,7 +27,7 @@ use self::nodes::KnownNode;
 use self::transaction::{Part, SeenChecks, Transaction, writes_checks};
 use super::client::{Client, Failed, path};
 use super::transport::Transport;
-use super::wire::{By, Check, Healths, Node, NodeServices, Pool, Service, TxnAnswer, TxnError};
+use super::wire::{By, Check, Fault, Healths, Node, NodeServices, Pool, Service, TxnAnswer, TxnError};
 use super::{Bundle, Outcome, Registry, Rows, Trouble, WINDING_DOWN};
 use crate::model::desired::Placement;
 use crate::model::diff::Op;
@@ -415,43 +415,43 @@ impl Catalog {
         let node = &journey.bundle.node;
         let of = |wanted: Part| errors.iter().find(|error| transaction.part(error.op_index) == Some(wanted));
         if let Some(error) = of(Part::Fence) {
-            return self.fence_failed(fence, &error.what).await;
+            return self.fence_failed(fence, error.fault, &error.what).await;
         }
         if let Some(error) = of(Part::Node) {
-            return self.node_failed(node, &error.what).await;
+            return self.node_failed(node, error).await;
         }
-        if errors.iter().any(|error| error.what.contains("Missing node registration")) {
+        if errors.iter().any(|error| error.fault == Fault::MissingNode) {
             self.state().nodes.remove(node);
         }
         let (mut blame, mut mended) = (BTreeMap::new(), false);
         for error in errors {
-            match transaction.part(error.op_index) {
+            let Some(part) = transaction.part(error.op_index) else { continue };
+            match (part, error.fault) {
                 // It is gone: nothing of ours is left to take off it.
-                Some(Part::Look(index)) if error.what.contains("doesn't exist") => {
+                (Part::Look(index), Fault::Gone) => {
                     journey.outcomes[index] = Some(Outcome::Written { shown: true });
                     mended = true;
                 }
                 // consul-esm had something to say in the meantime.
-                Some(Part::Check(_)) if error.what.contains("index is stale") => {
+                (Part::Check(_), Fault::StaleIndex) => {
                     journey.seen = None;
                     mended = true;
                 }
-                Some(Part::Look(index) | Part::Service(index) | Part::Check(index)) => {
-                    let missing_node = error.what.contains("Missing node registration");
-                    let missing_service = error.what.contains("Missing service registration");
+                (Part::Look(index) | Part::Service(index) | Part::Check(index), fault) => {
+                    let is_missing = matches!(fault, Fault::MissingNode | Fault::MissingService);
                     let only_check = matches!(journey.bundle.ops[index], Op::Readiness { .. })
                         && !journey.unregistered.contains(&index);
-                    if only_check && (missing_node || missing_service) {
+                    if only_check && is_missing {
                         journey.unregistered.insert(index);
                         mended = true;
-                    } else if missing_node {
+                    } else if fault == Fault::MissingNode {
                         mended = true;
                     } else {
                         // The first is the cause, those after it hang on it.
                         blame.entry(index).or_insert_with(|| error.what.clone());
                     }
                 }
-                Some(Part::Fence | Part::Node) | None => {}
+                (Part::Fence | Part::Node, _) => {}
             }
         }
         match (blame.is_empty(), mended) {
@@ -461,8 +461,8 @@ impl Catalog {
         }
     }
 
-    async fn fence_failed(&self, fence: Fence, words: &str) -> Remedy {
-        if words.contains("Permission denied") {
+    async fn fence_failed(&self, fence: Fence, fault: Fault, words: &str) -> Remedy {
+        if fault == Fault::PermissionDenied {
             return Remedy::Stop(Trouble::passing(format!(
                 "the Consul token may not write the node {}: it needs node:write on it ({words})",
                 self.marker
@@ -475,9 +475,9 @@ impl Catalog {
     }
 
     /// Making or changing the node failed: it is not as we knew it, or may not be.
-    async fn node_failed(&self, name: &Str, words: &str) -> Remedy {
-        if !words.contains("index is stale") {
-            return Remedy::NoNode(format!("the Consul node {name} cannot be written: {words}"));
+    async fn node_failed(&self, name: &Str, error: &TxnError) -> Remedy {
+        if error.fault != Fault::StaleIndex {
+            return Remedy::NoNode(format!("the Consul node {name} cannot be written: {}", error.what));
         }
         let (found, checks) = match self.read_services(name).await {
             Ok(found) => found,

@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 
 use super::Trouble;
 use super::transport::{Method, Request, Response, Transport, TransportError};
-use super::wire::AgentSelf;
+use super::wire::{AgentSelf, Fault};
 
 /// How long an answer may take.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -152,7 +152,9 @@ fn may_be_sent_again(method: Method, answer: &Result<Response, TransportError>) 
         Err(TransportError::NotSent(_)) => true,
         Err(TransportError::NoAnswer(_)) => method == Method::Get,
         Ok(response) if response.status == 429 => true,
-        Ok(response) => response.status >= 500 && (method == Method::Get || surely_not_done(&words(response))),
+        Ok(response) => {
+            response.status >= 500 && (method == Method::Get || Fault::of(&words(response)).is_before_the_write())
+        }
     }
 }
 
@@ -199,35 +201,24 @@ fn words(response: &Response) -> String {
 fn trouble(status: u16, response: &Response) -> Trouble {
     let words = words(response);
     let message = match status {
-        403 if unknown_token(&words) => "the token is not known to Consul".to_owned(),
+        403 if Fault::of(&words) == Fault::UnknownToken => "the token is not known to Consul".to_owned(),
         429 => format!("Consul limits our requests: {words}"),
         _ => format!("Consul answered {status}: {words}"),
     };
     Trouble { retry_after: response.retry_after, ..Trouble::passing(message) }
 }
 
-fn unknown_token(words: &str) -> bool {
-    words.contains("ACL not found")
-}
-
 fn failed(status: u16, response: &Response) -> Failed {
     let words = words(response);
+    let fault = Fault::of(&words);
     let trouble = trouble(status, response);
     match status {
         401 | 407 | 429 => Failed::NotTried(trouble),
-        403 if unknown_token(&words) => Failed::NotTried(trouble),
+        403 if fault == Fault::UnknownToken => Failed::NotTried(trouble),
         400..=499 => Failed::Refused { status, words, body: response.body.clone() },
-        _ if surely_not_done(&words) => Failed::NotTried(trouble),
+        _ if fault.is_before_the_write() => Failed::NotTried(trouble),
         _ => Failed::Stumbled(trouble),
     }
-}
-
-/// The words of Consul for what went wrong before a write was tried. Everything else that is answered with a
-/// 5xx may have been carried out: a proxy's time-out, or "leadership lost while committing log".
-fn surely_not_done(words: &str) -> bool {
-    ["No cluster leader", "rate limit exceeded", "node is not the leader", "ACL not found"]
-        .iter()
-        .any(|known| words.contains(known))
 }
 
 /// A path of the API from its segments and its query, all percent-encoded. A query value that is empty is a

@@ -4,6 +4,7 @@
 //! that register what we want.
 
 mod checks;
+mod fault;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use serde_json::{Map, Value, json};
 
 pub use self::checks::{Check, Healths, agent_readiness, txn_check_cas, txn_check_delete, txn_readiness_set};
 use self::checks::{agent_check, agent_readiness_check};
+pub use self::fault::Fault;
 use crate::model::check::Checks;
 use crate::model::names::{Identity, Str, meta, owner_of_id};
 use crate::model::registration::{Registration, TaggedAddress, Weights};
@@ -174,14 +176,30 @@ pub struct TxnResult {
     pub node: Option<Node>,
 }
 
-/// One operation that failed.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
+/// An operation of a transaction that failed.
+#[derive(Debug, Deserialize)]
+#[serde(from = "WireTxnError")]
 pub struct TxnError {
-    /// Its place in the transaction.
+    /// The operation's place in the transaction, from 0.
     pub op_index: usize,
-    /// Consul's own words.
+    /// Consul's text.
     pub what: String,
+    /// What that text means.
+    pub fault: Fault,
+}
+
+/// A failed operation as Consul writes it.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct WireTxnError {
+    op_index: usize,
+    what: String,
+}
+
+impl From<WireTxnError> for TxnError {
+    fn from(WireTxnError { op_index, what }: WireTxnError) -> Self {
+        Self { op_index, fault: Fault::of(&what), what }
+    }
 }
 
 /// Strings, tags and tagged addresses that were seen before: what the instances of a resource have in common

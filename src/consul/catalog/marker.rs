@@ -6,7 +6,7 @@ use super::transaction::Transaction;
 use super::{Catalog, Footing, NO_ADDRESS, Remedy, Verdict, bewildered};
 use crate::consul::Trouble;
 use crate::consul::client::path;
-use crate::consul::wire::{Node, txn_node_cas};
+use crate::consul::wire::{Fault, Node, txn_node_cas};
 use crate::model::names::meta;
 use crate::model::nodes::NodeMark;
 
@@ -95,7 +95,7 @@ impl Catalog {
                     return Ok(());
                 }
                 Verdict::Conflict(errors) => {
-                    if let Some(denied) = errors.iter().find(|error| !error.what.contains("index is stale")) {
+                    if let Some(denied) = errors.iter().find(|error| error.fault != Fault::StaleIndex) {
                         return Err(Trouble::passing(format!(
                             "the marker node {} cannot be written: {} (the Consul token needs node:write and \
                              node:read on it)",
@@ -171,11 +171,14 @@ impl Catalog {
         let fence = self.standing().await?;
         match self.transact(Transaction::new(&self.fence_op(fence)).body()).await {
             Verdict::Done(_) => Ok(()),
-            Verdict::Conflict(errors) => match self.fence_failed(fence, &bewildered(&errors)).await {
-                Remedy::Stop(trouble) => Err(trouble),
-                // The term was raised meanwhile, which is a write that was carried out.
-                Remedy::Again | Remedy::Blame(_) | Remedy::NoNode(_) | Remedy::Split(_) => Ok(()),
-            },
+            Verdict::Conflict(errors) => {
+                let fault = errors.first().map_or(Fault::Other, |error| error.fault);
+                match self.fence_failed(fence, fault, &bewildered(&errors)).await {
+                    Remedy::Stop(trouble) => Err(trouble),
+                    // The term was raised meanwhile, which is a write that was carried out.
+                    Remedy::Again | Remedy::Blame(_) | Remedy::NoNode(_) | Remedy::Split(_) => Ok(()),
+                }
+            }
             Verdict::Rejected(words) => Err(Trouble::passing(words)),
             Verdict::NotTried(trouble) => Err(trouble),
             Verdict::Unknown(trouble) => {

@@ -297,7 +297,7 @@ impl Catalog {
             Verdict::Rejected(words) => Err(Trouble::passing(words)),
             Verdict::Conflict(errors) => {
                 if let Some(error) = errors.iter().find(|error| transaction.part(error.op_index) == Some(Part::Fence)) {
-                    return match self.fence_failed(fence, &error.what).await {
+                    return match self.fence_failed(fence, error.fault, &error.what).await {
                         Remedy::Stop(trouble) => Err(trouble),
                         Remedy::Again | Remedy::Blame(_) | Remedy::NoNode(_) | Remedy::Split(_) => Ok(()),
                     };

@@ -15,7 +15,7 @@ use super::{Catalog, NO_ADDRESS, Verdict, bewildered};
 use crate::consul::client::path;
 use crate::consul::marked::marked_rows;
 use crate::consul::takeover::{self, Left, TAKEOVER, Taken, Takeover};
-use crate::consul::wire::{By, Node, TxnError, txn_node_cas};
+use crate::consul::wire::{By, Fault, Node, TxnError, txn_node_cas};
 use crate::consul::{Rows, Trouble};
 use crate::model::diff::Op;
 use crate::model::names::{Identity, Str, meta};
@@ -147,7 +147,7 @@ impl CatalogTakeover {
                 Ok(true)
             }
             // It has changed since it was read a moment ago.
-            Verdict::Conflict(errors) if errors.iter().all(|error| error.what.contains("index is stale")) => {
+            Verdict::Conflict(errors) if errors.iter().all(|error| error.fault == Fault::StaleIndex) => {
                 Err(takeover::still_writes())
             }
             Verdict::Conflict(errors) => Err(Trouble::passing(bewildered(&errors))),
@@ -243,7 +243,7 @@ impl CatalogTakeover {
                             continue;
                         };
                         // One that is gone needs no mark.
-                        if culprits.insert(index) && !error.what.contains("doesn't exist") {
+                        if culprits.insert(index) && error.fault != Fault::Gone {
                             taken.refused.get_or_insert_with(|| format!("{}: {}", ops[index].key(), error.what));
                         }
                     }
@@ -266,7 +266,7 @@ impl CatalogTakeover {
             let change = txn_node_cas(&node);
             let (_, answer) = self.send(|transaction| transaction.make_node(&change)).await?;
             let Err(errors) = answer else { return Ok(()) };
-            if errors.iter().any(|error| !error.what.contains("index is stale")) {
+            if errors.iter().any(|error| error.fault != Fault::StaleIndex) {
                 return Err(Trouble::passing(format!("the Consul node {name}: {}", bewildered(&errors))));
             }
             match self.ours.node_services(&name).await?.node {
@@ -288,7 +288,7 @@ impl CatalogTakeover {
         let change = format!("[{}]", txn_node_cas(&Node { meta: Some(mark), ..fence }));
         match self.ours.transact(change.into()).await {
             Verdict::Done(_) => Ok(()),
-            Verdict::Conflict(errors) if errors.iter().all(|error| error.what.contains("index is stale")) => {
+            Verdict::Conflict(errors) if errors.iter().all(|error| error.fault == Fault::StaleIndex) => {
                 // Perhaps it was our own write whose answer got lost.
                 match self.marker().await? {
                     Marker::Ours(_) => Ok(()),
