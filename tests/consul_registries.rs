@@ -351,6 +351,10 @@ impl Transport for WithoutH2Ping {
     fn addresses(&self) -> usize {
         1
     }
+
+    fn has_token(&self) -> bool {
+        true
+    }
 }
 
 #[tokio::test]
@@ -419,6 +423,10 @@ impl Transport for WithAnEagerEsm {
 
     fn addresses(&self) -> usize {
         1
+    }
+
+    fn has_token(&self) -> bool {
+        true
     }
 }
 
@@ -866,6 +874,10 @@ impl Transport for InTurn {
     fn addresses(&self) -> usize {
         1
     }
+
+    fn has_token(&self) -> bool {
+        true
+    }
 }
 
 #[tokio::test]
@@ -1067,6 +1079,10 @@ impl Transport for Dying {
 
     fn addresses(&self) -> usize {
         1
+    }
+
+    fn has_token(&self) -> bool {
+        true
     }
 }
 

@@ -103,3 +103,45 @@ fn a_forbidden_use_is_found() {
     let caught = violations(Path::new(env!("CARGO_MANIFEST_DIR")), &[("src/engine", &["crate::model"])]);
     assert!(!caught.is_empty(), "the engine uses the model, and this rule forbids it");
 }
+
+/// The methods of `pub` traits that have a body, as `file:line`. Sources are formatted, so in a trait only the end
+/// of a body is a brace at the depth of its methods.
+fn default_bodies(root: &Path) -> Vec<String> {
+    let (mut files, mut found) = (Vec::new(), Vec::new());
+    sources(root, &mut files);
+    for file in files {
+        let text = fs::read_to_string(&file).expect("a readable source");
+        let mut in_trait = false;
+        for (number, line) in code(&text) {
+            if line.starts_with("pub trait ") {
+                in_trait = true;
+            } else if line == "}" {
+                in_trait = false;
+            }
+            let is_short = line.starts_with("    fn ") && line.ends_with('}');
+            if in_trait && (line == "    }" || is_short) {
+                found.push(format!("{}:{}", file.display(), number + 1));
+            }
+        }
+    }
+    found
+}
+
+/// The simulation stands in for the servers behind these traits. A default body answers in place of a stand-in that
+/// has forgotten the method, and then no seed ever sees the other answers.
+#[test]
+fn no_method_of_a_port_has_a_default_body() {
+    let found = default_bodies(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"));
+    assert!(found.is_empty(), "methods of traits with a body:\n{}", found.join("\n"));
+}
+
+#[test]
+fn a_default_body_is_found() {
+    let folder = std::env::temp_dir().join(format!("lictor-rooms-{}", std::process::id()));
+    fs::create_dir_all(&folder).unwrap();
+    let methods = "    fn a(&self);\n    fn b(&self) -> bool {\n        true\n    }\n    fn c(&self) {}\n";
+    fs::write(folder.join("port.rs"), format!("pub trait Port {{\n{methods}}}\n")).unwrap();
+    let found = default_bodies(&folder);
+    fs::remove_dir_all(&folder).unwrap();
+    assert_eq!(found.len(), 2, "{found:?}");
+}

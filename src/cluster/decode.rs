@@ -36,7 +36,7 @@ pub trait Watched: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned
     /// Which kind it is.
     const KIND: Kind;
     /// The labels that an object must have to be of interest, if any.
-    const LABELS: Option<&'static str> = None;
+    const LABELS: Option<&'static str>;
 
     /// What is kept of an object; none where it is not of interest.
     fn fact(self, key: &ObjectKey, decoder: &mut Decoder) -> Option<Self::Fact>;
@@ -109,6 +109,7 @@ pub struct ResourceObject {
 impl Watched for ResourceObject {
     type Fact = SeenResource;
     const KIND: Kind = Kind::Resource;
+    const LABELS: Option<&'static str> = None;
 
     fn fact(self, key: &ObjectKey, decoder: &mut Decoder) -> Option<SeenResource> {
         Some(convert::resource(key.clone(), self, &decoder.rules))
@@ -264,6 +265,7 @@ struct ServiceSpecObject {
 impl Watched for ServiceObject {
     type Fact = Service;
     const KIND: Kind = Kind::Service;
+    const LABELS: Option<&'static str> = None;
 
     fn fact(self, _: &ObjectKey, decoder: &mut Decoder) -> Option<Service> {
         let spec = self.spec.unwrap_or_default();
@@ -349,6 +351,7 @@ struct PodConditionObject {
 impl Watched for PodObject {
     type Fact = Pod;
     const KIND: Kind = Kind::Pod;
+    const LABELS: Option<&'static str> = None;
 
     fn fact(self, _: &ObjectKey, decoder: &mut Decoder) -> Option<Pod> {
         let Decoder { annotations, strings, .. } = decoder;
@@ -437,6 +440,7 @@ struct NodeAddressObject {
 impl Watched for NodeObject {
     type Fact = Node;
     const KIND: Kind = Kind::Node;
+    const LABELS: Option<&'static str> = None;
 
     fn fact(self, _: &ObjectKey, decoder: &mut Decoder) -> Option<Node> {
         let labels = self.metadata.labels.unwrap_or_default();

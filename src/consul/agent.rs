@@ -453,6 +453,11 @@ impl Registry for Agent {
         Box::pin(async { Ok(()) })
     }
 
+    fn dismantle(&self) -> BoxFuture<'_, Result<(), Trouble>> {
+        // Nothing but registrations is made here.
+        Box::pin(async { Ok(()) })
+    }
+
     fn wind_down(&self) {
         self.winding_down.store(true, Ordering::SeqCst);
         self.previous.iter().for_each(|(_, agent)| agent.wind_down());

@@ -57,10 +57,8 @@ pub trait Registry: Send + Sync {
     fn tidy<'a>(&'a self, addresses: &'a BTreeMap<Str, IpAddr>) -> BoxFuture<'a, Result<(), Trouble>>;
 
     /// Takes away what was made besides registrations, as far as nobody else has anything on it: after the last
-    /// registration of ours is gone for good. The default is for what makes nothing besides.
-    fn dismantle(&self) -> BoxFuture<'_, Result<(), Trouble>> {
-        Box::pin(std::future::ready(Ok(())))
-    }
+    /// registration of ours is gone for good.
+    fn dismantle(&self) -> BoxFuture<'_, Result<(), Trouble>>;
 
     /// Has bundles that are under way finish the operation that they are at and answer
     /// [`Outcome::NotTried`] for the rest: no request begins that does not complete one.

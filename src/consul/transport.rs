@@ -86,9 +86,7 @@ pub trait Transport: Send + Sync {
     fn addresses(&self) -> usize;
 
     /// Whether requests carry a token. To those without one Consul does not say what it leaves out.
-    fn has_token(&self) -> bool {
-        true
-    }
+    fn has_token(&self) -> bool;
 }
 
 /// Whether requests may be made: for as long as someone else grants it.

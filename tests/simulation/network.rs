@@ -70,6 +70,10 @@ impl Transport for Network {
     fn addresses(&self) -> usize {
         1
     }
+
+    fn has_token(&self) -> bool {
+        true
+    }
 }
 
 impl Network {

@@ -187,6 +187,10 @@ impl Registry for Watched {
         self.inner.tidy(addresses)
     }
 
+    fn dismantle(&self) -> BoxFuture<'_, Result<(), Trouble>> {
+        self.inner.dismantle()
+    }
+
     fn wind_down(&self) {
         self.inner.wind_down();
     }
