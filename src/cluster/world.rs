@@ -189,7 +189,7 @@ impl World {
         let first_list_done = match change {
             Change::Resource(step) => self.apply_resource(&scope, step, &mut dirt),
             Change::Slice(step) => self.apply_slice(&scope, step, now, &mut dirt),
-            Change::Service(step) => self.apply_service(&scope, step, &mut dirt),
+            Change::Service(step) => self.apply_service(&scope, step, now, &mut dirt),
             Change::Pod(step) => self.apply_pod(&scope, step, &mut dirt),
             Change::Node(step) => self.apply_node(&scope, step, now, &mut dirt),
         };
@@ -265,10 +265,13 @@ impl World {
         first_list_done
     }
 
-    fn apply_service(&mut self, scope: &Scope, step: Step<Service>, dirt: &mut Dirt) -> bool {
+    fn apply_service(&mut self, scope: &Scope, step: Step<Service>, now: Instant, dirt: &mut Dirt) -> bool {
         let Outcome { moved, first_list_done } = self.services.apply(scope, step);
         for Moved { key, cause, .. } in moved {
-            dirt.add_all(self.users_of.get(&key).into_iter().flatten(), cause);
+            if let Some(users) = self.users_of.get(&key) {
+                dirt.add_all(users, cause);
+                self.history.service_moved(&key, self.services.get(&key).is_some(), now);
+            }
         }
         first_list_done
     }

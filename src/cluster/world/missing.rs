@@ -6,9 +6,10 @@
 //! deleted, it makes them again at the same rate. And it leaves out the pods of a Node that does not exist, and looks for
 //! the Node again after 1 s, 2 s, 4 s and so on (`reconcileByAddressType` there).
 //!
-//! So the registration of a missing endpoint stays while the slices are being rewritten, and for some seconds more. It
-//! goes at once where the endpoint was seen terminating, where its pod is watched and gone, where another endpoint has
-//! its address and port, and where the Service does not exist.
+//! So the registration of a missing endpoint stays while the slices are being rewritten, and for some seconds more. Where
+//! the Service is deleted it stays for some seconds, since a Service may be deleted and made anew. It goes at once where
+//! the endpoint was seen terminating, where its pod is watched and gone, and where another endpoint has its address and
+//! port.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
@@ -41,6 +42,8 @@ pub struct Missing {
     pub until: Option<Instant>,
     /// The Service whose endpoints they are.
     service: Str,
+    /// Whether the Service was deleted.
+    is_gone: bool,
 }
 
 impl Missing {
@@ -53,6 +56,12 @@ impl Missing {
             1 => "1 instance stays".to_owned(),
             _ => format!("{count} instances stay"),
         };
+        if self.is_gone {
+            let settled = SETTLED.as_secs();
+            return Some(format!(
+                "{stay} registered for {settled} s after Service {service:?} was deleted: it may be created anew"
+            ));
+        }
         let most = MOST.as_secs();
         Some(format!(
             "{stay} registered although no EndpointSlice of Service {service:?} has the endpoint: the slices may be \
@@ -72,6 +81,8 @@ pub(super) struct History {
     listed: BTreeMap<Scope, Instant>,
     /// When Nodes were registered, of those that were within the last [`MOST`].
     nodes: BTreeMap<Str, Instant>,
+    /// When Services were deleted, of those that were within the last [`SETTLED`] and are not back.
+    gone: BTreeMap<ObjectKey, Instant>,
 }
 
 /// What is remembered of a Service's slices.
@@ -135,8 +146,17 @@ impl History {
         self.nodes.insert(name.clone(), now);
     }
 
+    pub(super) fn service_moved(&mut self, service: &ObjectKey, is_there: bool, now: Instant) {
+        if is_there {
+            self.gone.remove(service);
+        } else {
+            self.gone.insert(service.clone(), now);
+        }
+    }
+
     /// Forgets what does not matter any more.
     pub(super) fn forget_old(&mut self, now: Instant) {
+        self.gone.retain(|_, at| now < *at + SETTLED);
         while self.due.front().is_some_and(|(at, _)| *at <= now) {
             let Some((_, service)) = self.due.pop_front() else { return };
             let Some(known) = self.services.get_mut(&service) else { continue };
@@ -179,12 +199,17 @@ struct Absence {
     mixed: Option<Instant>,
     /// Whether there is no slice at all where Kubernetes' controller keeps at least an empty one.
     no_slices: bool,
+    /// When the Service was deleted.
+    gone: Option<Instant>,
     node: NodeState,
 }
 
 impl Absence {
     /// Until when the registration stays.
     fn until(&self) -> Instant {
+        if let Some(gone) = self.gone {
+            return gone + SETTLED;
+        }
         let most = self.since + MOST;
         let mut until = self.written + SETTLED;
         if let Some(ports) = self.mixed {
@@ -252,6 +277,14 @@ impl Undesired<'_> {
                 || slice.ports.iter().any(|port| port.number == self.registration.port)
         })
     }
+
+    /// Whether a slice has its endpoint, and it terminates.
+    fn terminates_in(&self, now: &Now<'_>) -> bool {
+        let at_address = now.at.get(&self.address).into_iter().flatten();
+        at_address
+            .map(|(_, endpoint)| endpoint)
+            .any(|endpoint| endpoint.terminating && self.is_of(endpoint.pod.as_ref().map(|pod| &pod.uid)))
+    }
 }
 
 impl World {
@@ -269,8 +302,10 @@ impl World {
         let Some(spec) = self.effective_spec(owner) else { return Missing::default() };
         let Source::Service { name } = &spec.source else { return Missing::default() };
         let of = ObjectKey { namespace: owner.namespace.clone(), name: name.clone() };
-        let Some(service) = self.services.get(&of).filter(|service| !service.external_name) else {
-            return Missing::default();
+        let (selects, gone) = match (self.services.get(&of), self.history.gone.get(&of)) {
+            (Some(service), _) if !service.external_name => (service.selects, None),
+            (None, Some(gone)) => (false, Some(*gone)),
+            _ => return Missing::default(),
         };
         let source = spec.source.to_string();
         let undesired = rows.filter_map(|(row, known)| {
@@ -293,11 +328,13 @@ impl World {
         }
         let keys = self.slices_of.get(&of).into_iter().flatten();
         let slices = Now::of(keys.filter_map(|key| self.slices.get(key)));
-        let mut missing = Missing { service: name.clone(), ..Missing::default() };
-        for row in undesired.filter(|row| !row.is_in(&slices) && !self.has_pod_ended(spec, row)) {
-            let no_slices = slices.are_none && service.selects;
+        let mut missing = Missing { service: name.clone(), is_gone: gone.is_some(), ..Missing::default() };
+        let is_missing =
+            |row: &Undesired<'_>| if gone.is_some() { !row.terminates_in(&slices) } else { !row.is_in(&slices) };
+        for row in undesired.filter(|row| is_missing(row) && !self.has_pod_ended(spec, row)) {
+            let no_slices = slices.are_none && selects;
             let Some(absence) = self.absence(&of, &row, slices.are_mixed, no_slices) else { continue };
-            let until = absence.until();
+            let until = Absence { gone, ..absence }.until();
             if until > now {
                 missing.until = Some(missing.until.map_or(until, |first| first.min(until)));
                 missing.rows.insert(row.row.clone());
@@ -322,6 +359,7 @@ impl World {
             written: known.map_or(listed, |known| known.written),
             mixed: mixed.then(|| known.and_then(|known| known.ports).unwrap_or(listed)),
             no_slices,
+            gone: None,
             node: self.node_state(row.owner, row.registration),
         })
     }
@@ -357,7 +395,7 @@ mod tests {
     impl World {
         /// Whether anything is remembered of slices.
         pub(in crate::cluster::world) fn remembers(&self) -> bool {
-            !self.history.services.is_empty() || !self.history.due.is_empty()
+            !self.history.services.is_empty() || !self.history.due.is_empty() || !self.history.gone.is_empty()
         }
     }
 
@@ -370,6 +408,7 @@ mod tests {
             written: at(written),
             mixed: None,
             no_slices: false,
+            gone: None,
             node: NodeState::Settled,
         };
         for (absence, until, why) in [
@@ -380,6 +419,7 @@ mod tests {
             (Absence { mixed: Some(at(70)), ..left(100, 100) }, 130, "they have been different for long"),
             (Absence { mixed: Some(at(20)), ..left(100, 100) }, 105, "they are different for good"),
             (Absence { no_slices: true, ..left(100, 100) }, 160, "the controller makes one at least"),
+            (Absence { gone: Some(at(100)), ..left(90, 103) }, 105, "the Service may be made anew"),
             (Absence { node: NodeState::Gone, ..left(100, 100) }, 160, "it may be registered again"),
             (Absence { node: NodeState::Back(at(80)), ..left(100, 110) }, 140, "the controller is to find it"),
         ] {

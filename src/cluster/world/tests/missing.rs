@@ -164,11 +164,25 @@ fn slices_that_are_all_deleted_are_waited_for() {
 }
 
 #[test]
-fn without_its_service_nothing_is_missing() {
-    let mut known = Registered::from(spec("s"), &[vec![of_pod(1)]]);
+fn a_service_that_is_made_anew_within_seconds_loses_nothing() {
+    let mut known = Registered::from(spec("s"), &[vec![of_pod(1), of_pod(2)], vec![of_pod(3), terminating(4)]]);
+    let deleted = |known: &mut Registered| known.hear(Change::Service(Step::Delete(key("a", "s"))));
+    deleted(&mut known);
+    assert_eq!(known.missing(), [1, 2, 3], "one that terminates goes");
+    known.write(1, vec![terminating(1), of_pod(2)]);
     known.delete(1);
-    known.hear(Change::Service(Step::Delete(key("a", "s"))));
+    known.delete(2);
+    known.pass(NEARLY_SETTLED);
+    assert_eq!(known.missing(), [2, 3], "the slices go with the Service");
+    let anew = Service { selects: true, ..service(80) };
+    known.hear(Change::Service(Step::Apply(key("a", "s"), anew)));
+    known.pass(SETTLED);
+    assert_eq!(known.missing(), [2, 3], "its slices are to come");
+    known.write(3, vec![of_pod(2), of_pod(3)]);
     assert_eq!(known.missing(), NONE);
+    deleted(&mut known);
+    known.pass(SETTLED);
+    assert_eq!(known.missing(), NONE, "it does not come back");
 }
 
 #[test]
