@@ -31,16 +31,20 @@ fn endpoints() -> usize {
     given.and_then(|given| given.parse().ok()).filter(|given| *given >= SLICES).unwrap_or(2 * SLICES)
 }
 
-/// A control plane whose controllers write at their default rate, for whoever asks.
+/// Controllers that write at their default rate.
+fn gradually() -> ControlPlaneOptions {
+    let per_slice = format!("--max-endpoints-per-slice={}", endpoints().div_ceil(SLICES));
+    ControlPlaneOptions {
+        controller_manager_extra_args: vec!["--kube-api-qps=20".into(), "--kube-api-burst=30".into(), per_slice],
+        ..ControlPlaneOptions::default()
+    }
+}
+
+/// A control plane with such controllers, for whoever asks.
 async fn gradual(programs: &Programs) -> Result<&'static ControlPlane> {
     static PLANE: OnceCell<ControlPlane> = OnceCell::const_new();
     let start = || async {
-        let per_slice = format!("--max-endpoints-per-slice={}", endpoints().div_ceil(SLICES));
-        let options = ControlPlaneOptions {
-            controller_manager_extra_args: vec!["--kube-api-qps=20".into(), "--kube-api-burst=30".into(), per_slice],
-            ..ControlPlaneOptions::default()
-        };
-        let plane = ControlPlane::start_with(programs, &options).await?;
+        let plane = ControlPlane::start_with(programs, &gradually()).await?;
         install_crd(&plane).await?;
         anyhow::Ok(plane)
     };
@@ -57,7 +61,33 @@ struct Shop<'a> {
     seen: Vec<(String, Seen)>,
 }
 
-impl Shop<'_> {
+impl<'a> Shop<'a> {
+    /// Makes so many pods, and has an operator register them.
+    async fn open(bed: &'a Bed, plane: &ControlPlane, many: usize) -> Result<Self> {
+        bed.own_consul(ConsulOptions::default()).await?;
+        let namespace = TestNamespace::create(plane, &format!("shop-{}", bed.mode.as_str())).await?;
+        for (name, address) in [("a", "192.0.2.10"), ("b", "192.0.2.11")] {
+            namespace.create_node(name, address.parse()?, "zone-1").await?;
+        }
+        let mut shop = Self { bed, namespace, pods: Vec::new(), made: 0, seen: Vec::new() };
+        shop.ports(&[("http", 80, "8080")]).await?;
+        shop.grow(many).await?;
+        let operator = bed.operator().kubeconfig(plane.kubeconfig()).namespace(shop.namespace.name());
+        operator.ready().await?;
+        apply(&resources(&shop.namespace), "web", &bed.spec(json!({ "port": 80 }))).await?;
+        shop.settle(&[("http", 8080)]).await?;
+        Ok(shop)
+    }
+
+    /// Fails where a reader missed one that lived.
+    async fn close(self) -> Result<()> {
+        for (step, seen) in &self.seen {
+            ensure!(seen.is_whole(), "{step}: {seen}");
+        }
+        self.namespace.delete().await;
+        Ok(())
+    }
+
     async fn ports(&self, ports: &[(&str, u16, &str)]) -> Result<()> {
         self.namespace.apply_service("web", &[("app", "web")], ports).await.map(drop)
     }
@@ -132,20 +162,8 @@ fn has_ports(slice: &EndpointSlice, ports: &[(&str, u16)]) -> bool {
 }
 
 pub(crate) async fn slices_are_rewritten_one_by_one(bed: &Bed) -> Result<()> {
-    bed.own_consul(ConsulOptions::default()).await?;
-    let plane = gradual(bed.programs).await?;
-    let namespace = TestNamespace::create(plane, &format!("shop-{}", bed.mode.as_str())).await?;
-    for (name, address) in [("a", "192.0.2.10"), ("b", "192.0.2.11")] {
-        namespace.create_node(name, address.parse()?, "zone-1").await?;
-    }
     let many = endpoints();
-    let mut shop = Shop { bed, namespace, pods: Vec::new(), made: 0, seen: Vec::new() };
-    shop.ports(&[("http", 80, "8080")]).await?;
-    shop.grow(many).await?;
-    let operator = bed.operator().kubeconfig(plane.kubeconfig()).namespace(shop.namespace.name());
-    operator.ready().await?;
-    apply(&resources(&shop.namespace), "web", &bed.spec(json!({ "port": 80 }))).await?;
-    shop.settle(&[("http", 8080)]).await?;
+    let mut shop = Shop::open(bed, gradual(bed.programs).await?, many).await?;
 
     for (step, ports, numbers) in [
         (
@@ -198,9 +216,63 @@ pub(crate) async fn slices_are_rewritten_one_by_one(bed: &Bed) -> Result<()> {
     shop.settle(&ports).await?;
     shop.note("a Node is deleted and back", reader).await?;
 
-    for (step, seen) in &shop.seen {
-        ensure!(seen.is_whole(), "{step}: {seen}");
-    }
-    shop.namespace.delete().await;
-    Ok(())
+    shop.close().await
+}
+
+/// What takes slices away as a whole: somebody deletes all of them, the Service is deleted and made anew, its Node is away for
+/// a moment; and the controller ends in the middle of writing them.
+pub(crate) async fn all_slices_go_and_come_back(bed: &Bed) -> Result<()> {
+    let options = gradually();
+    let plane = ControlPlane::start_with(bed.programs, &options).await?;
+    install_crd(&plane).await?;
+    let mut shop = Shop::open(bed, &plane, endpoints()).await?;
+    let ports = [("http", 8080)];
+    let (http, metrics) = (("http", 80, "8080"), ("metrics", 90, "9090"));
+
+    let reader = shop.reader(&shop.pods);
+    shop.namespace.kubectl(&["delete", "endpointslices", "--selector=kubernetes.io/service-name=web"]).await?;
+    shop.settle(&ports).await?;
+    shop.note("all slices are deleted at once", reader).await?;
+
+    let reader = shop.reader(&shop.pods);
+    shop.namespace.kubectl(&["delete", "service", "web"]).await?;
+    shop.ports(&[http]).await?;
+    let uid = shop.namespace.kubectl(&["get", "service", "web", "--output=jsonpath={.metadata.uid}"]).await?;
+    // Those of the old one are collected some time later.
+    let are_its_own = |slices: &[EndpointSlice]| {
+        let mut owners = slices.iter().flat_map(|slice| slice.metadata.owner_references.iter().flatten());
+        !slices.is_empty() && owners.all(|owner| owner.uid == uid)
+    };
+    shop.namespace.wait_for_slices("web", "none but the new Service's", are_its_own, STEP).await?;
+    shop.settle(&ports).await?;
+    shop.note("the Service is deleted and made anew", reader).await?;
+
+    let reader = shop.reader(&shop.pods);
+    shop.ports(&[http, metrics]).await?;
+    let begun = |slices: &[EndpointSlice]| {
+        let follow = |slice: &EndpointSlice| has_ports(slice, &[("http", 8080), ("metrics", 9090)]);
+        slices.iter().any(follow)
+    };
+    shop.namespace.wait_for_slices("web", "some that follow", begun, STEP).await?;
+    plane.restart_controllers(bed.programs, &options)?;
+    let ports = [("http", 8080), ("metrics", 9090)];
+    shop.settle(&ports).await?;
+    shop.note("the controller starts anew in the middle of its writes", reader).await?;
+
+    let (node, many) = (format!("{}-a", shop.namespace.name()), shop.pods.len());
+    let touched = shop.pods.iter().find(|pod| pod.node != node).context("a pod on the other node")?.clone();
+    let others: Vec<TestPod> = shop.pods.iter().filter(|pod| pod.name != touched.name).cloned().collect();
+    let reader = shop.reader(&others);
+    shop.namespace.delete_node(&node).await?;
+    shop.namespace.set_ready(&touched.name, false).await?;
+    let fewer = |slices: &[EndpointSlice]| ready_in(slices) < many - 1;
+    shop.namespace.wait_for_slices("web", "fewer than live", fewer, STEP).await?;
+    shop.namespace.create_node("a", "192.0.2.10".parse()?, "zone-1").await?;
+    // The controller looks for the Node again by itself.
+    let back = |slices: &[EndpointSlice]| ready_in(slices) == many - 1;
+    shop.namespace.wait_for_slices("web", "all that live", back, STEP).await?;
+    shop.namespace.set_ready(&touched.name, true).await?;
+    shop.settle(&ports).await?;
+    shop.note("a Node is deleted and registered again at once", reader).await?;
+    shop.close().await
 }

@@ -121,6 +121,9 @@ scenarios! {
     /// A Service of sixty slices, which Kubernetes' controller rewrites at its default rate: while ports are added, renamed and
     /// changed, pods scaled and rolled out, and a Node is deleted and back, no living instance is missing at any moment.
     rewriting::slices_are_rewritten_one_by_one(agent: yes, catalog: yes);
+    /// All slices of a Service are deleted at once, the Service is deleted and made anew, the controller starts anew in the middle of
+    /// its writes, a Node is deleted and registered again at once: no living instance is missing at any moment.
+    rewriting::all_slices_go_and_come_back(agent: yes, catalog: yes);
     /// A Service's port is renamed and its slices follow one by one: no instance is missing at any moment.
     ports::a_renamed_port_is_followed_slice_by_slice(agent: yes, catalog: yes);
     /// Somebody adds a port to a Service whose resource names none: the one that is registered goes on by its name, through a

@@ -79,7 +79,7 @@ impl ControlPlane {
         let work_dir = WorkDir::create("control-plane")?;
         let files = Files::write(&work_dir, ports::free()?, options)?;
         let components = Components::start(programs, &work_dir, &files, options)?;
-        let mut plane = Self {
+        let plane = Self {
             ours: Some(components),
             kubectl: Kubectl::new(&programs.kubectl, &files.admin),
             kubeconfig: files.admin.clone(),
@@ -87,11 +87,19 @@ impl ControlPlane {
             work_dir,
         };
         plane.wait_apiserver().await?;
-        if let (Some(ours), Some(files)) = (&mut plane.ours, &plane.files) {
-            ours.start_controllers(programs, &plane.work_dir, files, options)?;
-        }
+        plane.start_controllers(programs, options)?;
         plane.wait_controllers().await?;
         Ok(plane)
+    }
+
+    fn start_controllers(&self, programs: &Programs, options: &ControlPlaneOptions) -> Result<()> {
+        self.ours()?.start_controllers(programs, &self.work_dir, self.files()?, options)
+    }
+
+    /// Kills the controllers, whatever they are doing, and starts them again with these options.
+    pub fn restart_controllers(&self, programs: &Programs, options: &ControlPlaneOptions) -> Result<()> {
+        self.ours()?.kill_controllers()?;
+        self.start_controllers(programs, options)
     }
 
     /// A kubeconfig file of an administrator.
@@ -153,8 +161,11 @@ impl ControlPlane {
     }
 
     fn apiserver(&self) -> Result<&Apiserver> {
-        let ours = self.ours.as_ref().context("this cluster is not ours to stop")?;
-        Ok(&ours.apiserver)
+        Ok(&self.ours()?.apiserver)
+    }
+
+    fn ours(&self) -> Result<&Components> {
+        self.ours.as_ref().context("this cluster is not ours to start or stop")
     }
 
     /// Its own word for it, which includes the roles without which the controllers give up.

@@ -31,7 +31,7 @@ const POD_GRACE: u32 = 5;
 #[derive(Debug)]
 pub(super) struct Components {
     /// Those that need an apiserver that answers; they give up otherwise.
-    controllers: Vec<Process>,
+    controllers: Mutex<Vec<Process>>,
     pub(super) apiserver: Apiserver,
     etcd: Process,
 }
@@ -55,29 +55,38 @@ impl Components {
             log: work_dir.join("kube-apiserver.log"),
         };
         apiserver.start()?;
-        Ok(Self { controllers: Vec::new(), apiserver, etcd })
+        Ok(Self { controllers: Mutex::default(), apiserver, etcd })
     }
 
     /// Starts the rest, once the apiserver is ready.
     pub(super) fn start_controllers(
-        &mut self,
+        &self,
         programs: &Programs,
         work_dir: &WorkDir,
         files: &Files,
         options: &ControlPlaneOptions,
     ) -> Result<()> {
-        self.controllers = vec![
+        *self.controllers() = vec![
             start_scheduler(programs, work_dir, files)?,
             start_controller_manager(programs, work_dir, files, options)?,
         ];
         Ok(())
     }
 
+    /// Kills the scheduler and the controller manager.
+    pub(super) fn kill_controllers(&self) -> Result<()> {
+        self.controllers().drain(..).try_for_each(|controller| controller.kill().map(drop))
+    }
+
+    fn controllers(&self) -> MutexGuard<'_, Vec<Process>> {
+        self.controllers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Fails with the last words of a program that has ended by itself.
     pub(super) fn ensure_running(&self) -> Result<()> {
         self.etcd.ensure_running()?;
         self.apiserver.ensure_running()?;
-        self.controllers.iter().try_for_each(Process::ensure_running)
+        self.controllers().iter().try_for_each(Process::ensure_running)
     }
 }
 
