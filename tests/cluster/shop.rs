@@ -304,7 +304,7 @@ pub(crate) fn workload(app: &App) -> Value {
         container["lifecycle"] = json!({ "preStop": { "sleep": { "seconds": app.pre_stop } } });
     }
     let mut pod =
-        json!({ "enableServiceLinks": false, "terminationGracePeriodSeconds": 20, "containers": [container] });
+        json!({ "enableServiceLinks": false, "terminationGracePeriodSeconds": 30, "containers": [container] });
     if app.lonely {
         pod["nodeSelector"] = json!({ (LONELY): "" });
         pod["tolerations"] = json!([{ "key": LONELY, "operator": "Exists" }]);
