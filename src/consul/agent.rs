@@ -24,7 +24,7 @@ use tokio::time::Instant;
 use super::client::{Client, Failed, path};
 use super::transport::Transport;
 use super::wire::{
-    AgentConfig, AgentSelf, By, Check, Healths, NodeServices, Pool, Service, agent_readiness, agent_service,
+    AgentConfig, AgentSelf, AgentService, AgentUpdate, By, Check, Healths, NodeServices, Pool, Service,
 };
 use super::{Bundle, Outcome, Registry, Rows, Trouble};
 use crate::model::desired::Placement;
@@ -301,7 +301,7 @@ impl Agent {
             Op::Release { registration, .. } => {
                 // Registering what is gone would bring it back without anybody to remove it later.
                 match self.client.get_if_there::<Service>(path(&["agent", "service", id], &[])).await {
-                    Ok(Some(_)) => step(self.put_service(&agent_service(id, registration, false)).await),
+                    Ok(Some(_)) => step(self.put_service(&AgentService::without_checks(id, registration)).await),
                     Ok(None) => Step::Done { confirm: false },
                     Err(failed) => step(Err(failed)),
                 }
@@ -316,7 +316,7 @@ impl Agent {
     /// Registers an instance, and then sets its check: an agent keeps the old status of a check that it
     /// knows, and forgets over a restart a status that only ever came with a registration.
     async fn register(&self, id: &str, registration: &Registration, drop_checks: &[Str]) -> Step {
-        if let Err(failed) = self.put_service(&agent_service(id, registration, true)).await {
+        if let Err(failed) = self.put_service(&AgentService::with_checks(id, registration)).await {
             return step(Err(failed));
         }
         match self.after_registering(id, registration, drop_checks).await {
@@ -344,28 +344,27 @@ impl Agent {
         self.update_readiness(id, registration).await
     }
 
-    async fn put_service(&self, body: &str) -> Result<(), Failed> {
-        self.put(&["agent", "service", "register"], Some(body)).await
+    async fn put_service(&self, service: &AgentService<'_>) -> Result<(), Failed> {
+        self.put(&["agent", "service", "register"], Some(service.body())).await
     }
 
     async fn update_readiness(&self, id: &str, registration: &Registration) -> Result<(), Failed> {
         let Some(readiness) = registration.readiness else { return Ok(()) };
         let check = check_id(id, READINESS);
-        self.put(&["agent", "check", "update", &check], Some(&agent_readiness(readiness))).await
+        self.put(&["agent", "check", "update", &check], Some(AgentUpdate::of(readiness).body())).await
     }
 
     /// Updates a check that is not there: the agent looks at the token and then for the check, and finds none.
     async fn update_nothing(&self) -> Result<(), Trouble> {
         self.recognise().await?;
         let check = format!("{}{NO_CHECK}", id_prefix(&self.identity.cluster));
-        match self.put(&["agent", "check", "update", &check], Some(&agent_readiness(Health::Critical))).await {
+        match self.put(&["agent", "check", "update", &check], Some(AgentUpdate::of(Health::Critical).body())).await {
             Ok(()) | Err(Failed::Refused { .. }) => Ok(()),
             Err(Failed::NotTried(trouble) | Failed::NoAnswer(trouble) | Failed::Stumbled(trouble)) => Err(trouble),
         }
     }
 
-    async fn put(&self, segments: &[&str], body: Option<&str>) -> Result<(), Failed> {
-        let body = body.map(|text| Bytes::copy_from_slice(text.as_bytes()));
+    async fn put(&self, segments: &[&str], body: Option<Bytes>) -> Result<(), Failed> {
         self.client.put(path(segments, &[]), body).await.map(drop)
     }
 

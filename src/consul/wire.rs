@@ -3,18 +3,22 @@
 //! In: answers, in which anything may be missing, null or new. Out: rows; and the other way round the bodies
 //! that register what we want.
 
+mod check_body;
 mod checks;
 mod fault;
+mod service_body;
+mod txn;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde::{Deserialize, Serialize};
 
-pub use self::checks::{Check, Healths, agent_readiness, txn_check_cas, txn_check_delete, txn_readiness_set};
-use self::checks::{agent_check, agent_readiness_check};
+pub use self::check_body::{AgentUpdate, TxnCheck};
+pub use self::checks::{Check, Healths};
 pub use self::fault::Fault;
+pub use self::service_body::AgentService;
+pub use self::txn::{TxnAnswer, TxnError, TxnOp, Verb, txn_body};
 use crate::model::check::Checks;
 use crate::model::names::{Identity, Str, meta, owner_of_id};
 use crate::model::registration::{Registration, TaggedAddress, Weights};
@@ -64,22 +68,28 @@ pub struct WireAddress {
     pub port: Option<i64>,
 }
 
-/// A node of the catalog: what is read of it, and what is written of one that is to be like this.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+/// A node of the catalog: what is read of it, and what is written of one that is to be like this. What is none is not
+/// written.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct Node {
     /// Its ID; empty for those of our making.
-    #[serde(rename = "ID")]
+    #[serde(rename = "ID", skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
     /// Its name.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
     /// Its address.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,
     /// Other addresses, by tag.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub tagged_addresses: Option<BTreeMap<String, String>>,
     /// Its meta.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub meta: Option<BTreeMap<String, String>>,
     /// The Raft index of its last change; 0 stands for a node that is not there.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub modify_index: Option<u64>,
 }
 
@@ -156,50 +166,6 @@ pub struct AgentConfig {
     /// Drawn anew by an agent that has lost its data.
     #[serde(rename = "NodeID")]
     pub node_id: Option<String>,
-}
-
-/// What `/v1/txn` answers.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-pub struct TxnAnswer {
-    /// Of a transaction that was carried out: what it touched.
-    pub results: Option<Vec<TxnResult>>,
-    /// Of one that was rolled back: each operation that failed.
-    pub errors: Option<Vec<TxnError>>,
-}
-
-/// One thing that a transaction touched. We only want to know about nodes.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-pub struct TxnResult {
-    /// The node, if it is one.
-    pub node: Option<Node>,
-}
-
-/// An operation of a transaction that failed.
-#[derive(Debug, Deserialize)]
-#[serde(from = "WireTxnError")]
-pub struct TxnError {
-    /// The operation's place in the transaction, from 0.
-    pub op_index: usize,
-    /// Consul's text.
-    pub what: String,
-    /// What that text means.
-    pub fault: Fault,
-}
-
-/// A failed operation as Consul writes it.
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-struct WireTxnError {
-    op_index: usize,
-    what: String,
-}
-
-impl From<WireTxnError> for TxnError {
-    fn from(WireTxnError { op_index, what }: WireTxnError) -> Self {
-        Self { op_index, fault: Fault::of(&what), what }
-    }
 }
 
 /// Strings, tags and tagged addresses that were seen before: what the instances of a resource have in common
@@ -308,93 +274,15 @@ fn number(value: Option<i64>) -> u16 {
     value.and_then(|value| u16::try_from(value).ok()).unwrap_or_default()
 }
 
-/// What both forms of registering have in common.
-fn service_fields(id: &str, registration: &Registration) -> Map<String, Value> {
-    let tags: Vec<&str> = registration.tags.iter().map(|tag| &**tag).collect();
-    let meta: BTreeMap<&str, &str> = registration.meta.iter().map(|(key, value)| (&**key, &**value)).collect();
-    let tagged: Map<String, Value> = registration
-        .tagged_addresses
-        .iter()
-        .map(|(name, there)| (name.to_string(), json!({ "Address": &*there.address, "Port": there.port })))
-        .collect();
-    let Weights { passing, warning } = registration.weights;
-    [
-        ("ID", json!(id)),
-        ("Tags", json!(tags)),
-        ("Address", json!(&*registration.address)),
-        ("Port", json!(registration.port)),
-        ("Meta", json!(meta)),
-        ("Weights", json!({ "Passing": passing, "Warning": warning })),
-        ("EnableTagOverride", json!(registration.enable_tag_override)),
-        ("TaggedAddresses", Value::Object(tagged)),
-    ]
-    .into_iter()
-    .map(|(key, value)| (key.to_owned(), value))
-    .collect()
-}
-
-/// The body of `/v1/agent/service/register`, with the checks where `with_checks` says so.
-#[must_use]
-pub fn agent_service(id: &str, registration: &Registration, with_checks: bool) -> String {
-    let mut fields = service_fields(id, registration);
-    fields.insert("Name".to_owned(), json!(&*registration.service));
-    if let Some(readiness) = registration.readiness.filter(|_| with_checks) {
-        fields.insert("Check".to_owned(), agent_readiness_check(id, readiness));
-    }
-    if with_checks && !registration.checks.placed().is_empty() {
-        let checks = registration.checks.placed().iter().map(|placed| agent_check(id, registration, placed));
-        fields.insert("Checks".to_owned(), checks.collect());
-    }
-    Value::Object(fields).to_string()
-}
-
-/// The operation of a transaction that sets a service.
-#[must_use]
-pub fn txn_service_set(node: &str, id: &str, registration: &Registration) -> String {
-    let mut fields = service_fields(id, registration);
-    fields.insert("Service".to_owned(), json!(&*registration.service));
-    json!({ "Service": { "Verb": "set", "Node": node, "Service": fields } }).to_string()
-}
-
-/// The operation that fails if a service is not there.
-#[must_use]
-pub fn txn_service_get(node: &str, id: &str) -> String {
-    json!({ "Service": { "Verb": "get", "Node": node, "Service": { "ID": id } } }).to_string()
-}
-
-/// The operation that deletes a service and its checks; of one that is not there it does nothing.
-#[must_use]
-pub fn txn_service_delete(node: &str, id: &str, service: &str) -> String {
-    json!({ "Service": { "Verb": "delete", "Node": node, "Service": { "ID": id, "Service": service } } }).to_string()
-}
-
-/// The operation that makes a node like this if its index is still the same.
-#[must_use]
-pub fn txn_node_cas(node: &Node) -> String {
-    let mut fields = json!({
-        "Node": node.node,
-        "Address": node.address,
-        "Meta": node.meta,
-        "ModifyIndex": node.modify_index.unwrap_or_default(),
-    });
-    if let Some(id) = &node.id {
-        fields["ID"] = json!(id);
-    }
-    if let Some(tagged) = &node.tagged_addresses {
-        fields["TaggedAddresses"] = json!(tagged);
-    }
-    json!({ "Node": { "Verb": "cas", "Node": fields } }).to_string()
-}
-
-/// The operation that deletes a node, and with it everything on it, if its index is still this one.
-#[must_use]
-pub fn txn_node_delete(node: &str, index: u64) -> String {
-    json!({ "Node": { "Verb": "delete-cas", "Node": { "Node": node, "ModifyIndex": index } } }).to_string()
+/// Writes what we send. All keys are strings, and so there is nothing that JSON cannot hold.
+pub(super) fn to_json(body: &(impl Serialize + ?Sized)) -> String {
+    serde_json::to_string(body).unwrap_or_default()
 }
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use serde_json::{Value, json};
 
     use super::*;
     use crate::model::names::{READINESS, check_id};
@@ -445,14 +333,14 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_written_to_the_catalog_is_read_back_equal(wanted in registration()) {
-            let written: Value = serde_json::from_str(&txn_service_set("n", "id", &wanted)).unwrap();
+            let written: Value = serde_json::to_value(TxnOp::service_set("n", "id", &wanted)).unwrap();
             let service: Service = serde_json::from_value(written["Service"]["Service"].clone()).unwrap();
             prop_assert_eq!(service.registration(By::Catalog, &healths(wanted.readiness), &mut Pool::default()), wanted);
         }
 
         #[test]
         fn what_is_written_to_an_agent_is_read_back_equal(wanted in registration()) {
-            let mut written: Value = serde_json::from_str(&agent_service("id", &wanted, true)).unwrap();
+            let mut written: Value = serde_json::to_value(AgentService::with_checks("id", &wanted)).unwrap();
             written["Service"] = written["Name"].take();
             for own in ["lan_ipv4", "wan_ipv4"] {
                 written["TaggedAddresses"][own] = json!({ "Address": &*wanted.address, "Port": wanted.port });
@@ -471,7 +359,6 @@ mod tests {
         let read = service.registration(By::Agent, &Healths::default(), &mut Pool::default());
         assert_eq!((read.port, read.weights), (0, Weights::default()));
         assert!(serde_json::from_str::<NodeServices>(r#"{"Node":null,"Services":null}"#).unwrap().node.is_none());
-        assert!(serde_json::from_str::<TxnAnswer>("{}").unwrap().errors.is_none());
     }
 
     #[test]

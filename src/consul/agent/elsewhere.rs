@@ -8,7 +8,7 @@
 use super::{Agent, Step, name_and_id, step};
 use crate::consul::client::path;
 use crate::consul::marked::marked_rows;
-use crate::consul::wire::{AgentSelf, By, Check, txn_service_delete, txn_service_get, txn_service_set};
+use crate::consul::wire::{AgentSelf, By, Check, TxnOp, txn_body};
 use crate::consul::{Bundle, Outcome, Rows, Trouble};
 use crate::model::diff::Op;
 use crate::model::names::{Str, meta};
@@ -132,14 +132,14 @@ impl Agent {
     /// Changes an instance that no agent holds.
     async fn change_catalog(&self, op: &Op) -> Step {
         let RowKey { node, id } = op.key();
-        let change = match op {
-            Op::Remove { service, .. } => txn_service_delete(node, id, service),
+        let body = match op {
+            Op::Remove { service, .. } => txn_body(&[TxnOp::service_delete(node, id, service)]),
             // Of one that is gone the first fails.
             Op::Put { registration, .. } | Op::Readiness { registration, .. } | Op::Release { registration, .. } => {
-                format!("{},{}", txn_service_get(node, id), txn_service_set(node, id, registration))
+                txn_body(&[TxnOp::service_get(node, id), TxnOp::service_set(node, id, registration)])
             }
         };
-        step(self.client.put(path(&["txn"], &[]), Some(format!("[{change}]").into())).await.map(drop))
+        step(self.client.put(path(&["txn"], &[]), Some(body)).await.map(drop))
     }
 }
 

@@ -6,7 +6,7 @@ use super::transaction::Transaction;
 use super::{Catalog, Footing, NO_ADDRESS, Remedy, Verdict, bewildered};
 use crate::consul::Trouble;
 use crate::consul::client::path;
-use crate::consul::wire::{Fault, Node, txn_node_cas};
+use crate::consul::wire::{Fault, Node, TxnOp, txn_body};
 use crate::model::names::meta;
 use crate::model::nodes::NodeMark;
 
@@ -29,10 +29,10 @@ pub(super) struct Fence {
 impl Catalog {
     /// The operation that writes the marker at a term. Its content has to be the same to the letter each time: a compare-and-set of
     /// what is there already leaves the index as it is, one that changes something does not.
-    fn marker_at(&self, term: u64, index: u64) -> String {
+    fn marker_at(&self, term: u64, index: u64) -> TxnOp<'static> {
         let mut meta = self.node_meta();
         meta.insert(TERM.to_owned(), term.to_string());
-        txn_node_cas(&Node {
+        TxnOp::node_cas(Node {
             node: Some(self.marker.clone()),
             address: Some(NO_ADDRESS.to_string()),
             meta: Some(meta),
@@ -42,7 +42,7 @@ impl Catalog {
     }
 
     /// The operation that fails unless this fence still stands.
-    pub(super) fn fence_op(&self, fence: Fence) -> String {
+    pub(super) fn fence_op(&self, fence: Fence) -> TxnOp<'static> {
         self.marker_at(fence.term, fence.index)
     }
 
@@ -114,8 +114,7 @@ impl Catalog {
     }
 
     async fn raise(&self, term: u64, index: u64) -> Verdict {
-        let op = self.marker_at(term + 1, index);
-        self.transact(format!("[{op}]").into()).await
+        self.transact(txn_body(&[self.marker_at(term + 1, index)])).await
     }
 
     fn fence_of(&self, term: u64, nodes: &[Node]) -> Result<Fence, Trouble> {

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::transaction::{Part, Transaction};
 use super::{Catalog, Remedy, State, Verdict, bewildered};
 use crate::consul::Trouble;
-use crate::consul::wire::{Check, Node, txn_node_cas, txn_node_delete};
+use crate::consul::wire::{Check, Node, TxnOp};
 use crate::model::names::{Str, id_prefix};
 use crate::model::nodes::node_name;
 
@@ -87,7 +87,7 @@ impl Catalog {
 
     /// The operation that makes a node, if it is not there, has consul-esm look at it, or marks it as ours again; none
     /// where there is nothing to do.
-    pub(super) fn node_for(&self, name: &Str, address: IpAddr, is_for_esm: bool) -> Option<String> {
+    pub(super) fn node_for(&self, name: &Str, address: IpAddr, is_for_esm: bool) -> Option<TxnOp<'static>> {
         let known = self.state().nodes.get(name).map(|known| known.row.clone());
         let mut node = match known {
             Some(row) if self.is_ours(&row) && (!is_for_esm || is_external(&row)) => return None,
@@ -97,7 +97,7 @@ impl Catalog {
         if is_for_esm {
             set_external(&mut node, true);
         }
-        Some(txn_node_cas(&node))
+        Some(TxnOp::node_cas(node))
     }
 
     /// A node with our mark on it, beside what others have in its meta.
@@ -155,7 +155,7 @@ impl Catalog {
             (changed, for_esm, empty)
         };
         for (name, row) in changed {
-            let done = self.change_node(&name, &txn_node_cas(&row)).await;
+            let done = self.change_node(&name, &TxnOp::node_cas(row)).await;
             self.unless_an_outage(&name, done).await?;
         }
         for name in for_esm {
@@ -210,7 +210,7 @@ impl Catalog {
         self.note_checks(name, &checks);
         let Some(is_for_esm) = self.is_for_esm(&checks).filter(|it| *it != is_external(&node)) else { return Ok(()) };
         set_external(&mut node, is_for_esm);
-        self.change_node(name, &txn_node_cas(&node)).await
+        self.change_node(name, &TxnOp::node_cas(node)).await
     }
 
     /// Deletes a node if it has been empty for long enough.
@@ -249,7 +249,7 @@ impl Catalog {
             return Ok(());
         }
         let name = Str::from(&*self.marker);
-        self.change_node(&name, &txn_node_delete(&name, marker.modify_index.unwrap_or_default())).await
+        self.change_node(&name, &TxnOp::node_delete(&name, marker.modify_index.unwrap_or_default())).await
     }
 
     async fn delete_if_empty(&self, name: &Str) -> Result<(), Trouble> {
@@ -258,7 +258,7 @@ impl Catalog {
         let is_empty = found.services.is_none_or(|services| services.is_empty());
         match found.node {
             Some(node) if is_empty && self.is_ours(&node) => {
-                let change = txn_node_delete(name, node.modify_index.unwrap_or_default());
+                let change = TxnOp::node_delete(name, node.modify_index.unwrap_or_default());
                 // Whatever comes of it: what is there is found out when it is needed.
                 self.forget(name);
                 self.change_node(name, &change).await
@@ -279,7 +279,7 @@ impl Catalog {
     }
 
     /// Writes a change to a node. One that Consul refuses is left for the next time: nobody waits for it.
-    async fn change_node(&self, name: &Str, change: &str) -> Result<(), Trouble> {
+    async fn change_node(&self, name: &Str, change: &TxnOp<'_>) -> Result<(), Trouble> {
         let fence = self.standing().await?;
         let mut transaction = Transaction::new(&self.fence_op(fence));
         transaction.make_node(change);

@@ -15,7 +15,7 @@ use super::{Catalog, NO_ADDRESS, Verdict, bewildered};
 use crate::consul::client::path;
 use crate::consul::marked::marked_rows;
 use crate::consul::takeover::{self, Left, TAKEOVER, Taken, Takeover};
-use crate::consul::wire::{By, Fault, Node, TxnError, txn_node_cas};
+use crate::consul::wire::{By, Fault, Node, TxnError, TxnOp, txn_body};
 use crate::consul::{Rows, Trouble};
 use crate::model::diff::Op;
 use crate::model::names::{Identity, Str, meta};
@@ -137,7 +137,7 @@ impl CatalogTakeover {
             },
         };
         node.meta.get_or_insert_default().insert(TAKEOVER.to_owned(), self.ours.identity.uid.to_string());
-        match self.ours.transact(format!("[{}]", txn_node_cas(&node)).into()).await {
+        match self.ours.transact(txn_body(&[TxnOp::node_cas(node.clone())])).await {
             Verdict::Done(nodes) => {
                 let written = nodes.into_iter().find(|there| there.node == node.node);
                 let index = written.and_then(|there| there.modify_index);
@@ -174,7 +174,7 @@ impl CatalogTakeover {
     ) -> Result<(Transaction, Result<Vec<Node>, Vec<TxnError>>), Trouble> {
         for _ in 0..ATTEMPTS {
             let fence = self.fence().ok_or_else(takeover::still_writes)?;
-            let mut transaction = Transaction::new(&txn_node_cas(&fence));
+            let mut transaction = Transaction::new(&TxnOp::node_cas(fence.clone()));
             compose(&mut transaction);
             let errors = match self.ours.transact(transaction.body()).await {
                 Verdict::Done(nodes) => return Ok((transaction, Ok(nodes))),
@@ -263,7 +263,7 @@ impl CatalogTakeover {
         for _ in 0..ATTEMPTS {
             let uid = self.ours.identity.uid.to_string();
             node.meta.get_or_insert_default().insert(meta::CLUSTER_UID.to_owned(), uid);
-            let change = txn_node_cas(&node);
+            let change = TxnOp::node_cas(node);
             let (_, answer) = self.send(|transaction| transaction.make_node(&change)).await?;
             let Err(errors) = answer else { return Ok(()) };
             if errors.iter().any(|error| error.fault != Fault::StaleIndex) {
@@ -285,8 +285,8 @@ impl CatalogTakeover {
         let mut mark = Self::mark_of(&self.ours.identity);
         mark.insert(TERM.to_owned(), (term(&fence) + 1).to_string());
         // Its own index is the comparison, and a fence before it the same once more.
-        let change = format!("[{}]", txn_node_cas(&Node { meta: Some(mark), ..fence }));
-        match self.ours.transact(change.into()).await {
+        let change = TxnOp::node_cas(Node { meta: Some(mark), ..fence });
+        match self.ours.transact(txn_body(&[change])).await {
             Verdict::Done(_) => Ok(()),
             Verdict::Conflict(errors) if errors.iter().all(|error| error.fault == Fault::StaleIndex) => {
                 // Perhaps it was our own write whose answer got lost.

@@ -4,9 +4,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use crate::consul::wire::{
-    Check, txn_check_cas, txn_check_delete, txn_readiness_set, txn_service_delete, txn_service_get, txn_service_set,
-};
+use crate::consul::wire::{Check, TxnOp};
 use crate::model::diff::Op;
 use crate::model::names::check_id;
 use crate::model::registration::Registration;
@@ -43,13 +41,13 @@ pub(super) struct Transaction {
 
 impl Transaction {
     /// One that begins with a fence.
-    pub(super) fn new(fence: &str) -> Self {
-        Self { parts: vec![Part::Fence], body: format!("[{fence}") }
+    pub(super) fn new(fence: &TxnOp<'_>) -> Self {
+        Self { parts: vec![Part::Fence], body: format!("[{}", fence.json()) }
     }
 
     /// Makes or changes the node before all that follows.
-    pub(super) fn make_node(&mut self, json: &str) {
-        self.push(Part::Node, json);
+    pub(super) fn make_node(&mut self, change: &TxnOp<'_>) {
+        self.push(Part::Node, &change.json());
     }
 
     /// Adds the operation at a place of the bundle, if there is room for it; the first one is always added.
@@ -57,6 +55,7 @@ impl Transaction {
     /// registering it. `seen` are the checks on its node, for an operation that [`writes_checks`].
     pub(super) fn add(&mut self, index: usize, op: &Op, unregistered: bool, seen: &SeenChecks) -> bool {
         let parts = parts(index, op, unregistered, seen);
+        let parts: Vec<(Part, String)> = parts.into_iter().map(|(part, op)| (part, op.json())).collect();
         let bytes: usize = parts.iter().map(|(_, json)| json.len() + 1).sum();
         let is_first = !self.parts.iter().any(|part| owner(*part).is_some());
         if !is_first && (self.parts.len() + parts.len() > MOST_OPS || self.body.len() + bytes + 1 > MOST_BYTES) {
@@ -108,38 +107,38 @@ pub(super) fn writes_checks(op: &Op, unregistered: bool) -> bool {
     }
 }
 
-fn parts(index: usize, op: &Op, unregistered: bool, seen: &SeenChecks) -> Vec<(Part, String)> {
+fn parts<'a>(index: usize, op: &'a Op, unregistered: bool, seen: &'a SeenChecks) -> Vec<(Part, TxnOp<'a>)> {
     let (node, id) = (&*op.key().node, &*op.key().id);
-    let mut parts = Vec::with_capacity(2);
-    let readiness = |registration: &Registration| {
+    let readiness = |registration: &'a Registration| {
         let state = registration.readiness?;
-        Some((Part::Check(index), txn_readiness_set(node, id, &registration.service, state)))
+        Some((Part::Check(index), TxnOp::readiness_set(node, id, &registration.service, state)))
     };
-    let register = |registration: &Registration, parts: &mut Vec<(Part, String)>| {
-        parts.push((Part::Service(index), txn_service_set(node, id, registration)));
+    let register = |registration: &'a Registration| {
+        let mut parts = vec![(Part::Service(index), TxnOp::service_set(node, id, registration))];
         parts.extend(readiness(registration));
         for placed in registration.checks.placed() {
             let seen = seen.get(&check_id(id, &placed.check.id_name()));
-            parts.push((Part::Check(index), txn_check_cas(node, id, registration, placed, seen)));
+            parts.push((Part::Check(index), TxnOp::check_cas(node, id, registration, placed, seen)));
         }
+        parts
     };
     match op {
         Op::Put { registration, drop_checks, .. } => {
-            register(registration, &mut parts);
+            let mut parts = register(registration);
             for name in drop_checks {
-                parts.push((Part::Check(index), txn_check_delete(node, id, &registration.service, name)));
+                parts.push((Part::Check(index), TxnOp::check_delete(node, id, &registration.service, name)));
             }
+            parts
         }
-        Op::Readiness { registration, .. } if unregistered => register(registration, &mut parts),
-        Op::Readiness { registration, .. } => parts.extend(readiness(registration)),
-        Op::Release { registration, .. } => {
-            // Registering what is gone would bring it back without anybody to remove it later.
-            parts.push((Part::Look(index), txn_service_get(node, id)));
-            parts.push((Part::Service(index), txn_service_set(node, id, registration)));
-        }
-        Op::Remove { service, .. } => parts.push((Part::Service(index), txn_service_delete(node, id, service))),
+        Op::Readiness { registration, .. } if unregistered => register(registration),
+        Op::Readiness { registration, .. } => readiness(registration).into_iter().collect(),
+        // Registering what is gone would bring it back without anybody to remove it later.
+        Op::Release { registration, .. } => vec![
+            (Part::Look(index), TxnOp::service_get(node, id)),
+            (Part::Service(index), TxnOp::service_set(node, id, registration)),
+        ],
+        Op::Remove { service, .. } => vec![(Part::Service(index), TxnOp::service_delete(node, id, service))],
     }
-    parts
 }
 
 #[cfg(test)]
@@ -151,10 +150,14 @@ mod tests {
         Op::Remove { key: RowKey { node: "n".into(), id: id.into() }, service: "s".into() }
     }
 
+    fn fence() -> TxnOp<'static> {
+        TxnOp::node_delete("n", 0)
+    }
+
     #[test]
     fn it_holds_what_fits_and_knows_whose_each_part_is() {
-        let mut transaction = Transaction::new("{}");
-        transaction.make_node("{}");
+        let mut transaction = Transaction::new(&fence());
+        transaction.make_node(&fence());
         let fitting =
             (0..200).take_while(|index| transaction.add(*index, &remove("x"), false, &SeenChecks::new())).count();
         assert_eq!(fitting, MOST_OPS - 2);
@@ -169,7 +172,7 @@ mod tests {
     #[test]
     fn one_that_is_too_large_for_company_goes_alone() {
         let large = remove(&"x".repeat(MOST_BYTES));
-        let mut transaction = Transaction::new("{}");
+        let mut transaction = Transaction::new(&fence());
         assert!(transaction.add(0, &large, false, &SeenChecks::new()), "Consul says what it thinks of it");
         assert!(!transaction.add(1, &remove("x"), false, &SeenChecks::new()));
     }
