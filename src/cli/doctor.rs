@@ -1,4 +1,10 @@
 //! `lictor doctor`: whether everything is there that `run` needs, line by line.
+//!
+//! - `probe`: registers a test instance and deregisters it.
+//! - `dns`: asks Consul's DNS.
+
+mod dns;
+mod probe;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;
@@ -11,12 +17,12 @@ use kube::api::ListParams;
 use kube::{Api, Client};
 use tokio::signal::unix::{SignalKind, signal};
 
+use self::probe::Way;
 use super::{DIFFERS, identify, prepare, registry};
 use crate::cluster::definition::{self, Definition};
 use crate::cluster::{connect, permissions};
-use crate::consul::probe::{self, Way};
 use crate::consul::transport::{ConsulSettings, Http, Transport};
-use crate::consul::{Rows, dns};
+use crate::consul::Rows;
 use crate::model::desired::Placement;
 use crate::model::names::{Identity, Str, meta};
 use crate::model::registration::{Health, Row};
@@ -119,8 +125,8 @@ async fn examine(settings: Settings, service: &str, dns_address: Option<&str>, r
     // Whoever stops us now waits until what was registered is gone again.
     let _stops = [signal(SignalKind::terminate()), signal(SignalKind::interrupt())];
     let id = format!("lictor-doctor-{:016x}", fastrand::u64(..));
-    let there = probe::there_and_back(transport, way, service, &id).await;
-    report.say("Consul can be written", found(there, |()| format!("an instance of {service:?} was there and back")));
+    let there = probe::register_and_deregister(transport, way, service, &id).await;
+    report.say("Consul can be written", found(there, |()| format!("a test instance of {service:?} was registered and deregistered")));
 }
 
 /// Says which other agents hold instances of ours, where there are any.

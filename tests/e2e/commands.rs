@@ -78,7 +78,7 @@ pub(crate) async fn a_plan_is_what_would_be_done(bed: &Bed) -> Result<()> {
 
 pub(crate) async fn a_doctor_says_what_is_missing(bed: &Bed) -> Result<()> {
     let well = says(bed, "doctor", &[], 0)?;
-    ensure!(!well.contains("FAIL") && well.contains("was there and back"), "{well}");
+    ensure!(!well.contains("FAIL") && well.contains("was registered and deregistered"), "{well}");
     let left = bed.consul().instances("lictor-doctor").await?;
     ensure!(left.iter().all(|i| !i.id.contains(&bed.cluster)), "{left:?}");
     let ill = says(bed, "doctor", &["--consul-address", "http://127.0.0.1:1"], 1)?;

@@ -311,7 +311,7 @@ scenarios! {
 
     /// `lictor plan` says what `run` would do, changes nothing, and ends with 0, 1 or 2.
     commands::a_plan_is_what_would_be_done(agent: yes, catalog: yes);
-    /// `lictor doctor` registers an instance there and back, and says what is missing.
+    /// `lictor doctor` registers a test instance, deregisters it, and says what is missing.
     commands::a_doctor_says_what_is_missing(agent: yes, catalog: yes);
     /// `lictor release` takes the finalizers off while an operator runs, which stands by; `--deregister` leaves nothing.
     commands::a_release_lets_go_of_the_cluster(agent: yes, catalog: yes);

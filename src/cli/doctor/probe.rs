@@ -1,10 +1,10 @@
-//! A registration there and back: whether Consul can be reached, read, and written with the rights that are given.
+//! Registers a test instance and deregisters it, to find out whether Consul can be reached, read and written with the
+//! given token.
 //!
-//! What is registered carries no mark of ours, so that no Lictor that runs at the same time takes it for its own, and
-//! has an address that is for documentation (RFC 5737). It is gone again however this ends, as far as Consul lets us.
+//! The instance carries no mark of ours, so that no Lictor that runs at the same time takes it for its own. Its address
+//! is one for documentation (RFC 5737). It is deregistered however the test ends, as far as Consul allows it.
 
-use std::collections::BTreeSet;
-use std::fmt;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,32 +12,34 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
-use super::client::{Client, Failed, path};
 use super::dns::{self, Kind};
-use super::transport::Transport;
-use super::wire::AgentSelf;
+use crate::consul::client::{Client, Failed, path};
+use crate::consul::transport::Transport;
+use crate::consul::wire::{AgentSelf, Node, TxnCheck, TxnOp, Verb, txn_body};
+use crate::model::check::Checks;
 use crate::model::names::{ClusterName, Str};
 use crate::model::nodes::{NODE_NAME_MAX, node_name};
+use crate::model::registration::{Health, Registration, Weights};
 
-/// How long an agent may take to tell the servers.
+/// How long the catalog may take to show what was registered: an agent tells the servers later.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Where to register.
+/// How the test instance is registered.
 #[derive(Clone, Copy, Debug)]
-pub enum Way<'a> {
-    /// With the agent.
+pub(super) enum Way<'a> {
+    /// It is registered with the agent.
     Agent,
-    /// In the catalog, on a node that begins with the cluster's name, as ours do.
+    /// It is registered in the catalog, on a node whose name begins with the cluster's name, as ours do.
     Catalog(&'a ClusterName),
 }
 
-/// What did not work, in a user's words.
+/// Says to the user what did not work.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub struct Broken(String);
+pub(super) struct Broken(String);
 
 /// Asks who leads the servers.
-pub async fn leader(transport: Arc<dyn Transport>) -> Result<String, Broken> {
+pub(super) async fn leader(transport: Arc<dyn Transport>) -> Result<String, Broken> {
     let leader: String = read(&Client::new(transport), path(&["status", "leader"], &[])).await?;
     if leader.is_empty() { Err(Broken("Consul has no leader".to_owned())) } else { Ok(leader) }
 }
@@ -47,7 +49,7 @@ const ASKED: usize = 20;
 
 /// Asks Consul's DNS for the SRV records of services that have passing instances, and says how many answered. Where
 /// there are addresses and no SRV answer comes, something on the nodes does not fit into one.
-pub async fn srv(transport: Arc<dyn Transport>, server: &str, services: &BTreeSet<Str>) -> Result<usize, Broken> {
+pub(super) async fn srv(transport: Arc<dyn Transport>, server: &str, services: &BTreeSet<Str>) -> Result<usize, Broken> {
     let about = Client::new(transport).get::<AgentSelf>(path(&["agent", "self"], &[])).await;
     let domain = about.map(|answer| answer.value.debug_config.dns_domain).unwrap_or_default();
     let domain = if domain.is_empty() { "consul" } else { domain.trim_end_matches('.') };
@@ -71,24 +73,23 @@ pub async fn srv(transport: Arc<dyn Transport>, server: &str, services: &BTreeSe
 }
 
 /// Registers an instance of `service`, sees it in the catalog, and deregisters it; `id` is to be one of its own.
-pub async fn there_and_back(
+pub(super) async fn register_and_deregister(
     transport: Arc<dyn Transport>,
     way: Way<'_>,
     service: &str,
     id: &str,
 ) -> Result<(), Broken> {
     let probe = Probe { client: Client::new(transport), service, id };
-    let there = match way {
-        Way::Agent => probe.there_by_agent().await,
-        Way::Catalog(cluster) => probe.there_in_catalog(cluster).await,
+    let (registered, deregistered) = match way {
+        Way::Agent => (probe.register_with_agent().await, probe.deregister_from_agent().await),
+        Way::Catalog(cluster) => {
+            let node = node_name(cluster, "lictor-doctor");
+            (probe.register_in_catalog(&node).await, probe.deregister_from_catalog(&node).await)
+        }
     };
-    let back = match way {
-        Way::Agent => probe.back_by_agent().await,
-        Way::Catalog(cluster) => probe.back_in_catalog(cluster).await,
-    };
-    // A registration that did not come about explains why it cannot be taken back.
-    there?;
-    back
+    // A registration that failed explains why it cannot be taken back.
+    registered?;
+    deregistered
 }
 
 struct Probe<'a> {
@@ -98,43 +99,58 @@ struct Probe<'a> {
 }
 
 impl Probe<'_> {
-    async fn there_by_agent(&self) -> Result<(), Broken> {
+    async fn register_with_agent(&self) -> Result<(), Broken> {
         // Critical, so that nobody is sent there, and gone by itself should we not come back.
         let check = json!({ "TTL": "10m", "Status": "critical", "DeregisterCriticalServiceAfter": "1m" });
         let registration =
-            json!({ "ID": self.id, "Name": self.service, "Address": ADDRESS, "Port": 9, "Check": check });
-        self.put(path(&["agent", "service", "register"], &[]), Some(&registration)).await?;
+            json!({ "ID": self.id, "Name": self.service, "Address": ADDRESS, "Port": PORT, "Check": check });
+        self.put(path(&["agent", "service", "register"], &[]), Some(registration.to_string().into())).await?;
         self.until(true).await
     }
 
-    async fn back_by_agent(&self) -> Result<(), Broken> {
+    async fn deregister_from_agent(&self) -> Result<(), Broken> {
         self.put(path(&["agent", "service", "deregister", self.id], &[]), None).await?;
         self.until(false).await
     }
 
-    async fn there_in_catalog(&self, cluster: &ClusterName) -> Result<(), Broken> {
-        let node = node(cluster);
-        let service = json!({ "ID": self.id, "Service": self.service, "Address": ADDRESS, "Port": 9 });
-        self.transact(&json!([
-            { "Node": { "Verb": "set", "Node": { "Node": node, "Address": ADDRESS } } },
-            { "Service": { "Verb": "set", "Node": node, "Service": service } },
-            // Critical, so that nobody is sent there. By the service's name Consul judges whether the token may.
-            { "Check": { "Verb": "set", "Check": {
-                "Node": node, "CheckID": self.id, "Name": "lictor-doctor", "Status": "critical", "ServiceID": self.id,
-                "ServiceName": self.service,
-            } } },
-        ]))
+    async fn register_in_catalog(&self, node: &str) -> Result<(), Broken> {
+        let registration = Registration {
+            service: self.service.into(),
+            address: ADDRESS.into(),
+            port: PORT,
+            tags: [].into(),
+            meta: BTreeMap::new(),
+            weights: Weights::default(),
+            enable_tag_override: false,
+            tagged_addresses: Arc::default(),
+            readiness: None,
+            checks: Checks::default(),
+        };
+        // Critical, so that nobody is sent there. By the service's name Consul judges whether the token may.
+        let check = TxnCheck {
+            node,
+            id: self.id.to_owned(),
+            name: Some("lictor-doctor"),
+            status: Some(Health::Critical.as_str()),
+            service_id: self.id,
+            service_name: self.service,
+            ..TxnCheck::default()
+        };
+        let address = Some(ADDRESS.to_owned());
+        self.transact(&[
+            TxnOp::Node { verb: Verb::Set, node: Node { node: Some(node.to_owned()), address, ..Node::default() } },
+            TxnOp::service_set(node, self.id, &registration),
+            TxnOp::Check { verb: Verb::Set, check },
+        ])
         .await?;
         self.until(true).await
     }
 
-    async fn back_in_catalog(&self, cluster: &ClusterName) -> Result<(), Broken> {
-        let node = node(cluster);
-        let service = json!({ "ID": self.id, "Service": self.service });
-        self.transact(&json!([
-            { "Service": { "Verb": "delete", "Node": node, "Service": service } },
-            { "Node": { "Verb": "delete", "Node": { "Node": node } } },
-        ]))
+    async fn deregister_from_catalog(&self, node: &str) -> Result<(), Broken> {
+        self.transact(&[
+            TxnOp::service_delete(node, self.id, self.service),
+            TxnOp::Node { verb: Verb::Delete, node: Node { node: Some(node.to_owned()), ..Node::default() } },
+        ])
         .await?;
         self.until(false).await
     }
@@ -162,12 +178,11 @@ impl Probe<'_> {
         }
     }
 
-    async fn transact(&self, operations: &Value) -> Result<(), Broken> {
-        self.put(path(&["txn"], &[]), Some(operations)).await
+    async fn transact(&self, ops: &[TxnOp<'_>]) -> Result<(), Broken> {
+        self.put(path(&["txn"], &[]), Some(txn_body(ops))).await
     }
 
-    async fn put(&self, path: String, body: Option<&Value>) -> Result<(), Broken> {
-        let body = body.map(|body| Bytes::from(body.to_string()));
+    async fn put(&self, path: String, body: Option<Bytes>) -> Result<(), Broken> {
         self.client.put(path, body).await.map(drop).map_err(|failed| {
             let words = match failed {
                 Failed::NotTried(trouble) | Failed::NoAnswer(trouble) | Failed::Stumbled(trouble) => trouble.message,
@@ -182,9 +197,8 @@ async fn read<T: serde::de::DeserializeOwned>(client: &Client, path: String) -> 
     client.get(path).await.map(|answer| answer.value).map_err(|trouble| Broken(trouble.to_string()))
 }
 
-/// For documentation: nothing is there.
+/// An address for documentation, where nothing answers.
 const ADDRESS: &str = "192.0.2.1";
 
-fn node(cluster: &ClusterName) -> impl fmt::Display + serde::Serialize {
-    node_name(cluster, "lictor-doctor").to_string()
-}
+/// The port of the discard protocol (RFC 863).
+const PORT: u16 = 9;

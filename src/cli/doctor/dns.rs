@@ -13,7 +13,7 @@ const PATIENCE: Duration = Duration::from_secs(3);
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub(super) enum Kind {
     /// IPv4 addresses.
     A,
     /// IPv6 addresses.
@@ -34,7 +34,7 @@ impl Kind {
 
 /// Asks the DNS at `server` (`HOST:PORT`) for `name`. Says how many records the answer has, none where no answer
 /// comes; an error says that nobody can be asked.
-pub async fn ask(server: &str, name: &str, kind: Kind) -> Result<Option<u16>, String> {
+pub(super) async fn ask(server: &str, name: &str, kind: Kind) -> Result<Option<u16>, String> {
     let Some(question) = question(name, kind) else { return Err(format!("{name:?} is not a domain name")) };
     let connected = timeout(PATIENCE, TcpStream::connect(server)).await;
     let mut connection = match connected {
