@@ -21,8 +21,8 @@ use self::probe::Way;
 use super::{DIFFERS, identify, prepare, registry};
 use crate::cluster::definition::{self, Definition};
 use crate::cluster::{connect, permissions};
-use crate::consul::transport::{ConsulSettings, Http, Transport};
 use crate::consul::Rows;
+use crate::consul::transport::{ConsulSettings, Http, Transport};
 use crate::model::desired::Placement;
 use crate::model::names::{Identity, Str, meta};
 use crate::model::registration::{Health, Row};
@@ -126,7 +126,10 @@ async fn examine(settings: Settings, service: &str, dns_address: Option<&str>, r
     let _stops = [signal(SignalKind::terminate()), signal(SignalKind::interrupt())];
     let id = format!("lictor-doctor-{:016x}", fastrand::u64(..));
     let there = probe::register_and_deregister(transport, way, service, &id).await;
-    report.say("Consul can be written", found(there, |()| format!("a test instance of {service:?} was registered and deregistered")));
+    report.say(
+        "Consul can be written",
+        found(there, |()| format!("a test instance of {service:?} was registered and deregistered")),
+    );
 }
 
 /// Says which other agents hold instances of ours, where there are any.

@@ -23,9 +23,7 @@ use tokio::time::Instant;
 
 use super::client::{Client, Failed, path};
 use super::transport::Transport;
-use super::wire::{
-    AgentConfig, AgentSelf, AgentService, AgentUpdate, By, Check, Healths, NodeServices, Pool, Service,
-};
+use super::wire::{AgentConfig, AgentSelf, AgentService, AgentUpdate, By, Check, Healths, NodeServices, Pool, Service};
 use super::{Bundle, Outcome, Registry, Rows, Trouble};
 use crate::model::desired::Placement;
 use crate::model::diff::Op;

@@ -49,7 +49,11 @@ const ASKED: usize = 20;
 
 /// Asks Consul's DNS for the SRV records of services that have passing instances, and says how many answered. Where
 /// there are addresses and no SRV answer comes, something on the nodes does not fit into one.
-pub(super) async fn srv(transport: Arc<dyn Transport>, server: &str, services: &BTreeSet<Str>) -> Result<usize, Broken> {
+pub(super) async fn srv(
+    transport: Arc<dyn Transport>,
+    server: &str,
+    services: &BTreeSet<Str>,
+) -> Result<usize, Broken> {
     let about = Client::new(transport).get::<AgentSelf>(path(&["agent", "self"], &[])).await;
     let domain = about.map(|answer| answer.value.debug_config.dns_domain).unwrap_or_default();
     let domain = if domain.is_empty() { "consul" } else { domain.trim_end_matches('.') };

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use super::attempt::Recovery;
 use super::transaction::Transaction;
-use super::{Catalog, Footing, NO_ADDRESS, Remedy, Verdict, bewildered};
+use super::{Catalog, Footing, NO_ADDRESS, TxnResult, unexplained};
 use crate::consul::Trouble;
 use crate::consul::client::path;
 use crate::consul::wire::{Fault, Node, TxnOp, txn_body};
@@ -86,7 +87,7 @@ impl Catalog {
                 Some(node) => (term(node), node.modify_index.unwrap_or_default()),
             };
             match self.raise(term, index).await {
-                Verdict::Done(nodes) => {
+                TxnResult::Done(nodes) => {
                     let fence = self.fence_of(term + 1, &nodes)?;
                     let mut state = self.state();
                     state.footing = Footing::Firm(fence);
@@ -94,7 +95,7 @@ impl Catalog {
                     state.empty.clear();
                     return Ok(());
                 }
-                Verdict::Conflict(errors) => {
+                TxnResult::Conflict(errors) => {
                     if let Some(denied) = errors.iter().find(|error| error.fault != Fault::StaleIndex) {
                         return Err(Trouble::passing(format!(
                             "the marker node {} cannot be written: {} (the Consul token needs node:write and \
@@ -103,8 +104,8 @@ impl Catalog {
                         )));
                     }
                 }
-                Verdict::Rejected(words) => return Err(Trouble::passing(words)),
-                Verdict::NotTried(trouble) | Verdict::Unknown(trouble) => return Err(trouble),
+                TxnResult::Rejected(words) => return Err(Trouble::passing(words)),
+                TxnResult::NotTried(trouble) | TxnResult::Unknown(trouble) => return Err(trouble),
             }
         }
         Err(Trouble::passing(format!(
@@ -113,7 +114,7 @@ impl Catalog {
         )))
     }
 
-    async fn raise(&self, term: u64, index: u64) -> Verdict {
+    async fn raise(&self, term: u64, index: u64) -> TxnResult {
         self.transact(txn_body(&[self.marker_at(term + 1, index)])).await
     }
 
@@ -138,21 +139,21 @@ impl Catalog {
             Footing::Stale { fence, .. } => *fence,
         };
         match self.raise(fence.term, fence.index).await {
-            Verdict::Done(nodes) => {
+            TxnResult::Done(nodes) => {
                 let fence = self.fence_of(fence.term + 1, &nodes)?;
                 self.state().footing = Footing::Firm(fence);
                 Ok(fence)
             }
-            Verdict::Conflict(errors) => {
+            TxnResult::Conflict(errors) => {
                 let marker = self.marker_node().await?;
-                Err(self.judge(marker.as_ref(), fence).unwrap_or_else(|| Trouble::passing(bewildered(&errors))))
+                Err(self.judge(marker.as_ref(), fence).unwrap_or_else(|| Trouble::passing(unexplained(&errors))))
             }
-            Verdict::Unknown(trouble) => {
+            TxnResult::Unknown(trouble) => {
                 self.state().footing = Footing::Stale { fence, raised_perhaps: true };
                 Err(trouble)
             }
-            Verdict::NotTried(trouble) => Err(trouble),
-            Verdict::Rejected(words) => Err(Trouble::passing(words)),
+            TxnResult::NotTried(trouble) => Err(trouble),
+            TxnResult::Rejected(words) => Err(Trouble::passing(words)),
         }
     }
 
@@ -169,18 +170,18 @@ impl Catalog {
     pub(super) async fn transact_nothing(&self) -> Result<(), Trouble> {
         let fence = self.standing().await?;
         match self.transact(Transaction::new(&self.fence_op(fence)).body()).await {
-            Verdict::Done(_) => Ok(()),
-            Verdict::Conflict(errors) => {
+            TxnResult::Done(_) => Ok(()),
+            TxnResult::Conflict(errors) => {
                 let fault = errors.first().map_or(Fault::Other, |error| error.fault);
-                match self.fence_failed(fence, fault, &bewildered(&errors)).await {
-                    Remedy::Stop(trouble) => Err(trouble),
+                match self.fence_failed(fence, fault, &unexplained(&errors)).await {
+                    Recovery::Stop(trouble) => Err(trouble),
                     // The term was raised meanwhile, which is a write that was carried out.
-                    Remedy::Again | Remedy::Blame(_) | Remedy::NoNode(_) | Remedy::Split(_) => Ok(()),
+                    Recovery::Again | Recovery::Blame(_) | Recovery::NoNode(_) | Recovery::Split(_) => Ok(()),
                 }
             }
-            Verdict::Rejected(words) => Err(Trouble::passing(words)),
-            Verdict::NotTried(trouble) => Err(trouble),
-            Verdict::Unknown(trouble) => {
+            TxnResult::Rejected(words) => Err(Trouble::passing(words)),
+            TxnResult::NotTried(trouble) => Err(trouble),
+            TxnResult::Unknown(trouble) => {
                 self.doubt(fence);
                 Err(trouble)
             }

@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::attempt::Recovery;
 use super::transaction::{Part, Transaction};
-use super::{Catalog, Remedy, State, Verdict, bewildered};
+use super::{Catalog, State, TxnResult, unexplained};
 use crate::consul::Trouble;
 use crate::consul::wire::{Check, Node, TxnOp};
 use crate::model::names::{Str, id_prefix};
@@ -284,25 +285,25 @@ impl Catalog {
         let mut transaction = Transaction::new(&self.fence_op(fence));
         transaction.make_node(change);
         match self.transact(transaction.body()).await {
-            Verdict::Done(nodes) => {
+            TxnResult::Done(nodes) => {
                 self.know_all(&nodes);
                 Ok(())
             }
-            Verdict::NotTried(trouble) => Err(trouble),
-            Verdict::Unknown(trouble) => {
+            TxnResult::NotTried(trouble) => Err(trouble),
+            TxnResult::Unknown(trouble) => {
                 self.doubt(fence);
                 self.forget(name);
                 Err(trouble)
             }
-            Verdict::Rejected(words) => Err(Trouble::passing(words)),
-            Verdict::Conflict(errors) => {
+            TxnResult::Rejected(words) => Err(Trouble::passing(words)),
+            TxnResult::Conflict(errors) => {
                 if let Some(error) = errors.iter().find(|error| transaction.part(error.op_index) == Some(Part::Fence)) {
                     return match self.fence_failed(fence, error.fault, &error.what).await {
-                        Remedy::Stop(trouble) => Err(trouble),
-                        Remedy::Again | Remedy::Blame(_) | Remedy::NoNode(_) | Remedy::Split(_) => Ok(()),
+                        Recovery::Stop(trouble) => Err(trouble),
+                        Recovery::Again | Recovery::Blame(_) | Recovery::NoNode(_) | Recovery::Split(_) => Ok(()),
                     };
                 }
-                tracing::warn!(node = %name, words = %bewildered(&errors), "Consul refuses a change to a node of ours");
+                tracing::warn!(node = %name, words = %unexplained(&errors), "Consul refuses a change to a node of ours");
                 self.forget(name);
                 Ok(())
             }

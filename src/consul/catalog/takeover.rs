@@ -11,7 +11,7 @@ use futures::future::BoxFuture;
 
 use super::marker::{TERM, term};
 use super::transaction::{Part, SeenChecks, Transaction};
-use super::{Catalog, NO_ADDRESS, Verdict, bewildered};
+use super::{Catalog, NO_ADDRESS, TxnResult, unexplained};
 use crate::consul::client::path;
 use crate::consul::marked::marked_rows;
 use crate::consul::takeover::{self, Left, TAKEOVER, Taken, Takeover};
@@ -138,7 +138,7 @@ impl CatalogTakeover {
         };
         node.meta.get_or_insert_default().insert(TAKEOVER.to_owned(), self.ours.identity.uid.to_string());
         match self.ours.transact(txn_body(&[TxnOp::node_cas(node.clone())])).await {
-            Verdict::Done(nodes) => {
+            TxnResult::Done(nodes) => {
                 let written = nodes.into_iter().find(|there| there.node == node.node);
                 let index = written.and_then(|there| there.modify_index);
                 let index =
@@ -147,12 +147,12 @@ impl CatalogTakeover {
                 Ok(true)
             }
             // It has changed since it was read a moment ago.
-            Verdict::Conflict(errors) if errors.iter().all(|error| error.fault == Fault::StaleIndex) => {
+            TxnResult::Conflict(errors) if errors.iter().all(|error| error.fault == Fault::StaleIndex) => {
                 Err(takeover::still_writes())
             }
-            Verdict::Conflict(errors) => Err(Trouble::passing(bewildered(&errors))),
-            Verdict::Rejected(words) => Err(Trouble::passing(words)),
-            Verdict::NotTried(trouble) | Verdict::Unknown(trouble) => Err(trouble),
+            TxnResult::Conflict(errors) => Err(Trouble::passing(unexplained(&errors))),
+            TxnResult::Rejected(words) => Err(Trouble::passing(words)),
+            TxnResult::NotTried(trouble) | TxnResult::Unknown(trouble) => Err(trouble),
         }
     }
 
@@ -177,10 +177,10 @@ impl CatalogTakeover {
             let mut transaction = Transaction::new(&TxnOp::node_cas(fence.clone()));
             compose(&mut transaction);
             let errors = match self.ours.transact(transaction.body()).await {
-                Verdict::Done(nodes) => return Ok((transaction, Ok(nodes))),
-                Verdict::Conflict(errors) => errors,
-                Verdict::Rejected(words) => return Err(Trouble::passing(words)),
-                Verdict::NotTried(trouble) | Verdict::Unknown(trouble) => return Err(trouble),
+                TxnResult::Done(nodes) => return Ok((transaction, Ok(nodes))),
+                TxnResult::Conflict(errors) => errors,
+                TxnResult::Rejected(words) => return Err(Trouble::passing(words)),
+                TxnResult::NotTried(trouble) | TxnResult::Unknown(trouble) => return Err(trouble),
             };
             if errors.iter().all(|error| transaction.part(error.op_index) != Some(Part::Fence)) {
                 return Ok((transaction, Err(errors)));
@@ -189,9 +189,9 @@ impl CatalogTakeover {
                 // A Lictor of ours that runs raises its own term now and then.
                 Marker::Ours(node) if node.modify_index != fence.modify_index => self.set_fence(node),
                 Marker::Theirs(node) if node.modify_index == fence.modify_index => {
-                    return Err(Trouble::passing(bewildered(&errors)));
+                    return Err(Trouble::passing(unexplained(&errors)));
                 }
-                Marker::Ours(_) => return Err(Trouble::passing(bewildered(&errors))),
+                Marker::Ours(_) => return Err(Trouble::passing(unexplained(&errors))),
                 Marker::Theirs(_) | Marker::Absent | Marker::Others(_) => return Err(takeover::still_writes()),
             }
         }
@@ -248,7 +248,7 @@ impl CatalogTakeover {
                         }
                     }
                     if culprits.is_empty() {
-                        return Err(Trouble::passing(bewildered(&errors)));
+                        return Err(Trouble::passing(unexplained(&errors)));
                     }
                     let left = ops.into_iter().enumerate().filter(|(index, _)| !culprits.contains(index));
                     ops = left.map(|(_, op)| op).collect();
@@ -267,7 +267,7 @@ impl CatalogTakeover {
             let (_, answer) = self.send(|transaction| transaction.make_node(&change)).await?;
             let Err(errors) = answer else { return Ok(()) };
             if errors.iter().any(|error| error.fault != Fault::StaleIndex) {
-                return Err(Trouble::passing(format!("the Consul node {name}: {}", bewildered(&errors))));
+                return Err(Trouble::passing(format!("the Consul node {name}: {}", unexplained(&errors))));
             }
             match self.ours.node_services(&name).await?.node {
                 Some(found) if found.meta(meta::CLUSTER_UID) == &*self.theirs.uid => node = found,
@@ -287,17 +287,17 @@ impl CatalogTakeover {
         // Its own index is the comparison, and a fence before it the same once more.
         let change = TxnOp::node_cas(Node { meta: Some(mark), ..fence });
         match self.ours.transact(txn_body(&[change])).await {
-            Verdict::Done(_) => Ok(()),
-            Verdict::Conflict(errors) if errors.iter().all(|error| error.fault == Fault::StaleIndex) => {
+            TxnResult::Done(_) => Ok(()),
+            TxnResult::Conflict(errors) if errors.iter().all(|error| error.fault == Fault::StaleIndex) => {
                 // Perhaps it was our own write whose answer got lost.
                 match self.marker().await? {
                     Marker::Ours(_) => Ok(()),
                     Marker::Absent | Marker::Theirs(_) | Marker::Others(_) => Err(takeover::still_writes()),
                 }
             }
-            Verdict::Conflict(errors) => Err(Trouble::passing(bewildered(&errors))),
-            Verdict::Rejected(words) => Err(Trouble::passing(words)),
-            Verdict::NotTried(trouble) | Verdict::Unknown(trouble) => Err(trouble),
+            TxnResult::Conflict(errors) => Err(Trouble::passing(unexplained(&errors))),
+            TxnResult::Rejected(words) => Err(Trouble::passing(words)),
+            TxnResult::NotTried(trouble) | TxnResult::Unknown(trouble) => Err(trouble),
         }
     }
 }

@@ -65,7 +65,7 @@ pub struct TxnCheck<'a> {
     pub service_name: &'a str,
     /// What consul-esm has to do.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub definition: Option<Definition<'a>>,
+    pub definition: Option<Box<Definition<'a>>>,
     /// The Raft index to compare with; 0 stands for a check that is not there.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub modify_index: Option<u64>,
@@ -103,7 +103,7 @@ impl<'a> TxnCheck<'a> {
             kind: Some(check.probe.kind()),
             status: Some(seen.map_or(initial, |seen| seen.status.as_deref().unwrap_or_default())),
             output: Some(seen.and_then(|seen| seen.output.as_deref()).unwrap_or_default()),
-            definition: Some(definition),
+            definition: Some(Box::new(definition)),
             modify_index: Some(seen.and_then(|seen| seen.modify_index).unwrap_or_default()),
             ..Self::named(node, id, &registration.service, &check.id_name())
         }

@@ -132,7 +132,7 @@ pub fn txn_body(ops: &[TxnOp<'_>]) -> Bytes {
 #[serde(rename_all = "PascalCase", default)]
 pub struct TxnAnswer {
     /// The entries that the transaction touched, if it was carried out.
-    pub results: Option<Vec<TxnResult>>,
+    pub results: Option<Vec<TxnEntry>>,
     /// The operations that failed, if it was rolled back.
     pub errors: Option<Vec<TxnError>>,
 }
@@ -140,7 +140,7 @@ pub struct TxnAnswer {
 /// An entry that a transaction touched. Only nodes are read.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
-pub struct TxnResult {
+pub struct TxnEntry {
     /// The node, if the entry is one.
     pub node: Option<Node>,
 }
@@ -230,9 +230,9 @@ mod tests {
     #[test]
     fn an_answer_may_lack_anything() {
         assert!(serde_json::from_str::<TxnAnswer>("{}").unwrap().errors.is_none());
-        let answer: TxnAnswer = serde_json::from_str(r#"{"Errors":[{"OpIndex":2,"What":"ACL not found"},{}]}"#).unwrap();
-        let errors: Vec<_> =
-            answer.errors.unwrap().into_iter().map(|error| (error.op_index, error.fault)).collect();
+        let answer: TxnAnswer =
+            serde_json::from_str(r#"{"Errors":[{"OpIndex":2,"What":"ACL not found"},{}]}"#).unwrap();
+        let errors: Vec<_> = answer.errors.unwrap().into_iter().map(|error| (error.op_index, error.fault)).collect();
         assert_eq!(errors, [(2, Fault::UnknownToken), (0, Fault::Other)]);
     }
 }

@@ -1,0 +1,360 @@
+//! Writing a bundle: transactions are sent, and what they are rolled back for is mended, until each operation has an
+//! outcome.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::marker::Fence;
+use super::transaction::{Part, SeenChecks, Transaction, writes_checks};
+use super::{Catalog, NO_ADDRESS, TxnResult, unexplained};
+use crate::consul::wire::{Fault, Node, TxnError};
+use crate::consul::{Bundle, Outcome, Trouble, WINDING_DOWN};
+use crate::model::diff::Op;
+use crate::model::names::{Str, meta};
+use crate::model::nodes::NodeOwner;
+
+/// How often a transaction is mended and tried again before we give up on finding out what Consul means.
+/// Taking out an operation that Consul refuses does not count.
+const REPAIRS: usize = 6;
+
+/// A bundle on its way.
+struct Attempt<'a> {
+    bundle: &'a Bundle,
+    /// What became of each operation, as far as is known.
+    outcomes: Vec<Option<Outcome>>,
+    /// The places of those whose instance was found not to be there.
+    unregistered: BTreeSet<usize>,
+    /// The checks on the node, where they were needed: what consul-esm says of those that are there has to stay.
+    seen: Option<SeenChecks>,
+    /// The most operations in a transaction: fewer after one that Consul refused as a whole.
+    most: usize,
+    /// Whether Consul was seen to carry out others since it refused one as a whole.
+    others_pass: bool,
+    /// How often a transaction was mended since the last operation was refused.
+    repairs: usize,
+}
+
+impl Attempt<'_> {
+    /// The places of the operations that nothing has become of yet.
+    fn pending(&self) -> Vec<usize> {
+        (0..self.outcomes.len()).filter(|&index| self.outcomes[index].is_none()).collect()
+    }
+
+    /// Gives operations an outcome.
+    fn set(&mut self, ops: Vec<usize>, outcome: &Outcome) {
+        for index in ops {
+            self.outcomes[index] = Some(outcome.clone());
+        }
+    }
+
+    /// Notes that operations are refused, each with Consul's text.
+    fn refuse(&mut self, refused: BTreeMap<usize, String>) {
+        for (index, words) in refused {
+            self.outcomes[index] = Some(Outcome::Refused(words));
+        }
+    }
+
+    /// Whether an operation is in vain without its node.
+    fn needs_node(&self, index: usize) -> bool {
+        matches!(self.bundle.ops[index], Op::Put { .. }) || self.unregistered.contains(&index)
+    }
+
+    /// Takes into account what a fault says of the operation at this place, and answers whether the next transaction may
+    /// fare better.
+    fn mend(&mut self, part: Part, index: usize, fault: Fault) -> bool {
+        let only_check = matches!(self.bundle.ops[index], Op::Readiness { .. }) && !self.unregistered.contains(&index);
+        match (part, fault) {
+            // It is gone: nothing of ours is left to take off it.
+            (Part::Look(_), Fault::Gone) => self.outcomes[index] = Some(Outcome::Written { shown: true }),
+            // consul-esm had something to say in the meantime.
+            (Part::Check(_), Fault::StaleIndex) => self.seen = None,
+            (_, Fault::MissingNode | Fault::MissingService) if only_check => _ = self.unregistered.insert(index),
+            // The next transaction makes the node.
+            (_, Fault::MissingNode) => {}
+            _ => return false,
+        }
+        true
+    }
+
+    /// Has the operations of a transaction that Consul refused as a whole tried in smaller ones; the only one is refused.
+    fn split(&mut self, ops: &[usize], words: String) {
+        match ops {
+            [only] => {
+                self.outcomes[*only] = Some(Outcome::Refused(words));
+                self.most = usize::MAX;
+            }
+            several => self.most = several.len().div_ceil(2),
+        }
+    }
+
+    /// Whether an operation writes checks for consul-esm to run.
+    fn writes_checks(&self, index: usize) -> bool {
+        writes_checks(&self.bundle.ops[index], self.unregistered.contains(&index))
+    }
+}
+
+/// How to go on after a transaction that was rolled back.
+pub(super) enum Recovery {
+    /// Try again, with what is known now.
+    Again,
+    /// These operations are to blame, each with Consul's words.
+    Blame(BTreeMap<usize, String>),
+    /// The node cannot be had: all that would need it is refused.
+    NoNode(String),
+    /// One of them is to blame, and Consul does not say which.
+    Split(String),
+    /// Nothing can be written now.
+    Stop(Trouble),
+}
+
+impl Catalog {
+    pub(super) async fn carry_out(&self, bundle: &Bundle) -> Vec<Outcome> {
+        if *bundle.node == *self.marker {
+            let words = format!("the Consul node {} is Lictor's own marker: set another --cluster-name", self.marker);
+            return vec![Outcome::Refused(words); bundle.ops.len()];
+        }
+        let _deletions_wait = self.deleting.read().await;
+        let outcomes = vec![None; bundle.ops.len()];
+        let mut attempt = Attempt {
+            bundle,
+            outcomes,
+            unregistered: BTreeSet::new(),
+            seen: None,
+            most: usize::MAX,
+            others_pass: false,
+            repairs: 0,
+        };
+        let end = self.run(&mut attempt).await;
+        let trouble = end.err().unwrap_or_else(|| Trouble::passing("not reached"));
+        let outcome = |outcome: Option<Outcome>| outcome.unwrap_or_else(|| Outcome::NotTried(trouble.clone()));
+        attempt.outcomes.into_iter().map(outcome).collect()
+    }
+
+    /// Sends transactions until each operation has an outcome, or nothing more can be done: then says why.
+    async fn run(&self, attempt: &mut Attempt<'_>) -> Result<(), Trouble> {
+        loop {
+            let pending = attempt.pending();
+            if pending.is_empty() {
+                return Ok(());
+            }
+            if self.winding_down.load(Ordering::SeqCst) {
+                return Err(Trouble::passing(WINDING_DOWN));
+            }
+            if attempt.seen.is_none() && pending.iter().any(|&index| attempt.writes_checks(index)) {
+                attempt.seen = Some(self.seen_checks(&attempt.bundle.node).await?);
+            }
+            let fence = self.standing().await?;
+            let transaction = self.compose(attempt, &pending[..pending.len().min(attempt.most)], fence);
+            match self.transact(transaction.body()).await {
+                TxnResult::Done(nodes) => {
+                    self.note_written(attempt, &transaction, &nodes);
+                    attempt.set(transaction.ops(), &Outcome::Written { shown: true });
+                }
+                TxnResult::NotTried(trouble) => return Err(trouble),
+                TxnResult::Unknown(trouble) => {
+                    self.doubt(fence);
+                    attempt.set(transaction.ops(), &Outcome::Unknown(trouble.clone()));
+                    return Err(trouble);
+                }
+                TxnResult::Rejected(words) => self.reject(attempt, &transaction, words).await?,
+                TxnResult::Conflict(errors) => self.recover(attempt, &pending, &transaction, &errors, fence).await?,
+            }
+        }
+    }
+
+    /// Goes on after a transaction that was rolled back by these errors.
+    async fn recover(
+        &self,
+        attempt: &mut Attempt<'_>,
+        pending: &[usize],
+        transaction: &Transaction,
+        errors: &[TxnError],
+        fence: Fence,
+    ) -> Result<(), Trouble> {
+        match self.recovery(attempt, transaction, errors, fence).await {
+            Recovery::Again if attempt.repairs < REPAIRS => attempt.repairs += 1,
+            Recovery::Again => {
+                let refused = in_conflict(attempt, transaction, errors);
+                if refused.is_empty() {
+                    return Err(Trouble::passing(unexplained(errors)));
+                }
+                attempt.repairs = 0;
+                attempt.refuse(refused);
+            }
+            Recovery::Split(words) => self.reject(attempt, transaction, words).await?,
+            Recovery::Blame(culprits) => attempt.refuse(culprits),
+            Recovery::NoNode(words) => {
+                let in_vain = pending.iter().copied().filter(|&index| attempt.needs_node(index)).collect();
+                attempt.set(in_vain, &Outcome::Refused(words));
+            }
+            Recovery::Stop(trouble) => return Err(trouble),
+        }
+        Ok(())
+    }
+
+    /// Finds the operation for which Consul refuses a transaction as a whole, unless Consul refuses every one: then
+    /// says so.
+    async fn reject(&self, attempt: &mut Attempt<'_>, transaction: &Transaction, words: String) -> Result<(), Trouble> {
+        if !attempt.others_pass {
+            self.transact_nothing().await?;
+            attempt.others_pass = true;
+        }
+        attempt.split(&transaction.ops(), words);
+        Ok(())
+    }
+
+    /// A transaction of as many of these operations as fit, behind the fence and, where it has to be made or
+    /// changed, their node.
+    fn compose(&self, attempt: &Attempt<'_>, pending: &[usize], fence: Fence) -> Transaction {
+        let bundle = attempt.bundle;
+        let mut transaction = Transaction::new(&self.fence_op(fence));
+        if pending.iter().any(|&index| attempt.needs_node(index)) {
+            let is_for_esm = pending.iter().any(|&index| attempt.writes_checks(index));
+            let node = self.node_for(&bundle.node, bundle.address.unwrap_or(NO_ADDRESS), is_for_esm);
+            if let Some(node) = node {
+                transaction.make_node(&node);
+            }
+        }
+        let nothing_seen = SeenChecks::new();
+        let seen = attempt.seen.as_ref().unwrap_or(&nothing_seen);
+        for &index in pending {
+            if !transaction.add(index, &bundle.ops[index], attempt.unregistered.contains(&index), seen) {
+                break;
+            }
+        }
+        transaction
+    }
+
+    fn note_written(&self, attempt: &Attempt<'_>, transaction: &Transaction, nodes: &[Node]) {
+        let bundle = attempt.bundle;
+        self.know_all(nodes);
+        let mut state = self.state();
+        for index in transaction.ops() {
+            if attempt.writes_checks(index) {
+                state.note_checks_written(&bundle.node);
+            }
+            match &bundle.ops[index] {
+                Op::Remove { .. } => {
+                    if state.nodes.contains_key(&bundle.node) {
+                        state.empty.entry(Arc::clone(&bundle.node)).or_default();
+                    }
+                }
+                Op::Put { .. } | Op::Readiness { .. } | Op::Release { .. } => {
+                    state.empty.remove(&bundle.node);
+                }
+            }
+        }
+    }
+
+    /// Finds out why a transaction was rolled back.
+    async fn recovery(
+        &self,
+        attempt: &mut Attempt<'_>,
+        transaction: &Transaction,
+        errors: &[TxnError],
+        fence: Fence,
+    ) -> Recovery {
+        let node = &attempt.bundle.node;
+        let of = |wanted: Part| errors.iter().find(|error| transaction.part(error.op_index) == Some(wanted));
+        if let Some(error) = of(Part::Fence) {
+            return self.fence_failed(fence, error.fault, &error.what).await;
+        }
+        if let Some(error) = of(Part::Node) {
+            return self.node_failed(node, error).await;
+        }
+        if errors.iter().any(|error| error.fault == Fault::MissingNode) {
+            self.state().nodes.remove(node);
+        }
+        let (mut blame, mut mended) = (BTreeMap::new(), false);
+        for error in errors {
+            match transaction.part(error.op_index) {
+                Some(part @ (Part::Look(index) | Part::Service(index) | Part::Check(index))) => {
+                    if attempt.mend(part, index, error.fault) {
+                        mended = true;
+                    } else {
+                        // The first is the cause, those after it hang on it.
+                        blame.entry(index).or_insert_with(|| error.what.clone());
+                    }
+                }
+                Some(Part::Fence | Part::Node) | None => {}
+            }
+        }
+        match (blame.is_empty(), mended) {
+            (false, _) => Recovery::Blame(blame),
+            (true, true) => Recovery::Again,
+            (true, false) => Recovery::Split(unexplained(errors)),
+        }
+    }
+
+    pub(super) async fn fence_failed(&self, fence: Fence, fault: Fault, words: &str) -> Recovery {
+        if fault == Fault::PermissionDenied {
+            return Recovery::Stop(Trouble::passing(format!(
+                "the Consul token may not write the node {}: it needs node:write on it ({words})",
+                self.marker
+            )));
+        }
+        match self.stand_again(fence).await {
+            Ok(()) => Recovery::Again,
+            Err(trouble) => Recovery::Stop(trouble),
+        }
+    }
+
+    /// Making or changing the node failed: it is not as we knew it, or may not be.
+    async fn node_failed(&self, name: &Str, error: &TxnError) -> Recovery {
+        if error.fault != Fault::StaleIndex {
+            return Recovery::NoNode(format!("the Consul node {name} cannot be written: {}", error.what));
+        }
+        let (found, checks) = match self.read_services(name).await {
+            Ok(found) => found,
+            Err(trouble) => return Recovery::Stop(trouble),
+        };
+        let Some(node) = found.node else {
+            self.state().nodes.remove(name);
+            return Recovery::Again;
+        };
+        let services = found.services.unwrap_or_default();
+        match self.owner(&node, &services, &checks) {
+            NodeOwner::Ours | NodeOwner::OursUnmarked => {
+                self.state().know(&self.marker, name, &node);
+                Recovery::Again
+            }
+            owner @ (NodeOwner::Agent | NodeOwner::Others) => {
+                self.state().give_up(name);
+                Recovery::NoNode(not_ours(name, &node, owner))
+            }
+        }
+    }
+}
+
+/// The operations that run into the changes of somebody else each time, with what to say of each: those that these
+/// errors are about, or where it is their node that changes, those that need it.
+fn in_conflict(attempt: &Attempt<'_>, transaction: &Transaction, errors: &[TxnError]) -> BTreeMap<usize, String> {
+    let mut found = BTreeMap::new();
+    for error in errors {
+        let ops = match transaction.part(error.op_index) {
+            Some(Part::Look(index) | Part::Service(index) | Part::Check(index)) => vec![index],
+            Some(Part::Node) => transaction.ops().into_iter().filter(|&index| attempt.needs_node(index)).collect(),
+            Some(Part::Fence) | None => Vec::new(),
+        };
+        for index in ops {
+            found.entry(index).or_insert_with(|| {
+                format!("somebody else changes the same entry again and again while it is written: {}", error.what)
+            });
+        }
+    }
+    found
+}
+
+/// What to say where somebody else has a node.
+fn not_ours(name: &str, node: &Node, owner: NodeOwner) -> String {
+    if owner == NodeOwner::Agent {
+        return format!("the Consul node {name} is a Consul agent's own");
+    }
+    format!(
+        "the Consul node {name} exists and is not ours (managed-by {:?}, cluster {:?}, uid {:?})",
+        node.meta(meta::MANAGED_BY),
+        node.meta(meta::CLUSTER),
+        node.meta(meta::CLUSTER_UID)
+    )
+}

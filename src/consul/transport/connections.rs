@@ -1,0 +1,159 @@
+//! The connections to one of Consul's addresses, and what they are made of.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use reqwest::{Certificate, Identity, redirect};
+
+use super::CONNECTIONS;
+use super::settings::{BadSettings, ConsulSettings, bad_file, chain, hold_a_user, parse_address, read};
+
+/// How long a connection may take to be made, TLS included.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The connections that requests go over: to one server, as far as its address leads to one.
+#[derive(Clone)]
+pub(super) struct Connections {
+    /// How often they were given up for new ones.
+    pub(super) turn: usize,
+    /// What requests begin with.
+    pub(super) base: Arc<str>,
+    pub(super) client: reqwest::Client,
+}
+
+/// What connections are made of.
+pub(super) struct Blueprint {
+    servers: Vec<Server>,
+    authorities: Option<Vec<Certificate>>,
+    identity: Option<Identity>,
+    ssl_verify: bool,
+}
+
+/// One of Consul's addresses.
+struct Server {
+    /// What requests begin with.
+    base: Arc<str>,
+    /// The host that the address leads to, where the URL has another name in its place.
+    host: Option<Arc<str>>,
+}
+
+impl Server {
+    fn new(address: &str, tls_server_name: Option<&str>) -> Result<Self, BadSettings> {
+        let mut url = parse_address(address)?;
+        let mut host = None;
+        if let Some(name) = tls_server_name {
+            // The library checks the certificate against the host of the URL: so that host is the name, and
+            // what it resolves to is the real one's address.
+            host = Some(url.host_str().unwrap_or_default().trim_matches(['[', ']']).into());
+            url.set_host(Some(name))
+                .map_err(|error| BadSettings::Address { address: name.to_owned(), why: error.to_string() })?;
+        }
+        Ok(Self { base: url.as_str().trim_end_matches('/').into(), host })
+    }
+}
+
+impl Blueprint {
+    pub(super) fn new(settings: &ConsulSettings) -> Result<Self, BadSettings> {
+        if hold_a_user(&settings.addresses) {
+            return Err(BadSettings::UserInAddress);
+        }
+        let name = settings.tls_server_name.as_deref();
+        let servers: Vec<Server> =
+            settings.addresses.iter().map(|address| Server::new(address, name)).collect::<Result<_, _>>()?;
+        if servers.is_empty() {
+            return Err(BadSettings::NoAddress);
+        }
+        let authorities = settings.ca_cert.as_deref().map(certificates).transpose()?;
+        let identity = match (&settings.client_cert, &settings.client_key) {
+            (Some(certificate), Some(key)) => {
+                let mut pem = read(certificate)?;
+                pem.push(b'\n');
+                pem.extend(read(key)?);
+                Some(Identity::from_pem(&pem).map_err(|error| bad_file(certificate, &error))?)
+            }
+            (None, None) => None,
+            _ => return Err(BadSettings::HalfAPair),
+        };
+        Ok(Self { servers, authorities, identity, ssl_verify: settings.ssl_verify })
+    }
+
+    /// How many addresses there are.
+    pub(super) fn addresses(&self) -> usize {
+        self.servers.len()
+    }
+
+    /// Sets up connections to the address whose turn it is.
+    pub(super) fn connections(&self, turn: usize) -> Result<Connections, BadSettings> {
+        let server = &self.servers[turn % self.servers.len()];
+        let resolver = Resolver { host: server.host.clone(), turn: turn / self.servers.len() };
+        let mut builder = reqwest::Client::builder()
+            .http1_only()
+            .no_proxy()
+            .redirect(redirect::Policy::none())
+            .user_agent(concat!("lictor/", env!("CARGO_PKG_VERSION")))
+            .connect_timeout(CONNECT_TIMEOUT)
+            .pool_max_idle_per_host(CONNECTIONS)
+            .dns_resolver(Arc::new(resolver))
+            .tls_danger_accept_invalid_certs(!self.ssl_verify);
+        if let Some(authorities) = &self.authorities {
+            builder = builder.tls_certs_only(authorities.iter().cloned());
+        }
+        if let Some(identity) = &self.identity {
+            builder = builder.identity(identity.clone());
+        }
+        let client = builder.build().map_err(|error| BadSettings::Client(chain(&error)))?;
+        Ok(Connections { turn, base: Arc::clone(&server.base), client })
+    }
+}
+
+fn certificates(file: &Path) -> Result<Vec<Certificate>, BadSettings> {
+    let found = Certificate::from_pem_bundle(&read(file)?).map_err(|error| bad_file(file, &error))?;
+    if found.is_empty() {
+        return Err(BadSettings::File { path: file.to_owned(), why: "no PEM certificate in it".to_owned() });
+    }
+    Ok(found)
+}
+
+/// Looks up where a name leads each time that a connection is made.
+struct Resolver {
+    /// The host that is looked up in place of the name.
+    host: Option<Arc<str>>,
+    /// How often the name has had its turn: it begins with another one of its addresses each time.
+    turn: usize,
+}
+
+impl Resolve for Resolver {
+    fn resolve(&self, name: Name) -> Resolving {
+        let host = self.host.clone().unwrap_or_else(|| name.as_str().into());
+        let turn = self.turn;
+        Box::pin(async move {
+            let found: Vec<SocketAddr> = tokio::net::lookup_host((&*host, 0)).await?.collect();
+            Ok(Box::new(beginning_with(found, turn).into_iter()) as Addrs)
+        })
+    }
+}
+
+/// The same, beginning with another one each turn.
+fn beginning_with<T>(mut all: Vec<T>, turn: usize) -> Vec<T> {
+    let first = turn.checked_rem(all.len()).unwrap_or_default();
+    all.rotate_left(first);
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_turn_begins_with_another_address() {
+        let all = || vec!["a", "b", "c"];
+        for (turn, first) in [(0, "a"), (1, "b"), (2, "c"), (3, "a"), (usize::MAX, "a")] {
+            assert_eq!(beginning_with(all(), turn).first(), Some(&first), "{turn}");
+            assert_eq!(beginning_with(all(), turn).len(), 3);
+        }
+        assert!(beginning_with(Vec::<&str>::new(), 7).is_empty());
+    }
+}

@@ -1,0 +1,230 @@
+//! What the user says of Consul: where it is, and how to be let in.
+
+use std::path::{Path, PathBuf};
+use std::{fmt, io};
+
+use reqwest::Url;
+
+use crate::certificates::{Credentials, Fault, Source};
+
+/// Where Consul is and how to be let in.
+#[derive(Clone)]
+pub struct ConsulSettings {
+    /// Each `http://host:port`, `https://host:port`, or `host:port` for plain HTTP; tried in turn.
+    pub addresses: Vec<String>,
+    /// The ACL token.
+    pub token: Option<String>,
+    /// A file that holds it, which is read again when it changes. It goes before `token`, as with Consul's
+    /// own tools.
+    pub token_file: Option<PathBuf>,
+    /// A file of PEM certificates to trust in place of the system's.
+    pub ca_cert: Option<PathBuf>,
+    /// A PEM certificate to show to Consul.
+    pub client_cert: Option<PathBuf>,
+    /// The key for it.
+    pub client_key: Option<PathBuf>,
+    /// Whether Consul's certificate is checked.
+    pub ssl_verify: bool,
+    /// The name that Consul's certificate has to be for, where that is not the host in the address.
+    pub tls_server_name: Option<String>,
+}
+
+impl ConsulSettings {
+    /// An address with everything else as Consul's own tools have it by default.
+    #[must_use]
+    pub fn new(address: impl Into<String>) -> Self {
+        Self {
+            addresses: vec![address.into()],
+            token: None,
+            token_file: None,
+            ca_cert: None,
+            client_cert: None,
+            client_key: None,
+            ssl_verify: true,
+            tls_server_name: None,
+        }
+    }
+}
+
+impl fmt::Debug for ConsulSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Settings are logged, and neither a token nor a password may be.
+        let addresses: &[String] = if hold_a_user(&self.addresses) { &[] } else { &self.addresses };
+        f.debug_struct("ConsulSettings")
+            .field("addresses", &addresses)
+            .field("token", &self.token.as_ref().map(|_| ".."))
+            .field("token_file", &self.token_file)
+            .field("ca_cert", &self.ca_cert)
+            .field("client_cert", &self.client_cert)
+            .field("client_key", &self.client_key)
+            .field("ssl_verify", &self.ssl_verify)
+            .field("tls_server_name", &self.tls_server_name)
+            .finish()
+    }
+}
+
+/// Why there can be no [`Http`] with these settings.
+#[derive(Debug, thiserror::Error)]
+pub enum BadSettings {
+    /// Consul over a unix socket.
+    #[error("Consul's address {0:?} is a unix socket, which is not supported: use http:// or https://")]
+    UnixSocket(String),
+    /// None at all.
+    #[error("no address is given for Consul")]
+    NoAddress,
+    /// One with a user, and perhaps a password, which is not to be shown.
+    #[error("Consul's address may not hold a user or a password; a token is given by --consul-token-file")]
+    UserInAddress,
+    /// Not an address.
+    #[error("Consul's address {address:?} is not of the form http://HOST:PORT or https://HOST:PORT: {why}")]
+    Address {
+        /// As given.
+        address: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A file that is missing or of the wrong content.
+    #[error("{path}: {why}")]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A certificate or a key that cannot be used.
+    #[error(transparent)]
+    Certificate(#[from] Fault),
+    /// A file that is not there, in a folder that is: what comes from a Secret may come later.
+    #[error("{}: there is no such file yet", .0.display())]
+    NotYet(PathBuf),
+    /// A certificate without its key, or a key without its certificate.
+    #[error("a client certificate for Consul needs both its certificate and its key")]
+    HalfAPair,
+    /// Something in what the TLS or HTTP library makes of all this.
+    #[error("Consul's client could not be set up: {0}")]
+    Client(String),
+}
+
+/// Whether one of these addresses holds a user. There may be a password beside it, and a comma in that has cut the
+/// address in two.
+pub(super) fn hold_a_user(addresses: &[String]) -> bool {
+    addresses.iter().any(|address| address.contains('@'))
+}
+
+pub(super) fn parse_address(address: &str) -> Result<Url, BadSettings> {
+    let bad = |why: &str| BadSettings::Address { address: address.to_owned(), why: why.to_owned() };
+    let trimmed = address.trim();
+    if trimmed.starts_with("unix://") {
+        return Err(BadSettings::UnixSocket(address.to_owned()));
+    }
+    let whole = if trimmed.contains("://") { trimmed.to_owned() } else { format!("http://{trimmed}") };
+    let url = Url::parse(&whole).map_err(|error| bad(&error.to_string()))?;
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err(bad("its scheme is neither http nor https"));
+    }
+    if !url.has_host() {
+        return Err(bad("it has no host"));
+    }
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err(bad("it may not hold a query or a fragment"));
+    }
+    Ok(url)
+}
+
+pub(super) fn read(file: &Path) -> Result<Vec<u8>, BadSettings> {
+    std::fs::read(file).map_err(|error| {
+        let may_come = error.kind() == io::ErrorKind::NotFound && file.parent().is_some_and(Path::is_dir);
+        if may_come { BadSettings::NotYet(file.to_owned()) } else { bad_file(file, &error) }
+    })
+}
+
+pub(super) fn bad_file(path: &Path, error: &dyn std::error::Error) -> BadSettings {
+    BadSettings::File { path: path.to_owned(), why: chain(error) }
+}
+
+/// What the files of certificates hold, judged before they are used.
+pub(super) fn credentials(settings: &ConsulSettings) -> Result<Credentials, BadSettings> {
+    let source = |file: &PathBuf| {
+        let text = read(file)?;
+        Ok::<_, BadSettings>(Source { from: file.display().to_string(), text })
+    };
+    // Whoever checks nothing needs nobody to trust.
+    let authorities = settings.ca_cert.as_ref().filter(|_| settings.ssl_verify).map(source).transpose()?;
+    let identity = match (&settings.client_cert, &settings.client_key) {
+        (Some(certificate), Some(key)) => Some((source(certificate)?, source(key)?)),
+        _ => None,
+    };
+    Ok(Credentials::new(authorities.as_ref(), identity.as_ref().map(|(certificate, key)| (certificate, key)))?)
+}
+
+/// An error with all its causes: the library's own text says only "error sending request".
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let further = error.to_string();
+        if !text.contains(&further) {
+            text.push_str(": ");
+            text.push_str(&further);
+        }
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::consul::transport::Http;
+
+    #[test]
+    fn addresses_are_what_consuls_own_tools_take() {
+        for (given, base) in [
+            ("127.0.0.1:8500", "http://127.0.0.1:8500/"),
+            ("consul.example:8500", "http://consul.example:8500/"),
+            ("http://[::1]:8500", "http://[::1]:8500/"),
+            ("https://consul.example:8501", "https://consul.example:8501/"),
+            ("https://gate.example/consul", "https://gate.example/consul"),
+        ] {
+            assert_eq!(parse_address(given).unwrap().as_str(), base, "{given}");
+        }
+        for bad in ["", "http://", "ftp://x:1", "http://x:1?a=b", "unix:///run/consul.sock"] {
+            assert!(parse_address(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_password_in_an_address_never_shows() {
+        for given in [
+            "http://u:secret@x:1",
+            "u:secret@x:1",
+            "http://u:secret@secret@x:1/p",
+            "unix://u:secret@/run/consul.sock",
+            "ftp://u:secret@x:1",
+            "http://u:secret@",
+            "http://u:secret,secret@x:1",
+        ] {
+            let addresses = given.split(',').map(str::to_owned).collect();
+            let settings = ConsulSettings { addresses, ..ConsulSettings::new("x:1") };
+            let error = Http::new(&settings).err().unwrap();
+            assert!(matches!(error, BadSettings::UserInAddress), "{given}: {error}");
+            assert!(!format!("{error} {settings:?}").contains("secret"), "{given}");
+        }
+    }
+
+    /// A Secret that is mounted may come later; a path that leads nowhere is a mistake.
+    #[test]
+    fn a_file_may_come_later_only_where_its_folder_is() {
+        let folder = std::env::temp_dir();
+        let absent = format!("lictor-not-there-{}", std::process::id());
+        for (file, later) in [(folder.join(&absent), true), (folder.join(&absent).join("token"), false)] {
+            let by_token = ConsulSettings { token_file: Some(file.clone()), ..ConsulSettings::new("x:1") };
+            let by_authority = ConsulSettings { ca_cert: Some(file.clone()), ..ConsulSettings::new("x:1") };
+            for settings in [by_token, by_authority] {
+                let error = Http::new(&settings).err().unwrap();
+                assert_eq!(matches!(error, BadSettings::NotYet(_)), later, "{error}");
+                assert!(error.to_string().contains(&file.display().to_string()), "{error}");
+            }
+        }
+    }
+}
