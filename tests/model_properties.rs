@@ -19,10 +19,11 @@ use lictor::model::facts::{
 use lictor::model::isolation::Isolation;
 use lictor::model::names::{ClusterName, Identity, ResourceKey, Str, instance_id};
 use lictor::model::plan::{Plan, Rank, Wanted};
+use lictor::model::port::PortRef;
 use lictor::model::reasons::ProblemReason;
 use lictor::model::registration::{Ownership, Registration, Row, RowKey, TaggedAddress, Weights};
 use lictor::model::resolve::{Before, Hold, Instance, Remains, Resolution, limit, resolve};
-use lictor::model::resource::{Limits, PortRef, Readiness, Source, Spec};
+use lictor::model::resource::{Limits, Readiness, Source, Spec};
 use lictor::model::status::{ConditionKind, Findings, Status, Truth, status};
 use lictor::model::template::{Template, Values};
 use proptest::prelude::*;
@@ -105,7 +106,7 @@ fn foreign(desired: &Desired, take: bool) -> Rows {
     let mut put = |key: RowKey, registration: Registration| {
         let ownership = Ownership::of(&identity(), &key.id, &registration.meta, false);
         let row = Row {
-            health: lictor::model::registration::Health::Passing,
+            health: lictor::model::health::Health::Passing,
             shown: true,
             ownership,
             registration: Arc::new(registration),
@@ -387,7 +388,7 @@ proptest! {
         let first = limited(&before, &mirror);
         let all = wants(&spec, &before, &placement);
         prop_assert_eq!(first.len(), all.len().min(most));
-        let unready = |desired: &Desired| desired.values().filter(|there| there.readiness == Some(lictor::model::registration::Health::Critical)).count();
+        let unready = |desired: &Desired| desired.values().filter(|there| there.readiness == Some(lictor::model::health::Health::Critical)).count();
         let ready = all.len() - unready(&all);
         prop_assert_eq!(first.len() - unready(&first), ready.min(most), "ready ones come first");
         converge(&mut mirror, &first, &mut |_, _| {});

@@ -24,8 +24,9 @@ use crate::cluster::{connect, permissions};
 use crate::consul::Rows;
 use crate::consul::transport::{ConsulSettings, Http, Transport};
 use crate::model::desired::Placement;
+use crate::model::health::Health;
 use crate::model::names::{Identity, Str, meta};
-use crate::model::registration::{Health, Row};
+use crate::model::registration::Row;
 use crate::settings::{Registration, RunArgs, Settings};
 
 /// The flags of `lictor doctor`: those of `run`, and what to register for a moment.

@@ -191,8 +191,7 @@ fn differences(there: &Registration, wanted: &Registration) -> Vec<String> {
         all.collect::<Vec<_>>().join(", ")
     };
     differs("taggedAddresses", tagged(there), tagged(wanted));
-    let readiness =
-        |of: &Registration| of.readiness.map_or("none", crate::model::registration::Health::as_str).to_owned();
+    let readiness = |of: &Registration| of.readiness.map_or("none", crate::model::health::Health::as_str).to_owned();
     differs("readiness", readiness(there), readiness(wanted));
     let names = |of: &Registration| of.checks.names().iter().map(|name| &**name).collect::<Vec<_>>().join(", ");
     differs("checks", names(there), names(wanted));

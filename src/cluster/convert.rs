@@ -11,21 +11,37 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde::Deserialize;
 use serde_json::Value;
 
 pub use self::checks::ChecksRunBy;
-use super::api::{self, ConsulServiceSpec, ConsulServiceStatus};
-use super::decode::ResourceObject;
+use super::api::{self, ConsulService, ConsulServiceSpec, ConsulServiceStatus};
 use super::event::{ObjectKey, SeenResource};
 use super::status;
 use crate::model::names::{Str, meta};
+use crate::model::port::PortRef;
 use crate::model::reasons::Refusal;
 use crate::model::registration::Weights;
 use crate::model::render::MAX_META_VALUE;
 use crate::model::resource::{
-    DeletionPolicy, Limits, PAUSED, PortRef, Readiness, Resource, Source, Spec, StaticAddress, finalizer,
+    DeletionPolicy, Limits, PAUSED, Readiness, Resource, Source, Spec, StaticAddress, finalizer,
 };
 use crate::model::template::Template;
+
+/// A `ConsulService`, its parts not decoded yet.
+#[derive(kube::Resource, Deserialize, Clone, Debug)]
+#[resource(inherit = ConsulService)]
+pub struct ResourceObject {
+    /// The standard metadata.
+    pub metadata: ObjectMeta,
+    /// The spec as Kubernetes has it; [`resource`] decodes it.
+    #[serde(default)]
+    pub spec: Value,
+    /// The status as Kubernetes has it.
+    #[serde(default)]
+    pub status: Value,
+}
 
 /// What the administrator says about resources.
 #[derive(Clone, Debug, Default)]

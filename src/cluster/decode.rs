@@ -16,11 +16,9 @@ use kube::Resource;
 use kube::runtime::watcher;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
 
-use super::api::ConsulService;
 use super::containers;
-use super::convert::{self, Rules};
+use super::convert::{self, ResourceObject, Rules};
 use super::event::{Change, Kind, ObjectKey, SeenResource, Step};
 use super::interner::Interner;
 use crate::model::facts::{
@@ -90,20 +88,6 @@ impl Decoder {
             name: meta.name.as_deref().unwrap_or_default().into(),
         }
     }
-}
-
-/// A `ConsulService`, its parts not decoded yet.
-#[derive(Resource, Deserialize, Clone, Debug)]
-#[resource(inherit = ConsulService)]
-pub struct ResourceObject {
-    /// Standard.
-    pub metadata: ObjectMeta,
-    /// Decoded by [`convert::resource`].
-    #[serde(default)]
-    pub spec: Value,
-    /// Likewise.
-    #[serde(default)]
-    pub status: Value,
 }
 
 impl Watched for ResourceObject {

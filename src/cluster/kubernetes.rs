@@ -21,8 +21,8 @@ use tokio::time::Instant;
 use tracing::debug;
 
 use super::api::ConsulService;
-use super::convert::Rules;
-use super::decode::{Decoder, NodeObject, PodObject, ResourceObject, ServiceObject, SliceObject, Watched};
+use super::convert::{ResourceObject, Rules};
+use super::decode::{Decoder, NodeObject, PodObject, ServiceObject, SliceObject, Watched};
 use super::event::{self, Kind, Scope};
 use super::list::{Failure, Pages, in_words, retry_after};
 use super::watch::{Orders, namespaced};

@@ -10,8 +10,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition as ApiCondition, 
 use serde_json::{Value, json};
 
 use super::api::{self, ConsulServiceStatus, InstanceCounts, Problem as ApiProblem};
+use crate::model::port::{PortInUse, PortRef};
 use crate::model::reasons::{Counts, Problem, ProblemReason};
-use crate::model::resource::{PortInUse, PortRef};
 use crate::model::status::{Condition, ConditionKind, Status, Truth};
 
 /// Since when each condition has had its truth, as last read.

@@ -23,8 +23,8 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info, warn};
 
 use super::api::ConsulService;
-use super::convert::Rules;
-use super::decode::{Decoder, NodeObject, PodObject, ResourceObject, ServiceObject, SliceObject, Watched};
+use super::convert::{ResourceObject, Rules};
+use super::decode::{Decoder, NodeObject, PodObject, ServiceObject, SliceObject, Watched};
 use super::event::{Event, Kind, Scope};
 use super::list::{Failure, Pages};
 use super::world::Wanted;

@@ -27,8 +27,9 @@ use super::wire::{AgentConfig, AgentSelf, AgentService, AgentUpdate, By, Check, 
 use super::{Bundle, Outcome, Registry, Rows, Trouble};
 use crate::model::desired::Placement;
 use crate::model::diff::Op;
+use crate::model::health::Health;
 use crate::model::names::{Identity, READINESS, Str, check_id, id_prefix, meta};
-use crate::model::registration::{Health, Ownership, Registration, Row, RowKey};
+use crate::model::registration::{Ownership, Registration, Row, RowKey};
 
 /// How many operations an agent gets before the engine hears of them.
 const BUNDLE: usize = 64;

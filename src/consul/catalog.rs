@@ -103,6 +103,20 @@ enum TxnResult {
     Unknown(Trouble),
 }
 
+/// How to go on after a transaction that was rolled back.
+enum Recovery {
+    /// Try again, with what is known now.
+    Again,
+    /// These operations are to blame, each with Consul's words.
+    Blame(BTreeMap<usize, String>),
+    /// The node cannot be had: all that would need it is refused.
+    NoNode(String),
+    /// One of them is to blame, and Consul does not say which.
+    Split(String),
+    /// Nothing can be written now.
+    Stop(Trouble),
+}
+
 impl Catalog {
     /// The catalog that a transport leads to.
     #[must_use]

@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use super::Rows;
 use crate::model::diff::Op;
+use crate::model::health::Health;
 use crate::model::names::{Identity, ResourceKey, Str};
-use crate::model::registration::{Health, NameInUse, Ownership, Registration, Row, RowKey};
+use crate::model::registration::{NameInUse, Ownership, Registration, Row, RowKey};
 
 /// The rows, and whose they are.
 #[derive(Debug, Default)]

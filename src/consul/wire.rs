@@ -285,8 +285,8 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::model::health::Health;
     use crate::model::names::{READINESS, check_id};
-    use crate::model::registration::Health;
 
     fn text() -> impl Strategy<Value = Str> {
         "[ -~äé\\n\"]{0,12}".prop_map(|text| text.as_str().into())

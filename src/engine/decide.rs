@@ -11,11 +11,12 @@ use crate::cluster::world::World;
 use crate::consul::mirror::Mirror;
 use crate::model::desired::{Desired, Placement, desired};
 use crate::model::names::{Identity, ResourceKey, Str, instance_id};
+use crate::model::port::PortInUse;
 use crate::model::reasons::{Problem, ProblemReason, Refusal, Remark, Unresolved};
 use crate::model::registration::{Registration, Row, RowKey};
 use crate::model::render;
 use crate::model::resolve::{Before, Hold, Instance, Resolution, are_terminating, limit, resolve};
-use crate::model::resource::{DeletionPolicy, PortInUse, Spec};
+use crate::model::resource::{DeletionPolicy, Spec};
 use crate::model::status::NOT_LISTED;
 
 /// The reason of a condition where a name belongs to a resource of another namespace.

@@ -16,9 +16,10 @@ use crate::consul::{Bundle, Outcome, Rows, Trouble};
 use crate::model::desired::Placement;
 use crate::model::diff::Op;
 use crate::model::guard::Cause;
+use crate::model::health::Health;
 use crate::model::names::{ResourceKey, Str, meta};
 use crate::model::plan::Planned;
-use crate::model::registration::{Health, Ownership, Row, RowKey};
+use crate::model::registration::{Ownership, Row, RowKey};
 
 /// What the answers to a bundle come to.
 #[derive(Default)]

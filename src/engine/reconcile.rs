@@ -14,9 +14,10 @@ use crate::cluster::world::{Entry, Missing};
 use crate::model::desired::{Desired, Placement};
 use crate::model::diff::{Op, diff, release};
 use crate::model::guard::Cause;
+use crate::model::health::Health;
 use crate::model::names::{ResourceKey, Str};
 use crate::model::plan::{Rank, Wanted, Why};
-use crate::model::registration::{Health, Ownership, Registration, RowKey};
+use crate::model::registration::{Ownership, Registration, RowKey};
 use crate::model::resolve::{Remains, remains};
 use crate::model::resource::DeletionPolicy;
 

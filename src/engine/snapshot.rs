@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use super::Engine;
-use crate::model::registration::{Health, Ownership};
+use crate::model::health::Health;
+use crate::model::registration::Ownership;
 
 /// How things stand at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

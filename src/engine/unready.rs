@@ -14,8 +14,9 @@ use crate::cluster::world::World;
 use crate::model::desired::Desired;
 use crate::model::diff::Op;
 use crate::model::guard::Cause;
+use crate::model::health::Health;
 use crate::model::names::{ResourceKey, Str};
-use crate::model::registration::{Health, Registration, RowKey};
+use crate::model::registration::{Registration, RowKey};
 use crate::model::unready::{Episode, MassUnready, Turn};
 
 /// What the engine knows of instances that stop being ready at once.

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
+use super::health::Health;
 use super::names::Str;
-use super::registration::Health;
-use super::resource::PortRef;
+use super::port::PortRef;
 
 /// A check as a resource asks for it.
 #[derive(Clone, Debug, PartialEq, Eq)]

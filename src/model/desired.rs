@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::check::{Checks, PlacedCheck};
+use super::health::Health;
 use super::names::{ClusterName, Identity, ResourceKey, Str, instance_id, meta};
 use super::nodes::{SHARDS, node_name, shard_name, shard_of};
-use super::registration::{Health, Registration, RowKey, TaggedAddress};
+use super::registration::{Registration, RowKey, TaggedAddress};
 use super::render;
 use super::resolve::Instance;
 use super::resource::{Readiness, Source, Spec};

@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::desired::Desired;
+use super::health::Health;
 use super::names::Str;
 use super::reasons::Counts;
-use super::registration::{Health, Ownership, Registration, Row, RowKey};
+use super::registration::{Ownership, Registration, Row, RowKey};
 use super::resolve::{Hold, Remains};
 
 /// One change to one instance in Consul.

@@ -9,9 +9,10 @@ use std::fmt::{self, Display, Formatter};
 use std::ops::Bound;
 
 use super::diff::Op;
+use super::health::Health;
 use super::isolation::Isolation;
 use super::names::{ResourceKey, Str};
-use super::registration::{Health, Registration, RowKey};
+use super::registration::{Registration, RowKey};
 
 /// A write that waits, and whose it is.
 #[derive(Clone, Debug, PartialEq, Eq)]

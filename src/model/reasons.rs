@@ -1,6 +1,6 @@
 //! What the steps of a decision have to say to the user, in types that all of them share.
 
-use super::registration::Health;
+use super::health::Health;
 
 /// Why a spec cannot be acted on: `Accepted=False`.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::check::Checks;
+use super::health::Health;
 use super::names::{Identity, READINESS, ResourceKey, Str, meta, owner_of_id};
 
 /// Where a registration stands in Consul: IDs are unique per Consul node.
@@ -109,39 +110,6 @@ impl TaggedAddress {
     pub fn is_agents_own(&self, name: &str, address: &str, port: u16) -> bool {
         const NAMES: [&str; 4] = ["lan_ipv4", "lan_ipv6", "wan_ipv4", "wan_ipv6"];
         *self.address == *address && self.port == port && NAMES.contains(&name)
-    }
-}
-
-/// The state of a check or, the worst of its checks, of an instance. In order of gravity.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Health {
-    /// In use.
-    Passing,
-    /// In use, with fewer weights.
-    Warning,
-    /// Not in use.
-    Critical,
-}
-
-impl Health {
-    /// As Consul writes it.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Passing => "passing",
-            Self::Warning => "warning",
-            Self::Critical => "critical",
-        }
-    }
-
-    /// Reads Consul's word; an unknown word is critical, as Consul itself treats it.
-    #[must_use]
-    pub fn parse(text: &str) -> Self {
-        match text {
-            "passing" => Self::Passing,
-            "warning" => Self::Warning,
-            _ => Self::Critical,
-        }
     }
 }
 

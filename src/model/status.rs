@@ -3,8 +3,8 @@
 //! Pure and without time: when a condition last changed is added where the status is written.
 
 use super::names::Str;
+use super::port::PortInUse;
 use super::reasons::{Counts, Problem, Refusal, Remark, Unresolved};
-use super::resource::PortInUse;
 
 /// The most problems that a status lists.
 pub const MAX_PROBLEMS: usize = 10;

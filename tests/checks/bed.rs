@@ -7,9 +7,10 @@ use lictor::cluster::event::ObjectKey;
 use lictor::consul::Registry;
 use lictor::model::check::{Checks, PlacedCheck};
 use lictor::model::diff::Op;
+use lictor::model::health::Health;
 use lictor::model::names::{Str, meta};
-use lictor::model::registration::{Health, Registration, Row, RowKey};
-use lictor::model::resource::PortRef;
+use lictor::model::port::PortRef;
+use lictor::model::registration::{Registration, Row, RowKey};
 use lictor_testbed::wait;
 use serde_json::{Value, json};
 

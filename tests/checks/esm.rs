@@ -9,8 +9,9 @@ use lictor::consul::Registry;
 use lictor::consul::catalog::Catalog;
 use lictor::model::check::Checks;
 use lictor::model::diff::Op;
+use lictor::model::health::Health;
 use lictor::model::names::Str;
-use lictor::model::registration::{Health, Registration, RowKey};
+use lictor::model::registration::{Registration, RowKey};
 use lictor_testbed::{
     Consul, ConsulApi, ConsulOptions, Esm, Fault, Heard, Hold, Listener, Message, Protocol, Proxy, esm, wait,
 };

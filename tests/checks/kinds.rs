@@ -6,8 +6,9 @@ use std::time::Duration;
 use futures::future::join_all;
 use lictor::cluster::convert::ChecksRunBy;
 use lictor::consul::Registry;
+use lictor::model::health::Health;
 use lictor::model::names::Str;
-use lictor::model::registration::{Health, Registration, RowKey};
+use lictor::model::registration::{Registration, RowKey};
 use lictor_testbed::certificates::{Authority, Pair};
 use lictor_testbed::{Consul, ConsulApi, ConsulOptions, Listener, LocalAddress, Message, Protocol, wait};
 

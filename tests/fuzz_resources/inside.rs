@@ -4,8 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use lictor::cluster::convert::{self, ChecksRunBy, Rules};
-use lictor::cluster::decode::ResourceObject;
+use lictor::cluster::convert::{self, ChecksRunBy, ResourceObject, Rules};
 use lictor::model::check::Probe;
 use lictor::model::desired::{Placement, desired};
 use lictor::model::facts::{

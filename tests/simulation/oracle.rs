@@ -13,7 +13,8 @@ use lictor::cluster::api::ConsulServiceStatus;
 use lictor::cluster::event::{Kind, ObjectKey, Scope};
 use lictor::model::facts::{Service as KubernetesService, ServicePort};
 use lictor::model::names::{ResourceKey, Str};
-use lictor::model::resource::{DeletionPolicy, PortRef, Source, Spec};
+use lictor::model::port::PortRef;
+use lictor::model::resource::{DeletionPolicy, Source, Spec};
 
 use crate::cluster::{Cluster, EndpointId, Object, endpoint_id};
 use crate::consul::agent::Agent as LocalAgent;

@@ -11,8 +11,9 @@ use lictor::consul::{Bundle, Outcome, Registry, Rows};
 use lictor::model::check::Checks;
 use lictor::model::desired::Placement;
 use lictor::model::diff::Op;
+use lictor::model::health::Health;
 use lictor::model::names::{ClusterName, Identity, Str, meta};
-use lictor::model::registration::{Health, Registration, RowKey, TaggedAddress, Weights};
+use lictor::model::registration::{Registration, RowKey, TaggedAddress, Weights};
 use lictor_testbed::{Consul, ConsulOptions, Programs, wait};
 
 pub(crate) const WRITTEN: Outcome = Outcome::Written { shown: true };

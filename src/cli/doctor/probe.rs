@@ -17,9 +17,10 @@ use crate::consul::client::{Client, Failed, path};
 use crate::consul::transport::Transport;
 use crate::consul::wire::{AgentSelf, Node, TxnCheck, TxnOp, Verb, txn_body};
 use crate::model::check::Checks;
+use crate::model::health::Health;
 use crate::model::names::{ClusterName, Str};
 use crate::model::nodes::{NODE_NAME_MAX, node_name};
-use crate::model::registration::{Health, Registration, Weights};
+use crate::model::registration::{Registration, Weights};
 
 /// How long the catalog may take to show what was registered: an agent tells the servers later.
 const PATIENCE: Duration = Duration::from_secs(10);

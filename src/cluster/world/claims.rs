@@ -11,7 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::entry::{Entry, Granted, GrantedBy};
+use super::entry::{Entry, Granted, GrantedBy, compared};
 use super::index::unlink;
 use super::{Dirt, Dirtied, World};
 use crate::model::names::{ResourceKey, Str};
@@ -99,11 +99,6 @@ impl Claims {
         let mut claimants = self.of(name);
         claimants.next().is_some_and(|first| claimants.any(|other| other.namespace != first.namespace))
     }
-}
-
-/// A name as it is compared.
-pub(super) fn compared(name: &str) -> Str {
-    name.to_lowercase().into()
 }
 
 impl World {

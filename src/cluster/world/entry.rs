@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use super::claims::compared;
 use crate::cluster::event::SeenResource;
 use crate::cluster::status::Transitions;
 use crate::model::names::Str;
@@ -98,4 +97,9 @@ impl Entry {
         let spec = self.last_good.as_ref().filter(|_| self.resource.ours)?;
         Some(compared(&spec.service))
     }
+}
+
+/// Gives a name as names are compared: Consul takes no notice of case.
+pub(super) fn compared(name: &str) -> Str {
+    name.to_lowercase().into()
 }

@@ -1,6 +1,6 @@
 use std::net::IpAddr;
 
-use super::claims::compared;
+use super::entry::compared;
 use super::*;
 use crate::cluster::status::Transitions;
 use crate::model::facts::{ContainerKind, ContainerPort, Endpoint, Family, PodRef, Protocol, ServicePort, SlicePort};

@@ -11,8 +11,9 @@ use crate::consul::marked::marked_rows;
 use crate::consul::wire::{AgentSelf, By, Check, TxnOp, txn_body};
 use crate::consul::{Bundle, Outcome, Rows, Trouble};
 use crate::model::diff::Op;
+use crate::model::health::Health;
 use crate::model::names::{Str, meta};
-use crate::model::registration::{Health, RowKey};
+use crate::model::registration::RowKey;
 
 /// The check by which Consul's servers tell whether the agent of a node lives.
 const SERF_HEALTH: &str = "serfHealth";

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 
 use super::marker::Fence;
 use super::transaction::{Part, SeenChecks, Transaction, writes_checks};
-use super::{Catalog, NO_ADDRESS, TxnResult, unexplained};
+use super::{Catalog, NO_ADDRESS, Recovery, TxnResult, unexplained};
 use crate::consul::wire::{Fault, Node, TxnError};
 use crate::consul::{Bundle, Outcome, Trouble, WINDING_DOWN};
 use crate::model::diff::Op;
@@ -92,20 +92,6 @@ impl Attempt<'_> {
     fn writes_checks(&self, index: usize) -> bool {
         writes_checks(&self.bundle.ops[index], self.unregistered.contains(&index))
     }
-}
-
-/// How to go on after a transaction that was rolled back.
-pub(super) enum Recovery {
-    /// Try again, with what is known now.
-    Again,
-    /// These operations are to blame, each with Consul's words.
-    Blame(BTreeMap<usize, String>),
-    /// The node cannot be had: all that would need it is refused.
-    NoNode(String),
-    /// One of them is to blame, and Consul does not say which.
-    Split(String),
-    /// Nothing can be written now.
-    Stop(Trouble),
 }
 
 impl Catalog {

@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
-use super::attempt::Recovery;
 use super::transaction::Transaction;
-use super::{Catalog, Footing, NO_ADDRESS, TxnResult, unexplained};
+use super::{Catalog, Footing, NO_ADDRESS, Recovery, TxnResult, unexplained};
 use crate::consul::Trouble;
 use crate::consul::client::path;
 use crate::consul::wire::{Fault, Node, TxnOp, txn_body};

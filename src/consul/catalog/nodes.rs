@@ -8,9 +8,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::attempt::Recovery;
 use super::transaction::{Part, Transaction};
-use super::{Catalog, State, TxnResult, unexplained};
+use super::{Catalog, Recovery, State, TxnResult, unexplained};
 use crate::consul::Trouble;
 use crate::consul::wire::{Check, Node, TxnOp};
 use crate::model::names::{Str, id_prefix};

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Deserialize;
 
+use crate::model::health::Health;
 use crate::model::names::{READINESS, Str, check_name};
-use crate::model::registration::Health;
 
 /// A check, as `/v1/agent/checks` and `/v1/health/node` show it.
 #[derive(Debug, Default, Deserialize)]

@@ -7,7 +7,8 @@ use super::check_body::TxnCheck;
 use super::service_body::TxnService;
 use super::{Check, Fault, Node, to_json};
 use crate::model::check::PlacedCheck;
-use crate::model::registration::{Health, Registration};
+use crate::model::health::Health;
+use crate::model::registration::Registration;
 
 /// An operation of a transaction.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

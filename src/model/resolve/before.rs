@@ -12,8 +12,9 @@ use std::net::IpAddr;
 use super::ports::find;
 use crate::model::facts::{ContainerPort, Pod, Service, ServicePort, Slice};
 use crate::model::names::meta;
+use crate::model::port::{PortInUse, PortRef};
 use crate::model::registration::Registration;
-use crate::model::resource::{PortInUse, PortRef, Resource, Source};
+use crate::model::resource::{Resource, Source};
 
 /// What a resource came to before, as far as it says so itself or Consul holds it.
 #[derive(Clone, Copy, Debug)]

@@ -14,9 +14,10 @@ use std::sync::Arc;
 
 use super::facts::{Endpoint, Facts, Pod, PodRef};
 use super::names::{Str, meta};
+use super::port::{PortInUse, PortRef};
 use super::reasons::{Problem, ProblemReason, Remark, Unresolved};
 use super::registration::Registration;
-use super::resource::{Own, PortInUse, PortRef, Readiness, Source, Spec, StaticAddress};
+use super::resource::{Own, Readiness, Source, Spec, StaticAddress};
 use super::template::{Values, Variable};
 pub use before::Before;
 pub use limit::limit;

@@ -7,9 +7,10 @@ use super::ports::listed;
 use super::{Before, Found, Instance, Resolution, Wanted, text, unresolved};
 use crate::model::facts::{ContainerKind, ContainerPort, Facts, Pod, PodRef};
 use crate::model::names::Str;
+use crate::model::port::{PortInUse, PortRef};
 use crate::model::reasons::{ProblemReason, Remark, Unresolved};
 use crate::model::registration::Registration;
-use crate::model::resource::{PortInUse, PortRef, Spec};
+use crate::model::resource::Spec;
 
 /// Resolves the pods that the spec's selector picks: those that have an address, have not ended and are not being
 /// deleted, as a Service of the same selector would have them; and where none of these is ready, those that are ready to

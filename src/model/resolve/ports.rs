@@ -3,8 +3,8 @@
 use crate::model::check::CheckSpec;
 use crate::model::facts::{Protocol, Service, ServicePort, Slice};
 use crate::model::names::Str;
+use crate::model::port::PortRef;
 use crate::model::reasons::{Remark, Unresolved};
-use crate::model::resource::PortRef;
 
 /// What finds a Service's port in its slices, as kube-proxy has it (`ServicePortName` in pkg/proxy/types.go).
 #[derive(Clone, Debug, PartialEq, Eq)]

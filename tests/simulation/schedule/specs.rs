@@ -5,8 +5,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use lictor::model::names::Str;
+use lictor::model::port::PortRef;
 use lictor::model::registration::{TaggedAddress, Weights};
-use lictor::model::resource::{Own, PortRef, Readiness, Source, Spec, StaticAddress};
+use lictor::model::resource::{Own, Readiness, Source, Spec, StaticAddress};
 use lictor::model::selector::{Requirement, Selector};
 use lictor::model::template::Template;
 

@@ -7,7 +7,8 @@ use lictor::cluster::api;
 use lictor::cluster::event::ObjectKey;
 use lictor::model::facts::{ContainerKind, Endpoint, Family, Node, Pod, Protocol, Service, ServicePort, Slice};
 use lictor::model::names::Str;
-use lictor::model::resource::{Own, PortRef, Source, Spec};
+use lictor::model::port::PortRef;
+use lictor::model::resource::{Own, Source, Spec};
 use lictor::model::selector::{Requirement, Selector};
 use lictor::model::template::Variable;
 

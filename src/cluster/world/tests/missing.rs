@@ -5,8 +5,9 @@ use std::time::Duration;
 use super::*;
 use crate::cluster::world::missing::{MOST, SETTLED};
 use crate::model::desired::{Desired, Placement, desired};
+use crate::model::health::Health;
 use crate::model::names::{ClusterName, Identity};
-use crate::model::registration::{Health, Ownership, Row, RowKey};
+use crate::model::registration::{Ownership, Row, RowKey};
 use crate::model::resolve::{Before, resolve};
 
 /// A World and what was registered from it, at a time that goes on.

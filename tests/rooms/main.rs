@@ -3,6 +3,8 @@
 
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test says so by failing")]
 
+mod imports;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -144,4 +146,38 @@ fn a_default_body_is_found() {
     let found = default_bodies(&folder);
     fs::remove_dir_all(&folder).unwrap();
     assert_eq!(found.len(), 2, "{found:?}");
+}
+
+/// Files that import each other can only be understood, tested and changed together.
+#[test]
+fn no_files_import_each_other_in_a_circle() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    sources(&root, &mut files);
+    let imports = imports::imports(&root, &files);
+    assert!(imports.len() > files.len(), "{} imports in {} files: they are not read", imports.len(), files.len());
+    let circles = imports::circles(&imports);
+    assert!(circles.is_empty(), "imports that close a circle:\n{}", circles.join("\n"));
+}
+
+#[test]
+fn a_circle_is_found() {
+    let folder = std::env::temp_dir().join(format!("lictor-circle-{}", std::process::id()));
+    fs::create_dir_all(folder.join("b")).unwrap();
+    for (file, text) in [
+        ("lib.rs", "mod a;\nmod b;\nmod c;\n"),
+        ("a.rs", "use crate::b::Inner;\n"),
+        // What `b` hands on is what `b::inner` defines.
+        ("b.rs", "mod inner;\npub use self::inner::Inner;\nuse super::c::{C as D, self};\n"),
+        ("b/inner.rs", "// use crate::c;\nfn f() -> crate::a::A {}\n"),
+        ("c.rs", "const TEXT: &str = \"crate::b\";\n\n#[cfg(test)]\nmod tests {\n    use crate::b;\n}\n"),
+    ] {
+        fs::write(folder.join(file), text).unwrap();
+    }
+    let mut files = Vec::new();
+    sources(&folder, &mut files);
+    let imports = imports::imports(&folder, &files);
+    fs::remove_dir_all(&folder).unwrap();
+    assert_eq!(imports.len(), 3, "{imports:?}");
+    assert_eq!(imports::circles(&imports), ["a imports b::inner", "b::inner imports a"]);
 }
