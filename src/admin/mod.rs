@@ -22,7 +22,7 @@ use crate::cluster::lease::ElectionTrouble;
 use crate::cluster::watch::WatchHealth;
 use crate::engine::{Question, Snapshot};
 
-/// How long the engine may take to answer before it counts as stuck.
+/// The longest time that the engine may take to answer before it counts as stuck.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Whom the endpoints ask.
@@ -30,14 +30,14 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub struct Admin {
     metrics: Arc<Registry>,
     stage: Arc<Mutex<Stage>>,
-    /// What is not right, but in nobody's way.
+    /// Says what is not right, but in nobody's way.
     remark: Arc<Mutex<Option<String>>>,
 }
 
-/// How far the operator has come.
+/// Says how far the operator has come.
 #[derive(Clone)]
 enum Stage {
-    /// What it waits for before the engine can run.
+    /// Names what it waits for before the engine can run.
     Starting(String),
     /// The engine runs.
     Running(mpsc::Sender<Question>, WatchHealth, ElectionTrouble),
@@ -154,7 +154,7 @@ async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
     }
 }
 
-/// What the engine holds at this moment, as gauges.
+/// Gives what the engine holds at this moment, as gauges.
 fn gauges(snapshot: &Snapshot) -> Registry {
     let mut registry = Registry::default();
     let mut gauge = |name: &str, help: &str, value: usize| {

@@ -20,13 +20,13 @@ use x509_parser::x509::X509Version;
 
 /// The text of a file, or of whatever else holds PEM.
 pub struct Source {
-    /// Where it comes from, as a sentence names it: a path, for example.
+    /// Names the place where it comes from, as a sentence does: a path, for example.
     pub from: String,
-    /// The text.
+    /// The text itself.
     pub text: Vec<u8>,
 }
 
-/// What a source is for.
+/// Says what a source is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wanted {
     /// A certificate to show.
@@ -47,15 +47,15 @@ impl fmt::Display for Wanted {
     }
 }
 
-/// What is wrong with a certificate or a key, and what to do about it.
+/// Says what is wrong with a certificate or a key, and what to do about it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
     /// Nothing in it.
     #[error("{from} is empty: it must hold {wanted} in PEM form")]
     Empty {
-        /// Where it is.
+        /// The place where it is.
         from: String,
-        /// What should be there.
+        /// Says what should be there.
         wanted: Wanted,
     },
     /// Not base64, where a kubeconfig must have it.
@@ -66,9 +66,9 @@ pub enum Fault {
         "{from} is in DER form: {wanted} must be in PEM form, as `openssl x509 -inform DER` and `openssl pkey -inform DER` print it"
     )]
     Der {
-        /// Where it is.
+        /// The place where it is.
         from: String,
-        /// What should be there.
+        /// Says what should be there.
         wanted: Wanted,
     },
     /// No PEM at all.
@@ -76,27 +76,27 @@ pub enum Fault {
         "{from} is not in PEM form: it must hold {wanted}, which begins with a line such as -----BEGIN CERTIFICATE-----"
     )]
     NotPem {
-        /// Where it is.
+        /// The place where it is.
         from: String,
-        /// What should be there.
+        /// Says what should be there.
         wanted: Wanted,
     },
     /// PEM of another kind.
     #[error("{from} holds {found} and not {wanted}: name the file that does")]
     Other {
-        /// Where it is.
+        /// The place where it is.
         from: String,
-        /// What should be there.
+        /// Says what should be there.
         wanted: Wanted,
-        /// What is there: the labels of its blocks.
+        /// Says what is there: the labels of its blocks.
         found: String,
     },
     /// A block of PEM that cannot be decoded.
     #[error("{from} is damaged ({why}): copy {wanted} there anew")]
     Damaged {
-        /// Where it is.
+        /// The place where it is.
         from: String,
-        /// What should be there.
+        /// Says what should be there.
         wanted: Wanted,
         /// The library's words.
         why: String,
@@ -107,9 +107,9 @@ pub enum Fault {
          for example by `openssl x509 -req -extfile FILE` with the line basicConstraints=CA:FALSE in that file"
     )]
     Version {
-        /// Where it is.
+        /// The place where it is.
         from: String,
-        /// Which version it is of.
+        /// The version that it is of.
         version: u32,
     },
     /// A key that needs a passphrase.
@@ -127,9 +127,9 @@ pub enum Fault {
         "the private key in {key} does not belong to the certificate in {certificate}: name the two that were made together"
     )]
     Mismatch {
-        /// Where the key is.
+        /// The place where the key is.
         key: String,
-        /// Where the certificate is.
+        /// The place where the certificate is.
         certificate: String,
     },
     /// Certificates to trust, none of which can sign another.
@@ -137,19 +137,19 @@ pub enum Fault {
         "{from} holds no certificate of an authority, but one of {subject:?}: put that of its issuer there, {issuer:?}"
     )]
     Leaf {
-        /// Where it is.
+        /// The place where it is.
         from: String,
         /// Whom it is for.
         subject: String,
-        /// Who has issued it.
+        /// The name of who has issued it.
         issuer: String,
     },
     /// The time of a certificate is over.
     #[error("the certificate in {from} expired at {at}: renew it and restart Lictor")]
     Expired {
-        /// Where it is.
+        /// The place where it is.
         from: String,
-        /// When.
+        /// The time when it ended.
         at: Timestamp,
     },
     /// The time of a certificate has not begun.
@@ -157,16 +157,16 @@ pub enum Fault {
         "the certificate in {from} is valid only from {at}, and here it is {now}: set the clock, or issue it anew and restart Lictor"
     )]
     NotYet {
-        /// Where it is.
+        /// The place where it is.
         from: String,
-        /// When.
+        /// The time when it begins.
         at: Timestamp,
-        /// What the clock says.
+        /// The time that the clock says.
         now: Timestamp,
     },
 }
 
-/// What is shown to a server, and what its own certificate is held against.
+/// Holds what is shown to a server, and what its own certificate is held against.
 #[derive(Clone, Debug, Default)]
 pub struct Credentials {
     authorities: Option<String>,
@@ -192,7 +192,7 @@ impl Credentials {
         Ok(Self { authorities: authorities.map(|source| source.from.clone()), identity })
     }
 
-    /// What is wrong at this time with the certificate that is shown.
+    /// Says what is wrong at this time with the certificate that is shown.
     #[must_use]
     pub fn fault_at(&self, now: Timestamp) -> Option<Fault> {
         let Shown { from, not_before, not_after } = self.identity.clone()?;
@@ -205,7 +205,7 @@ impl Credentials {
         }
     }
 
-    /// Why a connection failed, where that is a matter of certificates.
+    /// Says why a connection failed, where that is a matter of certificates.
     #[must_use]
     pub fn explain(&self, error: &(dyn Error + 'static), now: Timestamp) -> Option<String> {
         match tls_error(error) {
@@ -216,7 +216,7 @@ impl Credentials {
         }
     }
 
-    /// What is wrong with a server's certificate.
+    /// Says what is wrong with a server's certificate.
     fn explain_server(&self, why: &CertificateError) -> Option<String> {
         let moment = |time: &rustls::pki_types::UnixTime| {
             i64::try_from(time.as_secs()).ok().and_then(|seconds| Timestamp::from_second(seconds).ok())
@@ -249,7 +249,7 @@ impl Credentials {
         }
     }
 
-    /// What is wrong with the certificate that a server was shown.
+    /// Says what is wrong with the certificate that a server was shown.
     fn explain_alert(&self, alert: AlertDescription, now: Timestamp) -> Option<String> {
         if !matches!(
             alert,
@@ -372,7 +372,7 @@ fn damaged(source: &Source, wanted: Wanted, why: &dyn fmt::Display) -> Fault {
     Fault::Damaged { from: source.from.clone(), wanted, why: why.to_string() }
 }
 
-/// Why a source does not have what is wanted.
+/// Says why a source does not have what is wanted.
 fn without(source: &Source, wanted: Wanted) -> Fault {
     let from = source.from.clone();
     let text = String::from_utf8_lossy(&source.text);

@@ -151,7 +151,7 @@ fn the_time_of_a_certificate() {
     assert_eq!(Credentials::default().fault_at(at("2026-01-01T00:00:00Z")), None);
 }
 
-/// What is said where a server with this certificate is asked by who trusts that authority.
+/// Gives the text that is said where a server with this certificate is asked by who trusts that authority.
 fn handshake(authority: &str, server: &str, moment: &str) -> String {
     let mut store = RootCertStore::empty();
     store.add(der(authority).into()).unwrap();

@@ -26,7 +26,7 @@ use crate::certificates::{Credentials, Fault, Source};
 /// keeps a silent watch open.
 const READ_TIMEOUT: Duration = Duration::from_secs(75);
 
-/// Why there is no cluster to talk to.
+/// Says why there is no cluster to talk to.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     /// No kubeconfig that can be used, and not in a pod either.
@@ -77,8 +77,8 @@ pub async fn client(kubeconfig: Option<&Path>, context: Option<&str>) -> Result<
     Ok(builder.with_layer(&layer).build())
 }
 
-/// What a kubeconfig has of certificates and keys, judged before it is used. What cannot be read of it is left to kube,
-/// which says so.
+/// Reads what a kubeconfig has of certificates and keys, which is judged before it is used. What cannot be read of it
+/// is left to kube, which says so.
 fn credentials(kubeconfig: Option<&Path>, context: Option<&str>) -> Result<Credentials, Fault> {
     let (read, place) = match kubeconfig {
         Some(path) => (Kubeconfig::read_from(path), format!("the kubeconfig {}", path.display())),
@@ -115,7 +115,7 @@ fn credentials_of(kubeconfig: &Kubeconfig, context: Option<&str>, place: &str) -
     Credentials::new(authorities.as_ref(), identity.as_ref().map(|(certificate, key)| (certificate, key)))
 }
 
-/// What is in the kubeconfig itself, `what` by name, goes before a file.
+/// Reads data from the kubeconfig itself, which `what` names, or else from a file.
 fn source(data: Option<&str>, path: Option<&str>, what: String) -> Result<Option<Source>, Fault> {
     let Some(data) = data else { return Ok(path.and_then(|path| file(Path::new(path)))) };
     match STANDARD.decode(data) {

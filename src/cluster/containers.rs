@@ -24,10 +24,11 @@ const INJECTED: [&str; 7] = [
     "otc-container",
 ];
 
-/// Of a pod with several services there is one for each, with the service's name at the end.
+/// The name of Consul's own container. A pod with several services has one for each, with the service's name at the
+/// end.
 const CONSUL: &str = "consul-dataplane";
 
-/// What kind of container one is that is no init container.
+/// Says which kind a container is that is no init container.
 pub(super) fn kind(name: Option<&str>, main: Option<&str>) -> ContainerKind {
     let name = name.unwrap_or_default();
     let of_consul = name.strip_prefix(CONSUL).is_some_and(|rest| rest.starts_with('-'));

@@ -43,16 +43,16 @@ pub struct ResourceObject {
     pub status: Value,
 }
 
-/// What the administrator says about resources.
+/// Holds what the administrator says about resources.
 #[derive(Clone, Debug, Default)]
 pub struct Rules {
     /// The class of the resources that are ours; none and empty is the default class.
     pub class: Option<String>,
-    /// Where addresses may be that a resource's author chooses.
+    /// The networks in which addresses may be that a resource's author chooses.
     pub allow_static: Vec<IpNet>,
-    /// Who runs the checks of registrations.
+    /// Says who runs the checks of registrations.
     pub checks: ChecksRunBy,
-    /// What else resources may.
+    /// Says what else resources may do.
     pub limits: Limits,
 }
 

@@ -29,14 +29,14 @@ use crate::model::render::MAX_META_VALUE;
 
 /// A kind that is watched.
 pub trait Watched: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static {
-    /// What is kept of an object.
+    /// The type of what is kept of an object.
     type Fact: Send;
-    /// Which kind it is.
+    /// Says which kind it is.
     const KIND: Kind;
     /// The labels that an object must have to be of interest, if any.
     const LABELS: Option<&'static str>;
 
-    /// What is kept of an object; none where it is not of interest.
+    /// Gives what is kept of an object; none where it is not of interest.
     fn fact(self, key: &ObjectKey, decoder: &mut Decoder) -> Option<Self::Fact>;
 
     /// A step of this kind's watch.
@@ -59,8 +59,8 @@ impl Decoder {
         Self { rules, annotations, strings: Interner::default() }
     }
 
-    /// What the watch's step means; none where it means nothing to us. An object that is no longer of
-    /// interest is as good as deleted.
+    /// Says what the watch's step means; none where it means nothing to us. An object that is no longer of interest is
+    /// as good as deleted.
     pub fn decode<K: Watched>(&mut self, event: watcher::Event<K>) -> Option<Change> {
         let step = match event {
             watcher::Event::Init => Step::Init,
@@ -104,7 +104,7 @@ impl Watched for ResourceObject {
     }
 }
 
-/// An `EndpointSlice`.
+/// An `EndpointSlice`, cut down to what is read.
 #[derive(Resource, Deserialize, Clone, Debug)]
 #[resource(inherit = ApiSlice)]
 #[serde(rename_all = "camelCase")]
@@ -228,7 +228,7 @@ fn pod(target: TargetObject, address: IpAddr) -> Option<PodRef> {
     Some(PodRef { name: name.into(), uid: uid.into() })
 }
 
-/// A `Service`.
+/// A `Service`, cut down to what is read.
 #[derive(Resource, Deserialize, Clone, Debug)]
 #[resource(inherit = ApiService)]
 pub struct ServiceObject {
@@ -276,7 +276,7 @@ impl Watched for ServiceObject {
     }
 }
 
-/// A `Pod`.
+/// A `Pod`, cut down to what is read.
 #[derive(Resource, Deserialize, Clone, Debug)]
 #[resource(inherit = ApiPod)]
 pub struct PodObject {
@@ -397,11 +397,11 @@ fn within_use(value: &str) -> Str {
     value[..end].into()
 }
 
-/// Where a node is, by Kubernetes' well-known labels.
+/// The well-known labels of Kubernetes that say where a node is.
 const ZONE: &str = "topology.kubernetes.io/zone";
 const REGION: &str = "topology.kubernetes.io/region";
 
-/// A `Node`.
+/// A `Node`, cut down to what is read.
 #[derive(Resource, Deserialize, Clone, Debug)]
 #[resource(inherit = ApiNode)]
 pub struct NodeObject {

@@ -14,7 +14,7 @@ use super::api::{ConsulService, crd};
 use super::list::in_words;
 use crate::model::guard::CrdState;
 
-/// What the cluster's definition is to this version.
+/// Says what the cluster's definition is to this version.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Definition {
     /// It has everything.
@@ -28,7 +28,7 @@ pub enum Definition {
 }
 
 impl Definition {
-    /// What is wrong with it and what to do; none if nothing is.
+    /// Says what is wrong with it and what to do; none if nothing is.
     #[must_use]
     pub fn advice(&self) -> Option<String> {
         let name = ConsulService::crd_name();
@@ -60,15 +60,15 @@ pub async fn look(client: &Client) -> Definition {
     }
 }
 
-/// Where discovery tells of our kind: `/apis/lictor.dev/v1alpha1`.
+/// Gives the path at which discovery tells of our kind: `/apis/lictor.dev/v1alpha1`.
 #[must_use]
 pub fn discovery_path() -> String {
     format!("/apis/{}", ConsulService::api_version(&()))
 }
 
-/// What discovery says of our definition. The API server takes the verbs `create`, `update` and `patch` away from a kind
-/// whose definition has the condition `Terminating`, and sets that condition before it deletes the first resource
-/// (apiextensions-apiserver, `customresource_discovery_controller.go` and `crd_finalizer.go`).
+/// Reads what discovery says of our definition. The API server takes the verbs `create`, `update` and `patch` away from
+/// a kind whose definition has the condition `Terminating`, and sets that condition before it deletes the first
+/// resource (apiextensions-apiserver, `customresource_discovery_controller.go` and `crd_finalizer.go`).
 pub(super) fn state(group: &APIResourceList) -> CrdState {
     let plural = ConsulService::plural(&());
     let ours = group.resources.iter().find(|resource| resource.name == plural);

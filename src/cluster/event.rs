@@ -15,14 +15,14 @@ pub type ObjectKey = ResourceKey;
 /// The part of the cluster that one watch covers. Nodes have no namespace: theirs is always [`Scope::All`].
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Scope {
-    /// All namespaces.
+    /// The watch covers all namespaces.
     All,
-    /// One namespace.
+    /// The watch covers one namespace.
     Namespace(Str),
 }
 
 impl Scope {
-    /// Whether objects of `namespace` are in it.
+    /// Says whether objects of `namespace` are in it.
     #[must_use]
     pub fn covers(&self, namespace: &str) -> bool {
         match self {
@@ -41,18 +41,18 @@ impl fmt::Display for Scope {
     }
 }
 
-/// What is watched.
+/// Says what is watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
-    /// `ConsulService`.
+    /// The kind `ConsulService`.
     Resource,
-    /// `EndpointSlice`.
+    /// The kind `EndpointSlice`.
     Slice,
-    /// `Service`.
+    /// The kind `Service`.
     Service,
-    /// `Pod`.
+    /// The kind `Pod`.
     Pod,
-    /// `Node`.
+    /// The kind `Node`.
     Node,
 }
 
@@ -71,29 +71,29 @@ impl fmt::Display for Kind {
 /// One thing that one watch said.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
-    /// What the watch covers.
+    /// Says what the watch covers.
     pub scope: Scope,
-    /// What it said.
+    /// Says what changed.
     pub change: Change,
 }
 
 /// A step of one of the watches.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// Of `ConsulService`s.
+    /// A step in a watch of `ConsulService`s.
     Resource(Step<SeenResource>),
-    /// Of `EndpointSlice`s.
+    /// A step in a watch of `EndpointSlice`s.
     Slice(Step<Slice>),
-    /// Of `Service`s.
+    /// A step in a watch of `Service`s.
     Service(Step<Service>),
-    /// Of `Pod`s.
+    /// A step in a watch of `Pod`s.
     Pod(Step<Pod>),
-    /// Of `Node`s.
+    /// A step in a watch of `Node`s.
     Node(Step<Node>),
 }
 
 impl Change {
-    /// What it is about.
+    /// Says which kind it is about.
     #[must_use]
     pub fn kind(&self) -> Kind {
         match self {
@@ -105,7 +105,7 @@ impl Change {
         }
     }
 
-    /// Whether a list is done with it: what was only unknown before may now be known to be absent.
+    /// Says whether a list is done with it: what was only unknown before may now be known to be absent.
     #[must_use]
     pub fn completes_a_list(&self) -> bool {
         matches!(
@@ -135,7 +135,7 @@ pub enum Step<T> {
 }
 
 impl<T> Step<T> {
-    /// The same step with another form of the object.
+    /// Gives the same step with another form of the object.
     pub fn map<U>(self, form: impl FnOnce(&ObjectKey, T) -> U) -> Step<U> {
         match self {
             Self::Init => Step::Init,
@@ -156,8 +156,8 @@ impl<T> Step<T> {
 /// A `ConsulService` as a watch saw it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SeenResource {
-    /// What decisions see.
+    /// The resource as decisions see it.
     pub resource: Resource,
-    /// Since when its conditions have held, for the next status.
+    /// Says since when its conditions have held, for the next status.
     pub since: Transitions,
 }

@@ -33,8 +33,8 @@ use crate::model::names::{ResourceKey, Str};
 
 /// The longest that a request for one object may take: kube has no limit of its own.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long discovery may be behind a definition's condition: an informer of the API server carries it over, which takes
-/// milliseconds.
+/// The longest time that discovery may be behind a definition's condition: an informer of the API server carries it
+/// over, which takes milliseconds.
 const DISCOVERY_FOLLOWS: Duration = Duration::from_secs(1);
 /// Kubernetes' limit for an Event's message, in bytes.
 const MAX_NOTE: usize = 1024;
@@ -108,7 +108,7 @@ impl ApiServer {
         }
     }
 
-    /// The same by discovery. It follows the definition by an informer, so only what it says twice, a moment apart,
+    /// Asks discovery instead. It follows the definition by an informer, so only what it says twice, a moment apart,
     /// counts as what it was when it was asked.
     async fn discover_definition(&self) -> Result<CrdState, ReadError> {
         match self.discover().await? {
@@ -231,7 +231,7 @@ fn unread(what: String, failure: &Failure) -> ReadError {
     ReadError { what, reason: failure.to_string(), code: failure.code() }
 }
 
-/// Why the cluster did not say which it is.
+/// Explains why the cluster did not tell its uid.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot read the uid of namespace kube-system, which tells this cluster from others: {0}")]
 pub struct UidError(String);

@@ -21,21 +21,21 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::list::Failure;
 
-/// How a replica takes part.
+/// Says how a replica takes part.
 #[derive(Clone, Debug)]
 pub struct LeaseSettings {
-    /// Where the Lease is.
+    /// The namespace of the Lease.
     pub namespace: String,
-    /// What it is called.
+    /// The name of the Lease.
     pub name: String,
-    /// Who we are: different for each process.
+    /// The identity of this replica: it is different for each process.
     pub identity: String,
-    /// How long the Lease holds without a renewal, in whole seconds, at least 2.
+    /// The time that the Lease holds without a renewal, in whole seconds, at least 2.
     pub duration: Duration,
 }
 
 impl LeaseSettings {
-    /// How long before the Lease's end no request may begin any more, and so how long one may take at most.
+    /// Says how long before the Lease's end no request may begin any more, and so how long one may take at most.
     #[must_use]
     pub fn margin(&self) -> Duration {
         self.duration / 4
@@ -51,7 +51,7 @@ impl LeaseSettings {
         self.duration / 12
     }
 
-    /// How long a request may be silent before it is sent once more: two that are lost in a row cost no lead.
+    /// Says how long a request may be silent before it is sent once more: two that are lost in a row cost no lead.
     fn patience(&self) -> Duration {
         self.duration / 6
     }
@@ -64,7 +64,7 @@ impl LeaseSettings {
     }
 }
 
-/// Until when this replica may begin requests; none while another one leads.
+/// The time until which this replica may begin requests; none while another one leads.
 pub type Leads = watch::Receiver<Option<Instant>>;
 
 /// Leads for ever: where there is just one replica.
@@ -78,11 +78,11 @@ pub fn alone() -> Leads {
 #[derive(Clone, Debug)]
 struct Seen {
     lease: Lease,
-    /// When it was first seen to be so.
+    /// The time when it was first seen to be so.
     since: Instant,
 }
 
-/// What to do about a Lease.
+/// Says what to do about a Lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
     /// It is ours: renew it.
@@ -123,7 +123,7 @@ impl Seen {
     }
 }
 
-/// Why a replica does not have the Lease.
+/// Says why a replica does not have the Lease.
 #[derive(Debug, thiserror::Error)]
 enum Unable {
     #[error(transparent)]
@@ -158,18 +158,18 @@ pub struct Candidate {
     settings: LeaseSettings,
     leases: Api<Lease>,
     seen: Option<Seen>,
-    /// Whether the Lease may name this replica, as far as is known.
+    /// True if the Lease may name this replica, as far as is known.
     named: bool,
     leads: watch::Sender<Option<Instant>>,
     trouble: ElectionTrouble,
 }
 
-/// Why a replica cannot take part, in words; none if it can.
+/// Says why a replica cannot take part, in words; none if it can.
 #[derive(Clone, Debug, Default)]
 pub struct ElectionTrouble(Arc<Mutex<Option<String>>>);
 
 impl ElectionTrouble {
-    /// What it is.
+    /// Gives the reason as it is now.
     #[must_use]
     pub fn get(&self) -> Option<String> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -190,7 +190,7 @@ impl Candidate {
         (Self { settings, leases, seen: None, named: false, leads, trouble: ElectionTrouble::default() }, reader)
     }
 
-    /// Where to read why it cannot take part.
+    /// Gives the place where to read why it cannot take part.
     #[must_use]
     pub fn trouble(&self) -> ElectionTrouble {
         self.trouble.clone()
@@ -341,7 +341,7 @@ impl Candidate {
         self.named |= self.is_ours();
     }
 
-    /// Whether the Lease, as last seen, names this replica.
+    /// Says whether the Lease, as last seen, names this replica.
     fn is_ours(&self) -> bool {
         let spec = self.seen.as_ref().and_then(|seen| seen.lease.spec.as_ref());
         spec.is_some_and(|spec| spec.holder_identity.as_ref() == Some(&self.settings.identity))
@@ -445,9 +445,9 @@ pub async fn seize(client: Client, settings: LeaseSettings) -> Result<(Candidate
     Err("the Lease changes all the time".to_owned())
 }
 
-/// What the identity of who took a Lease away begins with.
+/// The beginning of the identity of whoever took a Lease away.
 const SEIZED: &str = "release_";
-/// How often a Lease that is renewed at the same moment is tried again.
+/// The most times that a Lease that is renewed at the same moment is tried again.
 const SEIZURES: usize = 20;
 /// The longest time of a Lease that is waited for, in seconds: as long as one of ours may be.
 const LONGEST: u64 = 300;

@@ -23,7 +23,7 @@ pub(super) struct Pages<'a, K> {
     version: Option<String>,
 }
 
-/// Why a request to Kubernetes came to nothing.
+/// Says why a request to Kubernetes came to nothing.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Failure {
     #[error("no answer in time")]
@@ -43,7 +43,7 @@ impl Failure {
         }
     }
 
-    /// How long Kubernetes asks to be left alone.
+    /// Says how long Kubernetes asks to be left alone.
     pub(super) fn retry_after(&self) -> Duration {
         match self {
             Self::Kube(kube::Error::Api(status)) => retry_after(status),
@@ -52,7 +52,7 @@ impl Failure {
     }
 }
 
-/// How long Kubernetes asks, with an answer, to be left alone, as far as that is heeded.
+/// Says how long Kubernetes asks, with an answer, to be left alone, as far as that is heeded.
 pub(super) fn retry_after(status: &kube::core::Status) -> Duration {
     let seconds = status.details.as_ref().map_or(0, |details| details.retry_after_seconds);
     Duration::from_secs(seconds.into()).min(LONGEST_RETRY_AFTER)
@@ -84,7 +84,7 @@ impl<'a, K: Watched> Pages<'a, K> {
     }
 }
 
-/// What went wrong, without kube's own words around it.
+/// Says what went wrong, without kube's own words around it.
 pub(super) fn in_words(error: &kube::Error) -> String {
     match error {
         kube::Error::Api(status) if !status.message.is_empty() => status.message.trim().to_owned(),

@@ -33,13 +33,13 @@ use crate::model::status::Status;
 use status::Transitions;
 use world::{Wanted, World};
 
-/// What the engine needs of Kubernetes besides the events: writes, and a second look.
+/// The engine's way to Kubernetes besides the events: writes, and a second look.
 pub trait Kubernetes: Send + Sync {
     /// Makes one write. It ends within seconds, with an answer or with [`WriteError::Unavailable`].
     fn write(&self, write: Write) -> BoxFuture<'_, Result<(), WriteError>>;
 
-    /// Whether our `CustomResourceDefinition` is being deleted or gone, and all resources with it: then a resource that
-    /// ended before this was asked does not say that its instances should end.
+    /// Asks whether our `CustomResourceDefinition` is being deleted or gone, and all resources with it: then a
+    /// resource that ended before this was asked does not say that its instances should end.
     fn definition_goes(&self) -> BoxFuture<'_, Result<CrdState, ReadError>>;
 
     /// Has everything that is watched listed anew: what the watches say is in doubt.
@@ -61,20 +61,20 @@ pub enum Write {
     RemoveFinalizer(Finalizers),
     /// Replaces the status.
     Status {
-        /// The resource.
+        /// The resource that the status is of.
         key: ResourceKey,
         /// Its uid: a status is not for another resource of the same name.
         uid: Str,
-        /// What to say.
+        /// The status to write.
         status: Arc<Status>,
-        /// Since when the conditions last seen have held.
+        /// Says since when the conditions last seen have held.
         since: Transitions,
     },
     /// Takes the status away, unless somebody has written another one meanwhile.
     ForgetStatus {
-        /// The resource.
+        /// The resource that the status is of.
         key: ResourceKey,
-        /// Its uid.
+        /// The resource's uid.
         uid: Str,
         /// The generation that the status is about.
         observed_generation: i64,
@@ -83,13 +83,13 @@ pub enum Write {
     Event {
         /// The resource that it is about.
         key: ResourceKey,
-        /// Its uid.
+        /// The resource's uid.
         uid: Str,
-        /// Whether it is a warning.
+        /// True if it is a warning.
         warning: bool,
-        /// Why, in CamelCase, at most 128 characters.
+        /// The reason, in CamelCase, at most 128 characters.
         reason: String,
-        /// What was done, in CamelCase, at most 128 characters.
+        /// The action that was taken, in CamelCase, at most 128 characters.
         action: String,
         /// For people; cut at 1 KiB, Kubernetes' limit.
         message: String,
@@ -99,19 +99,19 @@ pub enum Write {
 /// A resource's finalizers as last seen. The write is refused if the resource has changed since.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finalizers {
-    /// The resource.
+    /// The resource to change.
     pub key: ResourceKey,
-    /// Its uid.
+    /// The resource's uid.
     pub uid: Str,
     /// The version at which it was seen.
     pub resource_version: Str,
     /// All of its finalizers, in order.
     pub finalizers: Vec<Str>,
-    /// Ours.
+    /// The finalizer of ours.
     pub ours: Str,
 }
 
-/// Why a write was not made.
+/// Says why a write was not made.
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
     /// The resource is not there any more, or another one has its name.
@@ -131,11 +131,11 @@ pub enum WriteError {
     Limited(String, Duration),
 }
 
-/// Why the second look failed: nothing may be concluded.
+/// Says why the second look failed: nothing may be concluded.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot list {what}: {reason}")]
 pub struct ReadError {
-    /// What was to be listed.
+    /// The kind that was to be listed.
     pub what: String,
     /// Kubernetes' own words.
     pub reason: String,

@@ -61,7 +61,7 @@ impl std::fmt::Display for Need {
     }
 }
 
-/// What an operator of these scopes needs: with `nodes`, Nodes too; with `uid`, the cluster's uid; with a Lease
+/// Lists what an operator of these scopes needs: with `nodes`, Nodes too; with `uid`, the cluster's uid; with a Lease
 /// (namespace and name), that one.
 #[must_use]
 pub fn needs(scopes: &[Scope], nodes: bool, uid: bool, lease: Option<(&str, &str)>) -> Vec<Need> {

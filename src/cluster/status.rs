@@ -14,12 +14,12 @@ use crate::model::port::{PortInUse, PortRef};
 use crate::model::reasons::{Counts, Problem, ProblemReason};
 use crate::model::status::{Condition, ConditionKind, Status, Truth};
 
-/// Since when each condition has had its truth, as last read.
+/// Says since when each condition has had its truth, as last read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Transitions(BTreeMap<ConditionKind, (Truth, Timestamp)>);
 
 impl Transitions {
-    /// When a condition that is now `truth` last changed: before, if it was so already, and `now` otherwise.
+    /// Says when a condition that is now `truth` last changed: before, if it was so already, and `now` otherwise.
     #[must_use]
     pub fn since(&self, kind: ConditionKind, truth: Truth, now: Timestamp) -> Timestamp {
         match self.0.get(&kind) {

@@ -36,16 +36,16 @@ struct List {
 #[derive(Debug)]
 pub(super) struct Moved<T> {
     pub(super) key: ObjectKey,
-    /// What it was; the table has what it is.
+    /// The object as it was; the table has it as it is.
     pub(super) old: Option<T>,
     pub(super) cause: Cause,
 }
 
-/// What a step came to.
+/// Says what a step came to.
 #[derive(Debug)]
 pub(super) struct Outcome<T> {
     pub(super) moved: Vec<Moved<T>>,
-    /// Whether it completed the first list of its scope.
+    /// True if it completed the first list of its scope.
     pub(super) first_list_done: bool,
 }
 
@@ -147,7 +147,7 @@ impl<T: PartialEq> Table<T> {
         self.rows.iter().map(|(key, row)| (key, &row.value))
     }
 
-    /// Whether a list of this scope was ever completed.
+    /// Says whether a list of this scope was ever completed.
     pub(super) fn is_listed(&self, scope: &Scope) -> bool {
         self.lists.get(scope).is_some_and(|list| list.done_once)
     }

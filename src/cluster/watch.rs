@@ -34,7 +34,7 @@ use crate::model::names::Str;
 const WATCH_SECONDS: u32 = 60;
 /// A watch that is silent for longer is dead: within [`WATCH_SECONDS`] it either says something or ends.
 const SILENCE: Duration = Duration::from_secs(65);
-/// How long a watch may take to begin.
+/// The longest time that a watch may take to begin.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
 /// A watch that ends sooner has not worked.
 const TOO_SHORT: Duration = Duration::from_secs(1);
@@ -42,7 +42,7 @@ const TOO_SHORT: Duration = Duration::from_secs(1);
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(8);
 
-/// What is wrong with the watches, in words.
+/// Says what is wrong with the watches, in words.
 #[derive(Clone, Debug, Default)]
 pub struct WatchHealth(Arc<Mutex<BTreeMap<(Kind, Scope), String>>>);
 
@@ -75,7 +75,7 @@ impl WatchHealth {
     }
 }
 
-/// What the watches are told: what to watch, and when to list anew. Cheap to clone.
+/// Tells the watches what to watch, and when to list anew. It is cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Orders {
     wanted: tokio::sync::watch::Sender<Wanted>,
@@ -98,7 +98,7 @@ impl Orders {
         });
     }
 
-    /// What is to be watched.
+    /// Says what is to be watched.
     pub(super) fn wanted(&self) -> Wanted {
         self.wanted.borrow().clone()
     }
@@ -144,7 +144,7 @@ pub async fn watch(client: Client, rules: Arc<Rules>, sink: Sender<Event>, healt
 /// A watch under way.
 struct Running {
     task: JoinHandle<()>,
-    /// Which of the times it is that it was wanted.
+    /// Counts how often it was wanted.
     time: u64,
     /// The annotations that it keeps of pods.
     annotations: BTreeSet<Str>,
@@ -158,7 +158,7 @@ impl Running {
     }
 }
 
-/// What all watches share.
+/// Holds what all watches share.
 struct Watches {
     client: Client,
     rules: Arc<Rules>,
@@ -220,7 +220,7 @@ struct Watch<K> {
     anew: tokio::sync::watch::Receiver<()>,
 }
 
-/// Why a watch or its list ended.
+/// Says why a watch or its list ended.
 #[derive(Debug, thiserror::Error)]
 enum End {
     #[error("nobody listens")]
@@ -341,7 +341,7 @@ impl<K: Watched> Watch<K> {
     }
 }
 
-/// How long to wait before the next try: longer each time, and never just as long as the others who wait.
+/// Says how long to wait before the next try: longer each time, and never just as long as the others who wait.
 #[derive(Default)]
 struct Pauses {
     failures: u32,
@@ -355,7 +355,7 @@ impl Pauses {
     }
 }
 
-/// What went wrong and what to do about it.
+/// Says what went wrong and what to do about it.
 fn advice(kind: Kind, failure: &Failure) -> String {
     match failure.code() {
         Some(404) if kind == Kind::Resource => {

@@ -34,28 +34,28 @@ pub use wants::Wanted;
 #[derive(Debug)]
 pub struct World {
     scopes: BTreeSet<Scope>,
-    /// What is watched whatever resources need.
+    /// The kinds that are watched whatever resources need.
     always: Wanted,
-    /// What is taken in besides.
+    /// The kinds that are taken in besides.
     besides: Wanted,
     resources: Table<Entry>,
     slices: Table<Slice>,
     services: Table<Service>,
     pods: Table<Pod>,
     nodes: Table<Node>,
-    /// What the indexes below have of each resource.
+    /// The links that the indexes below have of each resource.
     links: BTreeMap<ResourceKey, Links>,
     wants: Wants,
     claims: Claims,
     /// Resources that ask for a name which is another namespace's, with whose it is.
     rivals: BTreeMap<ResourceKey, ResourceKey>,
-    /// What each of these goes on by.
+    /// The specs that each of these goes on by.
     without_name: BTreeMap<ResourceKey, Arc<Spec>>,
     /// The names under which Consul has rows of resources.
     rows: BTreeMap<ResourceKey, BTreeSet<NameInUse>>,
-    /// Where those came from that are all gone.
+    /// The names and sources of rows that are all gone.
     rows_before: BTreeMap<ResourceKey, BTreeSet<NameInUse>>,
-    /// Whether all of that was noted.
+    /// True if all of that was noted.
     rows_are_known: bool,
     /// Resources that are deleted or gone, and are known to have ended by themselves.
     ending: BTreeSet<ResourceKey>,
@@ -73,16 +73,16 @@ pub struct World {
     pods_at: BTreeMap<(Str, IpAddr), BTreeSet<Str>>,
     /// The resources that hold values of nodes.
     node_users: BTreeSet<ResourceKey>,
-    /// What slices and Nodes were a short time ago.
+    /// The history of slices and Nodes over a short time.
     history: History,
 }
 
 /// A resource that an event concerns.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dirtied {
-    /// The resource.
+    /// The key of the resource.
     pub key: ResourceKey,
-    /// How a change to what should be registered came about; none where only bookkeeping moved: status,
+    /// Says how a change to what should be registered came about; none where only bookkeeping moved: status,
     /// finalizers, version.
     pub cause: Option<Cause>,
 }
@@ -142,14 +142,14 @@ impl World {
         }
     }
 
-    /// The same World, which takes in all of this whatever resources need.
+    /// Takes in all of this whatever resources need.
     #[must_use]
     pub fn wanting(mut self, wanted: Wanted) -> Self {
         self.besides = wanted;
         self
     }
 
-    /// What is to be watched now.
+    /// Says what is to be watched now.
     #[must_use]
     pub fn wanted(&self) -> Wanted {
         let mut wanted = self.wants.wanted();
@@ -160,7 +160,7 @@ impl World {
         wanted
     }
 
-    /// What is to be watched now, if that is not what it was when this was last asked.
+    /// Says what is to be watched now, if that is not what it was when this was last asked.
     pub fn wanted_anew(&mut self) -> Option<Wanted> {
         self.wants.take_news().then(|| self.wanted())
     }
@@ -370,19 +370,19 @@ impl World {
         goes_on.or_else(|| Some(entry.as_written(entry.granted_name()?)))
     }
 
-    /// What a resource's source is resolved from.
+    /// Gives the facts that a resource's source is resolved from.
     #[must_use]
     pub fn facts<'a>(&'a self, key: &'a ResourceKey) -> impl Facts + 'a {
         Known { world: self, key }
     }
 
-    /// A resource.
+    /// Gives a resource.
     #[must_use]
     pub fn resource(&self, key: &ResourceKey) -> Option<&Entry> {
         self.resources.get(key)
     }
 
-    /// All resources.
+    /// Gives the keys of all resources.
     pub fn keys(&self) -> impl Iterator<Item = &ResourceKey> {
         self.resources.keys()
     }
@@ -392,24 +392,24 @@ impl World {
         self.resources.iter().map(|(_, entry)| entry)
     }
 
-    /// A Node.
+    /// Gives a Node.
     #[must_use]
     pub fn node(&self, name: &str) -> Option<&Node> {
         self.nodes.get(&ObjectKey::new("", name))
     }
 
-    /// All Nodes.
+    /// Gives all Nodes.
     pub fn nodes(&self) -> impl Iterator<Item = (&Str, &Node)> {
         self.nodes.iter().map(|(key, node)| (&key.name, node))
     }
 
-    /// Whether anything of this namespace is watched.
+    /// Says whether anything of this namespace is watched.
     #[must_use]
     pub fn watches(&self, namespace: &str) -> bool {
         self.scopes.iter().any(|scope| scope.covers(namespace))
     }
 
-    /// Whether all resources of this namespace were listed to the end, and what is always watched besides: only
+    /// Says whether all resources of this namespace were listed to the end, and what is always watched besides: only
     /// then does the absence of a resource mean anything.
     #[must_use]
     pub fn is_whole(&self, namespace: &str) -> bool {
@@ -419,7 +419,7 @@ impl World {
             && (!self.always_needs(Kind::Node) || self.nodes.is_listed(&Scope::All))
     }
 
-    /// What a resource waits for: a kind that it needs and that was not listed to the end yet.
+    /// Says what a resource waits for: a kind that it needs and that was not listed to the end yet.
     #[must_use]
     pub fn waits_for(&self, key: &ResourceKey) -> Option<Kind> {
         let entry = self.resources.get(key).filter(|entry| entry.resource.ours && !entry.resource.deleting)?;
@@ -447,14 +447,14 @@ impl World {
         })
     }
 
-    /// Whether everything that is watched whatever resources need was listed to the end. What single resources need
-    /// besides holds up only these.
+    /// Says whether everything that is watched whatever resources need was listed to the end. What single resources
+    /// need besides holds up only these.
     #[must_use]
     pub fn is_synced(&self) -> bool {
         self.always.watches.keys().all(|(kind, scope)| self.is_listed(*kind, scope))
     }
 
-    /// Whether all resources were listed to the end and, unless it goes without them, all Nodes.
+    /// Says whether all resources were listed to the end and, unless it goes without them, all Nodes.
     #[must_use]
     pub fn knows_nodes(&self) -> bool {
         let always = self.always.watches.contains_key(&(Kind::Node, Scope::All));
@@ -475,7 +475,7 @@ impl World {
         }
     }
 
-    /// Whether a resource needs a kind.
+    /// Says whether a resource needs a kind.
     fn needs(&self, key: &ResourceKey, kind: Kind) -> bool {
         self.links.get(key).is_some_and(|links| index::needs(&links.needs, kind))
     }

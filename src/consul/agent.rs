@@ -31,23 +31,23 @@ use crate::model::health::Health;
 use crate::model::names::{Identity, READINESS, Str, check_id, id_prefix, meta};
 use crate::model::registration::{Ownership, Registration, Row, RowKey};
 
-/// How many operations an agent gets before the engine hears of them.
+/// The most operations that an agent gets before the engine hears of them.
 const BUNDLE: usize = 64;
 
-/// How long the catalog may take to show what the agent has accepted, before we go on without.
+/// The longest time that the catalog may take to show what the agent has accepted. Then we go on without.
 const CONFIRMATION: Duration = Duration::from_secs(5);
 
-/// What to say where the agent has deregistered an instance, and the catalog has it still.
+/// This is said where the agent has deregistered an instance, and the catalog still has it.
 const STILL_SHOWN: &str = "the agent has deregistered the instance, but Consul's catalog still shows it: the agent's \
                            own token may not write it, or the agent has lost its servers";
 
 /// The end of a check's ID that no check has.
 const NO_CHECK: &str = "no-check";
 
-/// How often an agent is asked who it is when we get to know it.
+/// The number of times that an agent is asked who it is when we get to know it.
 const INTRODUCTIONS: usize = 3;
 
-/// How often, once there were two of them at its address: agents that answer in turn all have to agree by
+/// The number of times, once there were two of them at its address: agents that answer in turn all have to agree by
 /// chance for us not to notice.
 const SUSPICIOUS_INTRODUCTIONS: usize = 10;
 
@@ -61,7 +61,7 @@ pub struct Agent {
     previous: Vec<(String, Agent)>,
 }
 
-/// Which agents have answered at the address.
+/// Says which agents have answered at the address.
 #[derive(Debug, Default)]
 struct Known {
     /// Whom we talk to.
@@ -70,7 +70,7 @@ struct Known {
     earlier: BTreeSet<String>,
     /// The instances on the current one that are known to be ours, whatever mark is put on them.
     ours: BTreeSet<Str>,
-    /// How often that was changed by a write: a read that began before knows less.
+    /// Counts the writes that changed it: a read that began before knows less.
     writes: u64,
 }
 
@@ -83,7 +83,7 @@ impl Known {
     }
 }
 
-/// What became of one operation.
+/// Says what became of one operation.
 enum Step {
     /// The agent has it; whether it is a registration that the catalog has yet to show.
     Done { confirm: bool },
@@ -110,7 +110,7 @@ impl Agent {
         }
     }
 
-    /// The same, which also takes away what this cluster has registered with the agents at these addresses.
+    /// Also removes what this cluster has registered with the agents at these addresses.
     #[must_use]
     pub fn with_previous(mut self, previous: impl IntoIterator<Item = (String, Arc<dyn Transport>)>) -> Self {
         let agent = |transport| Self::new(self.identity.clone(), transport);
@@ -480,7 +480,7 @@ fn read_all(
     all
 }
 
-/// Whether the catalog shows just what the agent holds, the readiness included.
+/// Says whether the catalog shows just what the agent holds, the readiness included.
 fn same(held: &Registration, shown: &Registration) -> bool {
     held.same_service(shown) && held.readiness == shown.readiness && held.checks == shown.checks
 }

@@ -58,7 +58,7 @@ pub struct Catalog {
     winding_down: AtomicBool,
 }
 
-/// What we know of the catalog besides its rows.
+/// Holds what we know of the catalog besides its rows.
 struct State {
     footing: Footing,
     /// Our nodes that are there.
@@ -73,7 +73,7 @@ struct State {
     term: u64,
 }
 
-/// Where we stand with the marker.
+/// Says where we stand with the marker.
 enum Footing {
     /// Writes may be made under this fence.
     Firm(Fence),
@@ -82,14 +82,14 @@ enum Footing {
     Stale {
         /// As it was.
         fence: Fence,
-        /// Whether raising it was not answered either: then a term that is higher by one may be our own doing.
+        /// True if raising it was not answered either: then a term that is higher by one may be our own doing.
         raised_perhaps: bool,
     },
     /// Nothing may be written before we connect again.
     Lost(Trouble),
 }
 
-/// What Consul said to a transaction.
+/// Consul's answer to a transaction.
 enum TxnResult {
     /// Carried out; the nodes that it touched.
     Done(Vec<Node>),
@@ -103,7 +103,7 @@ enum TxnResult {
     Unknown(Trouble),
 }
 
-/// How to go on after a transaction that was rolled back.
+/// Says how to go on after a transaction that was rolled back.
 enum Recovery {
     /// Try again, with what is known now.
     Again,
@@ -162,12 +162,12 @@ impl Catalog {
         NodeMark::of(&self.identity, node.meta.as_ref())
     }
 
-    /// Whether a node carries our mark.
+    /// Says whether a node carries our mark.
     fn is_ours(&self, node: &Node) -> bool {
         self.mark(node) == NodeMark::Ours
     }
 
-    /// Whose a node is, by what is on it.
+    /// Says whose a node is, by what is on it.
     fn owner(&self, node: &Node, services: &[Service], checks: &[Check]) -> NodeOwner {
         let is_ours = |service: &Service| service.is_ours(&self.identity);
         NodeOwner::of(self.mark(node), checks.iter().any(Check::is_of_agent), services.iter().any(is_ours))
@@ -208,7 +208,7 @@ impl Catalog {
     }
 }
 
-/// What to say of a transaction whose errors we can make nothing of.
+/// Describes a transaction whose errors we can make nothing of.
 fn unexplained(errors: &[TxnError]) -> String {
     let words = errors.first().map_or("no reason", |error| &error.what);
     format!("Consul rolled a transaction back: {words}")

@@ -13,7 +13,7 @@ use super::Trouble;
 use super::transport::{Method, Request, Response, Transport, TransportError};
 use super::wire::{AgentSelf, Fault};
 
-/// How long an answer may take.
+/// The longest time that an answer may take.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Consul's API over some transport.
@@ -25,13 +25,13 @@ pub struct Client {
 /// A decoded answer to a read.
 #[derive(Debug)]
 pub struct Answer<T> {
-    /// What was asked for.
+    /// The value that was asked for.
     pub value: T,
     /// `X-Consul-Index`; 0 where there is none.
     pub index: u64,
 }
 
-/// What became of a write that did not succeed.
+/// The outcome of a write that did not succeed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Failed {
     /// It surely had no effect, and not by its own fault.
@@ -144,7 +144,7 @@ impl Client {
     }
 }
 
-/// Whether a request that ended so may go to another server: it should fare better there, and has surely had no
+/// Says whether a request that ended so may go to another server: it should fare better there, and has surely had no
 /// effect here.
 fn may_be_sent_again(method: Method, answer: &Result<Response, TransportError>) -> bool {
     match answer {
@@ -167,9 +167,9 @@ fn not_answered(error: TransportError) -> Failed {
     }
 }
 
-/// How often a read that Consul limits (429) is tried again before it fails.
+/// The most times that a read that Consul limits (429) is tried again before it fails.
 const LIMITED_TRIES: u32 = 6;
-/// How long to wait before that, where Consul does not say: first, and at most.
+/// The time to wait before that, where Consul does not say: first, and at most.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(3);
 
@@ -197,7 +197,7 @@ fn words(response: &Response) -> String {
     String::from_utf8_lossy(&response.body).trim().to_owned()
 }
 
-/// What an answer that is no success says, where no single registration is to blame.
+/// Describes an answer that is no success, where no single registration is to blame.
 fn trouble(status: u16, response: &Response) -> Trouble {
     let words = words(response);
     let message = match status {

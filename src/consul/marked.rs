@@ -14,11 +14,11 @@ use super::wire::{By, HealthEntry, Healths, Node, Pool};
 use crate::model::names::{Identity, meta};
 use crate::model::registration::{Ownership, Row, RowKey};
 
-/// How many services are read at once.
+/// The most services that are read at once.
 const READS: usize = 8;
 
-/// What carries the mark of a cluster, each with its node. `filter` narrows down, in Consul's language, what is looked
-/// at; a name that it leaves in is read whole all the same. `by` says who adds what to them.
+/// Reads what carries the mark of a cluster, each with its node. `filter` narrows down, in Consul's language, what is
+/// looked at; a name that it leaves in is read whole all the same. `by` says who adds what to them.
 pub(super) async fn marked_rows(
     client: &Client,
     identity: &Identity,

@@ -15,15 +15,15 @@ use crate::model::registration::{NameInUse, Ownership, Registration, Row, RowKey
 pub struct Mirror {
     rows: Rows,
     by_owner: BTreeMap<ResourceKey, BTreeSet<RowKey>>,
-    /// How many rows each resource has under which name.
+    /// Counts the rows of each resource under each name.
     names: BTreeMap<ResourceKey, BTreeMap<NameInUse, usize>>,
     owned: usize,
-    /// How many of those have which health.
+    /// Counts them by health.
     by_health: BTreeMap<Health, usize>,
-    /// How many rows each Consul node has.
+    /// Counts how many rows each Consul node has.
     by_node: BTreeMap<Str, usize>,
-    /// When each row was last written by us, in a count of our own writes: a sweep that began before knows
-    /// less than we do.
+    /// The time of our last write to each row, as a count of our own writes: a sweep that began before knows less than
+    /// we do.
     written: BTreeMap<RowKey, u64>,
     writes: u64,
 }
@@ -51,13 +51,13 @@ impl Mirror {
         self.by_owner.keys()
     }
 
-    /// How many rows are ours.
+    /// Counts the rows of this cluster.
     #[must_use]
     pub fn owned_rows(&self) -> usize {
         self.owned
     }
 
-    /// How many rows of this cluster have this health.
+    /// Counts the rows of this cluster that have this health.
     #[must_use]
     pub fn count(&self, health: Health) -> usize {
         self.by_health.get(&health).copied().unwrap_or_default()
@@ -74,7 +74,7 @@ impl Mirror {
         self.rows.range(first..).take_while(move |(key, _)| key.node == *node)
     }
 
-    /// All rows.
+    /// Gives all rows.
     pub fn rows(&self) -> impl Iterator<Item = (&RowKey, &Row)> {
         self.rows.iter()
     }
@@ -149,7 +149,7 @@ impl Mirror {
         moved
     }
 
-    /// Forgets everything.
+    /// Forgets all rows.
     pub fn clear(&mut self) {
         *self = Self { writes: self.writes, ..Self::default() };
     }
@@ -234,7 +234,7 @@ impl Mirror {
     }
 }
 
-/// What an instance's health will be, as far as a write of ours tells: the checks that Consul runs are as they
+/// Says what an instance's health will be, as far as a write of ours tells: the checks that Consul runs are as they
 /// were when we last looked.
 fn health_after(registration: &Registration, known: Option<&Row>) -> Health {
     match registration.readiness {

@@ -35,7 +35,7 @@ pub trait Registry: Send + Sync {
     /// may only look.
     fn survey(&self) -> BoxFuture<'_, Result<(Placement, Rows), Trouble>>;
 
-    /// Where instances go as far as is known by now, where that may change after [`connect`](Self::connect).
+    /// Says where instances go as far as is known by now, if that may change after [`connect`](Self::connect).
     fn placement(&self) -> Option<Placement>;
 
     /// Reads everything of ours, whole: a view that Consul filtered or that may be old is an error.
@@ -66,7 +66,7 @@ pub trait Registry: Send + Sync {
     fn bundle_size(&self) -> usize;
 }
 
-/// What Consul holds of ours, by key.
+/// The rows that Consul holds of ours, by key.
 pub type Rows = BTreeMap<RowKey, Row>;
 
 /// Operations for one Consul node.
@@ -76,16 +76,16 @@ pub struct Bundle {
     pub node: Str,
     /// The address to give the node if it has to be made; none where no Kubernetes node is known for it.
     pub address: Option<IpAddr>,
-    /// What to write, in order.
+    /// The operations to carry out, in order.
     pub ops: Vec<Op>,
 }
 
-/// What became of an operation.
+/// The outcome of an operation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// Consul has it.
     Written {
-        /// Whether the catalog shows it yet: an agent answers before it has told the servers.
+        /// True if the catalog shows it already: an agent answers before it has told the servers.
         shown: bool,
     },
     /// Consul refused this very operation; nothing of it was written. Consul's own words.
@@ -96,19 +96,19 @@ pub enum Outcome {
     Unknown(Trouble),
 }
 
-/// What is said of operations that were left for [`Registry::wind_down`].
+/// This is said of operations that were left for [`Registry::wind_down`].
 const WINDING_DOWN: &str = "Lictor is on its way out";
 
-/// Why Consul could not be written or read just now; not the fault of a single registration.
+/// Says why Consul could not be written or read just now; no single registration is to blame.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct Trouble {
-    /// What happened, in a user's words.
+    /// Says what happened, in a user's words.
     pub message: String,
-    /// How long Consul asked us to wait.
+    /// The time for which Consul asked us to wait.
     pub retry_after: Option<Duration>,
-    /// Whether we must [`connect`](Registry::connect) and read everything again: Consul was emptied or
-    /// restored, the agent is another one, or another Lictor took over.
+    /// True if we must [`connect`](Registry::connect) and read everything again: Consul was emptied or restored, the
+    /// agent is another one, or another Lictor took over.
     pub lost_footing: bool,
 }
 

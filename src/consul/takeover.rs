@@ -19,7 +19,7 @@ use crate::model::registration::Registration;
 /// it right.
 pub(super) const TAKEOVER: &str = "lictor-takeover";
 
-/// What is said where a Lictor of the other cluster has shown itself.
+/// This is said where a Lictor of the other cluster has shown itself.
 const STILL_WRITES: &str = "a Lictor of the other cluster still writes to Consul: stop it first; nothing of it is to be \
                             taken over while it lives";
 
@@ -32,21 +32,21 @@ pub trait Takeover: Send + Sync {
     /// one that cannot write any more does not have to be waited for.
     fn challenge(&self) -> BoxFuture<'_, Result<bool, Trouble>>;
 
-    /// Whether that change has been put right.
+    /// Says whether that change has been put right.
     fn is_answered(&self) -> BoxFuture<'_, Result<bool, Trouble>>;
 
     /// Puts our mark on what is left. What has it by then stays taken if this fails; another call goes on.
     fn take(&self) -> BoxFuture<'_, Result<Taken, Trouble>>;
 }
 
-/// What a cluster has left.
+/// Holds what a cluster has left.
 #[derive(Debug)]
 pub struct Left {
-    /// Where instances go.
+    /// Says where instances go.
     pub placement: Placement,
-    /// Its instances.
+    /// The other cluster's instances.
     pub rows: Rows,
-    /// What is ours already.
+    /// The instances that are ours already.
     pub own: Rows,
     /// Consul nodes of its making.
     pub nodes: BTreeSet<Str>,
@@ -55,21 +55,21 @@ pub struct Left {
 }
 
 impl Left {
-    /// Whether there is nothing to take over.
+    /// Says whether there is nothing to take over.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.rows.is_empty() && self.nodes.is_empty() && self.marker.is_none()
     }
 }
 
-/// What has our mark now that had not.
+/// Counts what has our mark now and did not have it before.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Taken {
-    /// Instances.
+    /// The number of instances.
     pub instances: usize,
-    /// Consul nodes.
+    /// The number of Consul nodes.
     pub nodes: usize,
-    /// What Consul said of the first instance that it refused to change.
+    /// Consul's text about the first instance that it refused to change.
     pub refused: Option<String>,
 }
 
@@ -77,14 +77,14 @@ pub(super) fn still_writes() -> Trouble {
     Trouble::passing(STILL_WRITES)
 }
 
-/// The same registration on its way from one cluster to the one of this uid: still with the old mark.
+/// Gives the registration on its way from one cluster to the one of this uid: it still has the old mark.
 pub(super) fn challenged(registration: &Registration, uid: &Str) -> Registration {
     let mut challenged = registration.clone();
     challenged.meta.insert(TAKEOVER.into(), uid.clone());
     challenged
 }
 
-/// The same registration as one of the cluster of this uid.
+/// Gives the registration as one of the cluster of this uid.
 #[must_use]
 pub fn taken(registration: &Registration, uid: &Str) -> Registration {
     let mut taken = registration.clone();

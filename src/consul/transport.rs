@@ -29,28 +29,28 @@ use self::settings::{chain, credentials, read};
 use self::token::TokenSource;
 use crate::certificates::Credentials;
 
-/// What a request does.
+/// Says what a request does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Method {
-    /// Reads.
+    /// The request reads.
     Get,
-    /// Writes.
+    /// The request writes.
     Put,
 }
 
 /// A request to Consul's HTTP API.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// Whether it reads or writes.
+    /// Says whether it reads or writes.
     pub method: Method,
     /// Path and query, percent-encoded, beginning with `/v1/`.
     pub path: String,
-    /// JSON.
+    /// The body, as JSON.
     pub body: Option<Bytes>,
     /// For all of it, the wait for a connection included.
     pub timeout: Duration,
-    /// Whether the connection is closed after it, so that the next such request makes one of its own: what
-    /// answers there may be another agent behind the same address.
+    /// True if the connection is closed after it, so that the next such request makes one of its own: what answers
+    /// there may be another agent behind the same address.
     pub last_of_connection: bool,
 }
 
@@ -59,7 +59,7 @@ pub struct Request {
 pub struct Response {
     /// The HTTP status.
     pub status: u16,
-    /// `X-Consul-Index`.
+    /// The header `X-Consul-Index`.
     pub index: Option<u64>,
     /// `X-Consul-Results-Filtered-By-ACLs`: the answer is only what the token may see.
     pub filtered: bool,
@@ -69,7 +69,7 @@ pub struct Response {
     pub body: Bytes,
 }
 
-/// Why there is no answer. The text is for the user.
+/// Says why there is no answer. The text is for the user.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TransportError {
     /// The request never left: it surely had no effect.
@@ -83,24 +83,25 @@ pub enum TransportError {
     NoAnswer(String),
 }
 
-/// What carries requests to Consul.
+/// Carries requests to Consul.
 pub trait Transport: Send + Sync {
     /// Sends a request and waits for its answer.
     fn send(&self, request: Request) -> BoxFuture<'_, Result<Response, TransportError>>;
 
-    /// How many addresses are tried in turn. After a request that fared ill the next one goes to the next address.
+    /// Counts the addresses that are tried in turn. After a request that fared ill the next one goes to the next
+    /// address.
     fn addresses(&self) -> usize;
 
-    /// Whether requests carry a token. To those without one Consul does not say what it leaves out.
+    /// Says whether requests carry a token. To those without one Consul does not say what it leaves out.
     fn has_token(&self) -> bool;
 }
 
-/// Whether requests may be made: for as long as someone else grants it.
+/// Says whether requests may be made: for as long as someone else grants it.
 #[derive(Clone, Debug)]
 pub struct Leave {
-    /// Until when a request may begin; none if not at all.
+    /// The time until which a request may begin; none if it may not at all.
     until: watch::Receiver<Option<Instant>>,
-    /// How long one may take after that at most.
+    /// The longest time that one may take after that.
     margin: Duration,
 }
 
@@ -132,7 +133,7 @@ impl Leave {
 /// (`limits.http_max_conns_per_client`), and we may not be the only one behind ours.
 const CONNECTIONS: usize = 64;
 
-/// What is said of a request that may not be made.
+/// This is said of a request that may not be made.
 const NOT_LEADING: &str = "this replica does not lead any more";
 
 /// The longest that we wait because we were told to: a proxy may say anything.
@@ -171,7 +172,7 @@ impl Http {
         })
     }
 
-    /// The same, which makes requests only with leave.
+    /// Makes requests only with leave.
     #[must_use]
     pub fn with_leave(self, leave: Leave) -> Self {
         Self { leave: Some(leave), ..self }
@@ -301,7 +302,7 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     Some(Duration::from_secs(seconds).min(LONGEST_RETRY_AFTER))
 }
 
-/// Whether a request that ended so might have fared better over another connection, perhaps to another server.
+/// Says whether a request that ended so might have fared better over another connection, perhaps to another server.
 fn fared_ill(ended: Result<u16, &TransportError>) -> bool {
     match ended {
         // Consul answers 429 where it limits requests to this server, and 500 where it has no leader.

@@ -32,19 +32,19 @@ pub struct Service {
     pub id: Option<String>,
     /// The service's name.
     pub service: Option<String>,
-    /// In order.
+    /// The tags, in order.
     pub tags: Option<Vec<String>>,
-    /// Of the instance itself.
+    /// The address of the instance itself.
     pub address: Option<String>,
     /// 0 for none.
     pub port: Option<i64>,
-    /// Meta.
+    /// The meta pairs.
     pub meta: Option<BTreeMap<String, String>>,
     /// Absent in very old registrations.
     pub weights: Option<WireWeights>,
-    /// Whether tags belong to whoever edits them in the catalog.
+    /// True if tags belong to whoever edits them in the catalog.
     pub enable_tag_override: Option<bool>,
-    /// By name.
+    /// The tagged addresses, by name.
     pub tagged_addresses: Option<BTreeMap<String, WireAddress>>,
 }
 
@@ -52,9 +52,9 @@ pub struct Service {
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct WireWeights {
-    /// While passing.
+    /// The weight while the instance passes.
     pub passing: Option<i64>,
-    /// While warning.
+    /// The weight while the instance warns.
     pub warning: Option<i64>,
 }
 
@@ -76,16 +76,16 @@ pub struct Node {
     /// Its ID; empty for those of our making.
     #[serde(rename = "ID", skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
-    /// Its name.
+    /// The node's name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
-    /// Its address.
+    /// The node's address.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,
     /// Other addresses, by tag.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tagged_addresses: Option<BTreeMap<String, String>>,
-    /// Its meta.
+    /// The node's meta.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub meta: Option<BTreeMap<String, String>>,
     /// The Raft index of its last change; 0 stands for a node that is not there.
@@ -101,11 +101,11 @@ impl Node {
     }
 }
 
-/// What `/v1/catalog/node-services` answers; both are null for a node that is not there.
+/// The answer of `/v1/catalog/node-services`. Both fields are null for a node that is not there.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct NodeServices {
-    /// The node.
+    /// The node, if it is there.
     pub node: Option<Node>,
     /// All on it.
     pub services: Option<Vec<Service>>,
@@ -115,15 +115,15 @@ pub struct NodeServices {
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct HealthEntry {
-    /// Its node.
+    /// The node that the instance is on.
     pub node: Node,
-    /// The instance.
+    /// The instance itself.
     pub service: Service,
     /// Its checks, and those of its node.
     pub checks: Vec<Check>,
 }
 
-/// What we read of `/v1/agent/self`.
+/// Holds what we read of `/v1/agent/self`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct AgentSelf {
@@ -133,14 +133,14 @@ pub struct AgentSelf {
     pub debug_config: DebugConfig,
 }
 
-/// What an agent says about its ACLs.
+/// Says what an agent has configured about its ACLs.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct DebugConfig {
-    /// Whether it has any.
+    /// True if the agent has ACLs.
     #[serde(rename = "ACLsEnabled")]
     pub enabled: bool,
-    /// How they are resolved.
+    /// Says how ACLs are resolved.
     #[serde(rename = "ACLResolverSettings")]
     pub resolver: AclResolver,
     /// The domain of its DNS, with a dot at the end.
@@ -148,7 +148,7 @@ pub struct DebugConfig {
     pub dns_domain: String,
 }
 
-/// How an agent resolves ACLs.
+/// Says how an agent resolves ACLs.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct AclResolver {
@@ -157,7 +157,7 @@ pub struct AclResolver {
     pub default_policy: String,
 }
 
-/// Which agent it is.
+/// Says which agent it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct AgentConfig {
@@ -207,7 +207,7 @@ impl Pool {
     }
 }
 
-/// Who adds what to a registration.
+/// Says who adds what to a registration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum By {
     /// An agent adds tagged addresses: `lan_ipv4` and `wan_ipv4`, or those for IPv6, with the instance's own
@@ -218,7 +218,7 @@ pub enum By {
 }
 
 impl Service {
-    /// What it says, with what its checks say.
+    /// Gives the registration as it stands, with what its checks say.
     #[must_use]
     pub fn registration(&self, by: By, healths: &Healths, pool: &mut Pool) -> Registration {
         let id = self.id.as_deref().unwrap_or_default();
@@ -253,7 +253,7 @@ impl Service {
         }
     }
 
-    /// Whether it is this cluster's, by its ID and its mark.
+    /// Says whether it is this cluster's, by its ID and its mark.
     #[must_use]
     pub fn is_ours(&self, identity: &Identity) -> bool {
         let has_id = self.id.as_deref().is_some_and(|id| owner_of_id(&identity.cluster, id).is_some());
@@ -262,7 +262,7 @@ impl Service {
             && self.has_meta(meta::CLUSTER_UID, &identity.uid)
     }
 
-    /// Whether a meta pair is there.
+    /// Says whether a meta pair is there.
     #[must_use]
     pub fn has_meta(&self, key: &str, value: &str) -> bool {
         self.meta.as_ref().and_then(|meta| meta.get(key)).is_some_and(|there| there == value)

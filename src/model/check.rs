@@ -11,18 +11,18 @@ use super::port::PortRef;
 /// A check as a resource asks for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CheckSpec {
-    /// Which port of the instance it goes to; none for the instance's own.
+    /// The port of the instance that it goes to; none for the instance's own.
     pub port: Option<PortRef>,
-    /// What it does.
+    /// The check itself.
     pub check: Arc<Check>,
 }
 
-/// What a check does, the same for all instances.
+/// Says what a check does, the same for all instances.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Check {
     /// Unique in the resource.
     pub name: Str,
-    /// How it finds out.
+    /// Says how it finds out.
     pub probe: Probe,
     /// In Go's notation, such as `10s`; at least a second.
     pub interval: Str,
@@ -34,21 +34,21 @@ pub struct Check {
     pub failures_before_warning: Option<u8>,
     /// Runs in a row that must fail before it is critical; with 0 one is enough.
     pub failures_before_critical: u8,
-    /// For people.
+    /// A note for people.
     pub notes: Str,
 }
 
 impl Check {
-    /// What it is called in its ID: its name and its kind. Of another kind it is another check, since an agent that
-    /// is given another kind under an ID that it knows runs both, which contradict each other, until the check is
-    /// deregistered (Consul's `Agent.addCheck`).
+    /// Gives the name that the check has in its ID: its name and its kind. Of another kind it is another check, since
+    /// an agent that is given another kind under an ID that it knows runs both, which contradict each other, until the
+    /// check is deregistered (Consul's `Agent.addCheck`).
     #[must_use]
     pub fn id_name(&self) -> Str {
         format!("{}:{}", self.name, self.probe.kind()).into()
     }
 }
 
-/// How a check finds out. The target is always the instance's own address.
+/// Says how a check finds out. The target is always the instance's own address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Probe {
     /// A request over HTTP.
@@ -64,7 +64,7 @@ pub enum Probe {
         /// Over TLS, where it is `https`.
         tls: Option<Tls>,
     },
-    /// A connection.
+    /// A TCP connection.
     Tcp {
         /// With a TLS handshake.
         tls: Option<Tls>,
@@ -73,14 +73,14 @@ pub enum Probe {
     Grpc {
         /// The service to ask about; empty for the server as a whole.
         service: Str,
-        /// Over TLS.
+        /// TLS, if it is used.
         tls: Option<Tls>,
     },
-    /// A datagram.
+    /// A UDP datagram.
     Udp,
     /// An HTTP/2 ping.
     H2Ping {
-        /// Over TLS.
+        /// TLS, if it is used.
         tls: Option<Tls>,
     },
 }
@@ -99,7 +99,7 @@ impl Probe {
     }
 }
 
-/// How a check over TLS trusts the other side.
+/// Says how a check over TLS trusts the other side.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tls {
     /// Any certificate will do.
@@ -111,7 +111,7 @@ pub struct Tls {
 /// A check of one instance.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlacedCheck {
-    /// What it does.
+    /// The check itself.
     pub check: Arc<Check>,
     /// The port that it goes to.
     pub port: u16,
@@ -156,7 +156,7 @@ impl Checks {
         &self.names
     }
 
-    /// What to write; empty for what was read.
+    /// Lists what to write; it is empty for checks that were read.
     #[must_use]
     pub fn placed(&self) -> &[PlacedCheck] {
         &self.placed

@@ -13,7 +13,7 @@ use super::resolve::Instance;
 use super::resource::{Readiness, Source, Spec};
 use super::template::Template;
 
-/// Which Consul node an instance goes to.
+/// Says which Consul node an instance goes to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Placement {
     /// To the one agent, which is the Consul node of this name.
@@ -23,7 +23,7 @@ pub enum Placement {
     },
     /// Into the catalog: a Consul node for each Kubernetes node, shards for what has none.
     Catalog {
-        /// What the nodes' names begin with.
+        /// The beginning of the nodes' names.
         cluster: ClusterName,
         /// The names that are somebody else's nodes, in lower case: instances that would go there go to a shard.
         taken: Arc<BTreeSet<Str>>,
@@ -43,7 +43,7 @@ impl Placement {
         }
     }
 
-    /// Whether a Consul node is that of another agent than the one that instances go to.
+    /// Says whether a Consul node is that of another agent than the one that instances go to.
     #[must_use]
     pub fn is_another_agent(&self, consul_node: &str) -> bool {
         matches!(self, Self::Agent { node } if **node != *consul_node)
@@ -72,7 +72,7 @@ fn shard(cluster: &ClusterName, taken: &BTreeSet<Str>, target: &str) -> Str {
 /// The registrations of a resource.
 pub type Desired = BTreeMap<RowKey, Arc<Registration>>;
 
-/// What should be registered for the resource `owner` with these instances.
+/// Works out what should be registered for the resource `owner` with these instances.
 #[must_use]
 pub fn desired(
     identity: &Identity,

@@ -15,30 +15,30 @@ use super::resolve::{Hold, Remains};
 pub enum Op {
     /// Registers an instance, or registers it again with other content.
     Put {
-        /// Where.
+        /// The row to write.
         key: RowKey,
-        /// What; its tags are those that Consul holds, where tags belong to Consul's users.
+        /// The registration; its tags are those that Consul holds, where tags belong to Consul's users.
         registration: Arc<Registration>,
         /// The names of checks of ours that are there and should go.
         drop_checks: Vec<Str>,
     },
     /// Moves the readiness check, and nothing else.
     Readiness {
-        /// Where.
+        /// The row to write.
         key: RowKey,
-        /// What the instance is registered as, with the new state of the check.
+        /// The registration of the instance, with the new state of the check.
         registration: Arc<Registration>,
     },
     /// Takes our mark off an instance and leaves it.
     Release {
-        /// Where.
+        /// The row to write.
         key: RowKey,
-        /// What stays, without our mark.
+        /// The registration that stays, without our mark.
         registration: Arc<Registration>,
     },
     /// Deregisters an instance and its checks.
     Remove {
-        /// Where.
+        /// The row to delete.
         key: RowKey,
         /// The service's name, which Consul wants to see for its ACLs.
         service: Str,
@@ -46,7 +46,7 @@ pub enum Op {
 }
 
 impl Op {
-    /// Which instance it changes.
+    /// Gives the instance that it changes.
     #[must_use]
     pub fn key(&self) -> &RowKey {
         match self {
@@ -57,7 +57,7 @@ impl Op {
         }
     }
 
-    /// What the instance will be registered as; none if it goes.
+    /// Gives the registration that the instance will have; none if it goes.
     #[must_use]
     pub fn registration(&self) -> Option<&Arc<Registration>> {
         match self {
@@ -68,17 +68,17 @@ impl Op {
         }
     }
 
-    /// Whether it takes something away that Consul's users may be using.
+    /// Says whether it takes something away that Consul's users may be using.
     #[must_use]
     pub fn removes(&self) -> bool {
         matches!(self, Self::Remove { .. })
     }
 }
 
-/// What a resource's registrations want.
+/// Says what a resource's registrations want.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Diff {
-    /// What to write: new and changed instances first, then readiness, then what goes.
+    /// The operations to carry out: new and changed instances first, then readiness, then removals.
     pub ops: Vec<Op>,
     /// Instances that cannot be registered: somebody else holds their ID. With who it is.
     pub conflicts: Vec<(RowKey, String)>,
@@ -148,12 +148,12 @@ pub fn diff<'a>(
     diff
 }
 
-/// Whether an instance passes, as far as Lictor has a say in it.
+/// Says whether an instance passes, as far as Lictor has a say in it.
 fn passes(registration: &Registration) -> bool {
     registration.readiness.is_none_or(|readiness| readiness == Health::Passing)
 }
 
-/// What to write for one desired instance; an error says who else holds its ID.
+/// Works out what to write for one desired instance; an error says who else holds its ID.
 fn change(key: &RowKey, wanted: &Arc<Registration>, there: Option<&Row>) -> Result<Option<Op>, String> {
     let put = |registration: Arc<Registration>, drop_checks| {
         Ok(Some(Op::Put { key: key.clone(), registration, drop_checks }))
@@ -177,7 +177,7 @@ fn change(key: &RowKey, wanted: &Arc<Registration>, there: Option<&Row>) -> Resu
     }
 }
 
-/// Where tags belong to whoever edits them in Consul, our writes keep what is there.
+/// Keeps the tags that are there, if they belong to whoever edits them in Consul.
 fn with_tags_of_consul(wanted: &Arc<Registration>, there: &Registration) -> Arc<Registration> {
     if !wanted.enable_tag_override || wanted.tags == there.tags {
         return wanted.clone();
@@ -185,7 +185,7 @@ fn with_tags_of_consul(wanted: &Arc<Registration>, there: &Registration) -> Arc<
     Arc::new(Registration { tags: there.tags.clone(), ..(**wanted).clone() })
 }
 
-/// What to write so that nothing of a resource carries our mark any more, and everything stays.
+/// Lists what to write so that nothing of a resource carries our mark any more, and everything stays.
 #[must_use]
 pub fn release<'a>(owned: impl Iterator<Item = (&'a RowKey, &'a Row)>) -> Vec<Op> {
     owned

@@ -10,9 +10,9 @@ use super::selector::Labels;
 /// The address family of a slice or the primary one of a Service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Family {
-    /// IPv4.
+    /// The family IPv4.
     V4,
-    /// IPv6.
+    /// The family IPv6.
     V6,
     /// Host names: a kind of slice that Kubernetes has deprecated and that we do not register.
     Fqdn,
@@ -23,9 +23,9 @@ pub enum Family {
 pub enum Protocol {
     /// TCP, also where nothing is said.
     Tcp,
-    /// UDP.
+    /// The protocol UDP.
     Udp,
-    /// SCTP.
+    /// The protocol SCTP.
     Sctp,
 }
 
@@ -52,7 +52,7 @@ impl Protocol {
 pub struct Slice {
     /// The Service, from the label `kubernetes.io/service-name`.
     pub service: Str,
-    /// What kind of addresses the slice holds.
+    /// The kind of addresses that the slice holds.
     pub family: Family,
     /// Its ports. A port without a number (which means "every port" in Kubernetes) is left out.
     pub ports: Vec<SlicePort>,
@@ -74,13 +74,14 @@ pub struct SlicePort {
 /// One endpoint of a slice.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
-    /// Where it answers.
+    /// The address at which it answers.
     pub address: IpAddr,
-    /// Whether it is to be sent traffic, as its slice says it and kube-proxy takes it: true where absent. With
-    /// `publishNotReadyAddresses` Kubernetes makes it always true, so that peers find each other before they are ready.
+    /// True if it is to be sent traffic, as its slice says it and kube-proxy takes it, or if the field is absent. With
+    /// `publishNotReadyAddresses` Kubernetes makes it always true, so that peers find each other before they are
+    /// ready.
     pub ready: bool,
-    /// Whether the pod is ready, be it on its way out or not: true where absent. It counts only of one that terminates,
-    /// whose `ready` is false.
+    /// True if the pod is ready, be it on its way out or not, or if the field is absent. It counts only of one that
+    /// terminates, whose `ready` is false.
     pub serving: bool,
     /// On its way out: it leaves Consul at once, unless it serves and none is ready.
     pub terminating: bool,
@@ -99,16 +100,17 @@ pub struct PodRef {
     pub uid: Str,
 }
 
-/// What we need of a `Service`.
+/// Holds what we need of a `Service`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
     /// The first of `spec.ipFamilies`; none where the API server left it out.
     pub family: Option<Family>,
-    /// Whether it has a selector: then Kubernetes' controller writes its slices, those of one family after the other's.
+    /// True if it has a selector: then Kubernetes' controller writes its slices, those of one family after the
+    /// other's.
     pub selects: bool,
     /// `spec.type: ExternalName`: such a Service has no endpoints.
     pub external_name: bool,
-    /// Its ports.
+    /// The Service's ports.
     pub ports: Vec<ServicePort>,
 }
 
@@ -123,7 +125,7 @@ pub struct ServicePort {
     pub number: u16,
 }
 
-/// What we need of a `Node`.
+/// Holds what we need of a `Node`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
     /// Its first `InternalIP`.
@@ -134,25 +136,25 @@ pub struct Node {
     pub region: Option<Str>,
 }
 
-/// What we need of a `Pod`.
+/// Holds what we need of a `Pod`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pod {
     /// Tells it from an earlier pod of the same name.
     pub uid: Str,
     /// Its addresses, the primary one first; one of each family at most. Empty until it has one.
     pub addresses: Vec<IpAddr>,
-    /// Whether its condition `Ready` is true.
+    /// True if its condition `Ready` is true.
     pub ready: bool,
-    /// Whether it is being deleted, or has ended (`Succeeded` and `Failed` pods keep their address).
+    /// True if it is being deleted, or has ended (`Succeeded` and `Failed` pods keep their address).
     pub leaving: bool,
     /// The Kubernetes node that it runs on.
     pub node: Option<Str>,
     /// The ports of its containers.
     pub ports: Vec<ContainerPort>,
-    /// Its labels.
+    /// The pod's labels.
     pub labels: Labels,
-    /// Of its annotations those that some template names; none where the pod has no such annotation. One that
-    /// is not in here was not looked for yet.
+    /// The annotations that some template names; none where the pod has no such annotation. One that is not in here
+    /// was not looked for yet.
     pub annotations: BTreeMap<Str, Option<Str>>,
 }
 
@@ -165,11 +167,11 @@ pub struct ContainerPort {
     pub protocol: Protocol,
     /// 1 to 65535.
     pub number: u16,
-    /// Which container has it.
+    /// The kind of container that has it.
     pub of: ContainerKind,
 }
 
-/// How a container stands to its pod, in the order in which its ports are looked at where a spec names none.
+/// Says how a container stands to its pod, in the order in which its ports are looked at where a spec names none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ContainerKind {
     /// The pod names it as its main one.
@@ -180,20 +182,20 @@ pub enum ContainerKind {
     Beside,
 }
 
-/// What is known of one resource's namespace, and of the nodes.
+/// Tells what is known of one resource's namespace, and of the nodes.
 pub trait Facts {
     /// The resource's namespace.
     fn namespace(&self) -> &Str;
-    /// A Service.
+    /// Gives a Service.
     fn service(&self, name: &str) -> Option<&Service>;
     /// The slices of a Service, in a fixed order.
     fn slices(&self, service: &str) -> impl Iterator<Item = &Slice> + Clone;
     /// The pods that the resource's selector picks, by their names.
     fn picked(&self) -> impl Iterator<Item = (&Str, &Pod)> + Clone;
-    /// A pod.
+    /// Gives a pod.
     fn pod(&self, name: &str) -> Option<&Pod>;
-    /// Whether a pod has this address.
+    /// Says whether a pod has this address.
     fn has_pod_at(&self, address: IpAddr) -> bool;
-    /// A node.
+    /// Gives a node.
     fn node(&self, name: &str) -> Option<&Node>;
 }

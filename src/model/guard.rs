@@ -1,6 +1,6 @@
 //! How a removal came about, and whether all resources are being deleted at once.
 
-/// How a removal came about.
+/// Says how a removal came about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Cause {
     /// A watch told of the change itself: a deletion, an edit, an endpoint that left.
@@ -9,7 +9,7 @@ pub enum Cause {
     Inferred,
 }
 
-/// What Kubernetes says of the `CustomResourceDefinition` of our kind.
+/// Says what Kubernetes tells of the `CustomResourceDefinition` of our kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CrdState {
     /// It stays: a resource that ends was deleted itself.

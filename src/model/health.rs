@@ -3,7 +3,7 @@
 /// The state of a check or, the worst of its checks, of an instance. In order of gravity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Health {
-    /// In use.
+    /// The instance is in use.
     Passing,
     /// In use, with fewer weights.
     Warning,

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use super::diff::Op;
 use super::registration::RowKey;
 
-/// How often a write has to fail by itself before it is at fault: once may be chance.
+/// The number of times that a write has to fail by itself before it is at fault: once may be chance.
 const ALONE: u32 = 2;
 
 /// Into how many parts writes that failed together are divided: each part that has the one at fault in it may cost a
@@ -28,7 +28,7 @@ struct Failing {
     op: Op,
     /// The most writes that may be sent together with it, itself included.
     together: usize,
-    /// How often it has failed by itself.
+    /// Counts how often it has failed by itself.
     alone: u32,
 }
 
@@ -68,7 +68,7 @@ impl Isolation {
         self.by_row.clear();
     }
 
-    /// What is known of this very write; another one for the same instance is a new one.
+    /// Gives what is known of this very write; another one for the same instance is a new one.
     fn of(&self, op: &Op) -> Option<&Failing> {
         self.by_row.get(op.key()).filter(|known| known.op == *op)
     }

@@ -11,7 +11,7 @@ pub type Str = Arc<str>;
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ClusterName(Str);
 
-/// Why a cluster name was refused.
+/// Says why a cluster name was refused.
 #[derive(Debug, thiserror::Error)]
 #[error("cluster name {0:?} is not a DNS label: use 1 to 63 of a-z, 0-9 and '-', neither first nor last a '-'")]
 pub struct BadClusterName(String);
@@ -38,7 +38,7 @@ impl fmt::Display for ClusterName {
     }
 }
 
-/// Whether a text has the form of the uids that Kubernetes gives: a UUID (RFC 4122).
+/// Says whether a text has the form of the uids that Kubernetes gives: a UUID (RFC 4122).
 #[must_use]
 pub fn is_uid(text: &str) -> bool {
     let fits = |(index, byte): (usize, u8)| match index {
@@ -48,8 +48,8 @@ pub fn is_uid(text: &str) -> bool {
     text.len() == 36 && text.bytes().enumerate().all(fits)
 }
 
-/// Whether a text has the form of a pod's name: a DNS subdomain, as Kubernetes checks it (RFC 1123, 253 characters,
-/// its labels of any length).
+/// Says whether a text has the form of a pod's name: a DNS subdomain, as Kubernetes checks it (RFC 1123, 253
+/// characters, its labels of any length).
 #[must_use]
 pub fn is_pod_name(text: &str) -> bool {
     let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
@@ -58,8 +58,8 @@ pub fn is_pod_name(text: &str) -> bool {
     text.len() <= 253 && text.split('.').all(fits)
 }
 
-/// Which cluster we act for. The name may be chosen; the uid (of the namespace `kube-system`) tells two
-/// clusters of one name apart.
+/// Says which cluster we act for. The name may be chosen; the uid (of the namespace `kube-system`) tells two clusters
+/// of one name apart.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     /// As in Consul IDs and in meta `lictor-cluster`.
@@ -100,7 +100,7 @@ impl fmt::Display for ResourceKey {
 
 /// The meta keys that mark a registration as ours.
 pub mod meta {
-    /// Always `lictor`.
+    /// The key whose value is always `lictor`.
     pub const MANAGED_BY: &str = "managed-by";
     /// The value of [`MANAGED_BY`].
     pub const LICTOR: &str = "lictor";
@@ -112,8 +112,8 @@ pub mod meta {
     pub const OWNER: &str = "lictor-owner";
     /// The uid of the `ConsulService`.
     pub const OWNER_UID: &str = "lictor-owner-uid";
-    /// Where the resource had the instance from, such as `service/web`: tells what a spec registered itself
-    /// from what an earlier spec did, also after a crash.
+    /// The source that the resource had the instance from, such as `service/web`: it tells what a spec registered
+    /// itself from what an earlier spec did, also after a crash.
     pub const SOURCE: &str = "lictor-source";
     /// A digest of what the checks do that Consul runs against the instance, where it has any.
     pub const CHECKS: &str = "lictor-checks";
@@ -127,11 +127,11 @@ pub mod meta {
     pub const EXTERNAL_SOURCE: &str = "external-source";
     /// The value of [`EXTERNAL_SOURCE`].
     pub const KUBERNETES: &str = "kubernetes";
-    /// What Retain takes off: with these gone, no sweep of ours removes the entry.
+    /// The keys that Retain takes off: with these gone, no sweep of ours removes the entry.
     pub const OWNERSHIP: [&str; 7] = [MANAGED_BY, CLUSTER, CLUSTER_UID, OWNER, OWNER_UID, SOURCE, CHECKS];
 }
 
-/// What every ID of a cluster begins with.
+/// Gives the beginning of every ID of a cluster.
 #[must_use]
 pub fn id_prefix(cluster: &ClusterName) -> String {
     format!("{cluster}:")
@@ -166,7 +166,7 @@ fn printable(text: &str) -> String {
     printable
 }
 
-/// Whose an instance of this ID is; none where the ID is not of our making.
+/// Says whose an instance of this ID is; none where the ID is not of our making.
 #[must_use]
 pub fn owner_of_id(cluster: &ClusterName, id: &str) -> Option<ResourceKey> {
     let mut parts = id.strip_prefix(cluster.as_str())?.strip_prefix(':')?.splitn(3, ':');

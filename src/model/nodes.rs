@@ -15,11 +15,11 @@ pub const NODE_NAME_MAX: usize = 63;
 /// The length of the hash in a shortened name: 64 bits in hexadecimal digits.
 const HASH_DIGITS: usize = 16;
 
-/// How many characters of a name that is too long are kept before the hash and its hyphen.
+/// The number of characters of a name that is too long that are kept before the hash and its hyphen.
 const HEAD: usize = NODE_NAME_MAX - HASH_DIGITS - 1;
 
-/// How many Consul nodes take the instances that have no node of their own. Bounded, so that they do not become
-/// thousands of nodes; more than one, since Consul's cost of a write grows with its node.
+/// The number of Consul nodes that take the instances that have no node of their own. It is bounded, so that they do
+/// not become thousands of nodes; it is more than one, since Consul's cost of a write grows with its node.
 pub const SHARDS: u32 = 64;
 
 /// The Consul node that stands for a Kubernetes node.
@@ -41,7 +41,7 @@ pub fn shard_of(target: &str) -> u32 {
     target.bytes().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)) % SHARDS
 }
 
-/// What the names of all nodes of a cluster begin with, in lower case. Others may have names that begin so too.
+/// Gives the beginning of the names of all nodes of a cluster, in lower case. Others may have names that begin so too.
 #[must_use]
 pub fn node_prefix(cluster: &ClusterName) -> String {
     if cluster.as_str().len() < HEAD {
@@ -71,14 +71,14 @@ fn head(name: &str) -> &str {
     &name[..end]
 }
 
-/// Whose mark is on a node.
+/// Says whose mark is on a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NodeMark {
     /// This cluster's, by name and uid.
     Ours,
     /// Nobody's, or what is left of ours.
     None,
-    /// Another cluster's.
+    /// The mark is another cluster's.
     Others,
 }
 
@@ -98,16 +98,16 @@ impl NodeMark {
     }
 }
 
-/// Whose a node is.
+/// Says whose a node is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NodeOwner {
-    /// This cluster's.
+    /// The node is this cluster's.
     Ours,
     /// This cluster's, though a registration of somebody else has overwritten its mark: the mark is to be restored.
     OursUnmarked,
     /// A Consul agent's: what the agent does not know on it, the agent deletes.
     Agent,
-    /// Somebody else's.
+    /// The node is somebody else's.
     Others,
 }
 
@@ -124,7 +124,7 @@ impl NodeOwner {
         }
     }
 
-    /// Whether instances may stand on it.
+    /// Says whether instances may stand on it.
     #[must_use]
     pub fn is_ours(self) -> bool {
         matches!(self, Self::Ours | Self::OursUnmarked)

@@ -17,31 +17,31 @@ use super::registration::{Registration, RowKey};
 /// A write that waits, and whose it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Planned {
-    /// The resource.
+    /// The resource that the write is for.
     pub owner: ResourceKey,
-    /// What to write.
+    /// The operation to carry out.
     pub op: Op,
-    /// Why.
+    /// Says why it is made.
     pub why: Why,
 }
 
 /// A write that a decision asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wanted {
-    /// What to write.
+    /// The operation to carry out.
     pub op: Op,
-    /// How urgent it is.
+    /// Says how urgent it is.
     pub rank: Rank,
-    /// Why.
+    /// Says why it is made.
     pub why: Why,
 }
 
-/// Why a write is made, for the log.
+/// Says why a write is made, for the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Why {
-    /// What led to it.
+    /// The event that led to it.
     pub cause: &'static str,
-    /// Whether a fresh list of Kubernetes confirmed it.
+    /// True if a fresh list of Kubernetes confirmed it.
     pub confirmed: bool,
 }
 
@@ -58,7 +58,7 @@ impl Display for Why {
     }
 }
 
-/// How urgent a write is.
+/// Says how urgent a write is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Rank {
     /// Clients are sent to the wrong instances until it is made.
@@ -110,7 +110,7 @@ struct Lane {
     place: BTreeMap<Str, Place>,
 }
 
-/// Where a write waits in its lane.
+/// The place where a write waits in its lane.
 type Place = (Rank, u64);
 
 impl Plan {
@@ -194,31 +194,31 @@ impl Plan {
         })
     }
 
-    /// Whether writes for a node wait.
+    /// Says whether writes for a node wait.
     #[must_use]
     pub fn has_node(&self, node: &str) -> bool {
         self.lanes.contains_key(node)
     }
 
-    /// Whether a write for an instance waits.
+    /// Says whether a write for an instance waits.
     #[must_use]
     pub fn has_row(&self, row: &RowKey) -> bool {
         self.lanes.get(&row.node).is_some_and(|lane| lane.place.contains_key(&row.id))
     }
 
-    /// Whether writes of a resource wait.
+    /// Says whether writes of a resource wait.
     #[must_use]
     pub fn has(&self, owner: &ResourceKey) -> bool {
         self.by_owner.contains_key(owner)
     }
 
-    /// How many writes wait.
+    /// Counts the writes that wait.
     #[must_use]
     pub fn len(&self) -> usize {
         self.lanes.values().map(|lane| lane.order.len()).sum()
     }
 
-    /// Whether nothing waits.
+    /// Says whether nothing waits.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.lanes.is_empty()

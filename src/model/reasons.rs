@@ -2,34 +2,34 @@
 
 use super::health::Health;
 
-/// Why a spec cannot be acted on: `Accepted=False`.
+/// Says why a spec cannot be acted on: `Accepted=False`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
     /// The condition's reason, in CamelCase: `NotSupported`, `Invalid`, `NotAllowed`.
     pub reason: &'static str,
-    /// What is wrong and what to write instead.
+    /// Says what is wrong and what to write instead.
     pub message: String,
 }
 
-/// Why a source could not be resolved: `Resolved=False`.
+/// Says why a source could not be resolved: `Resolved=False`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unresolved {
     /// The condition's reason.
     pub reason: &'static str,
-    /// What is missing, and what is there instead.
+    /// Says what is missing, and what is there instead.
     pub message: String,
 }
 
-/// What is to be said of a source that was found: `Resolved=True`, with another reason.
+/// Says what is to be known of a source that was found: `Resolved=True`, with another reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Remark {
     /// The condition's reason.
     pub reason: &'static str,
-    /// What is so, and what to do about it.
+    /// Says what is so, and what to do about it.
     pub message: String,
 }
 
-/// What is wrong with one instance.
+/// Says what is wrong with one instance.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     /// Its ID in Consul, or what it would have been made of: a pod's name, an address.
@@ -40,7 +40,7 @@ pub struct Problem {
     pub message: String,
 }
 
-/// What may be wrong with an instance.
+/// Says what may be wrong with an instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProblemReason {
     /// Consul refuses it.
@@ -74,7 +74,7 @@ impl ProblemReason {
         }
     }
 
-    /// Whether an endpoint that lives is not among the desired instances for it.
+    /// Says whether an endpoint that lives is not among the desired instances for it.
     #[must_use]
     pub fn leaves_out(self) -> bool {
         matches!(self, Self::PortNotFound | Self::NotVerified | Self::PodNotSeen)
@@ -99,15 +99,15 @@ impl ProblemReason {
 /// Counts of instances by state, for the status.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// What should be there.
+    /// The number of instances that should be there.
     pub desired: usize,
-    /// What Consul's catalog shows of it.
+    /// The number of instances of it that Consul's catalog shows.
     pub registered: usize,
-    /// Of those, by the worst of an instance's checks.
+    /// The number of those registered whose checks all pass.
     pub passing: usize,
-    /// Likewise.
+    /// The number of those registered of which a check warns and none is critical.
     pub warning: usize,
-    /// Likewise.
+    /// The number of those registered of which a check is critical.
     pub critical: usize,
 }
 

@@ -8,7 +8,7 @@ use super::check::Checks;
 use super::health::Health;
 use super::names::{Identity, READINESS, ResourceKey, Str, meta, owner_of_id};
 
-/// Where a registration stands in Consul: IDs are unique per Consul node.
+/// Identifies a registration in Consul: IDs are unique per Consul node.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RowKey {
     /// The Consul node.
@@ -38,7 +38,7 @@ pub struct Registration {
     pub meta: BTreeMap<Str, Str>,
     /// DNS and load-balancing weights.
     pub weights: Weights,
-    /// Whether tags belong to whoever edits them in Consul.
+    /// True if tags belong to whoever edits them in Consul.
     pub enable_tag_override: bool,
     /// Other addresses, by tag.
     pub tagged_addresses: Arc<BTreeMap<Str, TaggedAddress>>,
@@ -49,8 +49,7 @@ pub struct Registration {
 }
 
 impl Registration {
-    /// Whether everything but the checks is the same. Where tags belong to Consul's users they are
-    /// not compared.
+    /// Says whether everything but the checks is the same. Where tags belong to Consul's users they are not compared.
     #[must_use]
     pub fn same_service(&self, other: &Self) -> bool {
         self.service == other.service
@@ -70,7 +69,7 @@ impl Registration {
         self.checks.names().iter().map(|name| &**name).chain(readiness).collect()
     }
 
-    /// The same without our mark, as Retain leaves it behind.
+    /// Gives the registration without our mark, as Retain leaves it behind.
     #[must_use]
     pub fn released(&self) -> Self {
         let mut released = self.clone();
@@ -104,8 +103,8 @@ pub struct TaggedAddress {
 }
 
 impl TaggedAddress {
-    /// Whether an agent adds it by itself to an instance at this address and port: it gives the instance's own another
-    /// name or two, after its family. So there is no telling whether the author has named it.
+    /// Says whether an agent adds it by itself to an instance at this address and port: it gives the instance's own
+    /// another name or two, after its family. So there is no telling whether the author has named it.
     #[must_use]
     pub fn is_agents_own(&self, name: &str, address: &str, port: u16) -> bool {
         const NAMES: [&str; 4] = ["lan_ipv4", "lan_ipv6", "wan_ipv4", "wan_ipv6"];
@@ -116,26 +115,26 @@ impl TaggedAddress {
 /// A registration that Consul holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row {
-    /// What it says.
+    /// The registration itself.
     pub registration: Arc<Registration>,
-    /// Whose it is.
+    /// Says whose it is.
     pub ownership: Ownership,
     /// The worst of all checks of this instance, those that Consul runs included.
     pub health: Health,
-    /// Whether the catalog shows it. An agent may hold what its token may not write to the catalog: then it
-    /// is not registered yet, whatever the agent answered.
+    /// True if the catalog shows it. An agent may hold what its token may not write to the catalog: then it is not
+    /// registered yet, whatever the agent answered.
     pub shown: bool,
 }
 
 impl Row {
-    /// Whether it is this cluster's.
+    /// Says whether it is this cluster's.
     #[must_use]
     pub fn is_ours(&self) -> bool {
         matches!(self.ownership, Ownership::Ours(_))
     }
 }
 
-/// What rows of a resource are registered under: the name that they take in Consul, and where they come from.
+/// Says what rows of a resource are registered under: the name that they take in Consul, and where they come from.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct NameInUse {
     /// The service's name, as it is written.
@@ -150,7 +149,7 @@ impl From<&Registration> for NameInUse {
     }
 }
 
-/// Whose a row is.
+/// Says whose a row is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ownership {
     /// This cluster's, for this resource.

@@ -13,12 +13,12 @@ pub const MAX_META_VALUE: usize = 512;
 /// The longest tag, in bytes. Consul has no limit; a tag is made for a DNS name.
 pub const MAX_TAG: usize = 255;
 
-/// What is left of a text where a value is missing, or not fit for Consul.
+/// Says what is left of a text where a value is missing, or not fit for Consul.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Blank {
-    /// Which text: `tag "v${pod.labels['version']}"`, `meta "version"`.
+    /// Names the text: `tag "v${pod.labels['version']}"`, `meta "version"`.
     pub text: String,
-    /// Why.
+    /// Says why the value is missing or not fit.
     pub why: String,
 }
 

@@ -14,10 +14,10 @@ use super::selector::Selector;
 use super::status::Status;
 use super::template::{Template, Variable};
 
-/// A `ConsulService`.
+/// A `ConsulService` resource.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resource {
-    /// `namespace/name`.
+    /// The key `namespace/name`.
     pub key: ResourceKey,
     /// `metadata.uid`: tells a resource from an earlier one of the same name.
     pub uid: Str,
@@ -29,19 +29,19 @@ pub struct Resource {
     pub resource_version: Str,
     /// All finalizers, in order.
     pub finalizers: Vec<Str>,
-    /// Whether `metadata.deletionTimestamp` is set.
+    /// True if `metadata.deletionTimestamp` is set.
     pub deleting: bool,
-    /// Whether it is of this operator's class. One that is not is only watched, so that what is registered
-    /// for it is not taken for an orphan.
+    /// True if it is of this operator's class. One that is not is only watched, so that what is registered for it is
+    /// not taken for an orphan.
     pub ours: bool,
     /// The finalizer of this operator's class.
     pub finalizer: Str,
-    /// Whether the annotation [`PAUSED`] freezes it: nothing of it is written to Consul, or taken out of it.
+    /// True if the annotation [`PAUSED`] freezes it: nothing of it is written to Consul, or taken out of it.
     pub paused: bool,
-    /// What happens to the registrations when it is deleted; none where that cannot be read. It counts even
-    /// where the rest of the spec is refused.
+    /// Says what happens to the registrations when it is deleted; none where that cannot be read. It counts even where
+    /// the rest of the spec is refused.
     pub deletion: Option<DeletionPolicy>,
-    /// What it asks for, or why that cannot be.
+    /// The spec that it asks for, or the reason why that cannot be.
     pub spec: Result<Arc<Spec>, Refusal>,
     /// The status as last read, also where it is someone else's.
     pub status: Arc<Status>,
@@ -61,14 +61,14 @@ pub fn finalizer(class: &str) -> Str {
 }
 
 impl Resource {
-    /// Whether our finalizer is on it.
+    /// Says whether our finalizer is on it.
     #[must_use]
     pub fn has_finalizer(&self) -> bool {
         self.finalizers.contains(&self.finalizer)
     }
 
-    /// Whether a decision about registrations could differ between the two: everything but the status and
-    /// the bookkeeping that our own writes move.
+    /// Says whether a decision about registrations could differ between the two: everything but the status and the
+    /// bookkeeping that our own writes move.
     #[must_use]
     pub fn differs_in_substance(&self, other: &Self) -> bool {
         self.uid != other.uid
@@ -81,14 +81,14 @@ impl Resource {
     }
 }
 
-/// What a resource asks for.
+/// Says what a resource asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Spec {
     /// The service's name in Consul.
     pub service: Str,
-    /// Where the instances come from.
+    /// Says where the instances come from.
     pub source: Source,
-    /// Which port of the source; none where it has just one.
+    /// The port of the source; none where it has just one.
     pub port: Option<PortRef>,
     /// Consul tags, in the order given.
     pub tags: Vec<Template>,
@@ -98,26 +98,26 @@ pub struct Spec {
     pub weights: Weights,
     /// Other addresses of the service, by tag.
     pub tagged_addresses: Arc<BTreeMap<Str, TaggedAddress>>,
-    /// Whether tags belong to whoever edits them in Consul.
+    /// True if tags belong to whoever edits them in Consul.
     pub enable_tag_override: bool,
-    /// Whether a pod's address of the other family is published beside its primary one.
+    /// True if a pod's address of the other family is published beside its primary one.
     pub dual_stack: bool,
-    /// What Kubernetes' readiness does in Consul.
+    /// Says what Kubernetes' readiness does in Consul.
     pub readiness: Readiness,
     /// The checks that Consul runs.
     pub checks: Vec<CheckSpec>,
-    /// What the administrator allows.
+    /// Says what the administrator allows.
     pub limits: Limits,
 }
 
-/// What the administrator allows a resource.
+/// Says what the administrator allows a resource.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// The most instances that it may have.
     pub instances: usize,
-    /// Whether its name may also be that of another namespace's resource.
+    /// True if its name may also be that of another namespace's resource.
     pub shares_name: bool,
-    /// Whether an endpoint counts only with a pod behind it.
+    /// True if an endpoint counts only with a pod behind it.
     pub verify_endpoints: bool,
 }
 
@@ -139,7 +139,7 @@ impl Spec {
         self.tags.iter().chain(self.meta.values()).chain(own).flat_map(Template::variables).collect()
     }
 
-    /// Which kinds of objects it cannot be understood without.
+    /// Lists the kinds of objects that it cannot be understood without.
     #[must_use]
     pub fn needs(&self) -> Needs {
         let variables = self.variables();
@@ -163,20 +163,20 @@ impl Spec {
     }
 }
 
-/// What must be watched for a resource.
+/// Says what must be watched for a resource.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Needs {
     /// Services and their slices.
     pub services: bool,
-    /// Pods.
+    /// True if pods are needed.
     pub pods: bool,
-    /// Nodes.
+    /// True if nodes are needed.
     pub nodes: bool,
     /// These annotations of pods.
     pub annotations: BTreeSet<Str>,
 }
 
-/// Where instances come from.
+/// Says where instances come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
     /// The endpoint slices of a Service of the resource's own namespace.
@@ -186,12 +186,12 @@ pub enum Source {
     },
     /// Pods of the resource's own namespace.
     Pods {
-        /// Which ones.
+        /// The selector that picks them.
         selector: Selector,
     },
-    /// What runs elsewhere.
+    /// Addresses of what runs elsewhere.
     Static {
-        /// Where; each address and port once.
+        /// The addresses; each address and port once.
         addresses: Vec<StaticAddress>,
     },
 }
@@ -211,24 +211,24 @@ impl fmt::Display for Source {
 /// An instance that runs elsewhere.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StaticAddress {
-    /// Where it answers.
+    /// The address at which it answers.
     pub address: IpAddr,
     /// 1 to 65535.
     pub port: u16,
-    /// What it has besides what all instances have.
+    /// The tags and meta that it has besides what all instances have.
     pub own: Arc<Own>,
 }
 
-/// What one instance has besides what all instances of its resource have.
+/// Holds what one instance has besides what all instances of its resource have.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Own {
-    /// More tags.
+    /// The additional tags.
     pub tags: Vec<Template>,
     /// More meta pairs; they count where the resource has the same key.
     pub meta: BTreeMap<Str, Template>,
 }
 
-/// What Kubernetes' readiness does in Consul.
+/// Says what Kubernetes' readiness does in Consul.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Readiness {
     /// Not ready is critical.
@@ -240,14 +240,14 @@ pub enum Readiness {
 }
 
 impl Readiness {
-    /// Whether an instance is to be registered, given whether Kubernetes calls it ready.
+    /// Says whether an instance is to be registered, given whether Kubernetes calls it ready.
     #[must_use]
     pub fn registers(self, ready: bool) -> bool {
         ready || self != Self::Deregister
     }
 }
 
-/// What happens to registrations when their resource is deleted.
+/// Says what happens to registrations when their resource is deleted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeletionPolicy {
     /// They go too.

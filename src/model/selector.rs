@@ -11,7 +11,7 @@ pub type Labels = BTreeMap<Str, Str>;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Selector(pub Vec<Requirement>);
 
-/// What a selector asks of one label.
+/// Says what a selector asks of one label.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Requirement {
     /// It has one of these values.
@@ -25,7 +25,7 @@ pub enum Requirement {
 }
 
 impl Selector {
-    /// Whether it picks an object with these labels.
+    /// Says whether it picks an object with these labels.
     #[must_use]
     pub fn picks(&self, labels: &Labels) -> bool {
         self.0.iter().all(|requirement| match requirement {

@@ -21,9 +21,9 @@ pub struct Status {
     pub service_name: String,
     /// The port of the source that is registered, where the spec names none.
     pub port_in_use: Option<PortInUse>,
-    /// How many instances are wanted, there, and in which state.
+    /// Counts how many instances are wanted, there, and in which state.
     pub instances: Counts,
-    /// What is wrong with single instances, at most [`MAX_PROBLEMS`].
+    /// The problems of single instances, at most [`MAX_PROBLEMS`].
     pub problems: Vec<Problem>,
     /// `Ready`, `Accepted`, `Resolved`, `Registered`, in this order.
     pub conditions: Vec<Condition>,
@@ -32,13 +32,13 @@ pub struct Status {
 /// A condition, as `metav1.Condition` has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Condition {
-    /// Which one.
+    /// The condition's type.
     pub kind: ConditionKind,
     /// `True`, `False` or `Unknown`.
     pub truth: Truth,
     /// In CamelCase, for programs.
     pub reason: String,
-    /// For people.
+    /// The message for people.
     pub message: String,
     /// The generation that it is about.
     pub observed_generation: i64,
@@ -69,7 +69,7 @@ impl ConditionKind {
         }
     }
 
-    /// Reads `type`.
+    /// Reads a `type`.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         [Self::Ready, Self::Accepted, Self::Resolved, Self::Registered].into_iter().find(|k| k.as_str() == text)
@@ -79,7 +79,7 @@ impl ConditionKind {
 /// A condition's status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Truth {
-    /// It holds.
+    /// The condition holds.
     True,
     /// It does not hold.
     False,
@@ -132,37 +132,37 @@ const MOST_UNREADY: &str =
     "most instances of the cluster stopped being ready within a minute while their endpoints stay";
 const CUT_OFF: &str = "the kubelets may be cut off from the API server";
 
-/// What a status is made of.
+/// Holds what a status is made of.
 #[derive(Clone, Debug)]
 pub struct Findings<'a> {
     /// The spec's generation.
     pub generation: i64,
     /// The service's name in Consul; none where nothing was acted on yet.
     pub service: Option<Str>,
-    /// Why the spec was refused.
+    /// Says why the spec was refused.
     pub refusal: Option<&'a Refusal>,
-    /// What the source came to; none where there is no spec to resolve.
+    /// Says what the source came to; none where there is no spec to resolve.
     pub resolved: Option<Result<(), &'a Unresolved>>,
-    /// What is to be said of a source that was found.
+    /// The remarks about a source that was found.
     pub remarks: Vec<Remark>,
     /// The port of the source that is registered, where the spec names none.
     pub port_in_use: Option<PortInUse>,
-    /// Whether the resource is frozen.
+    /// True if the resource is frozen.
     pub paused: bool,
-    /// Whether instances of it stopped being ready at once with most others of the cluster; then, whether they are kept
+    /// Set if instances of it stopped being ready at once with most others of the cluster: true if they are kept
     /// passing.
     pub mass_unready: Option<bool>,
-    /// How many are wanted and there.
+    /// Counts how many are wanted and there.
     pub counts: Counts,
-    /// Whether writes of this resource wait or are under way.
+    /// True if writes of this resource wait or are under way.
     pub unsettled: bool,
-    /// Which instances stay although their endpoints are missing.
+    /// Says which instances stay although their endpoints are missing.
     pub missing: Option<String>,
-    /// Whether it is known what Consul holds; if not, the counts are those of before.
+    /// True if it is known what Consul holds; if not, the counts are those of before.
     pub standing: bool,
-    /// What is wrong with single instances.
+    /// The problems of single instances.
     pub problems: Vec<Problem>,
-    /// Why Consul cannot be written to at all just now.
+    /// Says why Consul cannot be written to at all just now.
     pub trouble: Option<&'a str>,
 }
 

@@ -12,15 +12,15 @@ use super::names::Str;
 /// A fact about an instance that a text may name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Variable {
-    /// `pod.name`
+    /// The variable `pod.name`.
     PodName,
-    /// `pod.namespace`
+    /// The variable `pod.namespace`.
     PodNamespace,
-    /// `pod.uid`
+    /// The variable `pod.uid`.
     PodUid,
-    /// `pod.labels['key']`
+    /// The variable `pod.labels['key']`.
     Label(Str),
-    /// `pod.annotations['key']`
+    /// The variable `pod.annotations['key']`.
     Annotation(Str),
     /// `node.name`: the Kubernetes node.
     NodeName,
@@ -32,7 +32,7 @@ pub enum Variable {
     Port(Str),
 }
 
-/// What can be had without a key.
+/// The variables that have no key.
 const PLAIN: [(&str, Variable); 6] = [
     ("pod.name", Variable::PodName),
     ("pod.namespace", Variable::PodNamespace),
@@ -42,7 +42,7 @@ const PLAIN: [(&str, Variable); 6] = [
     ("node.region", Variable::Region),
 ];
 
-/// What wants a key, and what it becomes with one.
+/// A variable that wants a key, and what it becomes with one.
 type Keyed = (&'static str, fn(Str) -> Variable);
 const KEYED: [Keyed; 3] =
     [("pod.labels", Variable::Label), ("pod.annotations", Variable::Annotation), ("ports", Variable::Port)];
@@ -61,13 +61,13 @@ impl Variable {
         (!key.is_empty() && !key.contains(quote)).then(|| make(key.into()))
     }
 
-    /// Whether it is a fact about the pod that the endpoint itself does not tell.
+    /// Says whether it is a fact about the pod that the endpoint itself does not tell.
     #[must_use]
     pub fn is_of_pod(&self) -> bool {
         matches!(self, Self::Label(_) | Self::Annotation(_))
     }
 
-    /// Whether it is a fact about the node that the endpoint itself does not tell.
+    /// Says whether it is a fact about the node that the endpoint itself does not tell.
     #[must_use]
     pub fn is_of_node(&self) -> bool {
         matches!(self, Self::Zone | Self::Region)
@@ -89,10 +89,10 @@ impl fmt::Display for Variable {
 /// The values of an instance; what is missing is not in it.
 pub type Values = BTreeMap<Variable, Str>;
 
-/// A text.
+/// A text in which variables may stand.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Template {
-    /// The same for all instances.
+    /// The text is the same for all instances.
     Plain(Str),
     /// With values of the instance in it.
     Parts(Arc<[Part]>),
@@ -107,7 +107,7 @@ pub enum Part {
     Value(Variable),
 }
 
-/// Why a text cannot be read.
+/// Says why a text cannot be read.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadTemplate {
     /// It ends too soon.
@@ -182,7 +182,7 @@ impl Template {
     }
 }
 
-/// Where the `}` of a variable is: one in quotes does not count.
+/// Finds the `}` of a variable: one in quotes does not count.
 fn end_of_variable(text: &str) -> Option<usize> {
     let mut quote = None;
     for (at, c) in text.char_indices() {

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use super::names::{ResourceKey, Str};
 use super::registration::RowKey;
 
-/// How far apart instances may stop passing and still count together, in milliseconds.
+/// The longest time between instances that stop passing and still count together, in milliseconds.
 pub const WITHIN: u64 = 60_000;
 
 /// Fewer than this many say nothing, whatever their share.
@@ -19,13 +19,13 @@ pub const LEAST: usize = 10;
 /// For how long one measure of how many pass stands, in milliseconds.
 const MEASURE: u64 = 5_000;
 
-/// Whether so many that stop passing, of so many that passed, are an episode.
+/// Says whether so many that stop passing, of so many that passed, are an episode.
 #[must_use]
 pub fn is_most(stopped: usize, passed: usize) -> bool {
     stopped >= LEAST && stopped * 2 > passed
 }
 
-/// What a decision changed.
+/// Says what a decision changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Turn {
     /// An episode begins. These resources have instances in it.
@@ -34,14 +34,14 @@ pub enum Turn {
     Ends(BTreeSet<ResourceKey>),
 }
 
-/// An episode.
+/// An episode in which most instances stop passing at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Episode {
-    /// When it began.
+    /// The time when it began.
     pub since: u64,
-    /// How many instances passed before.
+    /// The number of instances that passed before.
     pub passed: usize,
-    /// Whether Kubernetes was asked again and says the same.
+    /// True if Kubernetes was asked again and says the same.
     pub confirmed: bool,
 }
 
@@ -50,7 +50,7 @@ pub struct Episode {
 pub struct MassUnready {
     stopped: BTreeMap<ResourceKey, BTreeMap<RowKey, Stopped>>,
     count: usize,
-    /// The same by age; what is not in `stopped` at that time any more is passed over.
+    /// The instances of `stopped` by age; one that is not in `stopped` at that time any more is passed over.
     order: VecDeque<(u64, ResourceKey, RowKey)>,
     /// The most instances that passed, measure by measure.
     passed: VecDeque<(u64, usize)>,
@@ -124,25 +124,25 @@ impl MassUnready {
         }
     }
 
-    /// How many instances are in the episode; 0 without one.
+    /// Counts the instances in the episode; 0 without one.
     #[must_use]
     pub fn len(&self) -> usize {
         if self.episode.is_some() { self.count } else { 0 }
     }
 
-    /// Whether there is no episode.
+    /// Says whether there is no episode.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Whether a resource has instances in the episode.
+    /// Says whether a resource has instances in the episode.
     #[must_use]
     pub fn concerns(&self, owner: &ResourceKey) -> bool {
         self.episode.is_some() && self.stopped.contains_key(owner)
     }
 
-    /// Whether an instance is in the episode.
+    /// Says whether an instance is in the episode.
     #[must_use]
     pub fn has(&self, owner: &ResourceKey, key: &RowKey) -> bool {
         self.episode.is_some() && self.stopped.get(owner).is_some_and(|known| known.contains_key(key))

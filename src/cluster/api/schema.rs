@@ -15,10 +15,10 @@ use serde_json::{Value, json};
 /// those: lowering this number later would refuse what is in use.
 const MAX_META: u32 = 48;
 const MAX_TAGS: u32 = 64;
-/// What one static address adds to the resource's own: less, as there may be 256 of them.
+/// The most that one static address may add to the resource's own: less, as there may be 256 of them.
 const MAX_OWN: u32 = 8;
-/// What all static addresses together may add, in bytes: etcd takes objects of 1.5 MiB, with what Kubernetes notes
-/// about the owners of fields.
+/// The most bytes that all static addresses together may add: etcd takes objects of 1.5 MiB, with what Kubernetes
+/// notes about the owners of fields.
 const MAX_OWN_IN_ALL: u32 = 256 * 1024;
 
 /// A duration as Go and Kubernetes write it, without fractions.
@@ -39,7 +39,7 @@ pub(super) fn bytes(max: u32) -> Rule {
         .message(&*format!("at most {max} bytes, of which letters beyond ASCII take two to four"))
 }
 
-/// What static addresses have of their own stays within what an object may be large.
+/// Keeps what static addresses have of their own within what an object may be large.
 pub(super) fn own_in_all() -> Rule {
     Rule::new(format!(
         "self.map(a, (has(a.tags) ? a.tags.map(t, size(bytes(t))).sum() : 0) + \
@@ -163,8 +163,8 @@ pub(super) fn ip_address(_: &mut SchemaGenerator) -> Schema {
     })
 }
 
-/// Where clouds answer with a machine's own metadata, apart from 169.254.169.254, which is link-local: AWS, Google,
-/// Alibaba, Azure, Oracle.
+/// The addresses where clouds answer with a machine's own metadata, apart from 169.254.169.254, which is link-local:
+/// AWS, Google, Alibaba, Azure, Oracle.
 const METADATA: [&str; 5] = ["fd00:ec2::254", "fd20:ce::254", "100.100.100.200", "168.63.129.16", "192.0.0.192"];
 
 pub(super) fn duration(_: &mut SchemaGenerator) -> Schema {

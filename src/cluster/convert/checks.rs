@@ -14,7 +14,7 @@ const LEAST_INTERVAL: u64 = 1_000;
 /// The time-out of a check whose interval is longer, in milliseconds: as Consul's own for HTTP.
 const DEFAULT_TIMEOUT: u64 = 10_000;
 
-/// Who runs the checks of registrations.
+/// Says who runs the checks of registrations.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ChecksRunBy {
     /// The agent that has the registration: every check.
@@ -53,7 +53,7 @@ pub(super) fn checks(checks: Vec<api::Check>, rules: &Rules) -> Result<Vec<Check
         .collect()
 }
 
-/// What of a check consul-esm (as of v0.11, `check.go`) does not do, and what to do instead.
+/// Says what consul-esm (as of v0.11, `check.go`) does not do of a check, and what to do instead.
 fn unknown_to_esm(check: &Check) -> Option<&'static str> {
     match &check.probe {
         Probe::Udp => return Some("has no udp checks: choose http, tcp or grpc"),

@@ -129,7 +129,7 @@ fn allowed(field: &str, address: &str, rules: &Rules) -> Result<IpAddr, Refusal>
     Ok(address)
 }
 
-/// Whether an address means another host to each who uses it, or none.
+/// Says whether an address means another host to each who uses it, or none.
 fn is_nobodys(address: IpAddr) -> bool {
     let link_local = match address {
         IpAddr::V4(v4) => v4.is_link_local() || v4.is_broadcast(),
@@ -139,8 +139,8 @@ fn is_nobodys(address: IpAddr) -> bool {
     link_local || address.is_loopback() || address.is_unspecified() || address.is_multicast()
 }
 
-/// Where clouds tell a machine its secrets, besides 169.254.169.254, which is link-local: Amazon's and Google's by
-/// IPv6, Alibaba's, Azure's wire server, Oracle's.
+/// The addresses at which clouds tell a machine its secrets, besides 169.254.169.254, which is link-local: Amazon's
+/// and Google's by IPv6, Alibaba's, Azure's wire server, Oracle's.
 const METADATA: [IpAddr; 5] = [
     IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
     IpAddr::V6(Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254)),

@@ -7,7 +7,7 @@ fn fact<K: Watched>(object: Value) -> Option<K::Fact> {
     fact_with::<K>(object, &[])
 }
 
-/// The same, where these annotations of pods are kept.
+/// Gives the fact of an object where these annotations of pods are kept.
 fn fact_with<K: Watched>(object: Value, annotations: &[&str]) -> Option<K::Fact> {
     let object: K = serde_json::from_value(object).unwrap();
     let mut decoder = Decoder::new(Arc::default(), annotations.iter().map(|key| Str::from(*key)).collect());
@@ -27,7 +27,7 @@ fn slice(endpoints: &Value, ports: &Value) -> Slice {
 
 const UID: &str = "0b4f2a6e-9c1d-4e3f-8a7b-5c6d7e8f9a0b";
 
-/// What names no pod is an endpoint all the same, at its address.
+/// An endpoint whose target names no pod is an endpoint all the same, at its address.
 #[test]
 fn a_pod_is_only_what_may_be_one() {
     let long = "x".repeat(20_000);

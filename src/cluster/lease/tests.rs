@@ -70,7 +70,7 @@ struct Apiserver(Arc<Mutex<Stored>>);
 struct Stored {
     lease: Option<Value>,
     version: u64,
-    /// How long a request is on its way to the Lease, and how long its answer is on its way back.
+    /// The time that a request is on its way to the Lease, and the time that its answer is on its way back.
     there: Duration,
     back: Duration,
     /// So many of the next requests are never heard of again.

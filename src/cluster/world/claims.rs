@@ -26,23 +26,23 @@ pub(super) struct Claims {
     names_of: BTreeMap<ResourceKey, BTreeSet<Str>>,
 }
 
-/// How a resource stands to a name.
+/// Says how a resource stands to a name.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own, and `basis` weighs them")]
 pub(super) struct Standing {
-    /// Whether it asks for the name.
+    /// True if it asks for the name.
     pub(super) asks: bool,
-    /// Whether Consul has rows of it under the name.
+    /// True if Consul has rows of it under the name.
     pub(super) has_rows: bool,
-    /// Whether these rows go, as soon as they may: nothing of it is to be under the name.
+    /// True if these rows go, as soon as they may: nothing of it is to be under the name.
     pub(super) leaves: bool,
-    /// Whether it was acted under the name, and who says so.
+    /// Says by whom it was acted on under the name; none if it was not.
     pub(super) granted: Option<GrantedBy>,
-    /// Whether it could be registered under the name now.
+    /// True if it could be registered under the name now.
     pub(super) is_able: bool,
 }
 
-/// What a claim to a name rests on. The lesser outweighs the greater.
+/// Says what a claim to a name rests on. The lesser outweighs the greater.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Basis {
     /// It has rows, and wants to have them.
@@ -51,12 +51,12 @@ pub(super) enum Basis {
     Rows,
     /// It was acted under the name.
     Granted(GrantedBy),
-    /// It asks.
+    /// The resource asks for the name.
     Wish,
 }
 
 impl Standing {
-    /// What a claim rests on; none where there is none.
+    /// Says what a claim rests on; none where there is none.
     pub(super) fn basis(self) -> Option<Basis> {
         if self.leaves {
             return None;
@@ -140,7 +140,7 @@ impl World {
         self.claims.contested_by(key).cloned().collect()
     }
 
-    /// Who has a name that resources of several namespaces want or have.
+    /// Says who has a name that resources of several namespaces want or have.
     fn holder(&self, name: &Str) -> Option<ResourceKey> {
         if !self.claims.is_contested(name) {
             return None;
@@ -156,7 +156,7 @@ impl World {
         self.resources.get(key).and_then(Entry::asked).as_ref() == Some(name)
     }
 
-    /// How a resource stands to a name.
+    /// Says how a resource stands to a name.
     fn standing(&self, key: &ResourceKey, name: &Str) -> Standing {
         let has_rows = self.has_rows(key, name);
         let Some(entry) = self.resources.get(key) else {
@@ -178,7 +178,7 @@ impl World {
         self.rows.get(key).into_iter().flatten().any(|in_use| compared(&in_use.service) == *name)
     }
 
-    /// Whether a resource's rows under a name are to go.
+    /// Says whether a resource's rows under a name are to go.
     fn leaves(&self, key: &ResourceKey, entry: &Entry, name: &Str) -> bool {
         if !entry.resource.ours {
             // With our finalizer on it, it was ours until its class was changed.
@@ -195,8 +195,8 @@ impl World {
         entry.granted_name() == Some(&asked) && (self.has_rows(key, &asked) || self.comes_to_nothing(key, entry))
     }
 
-    /// Whether a resource could be registered by what it asks for. Until all that tells was listed it may be: which
-    /// list comes first decides nothing.
+    /// Says whether a resource could be registered by what it asks for. Until all that tells was listed it may be:
+    /// which list comes first decides nothing.
     fn is_able(&self, key: &ResourceKey, entry: &Entry) -> bool {
         let Ok(spec) = &entry.resource.spec else { return false };
         let is_frozen = !entry.resource.ours || entry.resource.deleting || entry.resource.paused;
@@ -204,12 +204,12 @@ impl World {
             && (self.lacks_list(key, &spec.needs()).is_some() || self.resolve(key, entry, spec).unresolved.is_none())
     }
 
-    /// What a source comes to, whatever is registered: whoever has rows goes by those.
+    /// Resolves a source, whatever is registered: whoever has rows goes by those.
     fn resolve(&self, key: &ResourceKey, entry: &Entry, spec: &Spec) -> Resolution {
         resolve(spec, &self.facts(key), &Before::of(Some(&entry.resource), std::iter::empty()))
     }
 
-    /// Whether a resource's source was found, and has no instance.
+    /// Says whether a resource's source was found, and has no instance.
     fn comes_to_nothing(&self, key: &ResourceKey, entry: &Entry) -> bool {
         let Some(spec) = entry.last_good.as_ref().filter(|spec| self.lacks_list(key, &spec.needs()).is_none()) else {
             return false;
@@ -224,9 +224,9 @@ impl World {
         self.claims.of(name).filter(|key| self.rivals.contains_key(*key)).filter(is_granted)
     }
 
-    /// What a resource goes on by while the name that it asks for is another's: what it asks for, under the name that
-    /// it has rows of or, unless another namespace has that one by now, was last acted under. None where it has
-    /// nothing.
+    /// Gives the spec that a resource goes on by while the name that it asks for is another's: what it asks for, under
+    /// the name that it has rows of or, unless another namespace has that one by now, was last acted under. None where
+    /// it has nothing.
     pub(super) fn spec_without_its_name(&self, key: &ResourceKey) -> Option<Arc<Spec>> {
         let entry = self.resources.get(key)?;
         let (spec, asked) = (entry.last_good.as_ref()?, entry.asked()?);
@@ -337,14 +337,14 @@ impl World {
         dirt.0.into_iter().map(|(key, cause)| Dirtied { key, cause }).collect()
     }
 
-    /// Whose the name is that a resource asks for, where that is a resource of another namespace.
+    /// Says whose the name is that a resource asks for, where that is a resource of another namespace.
     #[must_use]
     pub fn rival(&self, key: &ResourceKey) -> Option<&ResourceKey> {
         self.rivals.get(key)
     }
 
-    /// Whether nobody can tell yet whose the name is that a resource asks for: others want it, and what rows Consul
-    /// has is not known.
+    /// Says whether nobody can tell yet whose the name is that a resource asks for: others want it, and what rows
+    /// Consul has is not known.
     #[must_use]
     pub fn is_undecided(&self, key: &ResourceKey) -> bool {
         let asked = self.resources.get(key).and_then(Entry::asked);

@@ -15,7 +15,7 @@ pub struct Entry {
     pub resource: Resource,
     /// The last spec that could be acted on, of this very resource.
     pub last_good: Option<Arc<Spec>>,
-    /// Since when its conditions have held.
+    /// Says since when its conditions have held.
     pub since: Transitions,
     /// The name that it was last acted under.
     pub(super) granted: Option<Granted>,
@@ -29,7 +29,7 @@ pub(super) struct Granted {
     pub(super) by: GrantedBy,
 }
 
-/// Who says so. What this process did itself outweighs a status, which others may have written.
+/// Says who granted a name. What this process did itself outweighs a status, which others may have written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum GrantedBy {
     /// This process acted on the resource under the name, and since then on none of another namespace.
@@ -54,7 +54,8 @@ impl Entry {
         entry
     }
 
-    /// What changes hands comes back as a newcomer: of another class, nothing is granted.
+    /// Carries over the granted name. A resource that changes hands comes back as a newcomer: of another class,
+    /// nothing is granted.
     fn granted_after(&self, previous: Option<&Self>) -> Option<Granted> {
         let by_status = self.name_in_status();
         let Some(previous) = previous.filter(|previous| previous.resource.ours) else {

@@ -13,17 +13,17 @@ use crate::model::guard::Cause;
 use crate::model::names::{ResourceKey, Str};
 use crate::model::resource::{Needs, Source};
 
-/// What the indexes have of a resource.
+/// Holds what the indexes have of a resource.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Links {
     /// The Services that its instances come from, or will.
     services: BTreeSet<ObjectKey>,
-    /// Whether it selects pods.
+    /// True if it selects pods.
     selects: bool,
     pub(super) needs: Needs,
 }
 
-/// What is behind an endpoint.
+/// Names what is behind an endpoint.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Behind {
     /// The pod that it names.
@@ -127,8 +127,8 @@ impl World {
         }
     }
 
-    /// What leads to a resource: by what it asks for, also while the name is another's, since whether it may have the
-    /// name depends on it; and by what it goes on by meanwhile.
+    /// Lists what leads to a resource: by what it asks for, also while the name is another's, since whether it may
+    /// have the name depends on it; and by what it goes on by meanwhile.
     fn links_of(&self, key: &ResourceKey) -> Links {
         let Some(entry) = self.resources.get(key).filter(|entry| entry.resource.ours) else { return Links::default() };
         let mut links = Links::default();
@@ -171,7 +171,7 @@ impl World {
         }
     }
 
-    /// Whether pods are watched anywhere.
+    /// Says whether pods are watched anywhere.
     pub(super) fn watches_pods(&self) -> bool {
         self.wants.has_kind(Kind::Pod) || self.besides.watches.keys().any(|(kind, _)| *kind == Kind::Pod)
     }
@@ -190,7 +190,7 @@ impl World {
     }
 }
 
-/// Whether a resource selects a pod.
+/// Says whether a resource selects a pod.
 pub(super) fn picks(resources: &Table<Entry>, key: &ResourceKey, pod: &Pod) -> bool {
     let spec = resources.get(key).and_then(|entry| entry.last_good.as_ref());
     spec.is_some_and(|spec| match &spec.source {
@@ -199,7 +199,7 @@ pub(super) fn picks(resources: &Table<Entry>, key: &ResourceKey, pod: &Pod) -> b
     })
 }
 
-/// Whether a kind is among these needs.
+/// Says whether a kind is among these needs.
 pub(super) fn needs(needs: &Needs, kind: Kind) -> bool {
     match kind {
         Kind::Resource => true,
@@ -209,7 +209,7 @@ pub(super) fn needs(needs: &Needs, kind: Kind) -> bool {
     }
 }
 
-/// What is behind the endpoints of a slice.
+/// Lists what is behind the endpoints of a slice.
 pub(super) fn behind(namespace: &Str, slice: Option<&Slice>) -> BTreeSet<Behind> {
     slice.into_iter().flat_map(|slice| &slice.endpoints).map(|endpoint| Behind::of(namespace, endpoint)).collect()
 }

@@ -7,7 +7,7 @@ use crate::cluster::event::ObjectKey;
 use crate::model::facts::{Facts, Node, Pod, Service, Slice};
 use crate::model::names::{ResourceKey, Str};
 
-/// What a World knows of a resource's namespace.
+/// Holds what a World knows of a resource's namespace.
 pub(super) struct Known<'a> {
     pub(super) world: &'a World,
     pub(super) key: &'a ResourceKey,

@@ -26,8 +26,9 @@ use crate::model::names::{ClusterName, ResourceKey, Str, instance_id, meta};
 use crate::model::registration::{Registration, Row, RowKey};
 use crate::model::resource::{Source, Spec};
 
-/// How long after the last write to a Service's slices they count as settled. Between two writes of the controller lie
-/// 50 ms at its default rate; it begins to make deleted slices again after 1 s (`endpointSliceChangeMinSyncDelay`).
+/// The time after the last write to a Service's slices until they count as settled. Between two writes of the
+/// controller lie 50 ms at its default rate; it begins to make deleted slices again after 1 s
+/// (`endpointSliceChangeMinSyncDelay`).
 pub const SETTLED: Duration = Duration::from_secs(5);
 
 /// The longest time that the registration of a missing endpoint stays.
@@ -36,9 +37,9 @@ pub const MOST: Duration = Duration::from_secs(60);
 /// The registrations of a resource that stay although their endpoints are missing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Missing {
-    /// Which ones.
+    /// The rows whose endpoints are missing.
     pub rows: BTreeSet<RowKey>,
-    /// When the first of them goes, unless something changes.
+    /// The time when the first of them goes, unless something changes.
     pub until: Option<Instant>,
     /// The Service whose endpoints they are.
     service: Str,
@@ -47,7 +48,7 @@ pub struct Missing {
 }
 
 impl Missing {
-    /// What to tell the user; none where nothing is missing.
+    /// Says what to tell the user; none where nothing is missing.
     #[must_use]
     pub fn message(&self) -> Option<String> {
         let (count, service) = (self.rows.len(), &self.service);
@@ -71,26 +72,26 @@ impl Missing {
     }
 }
 
-/// What is remembered of slices and Nodes for as long as it matters.
+/// Holds what is remembered of slices and Nodes for as long as it matters.
 #[derive(Debug, Default)]
 pub(super) struct History {
     services: BTreeMap<ObjectKey, Slices>,
-    /// When what is remembered of a Service is looked through for what is too old.
+    /// The times when what is remembered of a Service is looked through for what is too old.
     due: VecDeque<(Instant, ObjectKey)>,
-    /// When the slices of each scope were first listed. What was before, nobody knows.
+    /// The times when the slices of each scope were first listed. What was before, nobody knows.
     listed: BTreeMap<Scope, Instant>,
-    /// When Nodes were registered, of those that were within the last [`MOST`].
+    /// The times when Nodes were registered, of those that were within the last [`MOST`].
     nodes: BTreeMap<Str, Instant>,
     /// When Services were deleted, of those that were within the last [`SETTLED`] and are not back.
     gone: BTreeMap<ObjectKey, Instant>,
 }
 
-/// What is remembered of a Service's slices.
+/// Holds what is remembered of a Service's slices.
 #[derive(Debug)]
 struct Slices {
-    /// When one of them was last written.
+    /// The time when one of them was last written.
     written: Instant,
-    /// When one of them last got other ports.
+    /// The time when one of them last got other ports.
     ports: Option<Instant>,
     /// The endpoints that left a slice, whether another one has them or not.
     left: BTreeMap<EndpointId, Left>,
@@ -102,7 +103,7 @@ type EndpointId = (IpAddr, Option<Str>);
 #[derive(Clone, Copy, Debug)]
 struct Left {
     at: Instant,
-    /// Whether it was seen terminating.
+    /// True if it was seen terminating.
     terminating: bool,
 }
 
@@ -177,7 +178,7 @@ impl History {
     }
 }
 
-/// What is known of the Node of a missing endpoint.
+/// Says what is known of the Node of a missing endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum NodeState {
     /// It is there, or Nodes are not watched.
@@ -188,16 +189,16 @@ enum NodeState {
     Back(Instant),
 }
 
-/// What is known of a missing endpoint and of its Service's slices.
+/// Holds what is known of a missing endpoint and of its Service's slices.
 #[derive(Clone, Copy, Debug)]
 struct Absence {
-    /// Since when the endpoint is missing.
+    /// The time since when the endpoint is missing.
     since: Instant,
-    /// When a slice was last written.
+    /// The time when a slice was last written.
     written: Instant,
-    /// When a slice last got other ports, where the slices do not all have the same.
+    /// The time when a slice last got other ports, if the slices do not all have the same.
     mixed: Option<Instant>,
-    /// Whether there is no slice at all where Kubernetes' controller keeps at least an empty one.
+    /// True if there is no slice at all where Kubernetes' controller keeps at least an empty one.
     no_slices: bool,
     /// When the Service was deleted.
     gone: Option<Instant>,
@@ -205,7 +206,7 @@ struct Absence {
 }
 
 impl Absence {
-    /// Until when the registration stays.
+    /// Says until when the registration stays.
     fn until(&self) -> Instant {
         if let Some(gone) = self.gone {
             return gone + SETTLED;
@@ -230,7 +231,7 @@ impl Absence {
 /// The slices of a Service as they are now.
 struct Now<'a> {
     at: BTreeMap<IpAddr, Vec<(&'a Slice, &'a Endpoint)>>,
-    /// Whether those that have endpoints have different ports.
+    /// True if those that have endpoints have different ports.
     are_mixed: bool,
     are_none: bool,
 }
@@ -262,7 +263,7 @@ struct Undesired<'a> {
 }
 
 impl Undesired<'_> {
-    /// Whether it is of the endpoint of this pod at its address.
+    /// Says whether it is of the endpoint of this pod at its address.
     fn is_of(&self, uid: Option<&Str>) -> bool {
         let target = uid.map_or_else(|| self.registration.address.clone(), Clone::clone);
         // The port that is registered may have been edited by hand; the one in the ID was not.
@@ -270,7 +271,7 @@ impl Undesired<'_> {
         instance_id(self.cluster, self.owner, &self.registration.service, &target, port) == self.row.id
     }
 
-    /// Whether slices have its endpoint, or another one in its place.
+    /// Says whether slices have its endpoint, or another one in its place.
     fn is_in(&self, now: &Now<'_>) -> bool {
         now.at.get(&self.address).into_iter().flatten().any(|(slice, endpoint)| {
             self.is_of(endpoint.pod.as_ref().map(|pod| &pod.uid))
@@ -343,7 +344,7 @@ impl World {
         missing
     }
 
-    /// What is known of a missing endpoint; none where it was seen terminating.
+    /// Says what is known of a missing endpoint; none where it was seen terminating.
     fn absence(&self, of: &ObjectKey, row: &Undesired<'_>, mixed: bool, no_slices: bool) -> Option<Absence> {
         let covering = self.history.listed.iter().filter(|(scope, _)| scope.covers(&of.namespace));
         let listed = covering.map(|(_, at)| *at).max()?;
@@ -374,7 +375,7 @@ impl World {
         }
     }
 
-    /// Whether the pod behind a registration is watched, and is gone or on its way out.
+    /// Says whether the pod behind a registration is watched, and is gone or on its way out.
     fn has_pod_ended(&self, spec: &Spec, row: &Undesired<'_>) -> bool {
         if !spec.needs().pods {
             return false;
@@ -393,7 +394,7 @@ mod tests {
     use super::*;
 
     impl World {
-        /// Whether anything is remembered of slices.
+        /// Says whether anything is remembered of slices.
         pub(in crate::cluster::world) fn remembers(&self) -> bool {
             !self.history.services.is_empty() || !self.history.due.is_empty() || !self.history.gone.is_empty()
         }

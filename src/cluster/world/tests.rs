@@ -49,12 +49,12 @@ fn pods_of(app: &str) -> Spec {
     from(Source::Pods { selector: Selector(vec![Requirement::In("app".into(), [app.into()].into())]) })
 }
 
-/// The same spec under this name.
+/// Gives the same spec under this name.
 fn named(name: &str, spec: Spec) -> Spec {
     Spec { service: name.into(), ..spec }
 }
 
-/// The same spec with this tag.
+/// Gives the same spec with this tag.
 fn tagged(tag: &str, spec: Spec) -> Spec {
     Spec { tags: vec![Template::parse(tag).unwrap()], ..spec }
 }
@@ -201,7 +201,7 @@ impl World {
         self.hear(Change::Resource(Step::Delete(key.clone())))
     }
 
-    /// Whether something of this kind, namespace and name is held.
+    /// Says whether something of this kind, namespace and name is held.
     fn holds(&self, kind: Kind, key: &ObjectKey) -> bool {
         match kind {
             Kind::Resource => self.resources.get(key).is_some(),

@@ -6,21 +6,21 @@ use crate::cluster::event::{Kind, Scope};
 use crate::model::names::Str;
 use crate::model::resource::Needs;
 
-/// What is to be watched.
+/// Says what is to be watched.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Wanted {
     /// These kinds, each in one scope, with a number that tells one time from an earlier one: a watch that ended and
     /// is wanted again begins anew.
     pub watches: BTreeMap<(Kind, Scope), u64>,
-    /// Of pods, these annotations.
+    /// The annotations of pods that are kept.
     pub annotations: BTreeSet<Str>,
 }
 
-/// How many resources need what.
+/// Counts how many resources need what.
 #[derive(Debug, Default)]
 pub(super) struct Wants {
     watches: BTreeMap<(Kind, Scope), Count>,
-    /// How often a watch has begun.
+    /// Counts how often a watch has begun.
     begun: u64,
     annotations: BTreeMap<Str, usize>,
     news: bool,
@@ -29,7 +29,7 @@ pub(super) struct Wants {
 #[derive(Debug)]
 struct Count {
     users: usize,
-    /// Which beginning it was.
+    /// Counts which beginning it was.
     time: u64,
 }
 
@@ -92,7 +92,7 @@ impl Wants {
         }
     }
 
-    /// Whether anything is wanted now that was not, or the other way round, since this was last asked.
+    /// Says whether anything is wanted now that was not, or the other way round, since this was last asked.
     pub(super) fn take_news(&mut self) -> bool {
         std::mem::take(&mut self.news)
     }

@@ -18,7 +18,7 @@ use crate::model::registration::RowKey;
 /// The check by which Consul's servers tell whether the agent of a node lives.
 const SERF_HEALTH: &str = "serfHealth";
 
-/// How the instances on another node are changed.
+/// Says how the instances on another node are changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
     /// Through its agent, which the administrator has named; its place among those.
@@ -29,8 +29,8 @@ enum Way {
     Unnamed,
 }
 
-/// How to change what is on a node, of which `named` is the agent and `serf` what the servers say of it. A node without
-/// that check has no agent.
+/// Decides how to change what is on a node. `named` is the agent of that node, `serf` is what the servers say of it; a
+/// node without that check has no agent.
 fn way(named: Option<usize>, serf: Option<Health>) -> Way {
     match (named, serf) {
         (Some(place), _) => Way::Agent(place),
@@ -46,8 +46,8 @@ impl Agent {
         known.current.as_ref().and_then(name_and_id).is_some_and(|(own, _)| own != node)
     }
 
-    /// What carries our mark on other nodes than the agent's own. Nodes of our own making are left out: those are of
-    /// the other mode.
+    /// Reads what carries our mark on other nodes than the agent's own. Nodes of our own making are left out: those
+    /// are of the other mode.
     pub(super) async fn rows_elsewhere(&self, own: &Str) -> Result<Rows, Trouble> {
         let cluster = self.identity.cluster.as_str();
         let mut filter = format!("NodeMeta[\"{}\"] != \"{cluster}\"", meta::CLUSTER);
@@ -111,7 +111,7 @@ impl Agent {
         }
     }
 
-    /// Which of the agents that were named is this node's, and what is wrong with those that do not answer.
+    /// Finds which of the agents that were named is this node's, and says what is wrong with those that do not answer.
     async fn named(&self, node: &str) -> (Option<usize>, Vec<String>) {
         let mut silent = Vec::new();
         for (place, (address, agent)) in self.previous.iter().enumerate() {
@@ -144,8 +144,8 @@ impl Agent {
     }
 }
 
-/// What became of an operation whose trouble is nobody else's. A second attempt does no harm, and until then the row
-/// counts as it was read last.
+/// Gives the outcome of an operation that failed for a reason of its own. A second attempt does no harm, and until
+/// then the row counts as it was read last.
 fn alone(outcome: Outcome, who: &str) -> Outcome {
     match outcome {
         Outcome::NotTried(trouble) | Outcome::Unknown(trouble) => Outcome::Refused(format!("{who}: {trouble}")),

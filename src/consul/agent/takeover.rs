@@ -21,7 +21,7 @@ pub struct AgentTakeover {
     /// The agent as a Lictor of the other cluster sees it.
     theirs: Agent,
     ours: Identity,
-    /// What was changed for the other cluster to put right.
+    /// The instances that were changed for the other cluster to put right.
     challenged: Mutex<Vec<RowKey>>,
 }
 

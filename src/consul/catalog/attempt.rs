@@ -14,14 +14,14 @@ use crate::model::diff::Op;
 use crate::model::names::{Str, meta};
 use crate::model::nodes::NodeOwner;
 
-/// How often a transaction is mended and tried again before we give up on finding out what Consul means.
+/// The most times that a transaction is mended and tried again before we give up on finding out what Consul means.
 /// Taking out an operation that Consul refuses does not count.
 const REPAIRS: usize = 6;
 
 /// A bundle on its way.
 struct Attempt<'a> {
     bundle: &'a Bundle,
-    /// What became of each operation, as far as is known.
+    /// The outcome of each operation, as far as it is known.
     outcomes: Vec<Option<Outcome>>,
     /// The places of those whose instance was found not to be there.
     unregistered: BTreeSet<usize>,
@@ -29,9 +29,9 @@ struct Attempt<'a> {
     seen: Option<SeenChecks>,
     /// The most operations in a transaction: fewer after one that Consul refused as a whole.
     most: usize,
-    /// Whether Consul was seen to carry out others since it refused one as a whole.
+    /// True if Consul was seen to carry out others since it refused one as a whole.
     others_pass: bool,
-    /// How often a transaction was mended since the last operation was refused.
+    /// Counts how often a transaction was mended since the last operation was refused.
     repairs: usize,
 }
 
@@ -55,7 +55,7 @@ impl Attempt<'_> {
         }
     }
 
-    /// Whether an operation is in vain without its node.
+    /// Says whether an operation is in vain without its node.
     fn needs_node(&self, index: usize) -> bool {
         matches!(self.bundle.ops[index], Op::Put { .. }) || self.unregistered.contains(&index)
     }
@@ -88,7 +88,7 @@ impl Attempt<'_> {
         }
     }
 
-    /// Whether an operation writes checks for consul-esm to run.
+    /// Says whether an operation writes checks for consul-esm to run.
     fn writes_checks(&self, index: usize) -> bool {
         writes_checks(&self.bundle.ops[index], self.unregistered.contains(&index))
     }
@@ -332,7 +332,7 @@ fn in_conflict(attempt: &Attempt<'_>, transaction: &Transaction, errors: &[TxnEr
     found
 }
 
-/// What to say where somebody else has a node.
+/// Says to the user whose a node is that is not ours.
 fn not_ours(name: &str, node: &Node, owner: NodeOwner) -> String {
     if owner == NodeOwner::Agent {
         return format!("the Consul node {name} is a Consul agent's own");

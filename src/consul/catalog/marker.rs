@@ -13,10 +13,10 @@ use crate::model::nodes::NodeMark;
 /// The meta key of the marker's term.
 pub(super) const TERM: &str = "lictor-term";
 
-/// How long to stay away when another Lictor has taken over: two that run at once must not take turns.
+/// The time to stay away when another Lictor has taken over: two that run at once must not take turns.
 const YIELD: Duration = Duration::from_secs(60);
 
-/// How often we try to get hold of the marker before we leave it to the next time.
+/// The most times that we try to get hold of the marker before we leave it to the next time.
 const ATTEMPTS: usize = 3;
 
 /// The marker as we have written it: each transaction begins by comparing it.
@@ -65,7 +65,7 @@ impl Catalog {
         self.state().term > 0
     }
 
-    /// Whether any node carries our mark.
+    /// Says whether any node carries our mark.
     async fn has_nodes(&self) -> Result<bool, Trouble> {
         let ours = [(meta::CLUSTER, self.identity.cluster.as_str()), (meta::CLUSTER_UID, &*self.identity.uid)];
         let filter = ours.map(|(key, value)| format!("Meta[\"{key}\"] == \"{value}\"")).join(" and ");
@@ -210,7 +210,7 @@ impl Catalog {
         matches!(self.state().footing, Footing::Firm(present) if present != fence)
     }
 
-    /// What has become of the marker, if it is not as we left it. Our footing is lost then.
+    /// Says what has become of the marker, if it is not as we left it. Our footing is lost then.
     fn judge(&self, marker: Option<&Node>, fence: Fence) -> Option<Trouble> {
         let name = &self.marker;
         let mut state = self.state();

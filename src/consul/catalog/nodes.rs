@@ -15,7 +15,7 @@ use crate::consul::wire::{Check, Node, TxnOp};
 use crate::model::names::{Str, id_prefix};
 use crate::model::nodes::node_name;
 
-/// How long a node has to have been empty before it goes.
+/// The time that a node has to have been empty before it is deleted.
 const GRACE: Duration = Duration::from_secs(60);
 
 /// The meta pair by which consul-esm finds the nodes whose checks it runs. (With `external-probe` beside it, it would
@@ -28,7 +28,7 @@ const TRUE: &str = "true";
 pub(super) struct KnownNode {
     /// As it was when we last saw it.
     pub(super) row: Node,
-    /// Whether it is to be one that consul-esm looks at, as far as is known.
+    /// True if consul-esm is to look at it, as far as is known.
     is_for_esm: Option<bool>,
 }
 
@@ -116,8 +116,8 @@ impl Catalog {
         }
     }
 
-    /// Whether consul-esm has to look at a node with these checks: where it has checks of ours to run. Where it has
-    /// only somebody else's, that is theirs to say.
+    /// Says whether consul-esm has to look at a node with these checks: where it has checks of ours to run. Where it
+    /// has only somebody else's, that is theirs to say.
     fn is_for_esm(&self, checks: &[Check]) -> Option<bool> {
         let prefix = id_prefix(&self.identity.cluster);
         let is_ours = |check: &&Check| {
@@ -310,7 +310,7 @@ impl Catalog {
     }
 }
 
-/// Whether consul-esm looks at a node.
+/// Says whether consul-esm looks at a node.
 fn is_external(node: &Node) -> bool {
     node.meta(EXTERNAL_NODE) == TRUE
 }

@@ -13,7 +13,7 @@ use crate::model::names::{Str, id_prefix, meta};
 use crate::model::nodes::{NodeMark, NodeOwner, node_prefix};
 use crate::model::registration::{Ownership, Row, RowKey};
 
-/// How many nodes are read at once.
+/// The most nodes that are read at once.
 const READS: usize = 8;
 
 impl Catalog {
@@ -97,7 +97,7 @@ impl Catalog {
         if lower.starts_with(&node_prefix(&self.identity.cluster)) { lower.into() } else { name.into() }
     }
 
-    /// Whether a row with an ID like ours is on a node.
+    /// Says whether a row with an ID like ours is on a node.
     async fn has_our_ids(&self, node: &str) -> Result<bool, Trouble> {
         let filter = format!("ID matches \"^{}\"", id_prefix(&self.identity.cluster));
         let query = path(&["catalog", "node-services", node], &[("consistent", ""), ("filter", &filter)]);

@@ -20,7 +20,7 @@ use crate::consul::{Rows, Trouble};
 use crate::model::diff::Op;
 use crate::model::names::{Identity, Str, meta};
 
-/// How often a write is tried again after what it is compared with has changed.
+/// The most times that a write is tried again after what it is compared with has changed.
 const ATTEMPTS: usize = 5;
 
 /// Taking over in the catalog.
@@ -32,7 +32,7 @@ pub struct CatalogTakeover {
     fence: Mutex<Option<Node>>,
 }
 
-/// Whose the marker node is.
+/// Says whose the marker node is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Marker {
     /// There is none.
@@ -45,7 +45,7 @@ enum Marker {
     Others(String),
 }
 
-/// Whose a marker node is, for the clusters of these uids.
+/// Says whose a marker node is, for the clusters of these uids.
 fn whose(marker: Option<Node>, ours: &str, theirs: &str) -> Marker {
     let Some(node) = marker else { return Marker::Absent };
     match node.meta(meta::CLUSTER_UID) {

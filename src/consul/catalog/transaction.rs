@@ -15,7 +15,8 @@ const MOST_OPS: usize = 128;
 /// The most bytes, a little less than Consul's default of 512 KiB (`limits.txn_max_req_len`).
 const MOST_BYTES: usize = 500 * 1024;
 
-/// What an operation of a transaction is for; where it belongs to one of the bundle's, with that one's place.
+/// Says what an operation of a transaction is for. Where it belongs to an operation of the bundle, it holds that one's
+/// place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Part {
     /// The first: nothing is written unless it holds.
@@ -67,7 +68,7 @@ impl Transaction {
         true
     }
 
-    /// What the operation at a place of the transaction is for.
+    /// Says what the operation at a place of the transaction is for.
     pub(super) fn part(&self, place: usize) -> Option<Part> {
         self.parts.get(place).copied()
     }
@@ -98,7 +99,7 @@ fn owner(part: Part) -> Option<usize> {
     }
 }
 
-/// Whether an operation writes checks for consul-esm to run.
+/// Says whether an operation writes checks for consul-esm to run.
 pub(super) fn writes_checks(op: &Op, unregistered: bool) -> bool {
     match op {
         Op::Put { registration, .. } => !registration.checks.placed().is_empty(),

@@ -11,20 +11,20 @@ use reqwest::{Certificate, Identity, redirect};
 use super::CONNECTIONS;
 use super::settings::{BadSettings, ConsulSettings, bad_file, chain, hold_a_user, parse_address, read};
 
-/// How long a connection may take to be made, TLS included.
+/// The longest time that a connection may take to be made, TLS included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The connections that requests go over: to one server, as far as its address leads to one.
 #[derive(Clone)]
 pub(super) struct Connections {
-    /// How often they were given up for new ones.
+    /// Counts how often they were given up for new ones.
     pub(super) turn: usize,
-    /// What requests begin with.
+    /// The beginning of each request's URL.
     pub(super) base: Arc<str>,
     pub(super) client: reqwest::Client,
 }
 
-/// What connections are made of.
+/// Holds what connections are made of.
 pub(super) struct Blueprint {
     servers: Vec<Server>,
     authorities: Option<Vec<Certificate>>,
@@ -34,7 +34,7 @@ pub(super) struct Blueprint {
 
 /// One of Consul's addresses.
 struct Server {
-    /// What requests begin with.
+    /// The beginning of each request's URL.
     base: Arc<str>,
     /// The host that the address leads to, where the URL has another name in its place.
     host: Option<Arc<str>>,
@@ -80,7 +80,7 @@ impl Blueprint {
         Ok(Self { servers, authorities, identity, ssl_verify: settings.ssl_verify })
     }
 
-    /// How many addresses there are.
+    /// Counts the addresses.
     pub(super) fn addresses(&self) -> usize {
         self.servers.len()
     }
@@ -121,7 +121,7 @@ fn certificates(file: &Path) -> Result<Vec<Certificate>, BadSettings> {
 struct Resolver {
     /// The host that is looked up in place of the name.
     host: Option<Arc<str>>,
-    /// How often the name has had its turn: it begins with another one of its addresses each time.
+    /// Counts how often the name has had its turn: it begins with another one of its addresses each time.
     turn: usize,
 }
 
@@ -136,7 +136,7 @@ impl Resolve for Resolver {
     }
 }
 
-/// The same, beginning with another one each turn.
+/// Turns a list, so that it begins with another one each turn.
 fn beginning_with<T>(mut all: Vec<T>, turn: usize) -> Vec<T> {
     let first = turn.checked_rem(all.len()).unwrap_or_default();
     all.rotate_left(first);

@@ -7,7 +7,7 @@ use reqwest::Url;
 
 use crate::certificates::{Credentials, Fault, Source};
 
-/// Where Consul is and how to be let in.
+/// Says where Consul is and how to be let in.
 #[derive(Clone)]
 pub struct ConsulSettings {
     /// Each `http://host:port`, `https://host:port`, or `host:port` for plain HTTP; tried in turn.
@@ -23,7 +23,7 @@ pub struct ConsulSettings {
     pub client_cert: Option<PathBuf>,
     /// The key for it.
     pub client_key: Option<PathBuf>,
-    /// Whether Consul's certificate is checked.
+    /// True if Consul's certificate is checked.
     pub ssl_verify: bool,
     /// The name that Consul's certificate has to be for, where that is not the host in the address.
     pub tls_server_name: Option<String>,
@@ -63,7 +63,7 @@ impl fmt::Debug for ConsulSettings {
     }
 }
 
-/// Why there can be no [`Http`] with these settings.
+/// Says why there can be no [`Http`](super::Http) with these settings.
 #[derive(Debug, thiserror::Error)]
 pub enum BadSettings {
     /// Consul over a unix socket.
@@ -78,17 +78,17 @@ pub enum BadSettings {
     /// Not an address.
     #[error("Consul's address {address:?} is not of the form http://HOST:PORT or https://HOST:PORT: {why}")]
     Address {
-        /// As given.
+        /// The address as it was given.
         address: String,
-        /// What is wrong with it.
+        /// Says what is wrong with the address.
         why: String,
     },
     /// A file that is missing or of the wrong content.
     #[error("{path}: {why}")]
     File {
-        /// Which.
+        /// The file's path.
         path: PathBuf,
-        /// What is wrong with it.
+        /// Says what is wrong with the file.
         why: String,
     },
     /// A certificate or a key that cannot be used.
@@ -105,8 +105,8 @@ pub enum BadSettings {
     Client(String),
 }
 
-/// Whether one of these addresses holds a user. There may be a password beside it, and a comma in that has cut the
-/// address in two.
+/// Says whether one of these addresses holds a user. There may be a password beside it, and a comma in that has cut
+/// the address in two.
 pub(super) fn hold_a_user(addresses: &[String]) -> bool {
     addresses.iter().any(|address| address.contains('@'))
 }
@@ -142,7 +142,7 @@ pub(super) fn bad_file(path: &Path, error: &dyn std::error::Error) -> BadSetting
     BadSettings::File { path: path.to_owned(), why: chain(error) }
 }
 
-/// What the files of certificates hold, judged before they are used.
+/// Reads the files of certificates, which are judged before they are used.
 pub(super) fn credentials(settings: &ConsulSettings) -> Result<Credentials, BadSettings> {
     let source = |file: &PathBuf| {
         let text = read(file)?;

@@ -10,16 +10,16 @@ use tokio::time::Instant;
 
 use super::settings::ConsulSettings;
 
-/// How often the token's file is looked at.
+/// The time between two looks at the token's file.
 const TOKEN_CHECK: Duration = Duration::from_secs(1);
 
-/// Where the token comes from, and the last one that did.
+/// Says where the token comes from, and holds the last one that did.
 pub(super) enum TokenSource {
     Value(String),
     File { path: PathBuf, last: Mutex<Option<Seen>> },
 }
 
-/// What was in the token's file, and when.
+/// Holds what was in the token's file, and when.
 pub(super) struct Seen {
     looked: Instant,
     changed: (SystemTime, u64),

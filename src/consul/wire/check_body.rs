@@ -23,8 +23,8 @@ const READINESS_NOTES: &str = "Whether Kubernetes considers the pod ready. Kept 
 /// but us runs.
 const READINESS_TYPE: &str = "kubernetes-readiness";
 
-/// How long an agent waits for the next update before it makes the check critical: ten years, so that the
-/// check stays as it is for as long as nobody tells it otherwise.
+/// The time that an agent waits for the next update before it makes the check critical: ten years, so that the check
+/// stays as it is for as long as nobody tells it otherwise.
 const READINESS_TTL: &str = "87600h";
 
 /// The output of a readiness check: one text for each state, so that it never changes by itself.
@@ -64,7 +64,7 @@ pub struct TxnCheck<'a> {
     pub service_id: &'a str,
     /// The name of the instance's service. Consul judges by it whether the token may write the check.
     pub service_name: &'a str,
-    /// What consul-esm has to do.
+    /// Holds what consul-esm has to do.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub definition: Option<Box<Definition<'a>>>,
     /// The Raft index to compare with; 0 stands for a check that is not there.
@@ -110,7 +110,7 @@ impl<'a> TxnCheck<'a> {
         }
     }
 
-    /// What identifies a check of an instance, and nothing else of it.
+    /// Identifies a check of an instance, and holds nothing else of it.
     pub(super) fn named(node: &'a str, id: &'a str, service: &'a str, name: &str) -> Self {
         Self { node, id: check_id(id, name), service_id: id, service_name: service, ..Self::default() }
     }
@@ -214,8 +214,8 @@ fn is_zero(runs: &u8) -> bool {
     *runs == 0
 }
 
-/// What a check does, always against the instance's own address, as far as an agent and consul-esm have the same
-/// words for it. What is as it would be anyway is left out: a Consul that does not know a field yet refuses it.
+/// Says what a check does, always against the instance's own address, as far as an agent and consul-esm have the same
+/// words for it. A value that holds anyway is left out: a Consul that does not know a field yet refuses it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Definition<'a> {

@@ -16,22 +16,22 @@ pub struct Check {
     pub id: Option<String>,
     /// `passing`, `warning`, `critical`.
     pub status: Option<String>,
-    /// What it said last.
+    /// The check's last output.
     pub output: Option<String>,
     /// Empty for a check of the node itself.
     #[serde(rename = "ServiceID")]
     pub service_id: Option<String>,
-    /// What consul-esm is to do. An agent keeps this to itself.
+    /// Says what consul-esm is to do. An agent keeps this to itself.
     pub definition: Option<Definition>,
     /// The Raft index of its last change, in the catalog.
     pub modify_index: Option<u64>,
 }
 
-/// What of a check's definition consul-esm goes by.
+/// Holds what consul-esm goes by of a check's definition.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "UPPERCASE", default)]
 pub struct Definition {
-    /// A URL.
+    /// The URL of an HTTP check.
     pub http: Option<String>,
     /// An address and port.
     pub tcp: Option<String>,
@@ -40,7 +40,7 @@ pub struct Definition {
 }
 
 impl Check {
-    /// Whether consul-esm runs it where its node's meta says so.
+    /// Says whether consul-esm runs it where its node's meta says so.
     #[must_use]
     pub fn is_for_esm(&self) -> bool {
         let targets =
@@ -48,7 +48,7 @@ impl Check {
         targets.flatten().any(|target| !target.is_empty())
     }
 
-    /// Whether it is the check by which the servers watch a Consul agent: its node is the agent's
+    /// Says whether it is the check by which the servers watch a Consul agent: its node is the agent's
     /// (`structs.SerfCheckID`).
     #[must_use]
     pub fn is_of_agent(&self) -> bool {
@@ -60,14 +60,14 @@ impl Check {
         self.service_id.as_deref().filter(|id| !id.is_empty())
     }
 
-    /// What its ID calls it, where that is of our making.
+    /// Gives the check's name from its ID, if the ID is of our making.
     #[must_use]
     pub fn name(&self) -> Option<&str> {
         check_name(self.instance()?, self.id.as_deref()?)
     }
 }
 
-/// What the checks of one node say, by service ID.
+/// Holds what the checks of one node say, by service ID.
 #[derive(Debug, Default)]
 pub struct Healths(BTreeMap<String, InstanceHealth>);
 
@@ -108,7 +108,7 @@ impl Healths {
         self.0.get(id).map_or(Health::Passing, |health| health.worst)
     }
 
-    /// What an instance's readiness check says, where it has one.
+    /// Gives the state of an instance's readiness check, if it has one.
     #[must_use]
     pub fn readiness(&self, id: &str) -> Option<Health> {
         self.0.get(id)?.readiness

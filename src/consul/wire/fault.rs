@@ -46,7 +46,7 @@ impl Fault {
         TEXTS.iter().find(|(part, _)| text.contains(part)).map_or(Self::Other, |(_, fault)| *fault)
     }
 
-    /// Whether Consul surely did not carry out a write that it answered with this fault and a status of the 500s.
+    /// Says whether Consul surely did not carry out a write that it answered with this fault and a status of the 500s.
     /// Every other such write may have been carried out: the answer may be a proxy's time-out, or "leadership lost
     /// while committing log".
     #[must_use]

@@ -9,7 +9,7 @@ use super::check_body::{AgentCheck, AgentReadiness};
 use super::to_json;
 use crate::model::registration::Registration;
 
-/// What both ways of registering an instance have in common.
+/// Holds what both ways of registering an instance have in common.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct ServiceBody<'a> {

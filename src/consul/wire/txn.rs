@@ -16,30 +16,30 @@ use crate::model::registration::Registration;
 pub enum TxnOp<'a> {
     /// Concerns a node.
     Node {
-        /// What to do with it.
+        /// Says what to do with it.
         verb: Verb,
-        /// The node.
+        /// The node to read or write.
         node: Node,
     },
     /// Concerns an instance.
     Service {
-        /// What to do with it.
+        /// Says what to do with it.
         verb: Verb,
         /// The Consul node that it is on.
         node: &'a str,
-        /// The instance.
+        /// The instance to read or write.
         service: TxnService<'a>,
     },
     /// Concerns a check.
     Check {
-        /// What to do with it.
+        /// Says what to do with it.
         verb: Verb,
-        /// The check.
+        /// The check to read or write.
         check: TxnCheck<'a>,
     },
 }
 
-/// What an operation does.
+/// Says what an operation does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Verb {
@@ -152,9 +152,9 @@ pub struct TxnEntry {
 pub struct TxnError {
     /// The operation's place in the transaction, from 0.
     pub op_index: usize,
-    /// Consul's text.
+    /// The text of Consul.
     pub what: String,
-    /// What that text means.
+    /// Says what that text means.
     pub fault: Fault,
 }
 

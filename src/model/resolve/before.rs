@@ -16,12 +16,12 @@ use crate::model::port::{PortInUse, PortRef};
 use crate::model::registration::Registration;
 use crate::model::resource::{Resource, Source};
 
-/// What a resource came to before, as far as it says so itself or Consul holds it.
+/// Holds what a resource came to before, as far as it says so itself or Consul holds it.
 #[derive(Clone, Copy, Debug)]
 pub struct Before<'a, R> {
     /// The port that its status names.
     pub(super) told: Option<&'a PortInUse>,
-    /// Whether the status is about its present spec.
+    /// True if the status is about its present spec.
     pub(super) is_present: bool,
     pub(super) registered: R,
 }
@@ -78,7 +78,8 @@ impl<'a, R: Iterator<Item = &'a Registration> + Clone> Before<'a, R> {
         most(service, votes.into_iter().map(|(index, _)| (index, 1)))
     }
 
-    /// What is registered may be at none of these addresses any more. What came from another source tells nothing.
+    /// Finds a port by its number. What is registered may be at none of these addresses any more. What came from
+    /// another source tells nothing.
     fn by_number<'s>(
         &self,
         source: &Source,
@@ -109,14 +110,14 @@ impl<'a, R: Iterator<Item = &'a Registration> + Clone> Before<'a, R> {
         present.into_iter().chain(by_votes(named)).chain(told()).chain(by_votes(numbers)).collect()
     }
 
-    /// What is registered of a source.
+    /// Gives what is registered of a source.
     fn from(&self, source: &Source) -> impl Iterator<Item = &'a Registration> + use<'a, R> {
         let source = source.to_string();
         self.registered.clone().filter(move |there| there.meta.get(meta::SOURCE).is_some_and(|of| **of == *source))
     }
 }
 
-/// Where a registration answers.
+/// Gives the address and port at which a registration answers.
 fn end(there: &Registration) -> Option<(IpAddr, u16)> {
     Some((there.address.parse().ok()?, there.port))
 }
@@ -130,19 +131,19 @@ pub(super) fn by_votes(ports: impl Iterator<Item = PortRef>) -> Vec<PortRef> {
     all.into_iter().map(|(_, port)| port).collect()
 }
 
-/// What the resource's status is to call a port of a container.
+/// Says how the resource's status is to call a port of a container.
 pub(super) fn of_container(port: &ContainerPort) -> PortRef {
     if port.name.is_empty() { PortRef::Number(port.number) } else { PortRef::Name(port.name.clone()) }
 }
 
-/// What the resource's status is to call a port of a Service.
+/// Says how the resource's status is to call a port of a Service.
 pub(super) fn of_service(source: &Source, port: &ServicePort) -> PortInUse {
     let number = PortRef::Number(port.number);
     let port = if port.name.is_empty() { number } else { PortRef::Name(port.name.clone()) };
     PortInUse { source: source.to_string().into(), port }
 }
 
-/// Which ports of a Service a slice has, and under which numbers.
+/// Lists the ports of a Service that a slice has, each with its number there.
 fn numbers<'a>(service: &'a Service, slice: &'a Slice) -> impl Iterator<Item = (usize, u16)> + 'a {
     let port = |there: &ServicePort| {
         let mut ports = slice.ports.iter();

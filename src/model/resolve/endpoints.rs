@@ -25,7 +25,7 @@ impl<'a> Listed<'a> {
         self.endpoint.pod.as_ref().map(|pod| &pod.uid)
     }
 
-    /// What people call it: the pod's name, or the address where there is no pod.
+    /// Gives the name that people call it by: the pod's name, or the address where there is no pod.
     pub(super) fn called(&self) -> String {
         let pod = self.endpoint.pod.as_ref();
         pod.map_or_else(|| self.endpoint.address.to_string(), |pod| pod.name.to_string())
@@ -60,7 +60,7 @@ impl<'a> Endpoints<'a> {
         port.number_in(of.slice).or_else(others)
     }
 
-    /// Likewise by the name alone; of several protocols TCP comes first.
+    /// Finds the port by the name alone; of several protocols TCP comes first.
     pub(super) fn named(&self, of: Listed<'a>, name: &Str) -> Option<u16> {
         let in_slice = |slice: &Slice| {
             let named = slice.ports.iter().filter(|port| port.name == *name);
@@ -69,14 +69,14 @@ impl<'a> Endpoints<'a> {
         in_slice(of.slice).or_else(|| self.same(of).find_map(|other| in_slice(other.slice)))
     }
 
-    /// Whether a slice names the pod behind an endpoint that names none.
+    /// Says whether a slice names the pod behind an endpoint that names none.
     pub(super) fn names_its_pod(&self, of: Listed<'a>, port: &PortKey) -> bool {
         let number = port.number_in(of.slice);
         let is_it = |other: Listed<'_>| other.endpoint.pod.is_some() && port.number_in(other.slice) == number;
         of.endpoint.pod.is_none() && self.same(of).any(is_it)
     }
 
-    /// The same endpoint in all slices. Pods in their node's network share its address: two pods are two endpoints.
+    /// Finds the endpoint in all slices. Pods in their node's network share its address: two pods are two endpoints.
     fn same(&self, of: Listed<'a>) -> impl Iterator<Item = Listed<'a>> {
         let here = self.0.get(&of.endpoint.address).into_iter().flatten().copied();
         here.filter(move |other| match (&of.endpoint.pod, &other.endpoint.pod) {

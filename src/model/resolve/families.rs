@@ -19,9 +19,10 @@ pub(super) struct Choice<'a> {
     pub(super) endpoints: Vec<Listed<'a>>,
     /// The addresses of pods in the family that they do not count in.
     pub(super) others: BTreeMap<&'a Str, IpAddr>,
-    /// How many of the second family are passed over: they name no pod, so nobody can tell which of the first they are.
+    /// The number of the second family that are passed over: they name no pod, so nobody can tell which of the first
+    /// they are.
     without_pod: usize,
-    /// How many slices hold host names.
+    /// The number of slices that hold host names.
     pub(super) host_names: usize,
 }
 
@@ -59,7 +60,7 @@ pub(super) fn choose<'a>(slices: impl Iterator<Item = &'a Slice>, service: &Serv
 }
 
 impl Choice<'_> {
-    /// What is passed over.
+    /// Says what is passed over.
     pub(super) fn remarks(&self, first: Option<Family>) -> Vec<Remark> {
         let (one, other) = if first == Some(Family::V6) { ("IPv6", "IPv4") } else { ("IPv4", "IPv6") };
         let without_pod = format!(

@@ -120,7 +120,7 @@ mod tests {
         Resolution { instances: instances.collect(), ..Resolution::default() }
     }
 
-    /// What is left of instances; `registered` are those that Consul holds, as (name, last part of the address).
+    /// Gives what is left of instances; `registered` are those that Consul holds, as (name, last part of the address).
     fn left(spec: &Spec, numbers: &[i8], registered: &[(&str, u8)]) -> (Vec<u8>, Option<String>) {
         let rows: Vec<(Str, Registration)> = registered
             .iter()

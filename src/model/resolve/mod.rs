@@ -25,13 +25,13 @@ pub use limit::limit;
 /// One endpoint of a resource, resolved to a number.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Instance {
-    /// Where it answers.
+    /// The address at which it answers.
     pub address: IpAddr,
     /// 1 to 65535.
     pub port: u16,
     /// Its address of the other family, where it has one and that is asked for.
     pub other_address: Option<IpAddr>,
-    /// Whether Kubernetes calls it ready; what Kubernetes does not know is.
+    /// True if Kubernetes calls it ready, or does not know it.
     pub ready: bool,
     /// The Kubernetes node that it runs on.
     pub node: Option<Str>,
@@ -41,36 +41,36 @@ pub struct Instance {
     pub check_ports: Vec<Option<u16>>,
     /// The values that the spec's texts hold, as far as this instance has them.
     pub values: Values,
-    /// What it has besides what all instances have.
+    /// The tags and meta that it has besides what all instances have.
     pub own: Option<Arc<Own>>,
 }
 
 impl Instance {
-    /// What stands for this instance in its ID: the pod's uid, or the address where there is no pod.
+    /// Gives what stands for this instance in its ID: the pod's uid, or the address where there is no pod.
     #[must_use]
     pub fn target(&self) -> Str {
         self.pod.as_ref().map_or_else(|| self.address.to_string().into(), |pod| pod.uid.clone())
     }
 
-    /// What people call it: the pod's name, or the address where there is no pod.
+    /// Gives the name that people call it by: the pod's name, or the address where there is no pod.
     #[must_use]
     pub fn called(&self) -> String {
         self.pod.as_ref().map_or_else(|| self.address.to_string(), |pod| pod.name.to_string())
     }
 }
 
-/// What a source came to.
+/// Says what a source came to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Resolution {
     /// The instances, each once, in the order of their targets.
     pub instances: Vec<Instance>,
-    /// What of the source is not among them although it lives, and why.
+    /// The problems of what is not among them although it lives.
     pub left_out: Vec<Problem>,
-    /// What is to be said of it although it could be resolved.
+    /// The remarks about it although it could be resolved.
     pub remarks: Vec<Remark>,
-    /// Why the source could not be resolved; none where it could, be it to nothing.
+    /// Says why the source could not be resolved; none where it could, be it to nothing.
     pub unresolved: Option<Unresolved>,
-    /// What of the registrations made earlier stays although `instances` does not have it.
+    /// Says which of the registrations made earlier stay although `instances` does not have them.
     pub hold: Hold,
     /// The port of the source that is registered, where the spec names none; while the source cannot be resolved, the one
     /// that was.
@@ -91,7 +91,7 @@ pub enum Hold {
 }
 
 impl Hold {
-    /// Whether a registration stays.
+    /// Says whether a registration stays.
     #[must_use]
     pub fn holds(&self, registration: &Registration) -> bool {
         match self {
@@ -123,18 +123,18 @@ pub fn resolve<'a>(
     resolution
 }
 
-/// What is left of an instance that the spec does not ask for any more.
+/// Says what is left of an instance that the spec does not ask for any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Remains {
     /// It lives on: it goes because of an edit.
     Living,
     /// It is on its way out and serves until then.
     Serving,
-    /// Nothing.
+    /// Nothing is left of it.
     Nothing,
 }
 
-/// What is left of what a registration stands for. Of what came from another source nobody knows; it may live.
+/// Says what is left of what a registration stands for. Of what came from another source nobody knows; it may live.
 pub fn remains(spec: &Spec, there: &Registration, facts: &impl Facts) -> Remains {
     if there.meta.get(meta::SOURCE).is_none_or(|source| **source != spec.source.to_string()) {
         return Remains::Living;
@@ -161,7 +161,7 @@ pub fn remains(spec: &Spec, there: &Registration, facts: &impl Facts) -> Remains
     }
 }
 
-/// Of these addresses those that the source of a spec still has, and whether what is there terminates.
+/// Says which of these addresses the source of a spec still has, and whether what is there terminates.
 pub fn are_terminating(spec: &Spec, facts: &impl Facts, addresses: &BTreeSet<IpAddr>) -> BTreeMap<IpAddr, bool> {
     let mut found = BTreeMap::new();
     let mut add = |address: &IpAddr, terminates: bool| {
@@ -185,7 +185,7 @@ pub fn are_terminating(spec: &Spec, facts: &impl Facts, addresses: &BTreeSet<IpA
     found
 }
 
-/// What runs elsewhere is where the author says.
+/// Resolves static addresses: what runs elsewhere is where the author says.
 fn fixed(addresses: &[StaticAddress], spec: &Spec) -> Resolution {
     let instances = addresses.iter().map(|given| Instance {
         address: given.address,
@@ -244,7 +244,7 @@ impl Found {
         self.leave_out(instance, ProblemReason::PortNotFound, message);
     }
 
-    /// Whether one of them is ready.
+    /// Says whether one of them is ready.
     fn has_ready(&self) -> bool {
         self.instances.values().any(|instance| instance.ready)
     }
@@ -287,7 +287,7 @@ impl<'a> Wanted<'a> {
         Self { variables, of_pod }
     }
 
-    /// Whether all that is asked of a pod is known of this one.
+    /// Says whether all that is asked of a pod is known of this one.
     fn knows(&self, pod: &Pod) -> bool {
         self.variables.iter().all(|variable| match variable {
             Variable::Annotation(key) => pod.annotations.contains_key(key),

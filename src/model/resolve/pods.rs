@@ -102,7 +102,7 @@ pub(super) fn resolve<'a>(
 enum Port {
     /// There is no doubt which one it is.
     Clear(u16),
-    /// Of several, the one that was registered before.
+    /// The one of several that was registered before.
     GoesOn(u16),
 }
 

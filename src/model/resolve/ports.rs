@@ -6,7 +6,7 @@ use crate::model::names::Str;
 use crate::model::port::PortRef;
 use crate::model::reasons::{Remark, Unresolved};
 
-/// What finds a Service's port in its slices, as kube-proxy has it (`ServicePortName` in pkg/proxy/types.go).
+/// Identifies a Service's port in its slices, as kube-proxy has it (`ServicePortName` in pkg/proxy/types.go).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct PortKey {
     /// Empty where the Service has one unnamed port.
@@ -94,7 +94,7 @@ pub(super) fn listed<'a>(ports: impl Iterator<Item = (&'a Str, Protocol, u16)>) 
     if list.is_empty() { "none".to_owned() } else { list.join(", ") }
 }
 
-/// Where a check goes.
+/// Says where a check goes.
 pub(super) enum CheckPort {
     /// To the instance's own port.
     Own,
@@ -104,7 +104,7 @@ pub(super) enum CheckPort {
     Number(u16),
 }
 
-/// Where each check of a spec goes, in their order.
+/// Says where each check of a spec goes, in their order.
 pub(super) fn check_ports(
     service_name: &str,
     checks: &[CheckSpec],

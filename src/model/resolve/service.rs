@@ -99,7 +99,7 @@ pub(super) fn resolve<'a>(
     found.resolution()
 }
 
-/// What makes an instance of an endpoint.
+/// Makes instances of endpoints.
 struct Search<'a, F> {
     spec: &'a Spec,
     facts: &'a F,
@@ -110,7 +110,7 @@ struct Search<'a, F> {
     wanted: Wanted<'a>,
 }
 
-/// Why an endpoint is no instance.
+/// Says why an endpoint is no instance.
 enum Lack {
     Port,
     NotVerified,
@@ -181,7 +181,7 @@ impl<F: Facts> Search<'_, F> {
     }
 }
 
-/// Whether there is a pod behind an endpoint: the one that it names or, where it names none, any.
+/// Says whether there is a pod behind an endpoint: the one that it names or, where it names none, any.
 fn is_verified(endpoint: &Endpoint, facts: &impl Facts) -> bool {
     match &endpoint.pod {
         Some(of) => {

@@ -223,7 +223,7 @@ impl Watch {
     }
 }
 
-/// How often the histories had what they are for.
+/// Counts how often the histories had what they are for.
 #[derive(Debug, Default)]
 struct Statistics {
     histories: u32,
@@ -248,16 +248,16 @@ struct Statistics {
     restarts: u32,
 }
 
-/// What a decision about a resource goes by.
+/// Holds what a decision about a resource goes by.
 #[derive(Clone, Debug, PartialEq)]
 struct Inputs {
     /// The resource without bookkeeping.
     substance: Resource,
     in_force: InForce,
     waits_for: Option<Kind>,
-    /// What it asks for comes to.
+    /// The facts of the source that it asks for.
     facts: Vec<Fact>,
-    /// What it goes on by meanwhile comes to.
+    /// The facts of the source that it goes on by meanwhile.
     facts_meanwhile: Vec<Fact>,
 }
 
@@ -280,13 +280,13 @@ struct History<'a> {
     scopes: Vec<Scope>,
     truth: BTreeMap<(Kind, ObjectKey), Object>,
     watches: BTreeMap<(Kind, Scope), Watch>,
-    /// What the watches have said and the World has not heard yet, and of which watch it is.
+    /// The events that the watches have said and the World has not heard yet, each with its watch.
     on_the_way: VecDeque<(Event, u64)>,
     world: World,
     wanted: Wanted,
     /// The watches that were wanted at any time since the start.
     ever_wanted: BTreeSet<(Kind, Scope)>,
-    /// Who was last acted on under a name that is still what it asks for, and its uid.
+    /// The resources that were last acted on under a name that is still what they ask for, each with its uid.
     holders: BTreeMap<ResourceKey, (Str, Str)>,
     statistics: &'a RefCell<Statistics>,
 }
@@ -679,7 +679,7 @@ fn as_map(dirt: Vec<Dirtied>) -> BTreeMap<ResourceKey, Option<Cause>> {
     dirt.into_iter().map(|Dirtied { key, cause }| (key, cause)).collect()
 }
 
-/// Which resources should be called dirty, and why, after an event that was observed or inferred.
+/// Says which resources should be called dirty, and why, after an event that was observed or inferred.
 fn changed(
     before: &BTreeMap<ResourceKey, (Inputs, Entry)>,
     after: &BTreeMap<ResourceKey, (Inputs, Entry)>,
@@ -708,7 +708,7 @@ fn changed(
     expected
 }
 
-/// What a decision about a resource goes by, worked out with no index.
+/// Says what a decision about a resource goes by, worked out with no index.
 fn inputs(world: &World, key: &ResourceKey) -> Inputs {
     let Entry { resource, .. } = world.resource(key).unwrap();
     let mut substance = resource.clone();
@@ -769,7 +769,7 @@ fn all_needs<'a>(specs: impl Iterator<Item = &'a Arc<Spec>>) -> Needs {
     })
 }
 
-/// What the World holds of a kind, without what it remembers of the past.
+/// Says what the World holds of a kind, without what it remembers of the past.
 fn held(world: &World, kind: Kind) -> BTreeMap<ObjectKey, Object> {
     fn all<T: PartialEq + Clone>(table: &Table<T>, object: impl Fn(T) -> Object) -> BTreeMap<ObjectKey, Object> {
         table.iter().map(|(key, there)| (key.clone(), object(there.clone()))).collect()
@@ -885,7 +885,7 @@ fn could_be_registered(world: &World, key: &ResourceKey, entry: &Entry) -> bool 
             .is_ok_and(|spec| world.lacks_list(key, &spec.needs()).is_some() || source_is_found(spec))
 }
 
-/// Whose a name is, worked out from all resources and rows.
+/// Says whose a name is, worked out from all resources and rows.
 fn holder(world: &World, name: &Str) -> Option<ResourceKey> {
     let all: BTreeSet<&ResourceKey> = world.keys().chain(world.rows.keys()).collect();
     let mut best = None;

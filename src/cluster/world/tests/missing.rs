@@ -49,7 +49,7 @@ impl Registered {
         this
     }
 
-    /// Likewise, long ago.
+    /// Gives the fixture of this spec, long ago.
     fn from(spec: Spec, slices: &[Vec<Endpoint>]) -> Self {
         let mut this = Self::begun(spec, slices);
         this.pass(2 * MOST);

@@ -17,7 +17,7 @@ fn with(edit: impl FnOnce(&mut Resource), mut seen: SeenResource) -> SeenResourc
     seen
 }
 
-/// Who of `a/r` and `b/r` has a rival.
+/// Lists who of `a/r` and `b/r` has a rival.
 fn losers(world: &World) -> Vec<&'static str> {
     let other = |namespace: &str| key(if namespace == "a" { "b" } else { "a" }, "r");
     let loses = |namespace: &&str| {
