@@ -17,12 +17,12 @@ use crate::model::registration::{Row, RowKey};
 
 pub mod agent;
 pub mod catalog;
-pub mod client;
+pub(crate) mod client;
 mod marked;
 pub mod mirror;
 pub mod takeover;
 pub mod transport;
-pub mod wire;
+pub(crate) mod wire;
 
 /// A place where registrations go. All methods may be called at any time; calls of [`apply`](Self::apply) for
 /// one node are never made side by side.

@@ -26,6 +26,7 @@ use crate::model::registration::{Registration, TaggedAddress, Weights};
 /// A service instance, as `/v1/agent/services` and `/v1/catalog/node-services` show it.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
+#[expect(clippy::struct_field_names, reason = "the names are those of Consul's JSON")]
 pub struct Service {
     /// Unique on its node.
     #[serde(rename = "ID")]
@@ -72,6 +73,7 @@ pub struct WireAddress {
 /// written.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "PascalCase", default)]
+#[expect(clippy::struct_field_names, reason = "the names are those of Consul's JSON")]
 pub struct Node {
     /// Its ID; empty for those of our making.
     #[serde(rename = "ID", skip_serializing_if = "Option::is_none")]

@@ -20,7 +20,7 @@ const HEAD: usize = NODE_NAME_MAX - HASH_DIGITS - 1;
 
 /// The number of Consul nodes that take the instances that have no node of their own. It is bounded, so that they do
 /// not become thousands of nodes; it is more than one, since Consul's cost of a write grows with its node.
-pub const SHARDS: u32 = 64;
+pub(super) const SHARDS: u32 = 64;
 
 /// The Consul node that stands for a Kubernetes node.
 #[must_use]
@@ -30,13 +30,13 @@ pub fn node_name(cluster: &ClusterName, kubernetes_node: &str) -> Str {
 
 /// The shard of this number.
 #[must_use]
-pub fn shard_name(cluster: &ClusterName, number: u32) -> Str {
+pub(super) fn shard_name(cluster: &ClusterName, number: u32) -> Str {
     shortened(&format!("{cluster}-shard-{number}"))
 }
 
 /// The number of the shard for an instance, by what it stands for.
 #[must_use]
-pub fn shard_of(target: &str) -> u32 {
+pub(super) fn shard_of(target: &str) -> u32 {
     // FNV-1a, 32 bits.
     target.bytes().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)) % SHARDS
 }

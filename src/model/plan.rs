@@ -90,7 +90,7 @@ impl Rank {
 pub const BUNDLE_INSTANCES: usize = 60;
 
 /// The most bytes in one bundle, by estimate: half of Consul's default limit of 512 KiB for a transaction.
-pub const BUNDLE_BYTES: usize = 256 * 1024;
+const BUNDLE_BYTES: usize = 256 * 1024;
 
 /// All writes that wait.
 #[derive(Debug, Default)]

@@ -76,7 +76,7 @@ impl ProblemReason {
 
     /// Says whether an endpoint that lives is not among the desired instances for it.
     #[must_use]
-    pub fn leaves_out(self) -> bool {
+    pub(super) fn leaves_out(self) -> bool {
         matches!(self, Self::PortNotFound | Self::NotVerified | Self::PodNotSeen)
     }
 

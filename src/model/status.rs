@@ -10,7 +10,7 @@ use super::reasons::{Counts, Problem, Refusal, Remark, Unresolved};
 pub const MAX_PROBLEMS: usize = 10;
 
 /// The longest message of a condition or problem, in characters: Consul's own words may be long.
-pub const MAX_MESSAGE: usize = 1024;
+const MAX_MESSAGE: usize = 1024;
 
 /// The status of a `ConsulService`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

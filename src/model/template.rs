@@ -63,13 +63,13 @@ impl Variable {
 
     /// Says whether it is a fact about the pod that the endpoint itself does not tell.
     #[must_use]
-    pub fn is_of_pod(&self) -> bool {
+    pub(super) fn is_of_pod(&self) -> bool {
         matches!(self, Self::Label(_) | Self::Annotation(_))
     }
 
     /// Says whether it is a fact about the node that the endpoint itself does not tell.
     #[must_use]
-    pub fn is_of_node(&self) -> bool {
+    pub(super) fn is_of_node(&self) -> bool {
         matches!(self, Self::Zone | Self::Region)
     }
 }

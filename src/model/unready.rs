@@ -11,7 +11,7 @@ use super::names::{ResourceKey, Str};
 use super::registration::RowKey;
 
 /// The longest time between instances that stop passing and still count together, in milliseconds.
-pub const WITHIN: u64 = 60_000;
+const WITHIN: u64 = 60_000;
 
 /// Fewer than this many say nothing, whatever their share.
 pub const LEAST: usize = 10;
@@ -21,7 +21,7 @@ const MEASURE: u64 = 5_000;
 
 /// Says whether so many that stop passing, of so many that passed, are an episode.
 #[must_use]
-pub fn is_most(stopped: usize, passed: usize) -> bool {
+fn is_most(stopped: usize, passed: usize) -> bool {
     stopped >= LEAST && stopped * 2 > passed
 }
 
@@ -128,12 +128,6 @@ impl MassUnready {
     #[must_use]
     pub fn len(&self) -> usize {
         if self.episode.is_some() { self.count } else { 0 }
-    }
-
-    /// Says whether there is no episode.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 
     /// Says whether a resource has instances in the episode.
@@ -253,6 +247,6 @@ mod tests {
         assert_eq!(machine.len(), 11);
         let ends = machine.decided(&key("a"), std::iter::empty(), still(10), 10, 200_001);
         assert_eq!(ends, Some(Turn::Ends([key("a")].into())));
-        assert!(machine.is_empty() && machine.episode().is_none());
+        assert!(machine.len() == 0 && machine.episode().is_none());
     }
 }

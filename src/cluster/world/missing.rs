@@ -29,7 +29,7 @@ use crate::model::resource::{Source, Spec};
 /// The time after the last write to a Service's slices until they count as settled. Between two writes of the
 /// controller lie 50 ms at its default rate; it begins to make deleted slices again after 1 s
 /// (`endpointSliceChangeMinSyncDelay`).
-pub const SETTLED: Duration = Duration::from_secs(5);
+pub(super) const SETTLED: Duration = Duration::from_secs(5);
 
 /// The longest time that the registration of a missing endpoint stays.
 pub const MOST: Duration = Duration::from_secs(60);
