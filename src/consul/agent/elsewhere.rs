@@ -5,7 +5,8 @@
 //! is the administrator's decision: a request carries our token, and whoever may write a node to the catalog chooses the
 //! address that stands there.
 
-use super::{Agent, Step, name_and_id, step};
+use super::write::{OpResult, op_result};
+use super::{Agent, name_and_id};
 use crate::consul::client::path;
 use crate::consul::marked::marked_rows;
 use crate::consul::wire::{AgentSelf, By, Check, TxnOp, txn_body};
@@ -79,15 +80,15 @@ impl Agent {
                 let mut outcomes = Vec::with_capacity(bundle.ops.len());
                 for op in &bundle.ops {
                     match self.change_catalog(op).await {
-                        Step::Done { .. } => outcomes.push(Outcome::Written { shown: true }),
-                        Step::Refused(words) => outcomes.push(Outcome::Refused(words)),
-                        Step::Doubtful(trouble) => outcomes.push(Outcome::Unknown(trouble)),
-                        Step::Lost(trouble) => {
+                        OpResult::Done { .. } => outcomes.push(Outcome::Written { shown: true }),
+                        OpResult::Refused(words) => outcomes.push(Outcome::Refused(words)),
+                        OpResult::Doubtful(trouble) => outcomes.push(Outcome::Unknown(trouble)),
+                        OpResult::Lost(trouble) => {
                             outcomes.push(Outcome::Unknown(trouble.clone()));
                             outcomes.resize(bundle.ops.len(), Outcome::NotTried(trouble));
                             break;
                         }
-                        Step::Stop(trouble) => {
+                        OpResult::Stop(trouble) => {
                             outcomes.resize(bundle.ops.len(), Outcome::NotTried(trouble));
                             break;
                         }
@@ -131,7 +132,7 @@ impl Agent {
     }
 
     /// Changes an instance that no agent holds.
-    async fn change_catalog(&self, op: &Op) -> Step {
+    async fn change_catalog(&self, op: &Op) -> OpResult {
         let RowKey { node, id } = op.key();
         let body = match op {
             Op::Remove { service, .. } => txn_body(&[TxnOp::service_delete(node, id, service)]),
@@ -140,7 +141,7 @@ impl Agent {
                 txn_body(&[TxnOp::service_get(node, id), TxnOp::service_set(node, id, registration)])
             }
         };
-        step(self.client.put(path(&["txn"], &[]), Some(body)).await.map(drop))
+        op_result(self.client.put(path(&["txn"], &[]), Some(body)).await.map(drop))
     }
 }
 
