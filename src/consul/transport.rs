@@ -19,6 +19,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use jiff::Timestamp;
+use reqwest::RequestBuilder;
 use reqwest::header::{CONNECTION, HeaderMap, RETRY_AFTER};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
@@ -204,52 +205,13 @@ impl Http {
 
     async fn deliver(&self, request: Request) -> Result<Response, TransportError> {
         let connections = self.connections().clone();
-        let base = &*connections.base;
-        let not_sent = |why: &str| TransportError::NotSent(format!("Consul at {base}: {why}"));
         let begun = Instant::now();
         let longest = self.leave.as_ref().map_or(request.timeout, |leave| leave.longest(&request));
-        let waited = tokio::time::timeout(longest, self.slots.acquire()).await;
-        let Ok(Ok(_slot)) = waited else {
-            return Err(not_sent("too many requests wait for their answers"));
+        let limit = (longest < request.timeout).then_some(longest);
+        let Ok(Ok(_slot)) = tokio::time::timeout(longest, self.slots.acquire()).await else {
+            return Err(not_sent(&connections, "too many requests wait for their answers"));
         };
-        let method = match request.method {
-            Method::Get => reqwest::Method::GET,
-            Method::Put => reqwest::Method::PUT,
-        };
-        let mut outgoing = connections
-            .client
-            .request(method, format!("{base}{}", request.path))
-            .timeout(longest.saturating_sub(begun.elapsed()));
-        if let Some(token) = &self.token {
-            let token = token.header().await.map_err(TransportError::NotSent)?;
-            outgoing = outgoing.header("X-Consul-Token", token);
-        }
-        if request.last_of_connection {
-            outgoing = outgoing.header(CONNECTION, "close");
-        }
-        if let Some(body) = request.body {
-            outgoing = outgoing.header("Content-Type", "application/json").body(body);
-        }
-        let failed = |error: reqwest::Error| {
-            // The URL has our filters in it, which tell a user nothing.
-            let error = error.without_url();
-            let mut why = chain(&error);
-            if let Some(explained) = self.credentials.explain(&error, Timestamp::now()) {
-                why = format!("{why}; {explained}");
-            }
-            if error.is_builder() {
-                TransportError::Unsendable(format!("the request to Consul cannot be made: {why}"))
-            } else if error.is_connect() {
-                not_sent(&why)
-            } else if error.is_timeout() && longest < request.timeout {
-                TransportError::NoAnswer(format!(
-                    "Consul at {base}: no answer within {} ms, a quarter of --lease-duration",
-                    longest.as_millis()
-                ))
-            } else {
-                TransportError::NoAnswer(format!("Consul at {base}: {why}"))
-            }
-        };
+        let outgoing = self.outgoing(&connections, request).await?.timeout(longest.saturating_sub(begun.elapsed()));
         // The last moment before it leaves; a process may have been stopped anywhere before.
         if self.leave.as_ref().is_some_and(|leave| !leave.may_begin()) {
             return Err(TransportError::NotSent(NOT_LEADING.to_owned()));
@@ -268,7 +230,7 @@ impl Http {
         let Some(answered) = answered.await else {
             return Err(TransportError::NoAnswer(NOT_LEADING.to_owned()));
         };
-        let answered = answered.map_err(failed);
+        let answered = answered.map_err(|error| self.failure(&connections, error, limit));
         if fared_ill(answered.as_ref().map(|(status, ..)| *status)) {
             self.move_on(&connections);
         }
@@ -281,6 +243,52 @@ impl Http {
             body,
         })
     }
+
+    /// Builds a request, with the token as it is now.
+    async fn outgoing(&self, connections: &Connections, request: Request) -> Result<RequestBuilder, TransportError> {
+        let method = match request.method {
+            Method::Get => reqwest::Method::GET,
+            Method::Put => reqwest::Method::PUT,
+        };
+        let mut outgoing = connections.client.request(method, format!("{}{}", connections.base, request.path));
+        if let Some(token) = &self.token {
+            let token = token.header().await.map_err(TransportError::NotSent)?;
+            outgoing = outgoing.header("X-Consul-Token", token);
+        }
+        if request.last_of_connection {
+            outgoing = outgoing.header(CONNECTION, "close");
+        }
+        if let Some(body) = request.body {
+            outgoing = outgoing.header("Content-Type", "application/json").body(body);
+        }
+        Ok(outgoing)
+    }
+
+    /// Says why a request has no answer. `limit` is the time that it had, if the Lease gave it less than it asked for.
+    fn failure(&self, connections: &Connections, error: reqwest::Error, limit: Option<Duration>) -> TransportError {
+        // The URL has our filters in it, which tell a user nothing.
+        let error = error.without_url();
+        let mut why = chain(&error);
+        if let Some(explained) = self.credentials.explain(&error, Timestamp::now()) {
+            why = format!("{why}; {explained}");
+        }
+        let base = &connections.base;
+        match limit {
+            _ if error.is_builder() => {
+                TransportError::Unsendable(format!("the request to Consul cannot be made: {why}"))
+            }
+            _ if error.is_connect() => not_sent(connections, &why),
+            Some(limit) if error.is_timeout() => TransportError::NoAnswer(format!(
+                "Consul at {base}: no answer within {} ms, a quarter of --lease-duration",
+                limit.as_millis()
+            )),
+            _ => TransportError::NoAnswer(format!("Consul at {base}: {why}")),
+        }
+    }
+}
+
+fn not_sent(connections: &Connections, why: &str) -> TransportError {
+    TransportError::NotSent(format!("Consul at {}: {why}", connections.base))
 }
 
 impl Transport for Http {
