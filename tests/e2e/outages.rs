@@ -156,7 +156,7 @@ pub(crate) async fn one_server_of_three_is_cut_off(bed: &Bed) -> Result<()> {
     bed.wait_ready("web").await?;
     operator.wait_ready(SOON).await?;
     ensure!(operator.log().contains(&format!("to={}", one.http_addr())), "it did not go on with the third");
-    ensure!(!operator.log().contains("starting over"), "its footing was lost between the servers");
+    ensure!(!operator.log().contains("the session with Consul was reset"), "it began anew between the servers");
     Ok(())
 }
 
@@ -559,7 +559,7 @@ pub(crate) async fn the_crd_goes_where_it_may_not_be_read(bed: &Bed) -> Result<(
     plane.kubectl(&["delete", "crd", "consulservices.lictor.dev", "--timeout=60s"]).await?;
     bed.wait_for_a_look(&operator).await?;
     ensure!(bed.instances().await?.len() == 1, "an instance went with the CRD");
-    ensure!(operator.log().contains("the CustomResourceDefinition goes"), "{}", operator.log());
+    ensure!(operator.log().contains("the CRD is being deleted"), "{}", operator.log());
     Ok(())
 }
 
