@@ -77,7 +77,7 @@ crd: ## Write crds/ anew from the code
 	LICTOR_UPDATE=1 $(CARGO) test --quiet --lib crd
 
 reference: ## Write docs/ anew where it is generated from the CRD, the end-to-end tests and a real API server's answers
-	LICTOR_UPDATE=1 $(CARGO) test --quiet --test resource -- the_reference_is what_is_refused_is
+	LICTOR_UPDATE=1 $(CARGO) test --quiet --test resource -- the_reference_is what_is_refused_is the_page_of
 	LICTOR_UPDATE=1 $(CARGO) test --quiet --test e2e -- the_page_is_current the_table_is_current
 
 build: ## Build the operator: target/release/lictor

@@ -165,9 +165,9 @@ pub struct RunArgs {
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "0.0.0.0:9808", env = "LICTOR_ADMIN_ADDRESS")]
     pub admin_address: SocketAddr,
 
-    /// How long between whole looks at what Consul holds.
+    /// How often everything of this cluster is read from Consul and compared.
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
-    pub sweep_interval: Duration,
+    pub resync_interval: Duration,
 
     /// How many Consul nodes are written to side by side, 1 to 64.
     #[arg(long, value_name = "NUMBER", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=64))]
@@ -283,7 +283,7 @@ pub struct Settings {
     /// How long most instances are kept passing that stop being ready at once; 0 for not at all.
     pub hold_mass_unready: Duration,
     /// Between whole looks at Consul; at least a second.
-    pub sweep_interval: Duration,
+    pub resync_interval: Duration,
     /// Consul nodes written to side by side, 1 to 64.
     pub concurrency: usize,
     /// How many writes of status and Events Kubernetes gets a second.
@@ -322,7 +322,7 @@ impl Settings {
             names.into_iter().map(|namespace| Scope::Namespace(namespace.into())).collect()
         };
         let sweeps = Duration::from_secs(1)..=Duration::from_secs(24 * 3600);
-        ensure!(sweeps.contains(&args.sweep_interval), "--sweep-interval must be from 1s to 24h");
+        ensure!(sweeps.contains(&args.resync_interval), "--resync-interval must be from 1s to 24h");
         let holds = Duration::ZERO..=Duration::from_secs(3600);
         ensure!(holds.contains(&args.hold_mass_unready), "--hold-mass-unready must be from 0s to 1h");
         if let Some(class) = &args.class {
@@ -394,7 +394,7 @@ impl Settings {
             context: args.context,
             admin_address: args.admin_address,
             hold_mass_unready: args.hold_mass_unready,
-            sweep_interval: args.sweep_interval,
+            resync_interval: args.resync_interval,
             concurrency: usize::from(args.concurrency),
             status_rate: args.status_rate,
             grace_period: args.grace_period,

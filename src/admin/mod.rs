@@ -1,6 +1,6 @@
 //! `/healthz` (the loop turns), `/readyz` (synced, and Consul answers) and `/metrics`.
 //!
-//! Nothing is kept here: each request asks the engine how things stand.
+//! Requests ask the engine how things stand, all of them together once a second at most.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -15,15 +15,19 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::cluster::event::Kind;
 use crate::cluster::lease::ElectionTrouble;
 use crate::cluster::watch::WatchHealth;
+use crate::engine::metrics::Metrics;
 use crate::engine::{Question, Snapshot};
 
 /// The longest time that the engine may take to answer before it counts as stuck.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long an answer of the engine serves all requests.
+const FRESH: Duration = Duration::from_secs(1);
 
 /// Whom the endpoints ask.
 #[derive(Clone)]
@@ -40,7 +44,14 @@ enum Stage {
     /// Names what it waits for before the engine can run.
     Starting(String),
     /// The engine runs.
-    Running(mpsc::Sender<Question>, WatchHealth, ElectionTrouble),
+    Running(Engine, WatchHealth, ElectionTrouble),
+}
+
+/// The way to the engine.
+#[derive(Clone)]
+struct Engine {
+    questions: mpsc::Sender<Question>,
+    last: LastAnswer,
 }
 
 impl Admin {
@@ -63,7 +74,7 @@ impl Admin {
 
     /// From here on the engine answers.
     pub fn runs(&self, questions: mpsc::Sender<Question>, watches: WatchHealth, election: ElectionTrouble) {
-        self.set(Stage::Running(questions, watches, election));
+        self.set(Stage::Running(Engine { questions, last: LastAnswer::default() }, watches, election));
     }
 
     fn set(&self, stage: Stage) {
@@ -85,20 +96,32 @@ impl Admin {
     }
 }
 
-/// Asks the engine; an error if it does not answer in time.
-async fn ask(questions: &mpsc::Sender<Question>) -> Result<Snapshot, &'static str> {
-    let (reply, answer) = oneshot::channel();
-    let asked = async {
-        questions.send(Question::Snapshot(reply)).await.ok()?;
-        answer.await.ok()
+/// The engine's last answer, and when it came. Whoever holds the lock asks, and all who wait for it share the answer.
+type LastAnswer = Arc<tokio::sync::Mutex<Option<(Instant, Snapshot)>>>;
+
+/// How things stand, at most a second ago. An error if the engine does not answer in time: that shows that its loop does
+/// not turn. These endpoints are open to everybody who can reach them, so the engine is asked once a second at most.
+async fn ask(engine: &Engine) -> Result<Snapshot, &'static str> {
+    const STUCK: &str = "the engine does not answer";
+    let answer = async {
+        let mut last = engine.last.lock().await;
+        if let Some((at, snapshot)) = last.as_ref().filter(|(at, _)| at.elapsed() < FRESH) {
+            let age = snapshot.resync_age.map(|age| age + at.elapsed());
+            return Some(Snapshot { resync_age: age, ..snapshot.clone() });
+        }
+        let (reply, answer) = oneshot::channel();
+        engine.questions.send(Question::Snapshot(reply)).await.ok()?;
+        let snapshot = answer.await.ok()?;
+        *last = Some((Instant::now(), snapshot.clone()));
+        Some(snapshot)
     };
-    timeout(PATIENCE, asked).await.ok().flatten().ok_or("the engine does not answer")
+    timeout(PATIENCE, answer).await.ok().flatten().ok_or(STUCK)
 }
 
 async fn healthz(State(admin): State<Admin>) -> (StatusCode, String) {
     match admin.stage() {
         Stage::Starting(_) => (StatusCode::OK, "ok\n".to_owned()),
-        Stage::Running(questions, ..) => match ask(&questions).await {
+        Stage::Running(engine, ..) => match ask(&engine).await {
             Ok(_) => (StatusCode::OK, "ok\n".to_owned()),
             Err(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
         },
@@ -109,8 +132,8 @@ async fn readyz(State(admin): State<Admin>) -> (StatusCode, String) {
     let (mut but, mut standby) = (Vec::new(), false);
     let not_ready: Vec<String> = match admin.stage() {
         Stage::Starting(what) => vec![what],
-        Stage::Running(questions, watches, election) => {
-            let engine = match ask(&questions).await {
+        Stage::Running(engine, watches, election) => {
+            let engine = match ask(&engine).await {
                 Ok(snapshot) => {
                     standby = !snapshot.leads;
                     but.extend(snapshot.mass_unready_in_words);
@@ -141,7 +164,7 @@ async fn readyz(State(admin): State<Admin>) -> (StatusCode, String) {
 async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
     let snapshot = match admin.stage() {
         Stage::Starting(_) => None,
-        Stage::Running(questions, ..) => ask(&questions).await.ok(),
+        Stage::Running(engine, ..) => ask(&engine).await.ok(),
     };
     let mut text = String::new();
     let encoded = encode_registry(&mut text, &admin.metrics)
@@ -152,6 +175,20 @@ async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
         Ok(()) => (StatusCode::OK, [(header::CONTENT_TYPE, content_type)], text),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, [(header::CONTENT_TYPE, "text/plain")], error.to_string()),
     }
+}
+
+/// The text of `/metrics` with each metric in it once: for the page that lists them.
+///
+/// # Errors
+///
+/// Fails if a metric cannot be encoded.
+pub fn example() -> Result<String, std::fmt::Error> {
+    let mut registry = Registry::default();
+    Metrics::new(&mut registry).touch();
+    let mut text = String::new();
+    encode_registry(&mut text, &registry)?;
+    encode_registry(&mut text, &gauges(&Snapshot { resync_age: Some(Duration::ZERO), ..Snapshot::default() }))?;
+    Ok(text)
 }
 
 /// Gives what the engine holds at this moment, as gauges.
@@ -165,11 +202,11 @@ fn gauges(snapshot: &Snapshot) -> Registry {
     gauge("lictor_ready", "1 if all watches are synced and Consul answers", snapshot.not_ready.is_none().into());
     gauge("lictor_leader", "1 if this replica is the one that acts", snapshot.leads.into());
     gauge("lictor_resources", "ConsulService resources watched", snapshot.resources);
-    gauge("lictor_dirty_resources", "Resources that are to be looked at", snapshot.dirty);
+    gauge("lictor_dirty_resources", "Resources that are to be reconciled", snapshot.dirty);
     gauge("lictor_outstanding_writes", "Writes to Consul that wait or are under way", snapshot.outstanding);
     gauge("lictor_refused_instances", "Instances that Consul refuses", snapshot.refused);
     gauge("lictor_instances_on_other_agents", "Our instances that another Consul agent holds", snapshot.elsewhere);
-    gauge("lictor_held_resources", "Resources whose removals wait for a second look", snapshot.held);
+    gauge("lictor_held_resources", "Resources whose removals wait for Kubernetes to confirm them", snapshot.held);
     gauge(
         "lictor_mass_unready_instances",
         "Instances that stopped being ready at once with most others, while their endpoints stay",
@@ -185,7 +222,11 @@ fn gauges(snapshot: &Snapshot) -> Registry {
     if let Some(age) = snapshot.resync_age {
         let gauge = Gauge::<f64, std::sync::atomic::AtomicU64>::default();
         gauge.set(age.as_secs_f64());
-        registry.register("lictor_sweep_age_seconds", "Since the last whole look at Consul", gauge);
+        registry.register(
+            "lictor_resync_age_seconds",
+            "Since everything of this cluster was last read from Consul",
+            gauge,
+        );
     }
     registry
 }

@@ -88,6 +88,9 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// Flags that had another name before, with the present one.
+const RENAMED: [(&str, &str); 1] = [("--sweep-interval", "--resync-interval")];
+
 /// Help and version as they are; a mistake as one line.
 fn usage(error: &clap::Error) -> ExitCode {
     if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
@@ -106,7 +109,10 @@ fn usage(error: &clap::Error) -> ExitCode {
         .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"))
         .filter(|line| !line.is_empty())
         .collect();
-    eprintln!("lictor: {}; see 'lictor --help'", words.join(" ").trim_start_matches("error: "));
+    let words = words.join(" ");
+    let renamed = RENAMED.iter().find(|(old, _)| error.kind() == ErrorKind::UnknownArgument && words.contains(old));
+    let now = renamed.map_or(String::new(), |(old, new)| format!("; {old} is now {new}"));
+    eprintln!("lictor: {}{now}; see 'lictor --help'", words.trim_start_matches("error: "));
     ExitCode::from(BAD_INPUT)
 }
 

@@ -97,7 +97,7 @@ async fn operate(settings: Settings) -> anyhow::Result<()> {
     let kubernetes = ApiServer::new(client, settings.scopes, rules, orders);
     let config = Config {
         identity,
-        resync_interval: settings.sweep_interval,
+        resync_interval: settings.resync_interval,
         hold_mass_unready: settings.hold_mass_unready,
         concurrency: settings.concurrency,
         status_rate: settings.status_rate,

@@ -38,7 +38,7 @@ pub struct TakeoverArgs {
     yes: bool,
 
     /// How long a Lictor of the other cluster has for showing that it lives, before anything is taken: longer than its
-    /// --sweep-interval.
+    /// --resync-interval.
     #[arg(long, value_name = "DURATION", default_value = "90s", value_parser = duration)]
     wait: Duration,
 

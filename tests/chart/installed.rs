@@ -34,7 +34,7 @@ impl Installed {
         let (folder, admin, name) = (WorkDir::create("installed")?, ports::free()?, namespace.name());
         let set = format!(
             "crds.install=false,class={name},clusterName={name},consul.address={},admin.address={ADMIN},admin.port={admin},\
-             sweepInterval=1s,{set}",
+             resyncInterval=1s,{set}",
             consul.http_addr()
         );
         let chart = chart();

@@ -53,13 +53,13 @@ async fn alerts_follow_the_values() -> Result<()> {
     let folder = WorkDir::create("alerts")?;
     let promtool = Tool::Promtool.ensure().await?;
     let set = ["--set-string", "metrics.prometheusRule.selector=job=\"lictor\"\\,cluster=~\"a|b\"", "--set"];
-    let (file, alerts) = rules(&folder, &[&set[..], &["sweepInterval=1h30m"]].concat()).await?;
+    let (file, alerts) = rules(&folder, &[&set[..], &["resyncInterval=1h30m"]].concat()).await?;
     say(&promtool, ["check", "rules"].map(Path::new).into_iter().chain([&*file])).await?;
     let exprs = words(&alerts, "/expr");
     ensure!(exprs.iter().all(|expr| expr.contains("{job=\"lictor\",cluster=~\"a|b\"") && !expr.contains("namespace=")));
     // Five sweeps.
     ensure!(
-        exprs.iter().any(|expr| expr.contains("lictor_sweep_age_seconds") && expr.ends_with("> 27000")),
+        exprs.iter().any(|expr| expr.contains("lictor_resync_age_seconds") && expr.ends_with("> 27000")),
         "{exprs:?}"
     );
     let fail = exprs.iter().find(|expr| expr.contains("lictor_consul_writes_total")).context("writes")?;

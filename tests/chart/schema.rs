@@ -153,7 +153,7 @@ fn look_for_defaults(at: &str, schema: &Value, value: &Value, lacking: &mut Vec<
 }
 
 /// What is wrong, and the words for it.
-const REFUSED: [(&str, &str); 71] = [
+const REFUSED: [(&str, &str); 72] = [
     // Names that there are not.
     ("consul.adress=http://consul:8500", "at '/consul': additional properties 'adress' not allowed"),
     ("replicas=3", "at '': additional properties 'replicas' not allowed"),
@@ -173,6 +173,7 @@ const REFUSED: [(&str, &str); 71] = [
     ("replicaCount=-1", "at '/replicaCount': minimum: got -1, want 0"),
     ("replicaCount=100", "at '/replicaCount': maximum: got 100, want 10"),
     ("maxInstances=0", "at '/maxInstances': minimum: got 0, want 1"),
+    ("statusRate=0", "at '/statusRate': minimum: got 0, want 1"),
     ("concurrency=65", "at '/concurrency': maximum: got 65, want 64"),
     ("clusterName=Prod_1", "at '/clusterName': 'Prod_1' does not match pattern"),
     ("clusterUid=a/b,clusterName=c", "at '/clusterUid': 'a/b' does not match pattern"),
@@ -183,8 +184,8 @@ const REFUSED: [(&str, &str); 71] = [
     ("watchNodes=maybe", "at '/watchNodes': value must be one of 'auto', true, false"),
     ("allowStatic={10.0.0.1}", "at '/allowStatic/0': '10.0.0.1' does not match pattern"),
     ("allowSharedNames=maybe", "at '/allowSharedNames': got string, want boolean"),
-    ("sweepInterval=30", "at '/sweepInterval': got number, want string"),
-    ("sweepInterval=30 s", "at '/sweepInterval': '30 s' does not match pattern"),
+    ("resyncInterval=30", "at '/resyncInterval': got number, want string"),
+    ("resyncInterval=30 s", "at '/resyncInterval': '30 s' does not match pattern"),
     ("gracePeriod=1s30m", "at '/gracePeriod': '1s30m' does not match pattern"),
     ("log.format=logfmt", "at '/log/format': value must be one of 'text', 'json'"),
     ("consul.address=consul:8500", "at '/consul/address': 'consul:8500' does not match pattern"),
@@ -225,8 +226,8 @@ const REFUSED: [(&str, &str); 71] = [
     ("uninstall.release=false,uninstall.deregister=true", "uninstall.deregister: it needs uninstall.release"),
     ("metrics.serviceMonitor.enabled=true,metrics.service.enabled=false", "it needs metrics.service.enabled"),
     ("holdMassUnready=61m", "holdMassUnready: 61m is not from 0s to 1h"),
-    ("sweepInterval=0s", "sweepInterval: 0s is not from 1s to 24h"),
-    ("sweepInterval=24h1s", "sweepInterval: 24h1s is not from 1s to 24h"),
+    ("resyncInterval=0s", "resyncInterval: 0s is not from 1s to 24h"),
+    ("resyncInterval=24h1s", "resyncInterval: 24h1s is not from 1s to 24h"),
     ("leaderElection.leaseDuration=1s", "leaderElection.leaseDuration: 1s is not from 2s to 5m"),
     ("gracePeriod=30s", "gracePeriod: it must be less than terminationGracePeriodSeconds"),
     ("metrics.serviceMonitor.scrapeTimeout=1m", "it may not be longer than the interval"),

@@ -96,7 +96,7 @@ impl<'a> Release<'a> {
             format!("doctor.service={}-doctor", self.name),
             "consul.address=http://consul.consul.svc:8500".to_owned(),
             "crds.install=false".to_owned(),
-            "sweepInterval=2s".to_owned(),
+            "resyncInterval=2s".to_owned(),
             "readinessProbe.periodSeconds=1".to_owned(),
             // Many tests side by side keep a machine busy. Those that are about the Lease have it as it comes.
             "leaderElection.leaseDuration=15s".to_owned(),

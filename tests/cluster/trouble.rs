@@ -10,7 +10,7 @@ pub(crate) async fn a_wrong_value(ground: &Ground) -> Result<()> {
     let release = Release::prepare(ground.cluster().await?, "wrong", Mode::Catalog).await?;
     for (value, words) in [
         ("registration=nowhere", "registration"),
-        ("sweepIntervall=5s", "sweepIntervall"),
+        ("resyncIntervall=5s", "resyncIntervall"),
         ("replicaCount=two", "replicaCount"),
         ("leaderElection.leaseDuration=1s", "is not from 2s to 5m"),
     ] {

@@ -6,15 +6,16 @@ use crate::bed::LICTOR;
 
 pub(crate) fn one_line_and_an_exit_code_above_one() {
     let missing = "/nonexistent/file";
-    let wrong: [(&[&str], &str); 18] = [
+    let wrong: [(&[&str], &str); 19] = [
         (&[], "subcommand"),
         (&["walk"], "walk"),
         (&["run", "--no-such-flag"], "--no-such-flag"),
+        (&["run", "--sweep-interval", "30s"], "--sweep-interval is now --resync-interval"),
         (&["run", "--registration", "nowhere"], "nowhere"),
         (&["run", "--cluster-name", "Not_A_Label"], "Not_A_Label"),
         (&["run", "--namespace", "Not_A_Label"], "Not_A_Label"),
-        (&["run", "--sweep-interval", "soon"], "soon"),
-        (&["run", "--sweep-interval", "10ms"], "--sweep-interval"),
+        (&["run", "--resync-interval", "soon"], "soon"),
+        (&["run", "--resync-interval", "10ms"], "--resync-interval"),
         (&["run", "--concurrency", "0"], "--concurrency"),
         (&["run", "--allow-static", "300.0.0.0/8"], "300.0.0.0/8"),
         (&["run", "--consul-address", "ftp://consul:21"], "ftp://consul:21"),

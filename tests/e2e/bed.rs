@@ -204,7 +204,7 @@ impl Bed {
         for _ in 0..2 {
             let now = Instant::now();
             wait::until("the end of a look at Consul", SOON, || async {
-                let age = metric(&operator.metrics().await?, "lictor_sweep_age_seconds")?;
+                let age = metric(&operator.metrics().await?, "lictor_resync_age_seconds")?;
                 Ok((age < now.elapsed().as_secs_f64()).then_some(()))
             })
             .await?;

@@ -96,7 +96,7 @@ impl<'a> Launch<'a> {
             &self.consul,
             "--kubeconfig",
             arg(&self.kubeconfig)?,
-            "--sweep-interval",
+            "--resync-interval",
             self.sweep,
             "--log-level",
             "info,lictor=debug",

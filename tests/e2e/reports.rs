@@ -55,7 +55,7 @@ pub(crate) async fn metrics_are_there(bed: &Bed) -> Result<()> {
     }
     ensure!(value("lictor_consul_writes_total{kind=\"put\",outcome=\"written\"}")? >= 2.0, "{metrics}");
     ensure!(value("lictor_endpoint_change_to_consul_seconds_count")? >= 1.0, "{metrics}");
-    ensure!(value("lictor_sweep_age_seconds")? < SOON.as_secs_f64(), "{metrics}");
+    ensure!(value("lictor_resync_age_seconds")? < SOON.as_secs_f64(), "{metrics}");
     ensure!(metrics.trim_end().ends_with("# EOF"), "not OpenMetrics: {metrics}");
     // No name of anything that users make.
     ensure!(!metrics.contains(&bed.cluster) && !metrics.contains("web"), "a label holds a name: {metrics}");

@@ -78,7 +78,7 @@ impl Bed {
         let (address, kubeconfig) = (consul.http_addr(), plane.kubeconfig().display().to_string());
         let mut args = vec!["--registration", mode.as_str(), "--cluster-name", &cluster];
         args.extend(["--consul-address", &address, "--kubeconfig", &kubeconfig]);
-        args.extend(["--allow-static", ALLOWED, "--sweep-interval", "2s"]);
+        args.extend(["--allow-static", ALLOWED, "--resync-interval", "2s"]);
         // Nothing runs the checks; they are written as if.
         args.extend((mode == Mode::Catalog).then_some("--consul-esm"));
         args.extend(grounds.iter().flat_map(|ground| ["--namespace", ground.namespace.name()]));

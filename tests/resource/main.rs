@@ -6,6 +6,7 @@
 //! - [`edited`]: what may be made may also be edited to
 //! - [`examples`]: one of each field, for `docs/reference.md`, which [`reference`] makes of the CRD
 //! - [`explained`]: `kubectl explain` has words for every field
+//! - [`operated`]: `docs/flags.md` and `docs/metrics.md`, made of the code
 //! - [`links`]: the links between the pages lead somewhere
 //!
 //! `LICTOR_UPDATE=1 cargo test --test resource` writes the pages anew.
@@ -19,6 +20,7 @@ mod edited;
 mod examples;
 mod explained;
 mod links;
+mod operated;
 mod reference;
 mod refusals;
 mod refused;

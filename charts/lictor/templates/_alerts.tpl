@@ -10,7 +10,7 @@ an old answer. Labels of single replicas are left out where a change of replica 
 {{- define "lictor.alerts" -}}
 {{- $s := include "lictor.metricsSelector" . }}
 {{- $acts := printf "and on (namespace, instance) lictor_leader{%s} == 1" $s }}
-{{- $stale := max 300 (mul 5 (include "lictor.seconds" .Values.sweepInterval)) }}
+{{- $stale := max 300 (mul 5 (include "lictor.seconds" .Values.resyncInterval)) }}
 - alert: LictorDown
   expr: absent(lictor_leader{ {{- $s -}} })
   for: 5m
@@ -44,7 +44,7 @@ an old answer. Labels of single replicas are left out where a change of replica 
     summary: A replica of Lictor could not take over.
     description: {{ `"{{ $labels.instance }} stands by and is not ready. Its /readyz says why."` }}
 - alert: LictorSweepOverdue
-  expr: max by (namespace, job) (lictor_sweep_age_seconds{ {{- $s -}} } {{ $acts }}) > {{ $stale }}
+  expr: max by (namespace, job) (lictor_resync_age_seconds{ {{- $s -}} } {{ $acts }}) > {{ $stale }}
   for: 5m
   labels:
     severity: warning
@@ -66,7 +66,7 @@ an old answer. Labels of single replicas are left out where a change of replica 
     severity: warning
   annotations:
     summary: Kubernetes does not confirm that instances are gone.
-    description: {{ `"Removals of {{ $value }} resources wait for a second look at Kubernetes, which does not come."` }}
+    description: {{ `"Removals of {{ $value }} resources wait for Kubernetes to confirm them, which it does not."` }}
 - alert: LictorMassUnready
   expr: max by (namespace, job) (lictor_mass_unready_instances{ {{- $s -}} } {{ $acts }}) > 0
   labels:

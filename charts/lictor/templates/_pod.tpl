@@ -58,8 +58,9 @@
 - --lease-duration={{ .Values.leaderElection.leaseDuration }}
 {{- end }}
 - --admin-address={{ .Values.admin.address }}:{{ int .Values.admin.port }}
-- --sweep-interval={{ .Values.sweepInterval }}
+- --resync-interval={{ .Values.resyncInterval }}
 - --concurrency={{ int .Values.concurrency }}
+- --status-rate={{ int .Values.statusRate }}
 - --grace-period={{ .Values.gracePeriod }}
 - --log-format={{ .Values.log.format }}
 {{- with .Values.log.level }}

@@ -50,9 +50,9 @@
 {{- if gt (include "lictor.seconds" $values.holdMassUnready | int) 3600 }}
 {{- fail (printf "holdMassUnready: %s is not from 0s to 1h" $values.holdMassUnready) }}
 {{- end }}
-{{- $sweep := include "lictor.seconds" $values.sweepInterval | int }}
+{{- $sweep := include "lictor.seconds" $values.resyncInterval | int }}
 {{- if or (lt $sweep 1) (gt $sweep 86400) }}
-{{- fail (printf "sweepInterval: %s is not from 1s to 24h" $values.sweepInterval) }}
+{{- fail (printf "resyncInterval: %s is not from 1s to 24h" $values.resyncInterval) }}
 {{- end }}
 {{- $lease := include "lictor.seconds" $values.leaderElection.leaseDuration | int }}
 {{- if or (lt $lease 2) (gt $lease 300) }}
