@@ -591,6 +591,14 @@ pub(crate) fn path_segment(text: &str) -> String {
     text.replace('%', "%25").replace('/', "%2F").replace(' ', "%20")
 }
 
+/// Waits until a metric is as `holds` says: `/metrics` shows what was so at most a second ago.
+pub(crate) async fn wait_for_metric(operator: &Operator, name: &str, holds: impl Fn(f64) -> bool) -> Result<()> {
+    wait::until(&format!("{name} to be right"), SOON, || async {
+        Ok(holds(metric(&operator.metrics().await?, name)?).then_some(()))
+    })
+    .await
+}
+
 /// The value of a metric in the text of `/metrics`.
 pub(crate) fn metric(metrics: &str, name: &str) -> Result<f64> {
     let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));

@@ -10,7 +10,7 @@ use lictor_testbed::{Consul, ConsulApi, ConsulOptions, NewEndpoint, Operator, wa
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
-use crate::bed::{Bed, Mode, SOON, metric};
+use crate::bed::{Bed, Mode, SOON, wait_for_metric};
 use crate::outages::wait_not_ready;
 
 /// So many looks at least show something.
@@ -99,7 +99,7 @@ pub(crate) async fn another_agent(bed: &Bed) -> Result<()> {
         ensure!(message.contains(part), "it does not say {part:?}: {message}");
     }
     bed.wait_for_event("web", "OnAnotherAgent").await?;
-    ensure!(metric(&operator.metrics().await?, "lictor_instances_on_other_agents")? > 2.5, "nobody counts them");
+    wait_for_metric(&operator, "lictor_instances_on_other_agents", |count| count > 2.5).await?;
     let told = says("plan")?;
     ensure!(told.contains("3 to remove") && told.contains("note:") && told.contains("--previous-agent"), "{told}");
     let told = says("doctor")?;
@@ -123,7 +123,7 @@ pub(crate) async fn another_agent(bed: &Bed) -> Result<()> {
     wait_for_places(&api, &bed.service, &[one, two], &nodes[1..]).await?;
     bed.wait_ready("web").await?;
     ensure!(reader.end().await? == 2, "one that lives was missing");
-    ensure!(metric(&operator.metrics().await?, "lictor_instances_on_other_agents")? < 0.5, "some are left");
+    wait_for_metric(&operator, "lictor_instances_on_other_agents", |left| left < 0.5).await?;
     let held = first.api().get("/v1/agent/services").await?;
     ensure!(held.as_object().is_some_and(serde_json::Map::is_empty), "the first agent still has {held}");
     operator.terminate(SOON).await?;

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
-use crate::bed::{Bed, SOON, metric};
+use crate::bed::{Bed, SOON, metric, wait_for_metric};
 
 pub(crate) async fn kubectl_shows_it(bed: &Bed) -> Result<()> {
     bed.web(2).await?;
@@ -37,8 +37,6 @@ pub(crate) async fn metrics_are_there(bed: &Bed) -> Result<()> {
     bed.apply("lost", &bed.spec(json!({ "source": { "service": { "name": "no-such" } } }))).await?;
     bed.wait_for_condition("lost", "Ready", "False", "ServiceNotFound").await?;
 
-    let metrics = operator.metrics().await?;
-    let value = |name: &str| metric(&metrics, name);
     for (name, expected) in [
         ("lictor_ready", 1.0),
         ("lictor_resources", 2.0),
@@ -50,9 +48,10 @@ pub(crate) async fn metrics_are_there(bed: &Bed) -> Result<()> {
         ("lictor_instances{state=\"warning\"}", 0.0),
         ("lictor_instances{state=\"critical\"}", 1.0),
     ] {
-        let found = value(name)?;
-        ensure!((found - expected).abs() < f64::EPSILON, "{name} is {found}, not {expected}");
+        wait_for_metric(&operator, name, |found| (found - expected).abs() < f64::EPSILON).await?;
     }
+    let metrics = operator.metrics().await?;
+    let value = |name: &str| metric(&metrics, name);
     ensure!(value("lictor_consul_writes_total{kind=\"put\",outcome=\"written\"}")? >= 2.0, "{metrics}");
     ensure!(value("lictor_endpoint_change_to_consul_seconds_count")? >= 1.0, "{metrics}");
     ensure!(value("lictor_resync_age_seconds")? < SOON.as_secs_f64(), "{metrics}");

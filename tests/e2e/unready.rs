@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use futures::{StreamExt, TryStreamExt, stream};
-use lictor_testbed::{Instance, TestPod, wait};
+use lictor_testbed::{Instance, TestPod};
 use serde_json::json;
 use tokio::time::{Instant, sleep};
 
-use crate::bed::{Bed, SOON, metric};
+use crate::bed::{Bed, SOON, metric, wait_for_metric};
 
 /// How many pods there are.
 const PODS: usize = 24;
@@ -43,14 +43,14 @@ pub(crate) async fn most_stop_being_ready_at_once(bed: &Bed) -> Result<()> {
     // Most at once are said, and critical.
     set_all(bed, &pods, false).await?;
     bed.wait_for("none", |found| found.len() == PODS && passing(found) == 0).await?;
-    ensure!(metric(&running.metrics().await?, "lictor_mass_unready_instances")? >= 13.0);
+    wait_for_metric(&running, "lictor_mass_unready_instances", |count| count >= 13.0).await?;
     let ready = running.get("/readyz").await?;
     ensure!(ready.starts_with("ok") && ready.contains("kubelets"), "{ready}");
     bed.wait_for_condition("web", "Registered", "True", "MassUnready").await?;
     set_all(bed, &pods, true).await?;
     bed.wait_for("all again", |found| passing(found) == PODS).await?;
     bed.wait_for_condition("web", "Registered", "True", "Registered").await?;
-    ensure!(metric(&running.metrics().await?, "lictor_mass_unready_instances")? < 1.0);
+    wait_for_metric(&running, "lictor_mass_unready_instances", |count| count < 1.0).await?;
     running.terminate(SOON).await?;
 
     // With the flag the rest is kept passing, until Kubernetes has said it again.
@@ -74,8 +74,5 @@ pub(crate) async fn most_stop_being_ready_at_once(bed: &Bed) -> Result<()> {
     set_all(bed, &pods[1..], true).await?;
     bed.wait_for("all again", |found| passing(found) == PODS - 1).await?;
     bed.wait_flawless("web").await?;
-    wait::until("the episode is over", SOON, || async {
-        Ok((metric(&running.metrics().await?, "lictor_mass_unready_instances")? < 1.0).then_some(()))
-    })
-    .await
+    wait_for_metric(&running, "lictor_mass_unready_instances", |count| count < 1.0).await
 }
