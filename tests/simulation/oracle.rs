@@ -4,7 +4,7 @@
 //! an instance counts as wanted only if Kubernetes has wanted it ever since the oldest thing that Lictor had seen
 //! when it decided.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -83,6 +83,9 @@ const STAYS: Duration = Duration::from_secs(5);
 /// How long it is remembered that an endpoint was in no slice.
 const REMEMBERED: Duration = Duration::from_secs(60);
 
+/// How far back Lictor may have counted the instances of which a tenth may go: a minute, and what it has not read since.
+const COUNTED: Duration = Duration::from_secs(120);
+
 /// A name that a resource was told to be its own.
 #[derive(Clone, Debug)]
 struct Holder {
@@ -114,6 +117,8 @@ pub struct Oracle {
     kept: BTreeMap<ResourceKey, Object>,
     /// How many instances of those Lictor may remove where it may not find out what became of the definition.
     spare: usize,
+    /// How many instances there were of late.
+    owned: VecDeque<(Duration, usize)>,
     /// How far each watch has told of the log; none before its first list is whole.
     seen: BTreeMap<(Kind, Scope), Option<u64>>,
     /// For each Consul node, what Lictor had seen at its last decision.
@@ -139,12 +144,14 @@ impl Oracle {
         self.seen.clear();
     }
 
-    /// The definition of our kind is about to be deleted, and all resources with it.
-    pub fn definition_goes(&mut self, cluster: &Cluster, spare: usize) {
+    /// The definition of our kind is about to be deleted, and all resources with it. Where nobody can tell, a tenth of what
+    /// there was of late may go within a minute, and the definition is back within four.
+    pub fn definition_goes(&mut self, cluster: &Cluster, can_tell: bool) {
         let stays = |object: &&Object| !object.deleting && object.deletion == DeletionPolicy::Deregister;
         let all = cluster.resources.values().filter(stays);
         self.kept = all.map(|object| (object.key.clone(), object.clone())).collect();
-        self.spare = spare;
+        let owned = self.owned.iter().map(|(_, owned)| *owned).max().unwrap_or_default();
+        self.spare = if can_tell { 0 } else { owned / 10 * 4 };
     }
 
     /// It is installed again: nobody claims what is left of them.
@@ -791,7 +798,7 @@ impl State {
         let Some(key) = owner(&after.id).filter(|_| is_new && is_marked(after)) else { return };
         let name = fold(&after.service);
         let own = self.cluster.resources.get(&key).and_then(name_told);
-        if self.setup.limits.shares_name || self.has_others_under(&key, &name, &after.id) {
+        if self.setup.limits.shares_name || self.has_others_under(&key, &name, node, &after.id) {
             return;
         }
         let others = self.oracle.holders.iter().filter(|(other, _)| other.namespace != key.namespace);
@@ -812,11 +819,14 @@ impl State {
         }
     }
 
-    /// Whether the namespace of a resource has instances under a name besides this one: it goes on with them.
-    fn has_others_under(&self, key: &ResourceKey, name: &str, id: &str) -> bool {
+    /// Whether the namespace of a resource has instances under a name besides this row: it goes on with them, and may move
+    /// them to another node.
+    fn has_others_under(&self, key: &ResourceKey, name: &str, node: &str, id: &str) -> bool {
         let of_namespace = |id: &str| owner(id).is_some_and(|owner| owner.namespace == key.namespace);
-        self.instances()
-            .any(|service| fold(&service.service) == name && fold(&service.id) != fold(id) && of_namespace(&service.id))
+        self.instances().any(|(on, service)| {
+            let is_it = fold(on) == fold(node) && fold(&service.id) == fold(id);
+            !is_it && fold(&service.service) == name && of_namespace(&service.id)
+        })
     }
 
     /// The resource of another namespace that asks for a name and has had instances under it since before this life of
@@ -838,17 +848,18 @@ impl State {
         holders.min().cloned()
     }
 
-    /// Instances of ours: the agent's, where there is one.
-    fn instances(&self) -> impl Iterator<Item = &Arc<Service>> {
-        let of_agent = self.consul.agent.iter().flat_map(LocalAgent::services).filter(|service| is_marked(service));
-        let of_catalog = self.consul.store.services().filter(|_| self.consul.agent.is_none());
-        let of_catalog = of_catalog.filter(|(node, service)| is_marked(service) || self.is_remarked(node, service));
-        of_agent.chain(of_catalog.map(|(_, service)| service))
+    /// Instances of ours, with their nodes: those of the agent, where there is one, and of the one before.
+    pub fn instances(&self) -> impl Iterator<Item = (&str, &Arc<Service>)> {
+        let agent = &self.consul.agent;
+        let of_agent = agent.iter().flat_map(LocalAgent::services).map(|service| (AGENT_NODE, service));
+        let of_catalog = self.consul.store.services().filter(|(node, _)| agent.is_none() || *node == FORMER_NODE);
+        of_agent.chain(of_catalog).filter(|(node, service)| is_marked(service) || self.is_remarked(node, service))
     }
 
     /// Whether an instance is ours although somebody has put another mark on it: it stands on a node of ours.
     fn is_remarked(&self, node: &str, service: &Service) -> bool {
-        let node = self.consul.store.node(node).filter(|_| has_owner(service) && owner(&service.id).is_some());
+        let can_be = self.setup.mode == Mode::Catalog && has_owner(service) && owner(&service.id).is_some();
+        let node = self.consul.store.node(node).filter(|_| can_be);
         node.is_some_and(|node| self.is_own_node(node))
     }
 
@@ -858,8 +869,11 @@ impl State {
             // Whether this life has seen what others did, and what landed late, is not known.
             Origin::Lictor(_) | Origin::Agent | Origin::Others => u32::MAX,
         };
-        let names = self.instances().filter_map(|service| Some((owner(&service.id)?, fold(&service.service))));
+        let names = self.instances().filter_map(|(_, service)| Some((owner(&service.id)?, fold(&service.service))));
         let names: BTreeSet<(ResourceKey, String)> = names.collect();
+        let (owned, now) = (self.instances().count(), self.now());
+        self.oracle.owned.push_back((now, owned));
+        self.oracle.owned.retain(|(at, _)| now < *at + COUNTED);
         let known = std::mem::take(&mut self.oracle.names_in_use);
         let since = |name: &(ResourceKey, String)| known.get(name).copied().unwrap_or(life);
         self.oracle.names_in_use = names.into_iter().map(|name| (name.clone(), since(&name))).collect();

@@ -16,7 +16,6 @@ use lictor::model::resource::{DeletionPolicy, Spec};
 
 pub use services::OTHER_PORT;
 
-use crate::oracle::is_marked;
 use crate::setup::{CrdRights, NAMESPACES};
 use crate::sim::State;
 
@@ -345,10 +344,8 @@ impl State {
         self.stats.count("definitions deleted");
         self.trace(|| "the definition is deleted");
         self.cluster.crd_deleted = true;
-        // Where nobody can tell, a tenth may go within a minute, and the definition is back within four.
-        let owned = self.consul.store.services().filter(|(_, service)| is_marked(service)).count();
-        let spare = if self.setup.crd_rights == CrdRights::None { owned / 10 * 4 } else { 0 };
-        self.oracle.definition_goes(&self.cluster, spare);
+        let can_tell = self.setup.crd_rights != CrdRights::None;
+        self.oracle.definition_goes(&self.cluster, can_tell);
         let mut consequences = vec![(self.while_of(60), Later::CrdReturns { tries: 0 })];
         let all: Vec<ResourceKey> = self.cluster.resources.keys().cloned().collect();
         for key in all {

@@ -35,9 +35,12 @@ enum Stands {
 pub fn check(state: &mut State, snapshot: Option<&Snapshot>) {
     let mut found = Vec::new();
     let mut wants = state.wants();
+    trace(state);
     divert(state, &mut wants);
     names(state, &mut wants, &mut found);
-    let stands = rows(state, &with_what_goes_on(state, &wants), &mut found);
+    let mut go_on = with_what_goes_on(state, &wants);
+    divert(state, &mut go_on);
+    let stands = rows(state, &go_on, &mut found);
     nodes(state, &mut found);
     finalizers(state, &mut found);
     for (key, want) in &wants {
@@ -57,6 +60,30 @@ pub fn check(state: &mut State, snapshot: Option<&Snapshot>) {
 }
 
 type Found = Vec<(&'static str, String)>;
+
+/// For whoever reads the trace of a failure: how things stand.
+fn trace(state: &mut State) {
+    if !state.is_traced() {
+        return;
+    }
+    let resources = state.cluster.resources.values().map(|object| {
+        let Object { key, generation, deleting, paused, other_class, finalizers, status, .. } = object;
+        let (asked, name) = (asked(object), &status.service_name);
+        let conditions = status.conditions.iter().map(|c| (c.type_.as_str(), c.status.as_str(), c.reason.as_str()));
+        let conditions: Vec<_> = conditions.collect();
+        format!(
+            "{key} at {generation} asks for {asked:?} and is told {name:?} {conditions:?} at {:?}; deleting {deleting}, paused \
+             {paused}, other class {other_class}, {finalizers:?}",
+            status.observed_generation
+        )
+    });
+    let rows = state.consul.store.services().map(|(node, service)| {
+        let mine = if is_marked(service) { "ours" } else { "not marked" };
+        format!("{} on {node} as {} at {}, {mine}", service.id, service.service, service.address)
+    });
+    let lines: Vec<String> = resources.chain(rows).collect();
+    lines.into_iter().for_each(|line| state.trace(|| line));
+}
 
 /// For the statistics: how a resource came out.
 fn ends_as(want: &Want) -> &'static str {
@@ -110,8 +137,8 @@ fn names(state: &State, wants: &mut BTreeMap<ResourceKey, Want>, found: &mut Fou
     if state.setup.limits.shares_name || state.setup.name_taken {
         return;
     }
-    let in_use: BTreeSet<(ResourceKey, String)> =
-        ours(state).iter().filter_map(|(_, _, service)| Some((owner(&service.id)?, fold(&service.service)))).collect();
+    let in_use = state.instances().filter_map(|(_, service)| Some((owner(&service.id)?, fold(&service.service))));
+    let in_use: BTreeSet<(ResourceKey, String)> = in_use.collect();
     let mut namespaces: BTreeMap<String, BTreeSet<Str>> = BTreeMap::new();
     for (key, want) in wants {
         let object = &state.cluster.resources[key];

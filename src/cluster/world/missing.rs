@@ -253,6 +253,11 @@ impl<'a> Now<'a> {
     }
 }
 
+/// Says whether a slice has a port of this number.
+fn has_port(slice: &Slice, number: u16) -> bool {
+    slice.ports.iter().any(|port| port.number == number)
+}
+
 /// A registration that is not desired.
 struct Undesired<'a> {
     owner: &'a ResourceKey,
@@ -271,11 +276,12 @@ impl Undesired<'_> {
         instance_id(self.cluster, self.owner, &self.registration.service, &target, port) == self.row.id
     }
 
-    /// Says whether slices have its endpoint, or another one in its place.
+    /// Says whether slices have its endpoint, or another one in its place. One that terminates had the address before: its
+    /// pod may be listed for as long as it takes to remove it.
     fn is_in(&self, now: &Now<'_>) -> bool {
         now.at.get(&self.address).into_iter().flatten().any(|(slice, endpoint)| {
-            self.is_of(endpoint.pod.as_ref().map(|pod| &pod.uid))
-                || slice.ports.iter().any(|port| port.number == self.registration.port)
+            let takes_its_place = !endpoint.terminating && has_port(slice, self.registration.port);
+            takes_its_place || self.is_of(endpoint.pod.as_ref().map(|pod| &pod.uid))
         })
     }
 

@@ -45,6 +45,11 @@ impl Instance {
     pub(super) fn target(&self) -> String {
         self.pod.as_ref().map_or_else(|| self.address.to_string(), |(_, uid)| uid.to_string())
     }
+
+    /// What a status calls it.
+    fn called(&self) -> String {
+        self.pod.as_ref().map_or_else(|| self.address.to_string(), |(name, _)| name.to_string())
+    }
 }
 
 pub(super) fn instances(cluster: &Cluster, object: &Object, spec: &Spec) -> Found {
@@ -125,7 +130,7 @@ fn of_service(cluster: &Cluster, object: &Object, source: &ObjectKey, spec: &Spe
         },
     };
     let search = Search { cluster, source, spec, port };
-    let (mut found, left_out, without) = search.instances(&all);
+    let (mut found, mut left_out, lacking) = search.instances(&all);
     if !found.values().any(|instance| instance.ready) {
         let serve: Vec<(&Slice, &Endpoint)> = leaving.iter().filter(|(_, leaving)| leaving.serving).copied().collect();
         for (key, instance) in search.instances(&serve).0 {
@@ -135,8 +140,12 @@ fn of_service(cluster: &Cluster, object: &Object, source: &ObjectKey, spec: &Spe
             }
         }
     }
-    if found.is_empty() && without {
+    if found.is_empty() && !lacking.is_empty() {
         return unclear();
+    }
+    // A pod that is registered at one of its addresses does not lack the port at another one.
+    if lacking.iter().any(|called| !found.values().any(|instance| instance.called() == *called)) {
+        left_out.insert("PortNotFound");
     }
     Found::Instances { all: found.into_values().collect(), left_out, passed_over, not_named }
 }
@@ -180,22 +189,22 @@ impl Search<'_> {
         (!self.spec.limits.verify_endpoints || has_it).then_some(address)
     }
 
-    /// The instances that these endpoints make, why others are left out, and whether one has not the port.
+    /// The instances that these endpoints make, why others are left out, and which have not the port.
     fn instances(
         &self,
         all: &[(&Slice, &Endpoint)],
-    ) -> (BTreeMap<(String, u16), Instance>, BTreeSet<&'static str>, bool) {
+    ) -> (BTreeMap<(String, u16), Instance>, BTreeSet<&'static str>, BTreeSet<String>) {
         let of_pod = texts::variables(self.spec).any(|v| matches!(v, Variable::Label(_) | Variable::Annotation(_)));
-        let (mut found, mut left_out, mut without) =
-            (BTreeMap::<(String, u16), Instance>::new(), BTreeSet::new(), false);
+        let (mut found, mut left_out, mut lacking) =
+            (BTreeMap::<(String, u16), Instance>::new(), BTreeSet::new(), BTreeSet::new());
         for (slice, endpoint) in all {
             // The slice itself comes first.
             let copies: Vec<_> = all.iter().filter(|(_, other)| is_copy(endpoint, other)).collect();
             let others = copies.iter().map(|(other, _)| *other).filter(|other| !std::ptr::eq(*other, *slice));
             let with_it: Vec<&Slice> = [*slice].into_iter().chain(others).collect();
             if with_it.iter().all(|slice| number_in(slice, self.port).is_none()) {
-                without = true;
-                left_out.insert("PortNotFound");
+                let pod = endpoint.pod.as_ref();
+                lacking.insert(pod.map_or_else(|| endpoint.address.to_string(), |pod| pod.name.to_string()));
                 continue;
             }
             let Some(number) = number_in(slice, self.port) else { continue };
@@ -235,7 +244,7 @@ impl Search<'_> {
             let key = (instance.target(), number);
             found.entry(key).and_modify(|known| known.ready |= endpoint.ready).or_insert(instance);
         }
-        (found, left_out, without)
+        (found, left_out, lacking)
     }
 }
 

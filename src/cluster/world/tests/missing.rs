@@ -152,6 +152,16 @@ fn another_endpoint_at_its_address_takes_its_place() {
 }
 
 #[test]
+fn one_that_terminates_at_its_address_does_not_take_its_place() {
+    let mut known = Registered::from(spec("s"), &[vec![of_pod(1), of_pod(2)]]);
+    let before = Endpoint { terminating: true, ..endpoint(2, Some("before")) };
+    known.write(1, vec![of_pod(1), of_pod(2), before.clone()]);
+    assert_eq!(known.missing(), NONE);
+    known.write(1, vec![of_pod(1), before]);
+    assert_eq!(known.missing(), [2], "the pod before it had the address, and is still listed");
+}
+
+#[test]
 fn slices_that_are_all_deleted_are_waited_for() {
     let mut known = Registered::from(spec("s"), &[vec![of_pod(1)], vec![of_pod(2)]]);
     known.delete(1);
