@@ -92,7 +92,7 @@ pub struct Diff {
 /// says of a registration that is not desired any more what is left of what it stands for, and `refused` of a key whether
 /// Consul has refused just now what is desired under it.
 ///
-/// A removal waits while an instance at the same address is desired under another key and not there yet: the
+/// A removal waits while the same instance, or one at the same address, is desired under another key and not there yet: the
 /// new one is there before the old one goes, also across Consul nodes, also after a crash between the two. What goes
 /// by an edit, and not because its endpoint went, waits until all that is to come in its place is there: whoever asks
 /// finds all of the old truth or all of the new. What goes although it serves, since another one is ready, waits until
@@ -107,12 +107,15 @@ pub fn diff<'a>(
 ) -> Diff {
     let mut diff = Diff::default();
     let (mut readiness, mut removals) = (Vec::new(), Vec::new());
-    let (mut coming, mut awaited): (BTreeSet<&str>, bool) = (BTreeSet::new(), false);
+    // By address, and by ID: one that changes its node may change its address family as well.
+    let (mut coming, mut moving): (BTreeSet<&str>, BTreeSet<&str>) = (BTreeSet::new(), BTreeSet::new());
+    let mut awaited = false;
     for (key, wanted) in desired {
         let there = row(key);
         let comes = !there.is_some_and(|row| row.shown && matches!(row.ownership, Ownership::Ours(_)));
         if comes {
             coming.insert(&wanted.address);
+            moving.insert(&key.id);
         }
         let change = change(key, wanted, there);
         // What Consul refuses, or somebody else holds the ID of, never comes by itself.
@@ -137,7 +140,8 @@ pub fn diff<'a>(
         }
         let edited = || addresses.contains(&*there.address) || left_of(there) == Remains::Living;
         let is_last = || left_of(there) == Remains::Serving;
-        if coming.contains(&*there.address) || (awaited && edited()) || (first_awaited && is_last()) {
+        let is_replaced = coming.contains(&*there.address) || moving.contains(&*key.id);
+        if is_replaced || (awaited && edited()) || (first_awaited && is_last()) {
             diff.waiting.push(key.clone());
         } else {
             removals.push(Op::Remove { key: key.clone(), service: there.service.clone() });
@@ -221,6 +225,26 @@ mod tests {
             readiness,
             checks: Checks::default(),
         })
+    }
+
+    #[test]
+    fn an_instance_that_moves_waits_for_itself() {
+        let key = |node: &str| RowKey { node: node.into(), id: "c:shop:web:s:u1:80".into() };
+        let there = |address: &str| Row {
+            registration: registration(address, None),
+            ownership: Ownership::Ours(ResourceKey::new("shop", "web")),
+            health: Health::Passing,
+            shown: true,
+        };
+        let (old, new) = (there("fd00::1"), there("10.0.0.1"));
+        let desired: Desired = [(key("b"), new.registration.clone())].into();
+        for is_there in [false, true] {
+            let row = |of: &RowKey| Some(&new).filter(|_| is_there && *of == key("b"));
+            let before = key("a");
+            let owned = [(&before, &old)].into_iter();
+            let found = diff(&desired, row, owned, &Hold::Nothing, |_| Remains::Nothing, |_| false);
+            assert_eq!(found.ops.iter().any(Op::removes), is_there, "its address of the other family goes last");
+        }
     }
 
     #[test]

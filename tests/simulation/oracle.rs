@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use lictor::cluster::api::ConsulServiceStatus;
 use lictor::cluster::event::{Kind, ObjectKey, Scope};
-use lictor::model::facts::{Service as KubernetesService, ServicePort};
+use lictor::model::facts::{Endpoint, Pod, Service as KubernetesService, ServicePort, Slice};
 use lictor::model::names::{ResourceKey, Str};
 use lictor::model::port::PortRef;
 use lictor::model::resource::{DeletionPolicy, Source, Spec};
@@ -47,6 +47,8 @@ pub struct Sent {
     pub marker: Option<u64>,
     /// Which server it was sent to: it does not reach the next one.
     pub epoch: u64,
+    /// How often the catalog had been put back to an earlier state.
+    pub restores: u64,
 }
 
 /// How far Lictor has seen of each kind: nothing that happened before is unknown to it. A kind that it has not listed
@@ -66,6 +68,8 @@ struct Wanted {
     kinds: Arc<[Kind]>,
     /// Which endpoint it is.
     endpoint: Option<EndpointId>,
+    /// Whether it only stays as it is, since its endpoint has no port of those that the resource asks for.
+    without_port: bool,
 }
 
 /// An instance whose endpoint lives and is in no slice, or was not a short time ago.
@@ -111,6 +115,8 @@ pub struct Oracle {
     leaving: BTreeMap<ResourceKey, u64>,
     /// The names that resources have instances under, with the life of Lictor in which that began.
     names_in_use: BTreeMap<(ResourceKey, String), u32>,
+    /// When resources last had instances under names that they have none under any more.
+    names_left: BTreeMap<(ResourceKey, String), Duration>,
     /// Resources that ask for a name which their status calls accepted.
     holders: BTreeMap<ResourceKey, Holder>,
     /// Resources as they were when the definition of our kind was deleted, while it is not back: their instances stay.
@@ -129,8 +135,8 @@ pub struct Oracle {
     touched: BTreeSet<(String, String)>,
     /// Likewise, that another cluster has taken over.
     disputed: BTreeSet<(String, String)>,
-    /// The catalog was put back to an earlier state.
-    was_restored: bool,
+    /// How often the catalog was put back to an earlier state.
+    restores: u64,
     /// The ports that resources were told to be in use, as long as their specs name none and have the same source.
     ports_told: BTreeMap<ResourceKey, (Str, Source, PortRef)>,
     /// All ports that each Service ever had at a time.
@@ -202,7 +208,11 @@ impl Oracle {
 
     /// A restored catalog may have instances that nobody who let a resource go has known of.
     pub fn forget_retained(&mut self) {
-        self.was_restored = true;
+        self.restores += 1;
+    }
+
+    pub fn restores(&self) -> u64 {
+        self.restores
     }
 
     /// Another agent is the present one.
@@ -348,7 +358,7 @@ impl State {
                 let known = known.filter(|known| known.wish == wish);
                 let since = known.map_or(now, |known| known.since);
                 let ready_since = ready.then(|| known.and_then(|known| known.ready_since).unwrap_or(now));
-                Wanted { wish: wish.clone(), since, ready_since, kinds: kinds.clone(), endpoint }
+                Wanted { wish: wish.clone(), since, ready_since, kinds: kinds.clone(), endpoint, without_port: false }
             };
             // While a spec is refused, what the one before wanted must not go.
             let want = match want {
@@ -432,7 +442,7 @@ impl State {
     /// Instances are to stay though Kubernetes' slices do not tell for a while how or where they are: those that have no
     /// port yet and, for a time, those that are in no slice.
     fn keep_what_lives(&mut self, wanted: &mut BTreeMap<Place, Wanted>) {
-        let now = self.now();
+        let (now, position) = (self.now(), self.cluster.position());
         let mut taken_out = std::mem::take(&mut self.oracle.taken_out);
         for (place, known) in &self.oracle.wanted {
             if wanted.contains_key(place) {
@@ -441,7 +451,10 @@ impl State {
             let Some((object, spec)) = self.still_wishes(place, known) else { continue };
             let Some(id) = &known.endpoint else { continue };
             if lives_without_port(&self.cluster, object, spec, id.0, Some(&id.1)) {
-                wanted.insert(place.clone(), known.clone());
+                // Who has not seen that may take it away for another reason, as when it is not ready.
+                let since = if known.without_port { known.since } else { position };
+                let ready_since = known.ready_since.map(|ready| ready.max(since));
+                wanted.insert(place.clone(), Wanted { since, ready_since, without_port: true, ..known.clone() });
             } else if let Some(service) = self.is_taken_out(object, spec, id) {
                 taken_out.insert(place.clone(), TakenOut { wanted: known.clone(), service, since: now });
             }
@@ -479,7 +492,7 @@ impl State {
             return;
         }
         // An agent has yet to tell the catalog, and what it was sent may still land.
-        if self.setup.mode == Mode::Agent || self.oracle.was_restored {
+        if self.setup.mode == Mode::Agent || self.oracle.restores > 0 {
             return;
         }
         let left = self.consul.store.services().filter(|(node, service)| {
@@ -673,7 +686,7 @@ impl State {
         }
         let retained = self.oracle.retained.get(&key);
         let retained = retained.is_some_and(|since| sent.had_seen(node, &[Kind::Resource], *since));
-        if retained && after.is_none() && certain && !touched && !self.oracle.was_restored {
+        if retained && after.is_none() && certain && !touched && self.oracle.restores == 0 {
             self.violate("nothing lost", format!("{id} on {node} was removed by life {life}; {key} retains it"));
         }
     }
@@ -682,17 +695,28 @@ impl State {
     /// registered, and the status is about to say so.
     fn goes_on(&self, key: &ResourceKey, gone: &Service) -> bool {
         let names_none = self.cluster.resources.get(key).is_some_and(|object| object.last_good.port.is_none());
-        let mut others = self.instances().filter(|service| owner(&service.id).as_ref() == Some(key));
-        names_none && others.any(|other| other.address == gone.address && other.id != gone.id)
+        let mut others = self.instances().filter(|(_, service)| owner(&service.id).as_ref() == Some(key));
+        names_none && others.any(|(_, other)| other.address == gone.address && other.id != gone.id)
     }
 
     /// Whether an instance that still serves goes while nobody of its resource passes, though Lictor knows of one that
     /// is to. What others do to Consul may bring that about, too.
     fn leaves_nobody(&self, key: &ResourceKey, node: &str, gone: &Service, sent: &Sent) -> bool {
-        let here = self.cluster.slices.iter().filter(|(slice, _)| slice.namespace == key.namespace);
-        let mut endpoints = here.flat_map(|(_, slice)| &slice.endpoints);
-        let serves =
-            endpoints.any(|e| e.terminating && e.serving && e.address.to_string() == gone.address && e.pod.is_some());
+        let source = self.cluster.resources.get(key).map(|object| &object.last_good.source);
+        let serves = match source {
+            Some(Source::Service { name }) => {
+                let of = ObjectKey { namespace: key.namespace.clone(), name: name.clone() };
+                let mut endpoints = self.cluster.slices_of(&of).flat_map(|(_, slice)| &slice.endpoints);
+                let is_it = |e: &Endpoint| e.address.to_string() == gone.address && e.pod.is_some();
+                endpoints.any(|e| e.terminating && e.serving && is_it(e))
+            }
+            Some(Source::Pods { .. }) => {
+                let mut pods = self.cluster.pods.iter().filter(|(pod, _)| pod.namespace == key.namespace);
+                let is_at = |pod: &Pod| pod.addresses.iter().any(|address| address.to_string() == gone.address);
+                pods.any(|(_, pod)| pod.leaving && pod.ready && is_at(pod))
+            }
+            Some(Source::Static { .. }) | None => false,
+        };
         let is_ready = |(seat, wanted): (&Place, &Wanted)| {
             let since = wanted.ready_since.filter(|_| owner(&seat.1).as_ref() == Some(key));
             since.is_some_and(|since| sent.had_seen(node, &wanted.kinds, since))
@@ -703,7 +727,7 @@ impl State {
             is_marked(service) && check.is_none_or(|check| check.status == "passing")
         });
         let by_hand = self.oracle.touched.iter().any(|(_, id)| owner(id).as_ref() == Some(key));
-        let certain = self.setup.mode == Mode::Catalog && !by_hand && !self.oracle.was_restored && !self.agent_has_come;
+        let certain = self.setup.mode == Mode::Catalog && !by_hand && self.oracle.restores == 0 && !self.agent_has_come;
         certain && serves && !passes && self.oracle.wanted.iter().any(is_ready)
     }
 
@@ -711,7 +735,8 @@ impl State {
     fn judge_move(&mut self, node: &str, id: &str, sent: &Sent) {
         let wanted = self.oracle.wanted.get(&self.seat(AGENT_NODE, id));
         let wanted = wanted.is_some_and(|wanted| sent.had_seen(node, &wanted.kinds, wanted.since));
-        if node == FORMER_NODE && wanted && !self.oracle.shown.contains(id) {
+        let by_hand = self.oracle.touched.contains(&(AGENT_NODE.to_owned(), fold(id)));
+        if node == FORMER_NODE && wanted && !by_hand && !self.oracle.shown.contains(id) {
             self.violate(
                 "nothing lost",
                 format!("{id} was taken from {node} by life {}, and is nowhere else", sent.life),
@@ -731,6 +756,13 @@ impl State {
             return;
         }
         if !sent.had_seen(node, &out.wanted.kinds, out.wanted.since) || self.is_contested(key, &before.service) {
+            return;
+        }
+        // Where two pods have one address, nobody can tell which of them lives.
+        let is_twin = |e: &Endpoint| !e.terminating && e.address.to_string() == before.address;
+        let has_port = |slice: &Slice| slice.ports.iter().any(|port| i64::from(port.number) == before.port);
+        if self.cluster.slices_of(&out.service).any(|(_, slice)| has_port(slice) && slice.endpoints.iter().any(is_twin))
+        {
             return;
         }
         let is_out = !self.oracle.wanted.contains_key(&self.seat(node, &before.id));
@@ -794,7 +826,11 @@ impl State {
 
     /// No resource gets an instance under a name that another namespace's has.
     fn judge_name(&mut self, node: &str, before: Option<&Service>, after: &Service, sent: &Sent) {
-        let is_new = before.is_none_or(|before| !is_marked(before) || fold(&before.service) != fold(&after.service));
+        let is_it = |there: &Service| is_marked(there) && fold(&there.service) == fold(&after.service);
+        // What an agent has lost or let go the catalog still shows: Lictor goes on with it.
+        let is_shown = self.setup.mode == Mode::Agent
+            && self.consul.store.service(node, &after.id).is_some_and(|there| is_it(there));
+        let is_new = !is_shown && !before.is_some_and(is_it);
         let Some(key) = owner(&after.id).filter(|_| is_new && is_marked(after)) else { return };
         let name = fold(&after.service);
         let own = self.cluster.resources.get(&key).and_then(name_told);
@@ -814,6 +850,12 @@ impl State {
         let told = told.map(|(holder, _)| holder).find(|holder| has_it(holder)).cloned();
         let told = told.filter(|_| own.as_ref() != Some(&name));
         if let Some(holder) = told.or_else(|| self.holds_by_rows(&key, &name, node, sent)) {
+            // What was removed just now may be there for all that Lictor knows: then it goes on with it, as long as the
+            // other one has nothing.
+            let left = self.oracle.names_left.get(&(key, name.clone())).is_some_and(|at| self.now() < *at + REMEMBERED);
+            if left && !self.oracle.names_in_use.contains_key(&(holder.clone(), name)) {
+                return;
+            }
             let what = format!("{} on {node} was written by life {}; {holder} has the name", after.id, sent.life);
             self.violate("one name, one namespace", what);
         }
@@ -823,7 +865,9 @@ impl State {
     /// them to another node.
     fn has_others_under(&self, key: &ResourceKey, name: &str, node: &str, id: &str) -> bool {
         let of_namespace = |id: &str| owner(id).is_some_and(|owner| owner.namespace == key.namespace);
-        self.instances().any(|(on, service)| {
+        // An agent may have let go what the catalog still shows.
+        let shown = self.consul.store.services().filter(|(_, service)| is_marked(service));
+        self.instances().chain(shown).any(|(on, service)| {
             let is_it = fold(on) == fold(node) && fold(&service.id) == fold(id);
             !is_it && fold(&service.service) == name && of_namespace(&service.id)
         })
@@ -876,6 +920,8 @@ impl State {
         self.oracle.owned.retain(|(at, _)| now < *at + COUNTED);
         let known = std::mem::take(&mut self.oracle.names_in_use);
         let since = |name: &(ResourceKey, String)| known.get(name).copied().unwrap_or(life);
+        let left = known.keys().filter(|name| !names.contains(*name)).map(|name| (name.clone(), now));
+        self.oracle.names_left.extend(left);
         self.oracle.names_in_use = names.into_iter().map(|name| (name.clone(), since(&name))).collect();
     }
 

@@ -82,7 +82,9 @@ fn trace(state: &mut State) {
         format!("{} on {node} as {} at {}, {mine}", service.id, service.service, service.address)
     });
     let lines: Vec<String> = resources.chain(rows).collect();
-    lines.into_iter().for_each(|line| state.trace(|| line));
+    for line in lines {
+        state.trace(|| line);
+    }
 }
 
 /// For the statistics: how a resource came out.
@@ -251,8 +253,8 @@ fn rows(state: &State, wants: &BTreeMap<ResourceKey, Want>, found: &mut Found) -
     if state.setup.mode == Mode::Catalog {
         changed_marks(state, wants, found);
     }
-    // Resources and addresses of which something cannot be registered.
-    let mut blocked = BTreeSet::new();
+    // Resources and addresses of which something cannot be registered, and what cannot be.
+    let (mut blocked, mut stuck) = (BTreeSet::new(), BTreeSet::new());
     for (place, stand) in stands.iter_mut().filter(|(_, stand)| **stand == Stands::Missing) {
         let (_, id) = place;
         let taken = state.consul.store.services().any(|(on, service)| {
@@ -275,11 +277,13 @@ fn rows(state: &State, wants: &BTreeMap<ResourceKey, Want>, found: &mut Found) -
         }
         if !matches!(stand, Stands::Registered | Stands::LeftOut) {
             blocked.insert((owner(id), expected[place].service.address.clone()));
+            stuck.insert(id.clone());
         }
     }
     for (node, service) in unwanted {
         // What is to be replaced stays until its replacement is there, if it ever is.
-        if !blocked.contains(&(owner(&service.id), service.address.clone())) {
+        let is_blocked = blocked.contains(&(owner(&service.id), service.address.clone()));
+        if !is_blocked && !stuck.contains(&service.id) {
             found.push(("nothing stale", format!("{} on {node} at {}", service.id, service.address)));
         }
     }
@@ -408,10 +412,17 @@ fn nodes(state: &State, found: &mut Found) {
     }
 }
 
+/// Whether a resource has an instance of which each removal fails: somebody else has made it under an ID of ours.
+fn cannot_go(state: &State, key: &ResourceKey) -> bool {
+    let fails = |id: &str| state.setup.failing.is_some_and(|failing| failing.includes(id));
+    state.instances().any(|(_, service)| fails(&service.id) && owner(&service.id).as_ref() == Some(key))
+}
+
 fn finalizers(state: &State, found: &mut Found) {
     let leaves = |object: &&Object| (object.deleting || object.other_class) && object.has_finalizer();
     for object in state.cluster.resources.values().filter(leaves) {
-        let waits = state.former_is_out_of_reach() && state.former_holds(&object.key);
+        let fails = cannot_go(state, &object.key);
+        let waits = fails || state.former_is_out_of_reach() && state.former_holds(&object.key);
         let is_frozen = object.paused && !object.other_class;
         if state.setup.watches(&object.key.namespace) && !state.setup.name_taken && !is_frozen && !waits {
             found.push(("nothing stale", format!("{} was let go and still has our finalizer", object.key)));
@@ -493,7 +504,7 @@ fn status(state: &State, object: &Object, want: &Want, stands: &BTreeMap<Place, 
         Want::Rows(wanted) => {
             let rows = &wanted.rows;
             let of = |stand: Stands| rows.keys().filter(|place| stands[*place] == stand).count();
-            let refused = (of(Stands::Failing) > 0).then_some("Refused");
+            let refused = (of(Stands::Failing) > 0 || cannot_go(state, key)).then_some("Refused");
             let taken = (of(Stands::Taken) > 0).then_some("IdTaken");
             let elsewhere = state.former_is_out_of_reach() && state.former_holds(key);
             let elsewhere = elsewhere.then_some("OnAnotherAgent");

@@ -41,6 +41,9 @@ pub(super) struct Instance {
     pub(super) own: Option<Own>,
 }
 
+/// Instances by target and port.
+type Instances = BTreeMap<(String, u16), Instance>;
+
 impl Instance {
     pub(super) fn target(&self) -> String {
         self.pod.as_ref().map_or_else(|| self.address.to_string(), |(_, uid)| uid.to_string())
@@ -190,13 +193,9 @@ impl Search<'_> {
     }
 
     /// The instances that these endpoints make, why others are left out, and which have not the port.
-    fn instances(
-        &self,
-        all: &[(&Slice, &Endpoint)],
-    ) -> (BTreeMap<(String, u16), Instance>, BTreeSet<&'static str>, BTreeSet<String>) {
+    fn instances(&self, all: &[(&Slice, &Endpoint)]) -> (Instances, BTreeSet<&'static str>, BTreeSet<String>) {
         let of_pod = texts::variables(self.spec).any(|v| matches!(v, Variable::Label(_) | Variable::Annotation(_)));
-        let (mut found, mut left_out, mut lacking) =
-            (BTreeMap::<(String, u16), Instance>::new(), BTreeSet::new(), BTreeSet::new());
+        let (mut found, mut left_out, mut lacking) = (Instances::new(), BTreeSet::new(), BTreeSet::new());
         for (slice, endpoint) in all {
             // The slice itself comes first.
             let copies: Vec<_> = all.iter().filter(|(_, other)| is_copy(endpoint, other)).collect();
