@@ -4,22 +4,30 @@
 //! monotonic clock. Clocks of different machines are never compared: a candidate counts from the moment when it
 //! last saw the Lease change, and the holder from the moment before it asked for the renewal. A process that was
 //! stopped and wakes later finds its time over by itself.
+//!
+//! Taking the Lease replaces the version that was read. A renewal names no version: it is a patch which tests that the
+//! Lease still bears this replica and this taking. So renewals overlap, and none makes another one fail.
 
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures::future::Shared;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
-use kube::api::PostParams;
+use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client};
+use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
+use self::renewals::Renewals;
 use super::list::Failure;
+
+mod renewals;
 
 /// Says how a replica takes part.
 #[derive(Clone, Debug)]
@@ -41,26 +49,63 @@ impl LeaseSettings {
         self.duration / 4
     }
 
-    /// Between two renewals.
+    /// The time for which a replica leads, from when the request was sent that made it lead.
+    fn lasts(&self) -> Duration {
+        self.duration.saturating_sub(self.margin())
+    }
+
+    /// Between two renewals, while requests are quick.
     fn renewal(&self) -> Duration {
         self.duration / 4
     }
 
-    /// Between two looks of a candidate, and between two tries after a failure.
+    /// Between two looks of a candidate, between two tries after a failure, and the least between two renewals.
     fn look(&self) -> Duration {
         self.duration / 12
     }
 
-    /// Says how long a request may be silent before it is sent once more: two that are lost in a row cost no lead.
+    /// Says how long a request may be silent, where requests are quick, before another one is sent: two that are lost in a
+    /// row cost no lead.
     fn patience(&self) -> Duration {
         self.duration / 6
     }
 
-    /// The longest that each request may take for a lead to be kept. A renewal begins only when the one before it is
-    /// answered, which names the version that the next one replaces; and it has to be answered within the time that
-    /// the one before it has gained, counted from when that one began.
+    /// The longest that each request may take for a lead to be kept: a renewal has to be answered before the lead ends
+    /// that an earlier one made, and that one was sent as long before as two renewals are apart at least.
     fn slowest(&self) -> Duration {
-        self.duration.saturating_sub(self.margin()) / 2
+        self.lasts().saturating_sub(self.look())
+    }
+
+    /// The Lease's spec has to say this for a patch to change it. A patch that comes through late fails where somebody
+    /// has taken the Lease meanwhile, be it this replica once more.
+    fn tests(&self, taken: &MicroTime) -> [Value; 2] {
+        [
+            json!({ "op": "test", "path": "/spec/holderIdentity", "value": self.identity }),
+            json!({ "op": "test", "path": "/spec/acquireTime", "value": taken }),
+        ]
+    }
+
+    /// The patch that renews the Lease which was taken then.
+    fn renews(&self, taken: &MicroTime, now: &MicroTime) -> Value {
+        let [holder, term] = self.tests(taken);
+        json!([
+            holder,
+            term,
+            { "op": "add", "path": "/spec/renewTime", "value": now },
+            { "op": "add", "path": "/spec/leaseDurationSeconds", "value": self.duration.as_secs() },
+        ])
+    }
+
+    /// The patch that gives the Lease back which was taken then. As client-go does it: nobody's, and valid for no longer
+    /// than it must.
+    fn gives_back(&self, taken: &MicroTime) -> Value {
+        let [holder, term] = self.tests(taken);
+        json!([
+            holder,
+            term,
+            { "op": "add", "path": "/spec/holderIdentity", "value": "" },
+            { "op": "add", "path": "/spec/leaseDurationSeconds", "value": 1 },
+        ])
     }
 }
 
@@ -82,12 +127,10 @@ struct Seen {
     since: Instant,
 }
 
-/// Says what to do about a Lease.
+/// Says what a candidate does about a Lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
-    /// It is ours: renew it.
-    Renew,
-    /// It is nobody's, or its time is over: take it.
+    /// It is nobody's, its time is over, or it is ours from an earlier lead: take it.
     Take,
     /// Another one has it, until then if nothing changes.
     Wait(Instant),
@@ -98,7 +141,7 @@ impl Seen {
         let spec = self.lease.spec.clone().unwrap_or_default();
         match spec.holder_identity.as_deref() {
             None | Some("") => Step::Take,
-            Some(holder) if holder == identity => Step::Renew,
+            Some(holder) if holder == identity => Step::Take,
             Some(_) => {
                 let seconds = spec.lease_duration_seconds.and_then(|seconds| u64::try_from(seconds).ok()).unwrap_or(0);
                 let ends = self.since + Duration::from_secs(seconds);
@@ -107,15 +150,15 @@ impl Seen {
         }
     }
 
-    /// The Lease as it will be with us as its holder.
-    fn held_by(&self, settings: &LeaseSettings, now: Timestamp) -> Lease {
+    /// The Lease as it is once we have taken it.
+    fn taken_by(&self, settings: &LeaseSettings, now: &MicroTime) -> Lease {
         let before = self.lease.spec.clone().unwrap_or_default();
         let ours = before.holder_identity.as_deref() == Some(&settings.identity);
         let spec = LeaseSpec {
             holder_identity: Some(settings.identity.clone()),
             lease_duration_seconds: i32::try_from(settings.duration.as_secs()).ok(),
-            acquire_time: if ours { before.acquire_time } else { Some(MicroTime(now)) },
-            renew_time: Some(MicroTime(now)),
+            acquire_time: Some(now.clone()),
+            renew_time: Some(now.clone()),
             lease_transitions: Some(before.lease_transitions.unwrap_or(0) + i32::from(!ours)),
             ..before
         };
@@ -158,11 +201,26 @@ pub struct Candidate {
     settings: LeaseSettings,
     leases: Api<Lease>,
     seen: Option<Seen>,
-    /// True if the Lease may name this replica, as far as is known.
-    named: bool,
+    /// The time when this replica took the Lease, where the Lease may bear it.
+    taken: Option<MicroTime>,
+    /// The last time that this replica wrote.
+    stamp: Timestamp,
+    /// True if Kubernetes lets it renew the Lease, as far as is known.
+    may_renew: bool,
     leads: watch::Sender<Option<Instant>>,
     trouble: ElectionTrouble,
 }
+
+/// Says what a candidate found.
+enum Found {
+    /// A Lease to be taken, and how long the answer that showed it took.
+    Free(Box<Seen>, Duration),
+    /// Another one's; to be looked at again then.
+    Taken(Instant),
+}
+
+/// Renewals that may be under way at once, the taking counted as one: as many as fit into the slowest request.
+const MOST: usize = 8;
 
 /// Says why a replica cannot take part, in words; none if it can.
 #[derive(Clone, Debug, Default)]
@@ -187,7 +245,17 @@ impl Candidate {
     pub fn new(client: Client, settings: LeaseSettings) -> (Self, Leads) {
         let (leads, reader) = watch::channel(None);
         let leases = Api::namespaced(client, &settings.namespace);
-        (Self { settings, leases, seen: None, named: false, leads, trouble: ElectionTrouble::default() }, reader)
+        let candidate = Self {
+            settings,
+            leases,
+            seen: None,
+            taken: None,
+            stamp: Timestamp::UNIX_EPOCH,
+            may_renew: false,
+            leads,
+            trouble: ElectionTrouble::default(),
+        };
+        (candidate, reader)
     }
 
     /// Gives the place where to read why it cannot take part.
@@ -200,22 +268,33 @@ impl Candidate {
     pub async fn run(mut self, stop: impl Future<Output = ()>) {
         let stop = stop.shared();
         loop {
-            let margin = self.settings.margin();
-            // What is under way at the end may yet be answered, but not for ever.
-            let next = tokio::select! {
-                next = self.once(Instant::now()) => next,
-                () = stop.clone().then(|()| sleep(margin)) => break,
+            let begun = Instant::now();
+            let found = tokio::select! {
+                biased;
+                () = stop.clone() => break,
+                found = self.find(begun) => found,
             };
-            // Should no renewal come through, the time is over by itself.
-            let over = *self.leads.borrow();
+            let next = match found {
+                Ok(Found::Taken(again)) => {
+                    self.works();
+                    Ok(again)
+                }
+                Ok(Found::Free(seen, took)) => self.hold(&seen, took, &stop).await.map(|()| Instant::now()),
+                Err(why) => Err(why),
+            };
+            let next = match next {
+                // What is there now has to be read.
+                Err(why) if why.code() == Some(409) => Instant::now(),
+                Err(why) => {
+                    self.fails(&why);
+                    begun + self.settings.look()
+                }
+                Ok(next) => next,
+            };
             tokio::select! {
                 biased;
                 () = stop.clone() => break,
                 () = sleep_until(next) => {}
-                () = async { sleep_until(over.unwrap_or(next)).await }, if over.is_some_and(|over| over < next) => {}
-            }
-            if self.leads.borrow().is_some_and(|until| until <= Instant::now()) {
-                self.follow("the Lease could not be renewed in time");
             }
         }
         self.leads.send_replace(None);
@@ -227,27 +306,17 @@ impl Candidate {
         }
     }
 
-    /// Looks at the Lease, takes or renews it where that is due, and says when to do so again.
-    async fn once(&mut self, begun: Instant) -> Instant {
-        match self.advance(begun).await {
-            Ok(next) => {
-                if self.trouble.set(None).is_some() {
-                    tracing::info!("the Lease can be read and written again");
-                }
-                next
-            }
-            Err(why) => self.fails(&why, begun),
+    fn works(&self) {
+        if self.trouble.set(None).is_some() {
+            tracing::info!("the Lease can be read and written again");
         }
     }
 
-    fn fails(&mut self, why: &Unable, begun: Instant) -> Instant {
-        // What is there now has to be read.
-        if why.code() == Some(409) {
-            self.seen = None;
-            return begun;
-        }
+    fn fails(&self, why: &Unable) {
         let why = match why.code() {
-            Some(403) => format!("forbidden: the Role of Lictor must grant get, create and update on leases ({why})"),
+            Some(403) => {
+                format!("forbidden: the Role of Lictor must grant get, create, update and patch on leases ({why})")
+            }
             _ => why.to_string(),
         };
         let LeaseSettings { namespace, name, .. } = &self.settings;
@@ -255,100 +324,168 @@ impl Candidate {
         if self.trouble.set(Some(why.clone())).as_ref() != Some(&why) {
             tracing::warn!("{why}");
         }
-        begun + self.settings.look()
     }
 
-    async fn advance(&mut self, begun: Instant) -> Result<Instant, Unable> {
-        let leads = self.leads.borrow().is_some();
-        // The holder knows what is there, as long as its writes say so.
-        if !leads || self.seen.is_none() {
-            self.look().await?;
+    /// Looks at the Lease. Finds none free that could not be kept, and leaves none that names a replica which does not
+    /// act.
+    async fn find(&mut self, begun: Instant) -> Result<Found, Unable> {
+        if !self.may_renew {
+            self.try_to_renew().await?;
         }
-        let Some(seen) = &self.seen else {
-            return Ok(begun);
-        };
+        let (seen, took) = self.look().await?;
         if let Step::Wait(ends) = seen.step(&self.settings.identity, Instant::now()) {
-            if leads {
-                self.follow("another replica has the Lease");
-            }
-            return Ok(ends.min(begun + self.settings.look()));
+            return Ok(Found::Taken(ends.min(begun + self.settings.look())));
         }
-        let wanted = seen.held_by(&self.settings, Timestamp::now());
-        if !leads {
-            self.can_keep(begun).await?;
+        if took >= self.settings.slowest() {
+            return self.too_slow(took).await;
         }
-        self.named = true;
-        let (sent, lease) = self.replace(&wanted).await?;
-        self.see(lease);
-        if !leads {
-            self.can_keep(sent).await?;
-        }
-        self.lead(sent);
-        Ok(sent + self.settings.renewal())
+        Ok(Found::Free(Box::new(seen), took))
     }
 
-    /// Takes no Lease that could not be kept, by a request that began then and is answered now; and has none that names
-    /// a replica which does not act.
-    async fn can_keep(&mut self, begun: Instant) -> Result<(), Unable> {
-        let took = begun.elapsed();
-        if took < self.settings.slowest() {
-            return Ok(());
-        }
+    /// Asks for a renewal that changes nothing, as no Lease was taken at this very time. Who may not renew would take the
+    /// Lease and lose it, again and again.
+    async fn try_to_renew(&mut self) -> Result<(), Unable> {
+        let never = self.now();
+        let renewal = self.settings.renews(&never, &never);
+        self.answer(|| patch(&self.leases, &self.settings.name, &renewal)).await?;
+        self.may_renew = true;
+        Ok(())
+    }
+
+    async fn too_slow<T>(&mut self, took: Duration) -> Result<T, Unable> {
         self.give_back().await?;
         Err(Unable::Slow { took, settings: self.settings.clone() })
     }
 
-    /// Reads the Lease, or makes one that is nobody's.
-    async fn look(&mut self) -> Result<(), Unable> {
+    /// Takes the Lease and renews it until it is lost, or until `stop` is ready. A request took so long before.
+    ///
+    /// Renewals follow the taking before it is answered: one that comes through says that the taking did.
+    async fn hold(
+        &mut self,
+        seen: &Seen,
+        took: Duration,
+        stop: &Shared<impl Future<Output = ()>>,
+    ) -> Result<(), Unable> {
+        let (settings, leases) = (self.settings.clone(), self.leases.clone());
+        let (name, params) = (&settings.name, PostParams::default());
+        let taken = self.now();
+        self.taken = Some(taken.clone());
+        let wanted = seen.taken_by(&settings, &taken);
+        let mut renewals = Renewals::begin(settings.clone(), Instant::now(), took);
+        let take = first_answer(settings.patience(), || leases.replace(name, &params, &wanted));
+        let take = take.map(|answer| (None, answer.map(|(sent, _)| (sent, true)).map_err(Unable::from)));
+        let mut answers = FuturesUnordered::from_iter([take.boxed()]);
+        loop {
+            tokio::select! {
+                biased;
+                // A taking that is under way is waited for, so that it can be given back.
+                () = stop.clone(), if renewals.leads_until().is_some() => return Ok(()),
+                () = sleep_until(renewals.ends()) => break,
+                Some((renewal, answer)) = answers.next() => match answer {
+                    Ok((sent, true)) => {
+                        if let Some(until) = renewals.came_through(sent, Instant::now()) {
+                            self.lead(until);
+                            self.works();
+                        } else {
+                            return self.too_slow(sent.elapsed()).await;
+                        }
+                    }
+                    Ok((sent, false)) => if renewals.found_another(sent) {
+                        self.taken = None;
+                        self.follow("the Lease does not name this replica any more");
+                        return Ok(());
+                    },
+                    Err(why) => {
+                        self.may_renew &= why.code() != Some(403);
+                        match renewal {
+                            None if renewals.leads_until().is_none() => return Err(why),
+                            Some(sent) if renewals.failed(sent) => self.fails(&why),
+                            _ => {}
+                        }
+                    }
+                },
+                () = sleep_until(renewals.due()), if answers.len() < MOST => {
+                    let (sent, now) = (Instant::now(), self.now());
+                    renewals.sent(sent);
+                    let (leases, settings, renewal) = (&leases, &settings, settings.renews(&taken, &now));
+                    answers.push(async move {
+                        // An answer that comes later says of no time that is still to come.
+                        let longest = settings.lasts();
+                        let answer = timeout(longest, patch(leases, &settings.name, &renewal)).await;
+                        let answer = answer.map_err(|_| Unable::NoAnswer(longest));
+                        (Some(sent), answer.and_then(|done| Ok((sent, done?))))
+                    }.boxed());
+                }
+            }
+        }
+        if renewals.leads_until().is_none() {
+            return Err(Unable::NoAnswer(settings.lasts()));
+        }
+        self.follow("the Lease could not be renewed in time");
+        Ok(())
+    }
+
+    /// Reads the Lease, or makes one that is nobody's; and says how long that took.
+    async fn look(&mut self) -> Result<(Seen, Duration), Unable> {
         let (leases, name) = (&self.leases, &self.settings.name);
-        let (_, found) = self.answer(|| leases.get_opt(name)).await?;
-        let lease = if let Some(lease) = found {
-            lease
+        let (sent, found) = self.answer(|| leases.get_opt(name)).await?;
+        let (sent, lease) = if let Some(lease) = found {
+            (sent, lease)
         } else {
             let mut lease = Lease::default();
             lease.metadata.name = Some(name.clone());
             let params = PostParams::default();
-            self.answer(|| leases.create(&params, &lease)).await?.1
+            self.answer(|| leases.create(&params, &lease)).await?
         };
-        self.see(lease);
-        Ok(())
+        Ok((self.see(lease), sent.elapsed()))
     }
 
-    /// Writes the Lease, and says since when it has been so at the earliest.
-    async fn replace(&self, wanted: &Lease) -> Result<(Instant, Lease), Unable> {
-        let params = PostParams::default();
-        self.answer(|| self.leases.replace(&self.settings.name, &params, wanted)).await
+    /// Takes the Lease from its holder, who may renew it at the same moment, and says whether that one still had it.
+    async fn take_from(&self, holder: Option<&str>, wanted: &Lease) -> Result<bool, Unable> {
+        let (leases, name) = (&self.leases, &self.settings.name);
+        let Some(holder) = holder else {
+            let params = PostParams::default();
+            return self.answer(|| leases.replace(name, &params, wanted)).await.map(|_| true);
+        };
+        let change = json!([
+            { "op": "test", "path": "/spec/holderIdentity", "value": holder },
+            { "op": "replace", "path": "/spec", "value": wanted.spec },
+        ]);
+        Ok(self.answer(|| patch(leases, name, &change)).await?.1)
     }
 
-    /// The answer to a request, and when that request was sent. Nobody waits for it longer than a lead lasts that
-    /// depends on it.
+    /// The answer to a request, and when that request was sent.
     async fn answer<T, R: Future<Output = kube::Result<T>>>(
         &self,
         request: impl Fn() -> R,
     ) -> Result<(Instant, T), Unable> {
-        let leads = *self.leads.borrow();
-        let longest = leads.map_or(self.settings.duration, |until| until.saturating_duration_since(Instant::now()));
+        let longest = self.settings.duration;
         let answer = timeout(longest, first_answer(self.settings.patience(), request)).await;
         Ok(answer.map_err(|_| Unable::NoAnswer(longest))??)
     }
 
-    fn see(&mut self, lease: Lease) {
-        let same = self.seen.as_ref().is_some_and(|seen| seen.lease.spec == lease.spec);
-        match &mut self.seen {
-            Some(seen) if same => seen.lease = lease,
-            seen => *seen = Some(Seen { lease, since: Instant::now() }),
+    /// Notes how the Lease stands. Any change of it counts: its version is what a taking names.
+    fn see(&mut self, lease: Lease) -> Seen {
+        let version = |lease: &Lease| lease.metadata.resource_version.clone();
+        let before = self.seen.take().filter(|seen| version(&seen.lease) == version(&lease));
+        let seen = before.unwrap_or_else(|| Seen { lease, since: Instant::now() });
+        let spec = seen.lease.spec.as_ref();
+        if let Some(spec) = spec.filter(|spec| spec.holder_identity.as_ref() == Some(&self.settings.identity)) {
+            self.taken.clone_from(&spec.acquire_time);
         }
-        self.named |= self.is_ours();
+        self.seen = Some(seen.clone());
+        seen
     }
 
-    /// Says whether the Lease, as last seen, names this replica.
-    fn is_ours(&self) -> bool {
-        let spec = self.seen.as_ref().and_then(|seen| seen.lease.spec.as_ref());
-        spec.is_some_and(|spec| spec.holder_identity.as_ref() == Some(&self.settings.identity))
+    /// Gives the time to write, never the same one twice: others see a renewal by what it changes, and Kubernetes writes
+    /// nothing where nothing changes.
+    fn now(&mut self) -> MicroTime {
+        let next = self.stamp.saturating_add(jiff::SignedDuration::from_micros(1)).unwrap_or(self.stamp);
+        self.stamp = Timestamp::now().max(next);
+        MicroTime(self.stamp)
     }
 
-    fn lead(&mut self, begun: Instant) {
-        let until = begun + self.settings.duration - self.settings.margin();
+    fn lead(&mut self, until: Instant) {
         if self.leads.send_replace(Some(until)).is_none() {
             tracing::info!(identity = %self.settings.identity, "leads");
         }
@@ -361,31 +498,26 @@ impl Candidate {
         }
     }
 
-    /// Lets the next one begin at once, where the Lease names this replica. Whether it did.
+    /// Lets the next one begin at once, where the Lease bears this replica, and says whether it did.
+    ///
+    /// A renewal that comes through later changes nothing, as it finds nobody's Lease.
     async fn give_back(&mut self) -> Result<bool, Unable> {
-        while self.named {
-            // A write of which no answer came may have changed what was seen.
-            if !self.is_ours() {
-                self.look().await?;
-                self.named = self.is_ours();
-                continue;
-            }
-            let Some(Seen { mut lease, .. }) = self.seen.take() else { continue };
-            let before = lease.spec.unwrap_or_default();
-            // As client-go does it: nobody's, and valid for no longer than it must.
-            lease.spec =
-                Some(LeaseSpec { holder_identity: Some(String::new()), lease_duration_seconds: Some(1), ..before });
-            match self.replace(&lease).await {
-                Ok((_, lease)) => {
-                    self.see(lease);
-                    self.named = false;
-                    return Ok(true);
-                }
-                Err(why) if why.code() == Some(409) => {}
-                Err(why) => return Err(why),
-            }
-        }
-        Ok(false)
+        let Some(taken) = &self.taken else { return Ok(false) };
+        let change = self.settings.gives_back(taken);
+        let (_, done) = self.answer(|| patch(&self.leases, &self.settings.name, &change)).await?;
+        (self.taken, self.seen) = (None, None);
+        Ok(done)
+    }
+}
+
+/// Changes the Lease where the patch's tests hold, and says whether they did.
+async fn patch(leases: &Api<Lease>, name: &str, operations: &Value) -> kube::Result<bool> {
+    let operations = serde_json::from_value(operations.clone()).map_err(kube::Error::SerdeError)?;
+    match leases.patch(name, &PatchParams::default(), &Patch::Json::<()>(operations)).await {
+        Ok(_) => Ok(true),
+        // An apiserver answers 422 where a test of a JSON patch fails (applyJSPatch in its endpoints/handlers/patch.go).
+        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 422) => Ok(false),
+        Err(error) => Err(error),
     }
 }
 
@@ -420,24 +552,25 @@ pub async fn seize(client: Client, settings: LeaseSettings) -> Result<(Candidate
     let (mut candidate, leads) = Candidate::new(client, LeaseSettings { identity, ..settings });
     for _ in 0..SEIZURES {
         let words = |why: Unable| why.to_string();
-        candidate.look().await.map_err(words)?;
-        let Some(seen) = &candidate.seen else { continue };
+        let (seen, _) = candidate.look().await.map_err(words)?;
         let before = seen.lease.spec.clone().unwrap_or_default();
         let seconds = before.lease_duration_seconds.and_then(|seconds| u64::try_from(seconds).ok());
         let before_that = Duration::from_secs(seconds.unwrap_or(0).min(LONGEST));
         // It has to outlast the wait below.
         candidate.settings.duration = candidate.settings.duration.max(2 * before_that);
-        let wanted = seen.held_by(&candidate.settings, Timestamp::now());
-        match candidate.replace(&wanted).await {
-            Ok(_) => {
-                let held =
-                    before.holder_identity.is_some_and(|holder| !holder.is_empty() && !holder.starts_with(SEIZED));
-                if held {
+        let taken = candidate.now();
+        let wanted = seen.taken_by(&candidate.settings, &taken);
+        let holder = before.holder_identity.filter(|holder| !holder.is_empty());
+        match candidate.take_from(holder.as_deref(), &wanted).await {
+            Ok(true) => {
+                candidate.taken = Some(taken);
+                if holder.is_some_and(|holder| !holder.starts_with(SEIZED)) {
                     tokio::time::sleep(before_that).await;
                 }
                 return Ok((candidate, leads));
             }
-            // It was renewed at this very moment.
+            // Another one has taken it at this very moment.
+            Ok(false) => {}
             Err(why) if why.code() == Some(409) => {}
             Err(why) => return Err(words(why)),
         }
@@ -447,7 +580,7 @@ pub async fn seize(client: Client, settings: LeaseSettings) -> Result<(Candidate
 
 /// The beginning of the identity of whoever took a Lease away.
 const SEIZED: &str = "release_";
-/// The most times that a Lease that is renewed at the same moment is tried again.
+/// The most times that a Lease that changes hands at the same moment is tried again.
 const SEIZURES: usize = 20;
 /// The longest time of a Lease that is waited for, in seconds: as long as one of ours may be.
 const LONGEST: u64 = 300;

@@ -102,7 +102,7 @@ pub fn needs(scopes: &[Scope], nodes: bool, uid: bool, lease: Option<(&str, &str
     }
     if let Some((namespace, lease)) = lease {
         // What is created has no name to the apiserver's rules yet.
-        let verbs = [("get", lease), ("create", ""), ("update", lease)];
+        let verbs = [("get", lease), ("create", ""), ("update", lease), ("patch", lease)];
         all.extend(verbs.map(|(verb, name)| Need {
             namespace: namespace.to_owned(),
             name: name.to_owned(),
@@ -155,7 +155,10 @@ mod tests {
         let needs = needs(&[Scope::Namespace("shop".into())], false, false, Some(("lictor", "lease")));
         let said: Vec<String> = needs.iter().map(ToString::to_string).collect();
         assert!(said.contains(&"patch consulservices/status.lictor.dev in namespace shop".to_owned()), "{said:#?}");
-        assert!(said.contains(&"update leases.coordination.k8s.io lease in namespace lictor".to_owned()), "{said:#?}");
+        for verb in ["get", "update", "patch"] {
+            let need = format!("{verb} leases.coordination.k8s.io lease in namespace lictor");
+            assert!(said.contains(&need), "{said:#?}");
+        }
         assert!(said.contains(&"get /apis/lictor.dev/v1alpha1".to_owned()), "{said:#?}");
         assert!(!said.iter().any(|need| need.contains("nodes") || need.contains("kube-system")), "{said:#?}");
     }

@@ -302,7 +302,7 @@ scenarios! {
     replicas::one_hands_over_when_it_is_told_to_stop(agent: yes, catalog: yes);
     /// A leader that was stopped past its Lease and wakes begins no request to Consul.
     replicas::one_that_slept_past_its_time_begins_no_request(agent: yes, catalog: yes);
-    /// Where each request to Kubernetes takes 0.6 s, one replica leads and acts; where requests are too slow to keep the Lease, it names nobody.
+    /// Where each request to Kubernetes takes half of the Lease, one replica leads and acts; where requests are too slow to keep the Lease, it names nobody.
     replicas::one_leads_where_kubernetes_is_slow(agent: yes, catalog: yes);
     /// Lists that take longer than the Lease's duration cost no lead.
     replicas::a_long_list_costs_no_lead(agent: yes, catalog: yes);
