@@ -21,7 +21,7 @@ use crate::model::names::{ResourceKey, Str};
 use crate::model::registration::NameInUse;
 use crate::model::resource::{Needs, Spec};
 use claims::Claims;
-use index::{Behind, Links, behind, picks, relink, unlink};
+use index::{Behind, Links, OnNodes, behind, nodes_of, picks, relink, unlink};
 use known::Known;
 use missing::History;
 use wants::Wants;
@@ -71,8 +71,9 @@ pub struct World {
     picked: BTreeMap<ResourceKey, BTreeSet<Str>>,
     /// The pods at an address of a namespace.
     pods_at: BTreeMap<(Str, IpAddr), BTreeSet<Str>>,
-    /// The resources that hold values of nodes.
-    node_users: BTreeSet<ResourceKey>,
+    /// From a Node to the slices with endpoints and to the pods on it, whether it is there or not; kept only while a
+    /// resource holds values of Nodes.
+    on_nodes: OnNodes,
     /// The history of slices and Nodes over a short time.
     history: History,
 }
@@ -137,7 +138,7 @@ impl World {
             selecting: BTreeMap::new(),
             picked: BTreeMap::new(),
             pods_at: BTreeMap::new(),
-            node_users: BTreeSet::new(),
+            on_nodes: OnNodes::default(),
             history: History::default(),
         }
     }
@@ -235,7 +236,7 @@ impl World {
 
     fn apply_slice(&mut self, scope: &Scope, step: Step<Slice>, now: Instant, dirt: &mut Dirt) -> bool {
         let Outcome { moved, first_list_done } = self.slices.apply(scope, step);
-        let with_pods = self.watches_pods();
+        let (with_pods, with_nodes) = (self.watches_pods(), self.holds_values_of_nodes());
         for Moved { key, old, cause } in moved {
             let new = self.slices.get(&key);
             let service = |slice: &Slice| ObjectKey { namespace: key.namespace.clone(), name: slice.service.clone() };
@@ -254,6 +255,9 @@ impl World {
                 for new in after.difference(&before) {
                     self.slices_with.entry(new.clone()).or_default().insert(key.clone());
                 }
+            }
+            if with_nodes {
+                self.on_nodes.slice_moved(&key, &nodes_of(old.as_ref()), &nodes_of(new));
             }
             if from != to {
                 relink(&mut self.slices_of, &key, from, to);
@@ -278,9 +282,14 @@ impl World {
 
     fn apply_pod(&mut self, scope: &Scope, step: Step<Pod>, dirt: &mut Dirt) -> bool {
         let Outcome { moved, first_list_done } = self.pods.apply(scope, step);
+        let with_nodes = self.holds_values_of_nodes();
         for Moved { key, old, cause } in moved {
             let new = self.pods.get(&key);
             let namespace = &key.namespace;
+            if with_nodes {
+                let node = |pod: Option<&Pod>| pod.and_then(|pod| pod.node.clone());
+                self.on_nodes.pod_moved(&key, node(old.as_ref()), node(new));
+            }
             for resource in self.selecting.get(namespace).into_iter().flatten() {
                 let picks = new.is_some_and(|pod| picks(&self.resources, resource, pod));
                 let group = self.picked.entry(resource.clone()).or_default();
@@ -319,7 +328,7 @@ impl World {
                 self.history.node_registered(&key.name, now);
             }
             if place(old.as_ref()) != place(self.nodes.get(&key)) {
-                dirt.add_all(&self.node_users, cause);
+                dirt.add_all(self.users_of_node(&key.name), cause);
             }
         }
         first_list_done

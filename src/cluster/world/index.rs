@@ -41,6 +41,30 @@ impl Behind {
     }
 }
 
+/// Holds the slices and the pods by the Nodes that they name.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct OnNodes {
+    pub(super) slices: BTreeMap<Str, BTreeSet<ObjectKey>>,
+    pub(super) pods: BTreeMap<Str, BTreeSet<ObjectKey>>,
+}
+
+impl OnNodes {
+    /// Notes that a slice has endpoints on other Nodes than before.
+    pub(super) fn slice_moved(&mut self, slice: &ObjectKey, before: &BTreeSet<&Str>, after: &BTreeSet<&Str>) {
+        before.difference(after).for_each(|node| unlink(&mut self.slices, *node, slice));
+        for node in after.difference(before) {
+            self.slices.entry((*node).clone()).or_default().insert(slice.clone());
+        }
+    }
+
+    /// Notes that a pod is on another Node than before.
+    pub(super) fn pod_moved(&mut self, pod: &ObjectKey, before: Option<Str>, after: Option<Str>) {
+        if before != after {
+            relink(&mut self.pods, pod, before, after);
+        }
+    }
+}
+
 impl World {
     /// Brings the indexes in line with a resource as it is, and what follows from that for others.
     pub(super) fn link(&mut self, key: &ResourceKey, dirt: &mut Dirt) {
@@ -79,7 +103,7 @@ impl World {
     fn link_all(&mut self, keys: &BTreeSet<ResourceKey>) {
         // What is needed is counted before what is not any more: nothing is dropped that one takes over from another.
         let moved: Vec<(ResourceKey, Links)> = keys.iter().map(|key| (key.clone(), self.links_of(key))).collect();
-        let had_pods = self.watches_pods();
+        let (had_pods, had_nodes) = (self.watches_pods(), self.holds_values_of_nodes());
         for (key, new) in &moved {
             let scopes = self.scopes.iter().filter(|scope| scope.covers(&key.namespace));
             self.wants.add(&new.needs, scopes);
@@ -89,6 +113,9 @@ impl World {
         }
         if self.watches_pods() != had_pods {
             self.index_what_is_behind();
+        }
+        if self.holds_values_of_nodes() != had_nodes {
+            self.index_what_is_on_nodes();
         }
     }
 
@@ -100,11 +127,6 @@ impl World {
         }
         for service in new.services.difference(&old.services) {
             self.users_of.entry(service.clone()).or_default().insert(key.clone());
-        }
-        if new.needs.nodes {
-            self.node_users.insert(key.clone());
-        } else {
-            self.node_users.remove(key);
         }
         let scopes = self.scopes.iter().filter(|scope| scope.covers(&key.namespace));
         for (kind, scope) in self.wants.take(&old.needs, scopes) {
@@ -162,9 +184,11 @@ impl World {
                 self.history.forget_scope(scope);
                 self.slices_of.retain(|service, _| !scope.covers(&service.namespace));
                 self.index_what_is_behind();
+                self.index_what_is_on_nodes();
             }
             Kind::Pod => {
                 self.pods.forget(scope);
+                self.index_what_is_on_nodes();
                 self.pods_at.retain(|(namespace, _), _| !scope.covers(namespace));
             }
             Kind::Node => self.nodes.forget(scope),
@@ -174,6 +198,42 @@ impl World {
     /// Says whether pods are watched anywhere.
     pub(super) fn watches_pods(&self) -> bool {
         self.wants.has_kind(Kind::Pod) || self.besides.watches.keys().any(|(kind, _)| *kind == Kind::Pod)
+    }
+
+    /// Says whether a resource holds values of Nodes.
+    pub(super) fn holds_values_of_nodes(&self) -> bool {
+        self.wants.has_kind(Kind::Node)
+    }
+
+    /// Lists the resources that hold values of Nodes and have an endpoint or a pod on this one.
+    pub(super) fn users_of_node(&self, node: &str) -> impl Iterator<Item = &ResourceKey> {
+        let slices = self.on_nodes.slices.get(node).into_iter().flatten();
+        let of_slice = move |slice: &ObjectKey| {
+            let service = self.slices.get(slice).map(|of| ObjectKey::new(&slice.namespace, &of.service));
+            service.and_then(|service| self.users_of.get(&service)).into_iter().flatten()
+        };
+        let pods = self.on_nodes.pods.get(node).into_iter().flatten();
+        let of_pod = move |pod: &ObjectKey| {
+            let selecting = self.selecting.get(&pod.namespace).into_iter().flatten();
+            let name = pod.name.clone();
+            selecting.filter(move |user| self.picked.get(*user).is_some_and(|picked| picked.contains(&name)))
+        };
+        let users = slices.flat_map(of_slice).chain(pods.flat_map(of_pod));
+        users.filter(move |user| self.needs(user, Kind::Node))
+    }
+
+    /// Makes anew the index of what is on Nodes, while it is of use.
+    fn index_what_is_on_nodes(&mut self) {
+        self.on_nodes = OnNodes::default();
+        if !self.holds_values_of_nodes() {
+            return;
+        }
+        for (key, slice) in self.slices.iter() {
+            self.on_nodes.slice_moved(key, &BTreeSet::new(), &nodes_of(Some(slice)));
+        }
+        for (key, pod) in self.pods.iter() {
+            self.on_nodes.pod_moved(key, None, pod.node.clone());
+        }
     }
 
     /// Makes anew the index of what is behind endpoints, while it is of use.
@@ -214,12 +274,17 @@ pub(super) fn behind(namespace: &Str, slice: Option<&Slice>) -> BTreeSet<Behind>
     slice.into_iter().flat_map(|slice| &slice.endpoints).map(|endpoint| Behind::of(namespace, endpoint)).collect()
 }
 
+/// Lists the Nodes that the endpoints of a slice name.
+pub(super) fn nodes_of(slice: Option<&Slice>) -> BTreeSet<&Str> {
+    slice.into_iter().flat_map(|slice| &slice.endpoints).filter_map(|endpoint| endpoint.node.as_ref()).collect()
+}
+
 /// Moves `key` from one group of an index to another.
-pub(super) fn relink(
-    index: &mut BTreeMap<ObjectKey, BTreeSet<ObjectKey>>,
+pub(super) fn relink<K: Ord>(
+    index: &mut BTreeMap<K, BTreeSet<ObjectKey>>,
     key: &ObjectKey,
-    from: Option<ObjectKey>,
-    to: Option<ObjectKey>,
+    from: Option<K>,
+    to: Option<K>,
 ) {
     if let Some(from) = from {
         unlink(index, &from, key);

@@ -15,6 +15,7 @@ mod demand;
 mod history;
 mod missing;
 mod names;
+mod on_nodes;
 
 const NAMESPACES: [&str; 2] = ["a", "b"];
 
@@ -366,13 +367,4 @@ fn a_pod_that_comes_to_an_address_concerns_endpoints_that_name_no_pod() {
     assert!(!world.facts(&key("b", "r")).has_pod_at(address(7)), "of another namespace");
     assert_eq!(world.hear(q(6)), dirtied(&r, Some(Cause::Observed)));
     assert!(!world.facts(&r).has_pod_at(address(7)));
-}
-
-#[test]
-fn a_node_concerns_those_who_hold_values_of_it_and_only_by_its_place() {
-    let (mut world, r) = listed(tagged("${node.zone}", spec("s")));
-    let mut put = |node| world.hear(Change::Node(Step::Apply(key("", "n0"), node)));
-    assert_eq!(put(Node { address: None, ..node("z1") }), []);
-    assert_eq!(put(node("z2")), dirtied(&r, Some(Cause::Observed)));
-    assert_eq!(put(Node { region: Some("r".into()), ..node("z2") }), dirtied(&r, Some(Cause::Observed)));
 }

@@ -129,7 +129,7 @@ fn a_spec() -> impl Strategy<Value = Spec> {
         1 => Just("${pod.labels['app']}"),
         1 => Just("${pod.annotations['x']}"),
         1 => Just("${pod.annotations['x']} ${pod.annotations['y']}"),
-        1 => Just("${node.zone}"),
+        2 => Just("${node.zone}"),
     ];
     (source, tag, 0..2_u8, prop::bool::weighted(0.2)).prop_map(|(spec, tag, name, verify_endpoints)| {
         let limits = Limits { verify_endpoints, ..Limits::default() };
@@ -156,7 +156,11 @@ fn a_resource() -> impl Strategy<Value = (ObjectKey, Object)> {
 fn a_slice() -> impl Strategy<Value = (ObjectKey, Object)> {
     let endpoints = vec((0..4_u8, prop::option::weighted(0.7, 0..4_u8)), 0..3);
     (place(), 0..3_u8, endpoints).prop_map(|((namespace, n), service, endpoints)| {
-        let endpoints = endpoints.into_iter().map(|(at, pod)| endpoint(at, pod.map(|n| format!("p{n}")).as_deref()));
+        // There is no Node `n2`.
+        let endpoints = endpoints.into_iter().map(|(at, pod)| Endpoint {
+            node: (at > 0).then(|| format!("n{}", at - 1).into()),
+            ..endpoint(at, pod.map(|n| format!("p{n}")).as_deref())
+        });
         (key(namespace, &format!("e{n}")), Object::Slice(slice(&format!("s{service}"), endpoints.collect())))
     })
 }
@@ -169,6 +173,7 @@ fn a_pod() -> impl Strategy<Value = (ObjectKey, Object)> {
             let mut pod = pod(&name, 0, &format!("app{app}"));
             pod.addresses = at.into_iter().map(address).collect();
             pod.ready = ready;
+            pod.node = Some(format!("n{app}").into());
             pod.annotations = annotations.into_iter().map(|n| (ANNOTATIONS[n].into(), Some("v".into()))).collect();
             (key(namespace, &name), Object::Pod(pod))
         },
@@ -748,16 +753,34 @@ fn inputs(world: &World, key: &ResourceKey) -> Inputs {
             }
             Source::Static { .. } => {}
         }
-        if needs.nodes {
-            let place = |(name, node): (&Str, &Node)| Fact::Place(name.clone(), node.zone.clone(), node.region.clone());
-            facts.extend(world.nodes().map(place));
-        }
+        let on_node = |name: &Str| {
+            let node = world.node(name).filter(|_| needs.nodes)?;
+            Some(Fact::Place(name.clone(), node.zone.clone(), node.region.clone()))
+        };
+        let places: Vec<Fact> = nodes(world, key, spec).iter().filter_map(on_node).collect();
+        facts.extend(places);
         facts
     };
     // What it asks for decides on whose the name is; what it goes on by meanwhile, on what is registered.
     let facts = asked.map(facts_of).unwrap_or_default();
     let facts_meanwhile = world.without_name.get(key).map(facts_of).unwrap_or_default();
     Inputs { substance, in_force, waits_for: world.waits_for(key), facts, facts_meanwhile }
+}
+
+/// Lists the Nodes that the endpoints or pods of a resource are on.
+fn nodes(world: &World, key: &ResourceKey, spec: &Spec) -> BTreeSet<Str> {
+    let here = |other: &ObjectKey| other.namespace == key.namespace;
+    match &spec.source {
+        Source::Service { name } => {
+            let slices = world.slices.iter().filter(|(slice, of)| here(slice) && of.service == *name);
+            slices.flat_map(|(_, slice)| &slice.endpoints).filter_map(|endpoint| endpoint.node.clone()).collect()
+        }
+        Source::Pods { selector } => {
+            let picked = world.pods.iter().filter(|(pod, of)| here(pod) && selector.picks(&of.labels));
+            picked.filter_map(|(_, pod)| pod.node.clone()).collect()
+        }
+        Source::Static { .. } => BTreeSet::new(),
+    }
 }
 
 fn all_needs<'a>(specs: impl Iterator<Item = &'a Arc<Spec>>) -> Needs {
@@ -799,16 +822,15 @@ fn check_indexes(world: &World) {
     assert_eq!(world.slices_of, group(slices.collect()));
 
     let mut wants = Wants::default();
-    let (mut users, mut node_users, mut selecting) = (Vec::new(), BTreeSet::new(), BTreeMap::<_, BTreeSet<_>>::new());
+    let (mut users, mut selecting) = (Vec::new(), BTreeMap::<_, BTreeSet<_>>::new());
+    let mut hold_values_of_nodes = false;
     let mut picked = BTreeMap::new();
     for (key, _) in world.resources.iter().filter(|(_, entry)| entry.resource.ours) {
         let asked = world.resource(key).and_then(|entry| entry.last_good.as_ref());
         let all = asked.into_iter().chain(world.without_name.get(key));
         let needs = all_needs(all.clone());
         wants.add(&needs, world.scopes.iter().filter(|scope| scope.covers(&key.namespace)));
-        if needs.nodes {
-            node_users.insert(key.clone());
-        }
+        hold_values_of_nodes |= needs.nodes;
         for spec in all {
             match &spec.source {
                 Source::Service { name } => users.push((at(&key.namespace, name), key.clone())),
@@ -822,7 +844,7 @@ fn check_indexes(world: &World) {
             }
         }
     }
-    assert_eq!((&world.users_of, &world.node_users), (&group(users), &node_users));
+    assert_eq!(world.users_of, group(users));
     assert_eq!((&world.selecting, &world.picked), (&selecting, &picked));
     let wanted = wants.wanted();
     assert_eq!(
@@ -853,6 +875,18 @@ fn check_indexes(world: &World) {
         }
     }
     assert_eq!(world.slices_with, slices_with);
+    let mut on_nodes = OnNodes::default();
+    for (key, slice) in world.slices.iter().filter(|_| hold_values_of_nodes) {
+        for node in slice.endpoints.iter().filter_map(|endpoint| endpoint.node.clone()) {
+            on_nodes.slices.entry(node).or_default().insert(key.clone());
+        }
+    }
+    for (key, pod) in world.pods.iter().filter(|_| hold_values_of_nodes) {
+        if let Some(node) = pod.node.clone() {
+            on_nodes.pods.entry(node).or_default().insert(key.clone());
+        }
+    }
+    assert_eq!(world.on_nodes, on_nodes);
 
     let mut rivals = BTreeMap::new();
     for (key, entry) in world.resources.iter() {
