@@ -502,6 +502,12 @@ async fn a_write_that_changes_nothing_tells_whether_others_pass() {
     let proxy = Proxy::start(&consul.http_addr()).await.unwrap();
     let registries: [Box<dyn Registry>; 2] =
         [Box::new(agent(&proxy.addr(), None)), Box::new(catalog(&proxy.addr(), None))];
+    // A Consul agent adds its own addresses to its node some time after it has started.
+    let own_addresses = wait::until("Consul to complete its own node", Duration::from_secs(30), || async {
+        let nodes = consul.api().get("/v1/catalog/nodes").await?;
+        Ok((!nodes[0]["TaggedAddresses"].is_null()).then_some(()))
+    });
+    own_addresses.await.unwrap();
     for registry in registries {
         connect(&*registry).await;
         let before = consul.api().get("/v1/catalog/nodes").await.unwrap();
