@@ -6,7 +6,7 @@
 //!   EndpointSlice,        index,                          guard,   ordered      │
 //!   Service, Node)        dirty set                       bundles  per node     │
 //!                            ▲                   ▲                              │
-//!                            │                   └──── mirror ◄── reads, sweep ─┘
+//!                            │                   └──── mirror ◄── reads, resync ─┘
 //!                            └──────────── outcomes ──► status, Events, metrics
 //! ```
 //!

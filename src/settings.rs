@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use crate::cluster::convert::{ChecksRunBy, Rules};
 use crate::cluster::event::Scope;
 use crate::consul::transport::ConsulSettings;
-use crate::model::names::{ClusterName, Str};
+use crate::model::ids::{ClusterName, Str};
 use crate::model::resource::Limits;
 
 /// The flags of `lictor run`. Consul's are also read from the environment, under the names that Consul's own
@@ -22,8 +22,8 @@ use crate::model::resource::Limits;
 pub struct RunArgs {
     /// Where registrations go: "agent" is the one agent at --consul-address (development, small set-ups);
     /// "catalog" is the servers' catalog, a Consul node for each Kubernetes node.
-    #[arg(long, value_enum, default_value_t = Registration::Agent, env = "LICTOR_REGISTRATION")]
-    pub registration: Registration,
+    #[arg(long, value_enum, default_value_t = Mode::Agent, env = "LICTOR_REGISTRATION")]
+    pub registration: Mode,
 
     /// The cluster's name in Consul: a DNS label, unique among the clusters that share the Consul. Default: the
     /// uid of the namespace kube-system. What was registered under another name, or by another --registration,
@@ -188,7 +188,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = duration)]
     pub grace_period: Duration,
 
-    /// How logs look.
+    /// Log format.
     #[arg(long, value_enum, default_value_t = LogFormat::Text, env = "LICTOR_LOG_FORMAT")]
     pub log_format: LogFormat,
 
@@ -237,14 +237,14 @@ const CONSUL_ADDRESS: &str = "http://127.0.0.1:8500";
 
 /// Where registrations go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Registration {
+pub enum Mode {
     /// The one agent at the address given.
     Agent,
     /// The servers' catalog.
     Catalog,
 }
 
-/// How logs look.
+/// Log format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
     /// For people.
@@ -257,7 +257,7 @@ pub enum LogFormat {
 #[derive(Debug)]
 pub struct Settings {
     /// Where registrations go.
-    pub registration: Registration,
+    pub registration: Mode,
     /// The cluster's name, where one is given.
     pub cluster_name: Option<ClusterName>,
     /// What stands for the cluster's uid, where that is given.
@@ -290,7 +290,7 @@ pub struct Settings {
     pub status_rate: u32,
     /// For writes under way after the order to stop.
     pub grace_period: Duration,
-    /// How logs look.
+    /// Log format.
     pub log_format: LogFormat,
     /// What is logged.
     pub log_level: String,
@@ -321,8 +321,8 @@ impl Settings {
             let names: BTreeSet<&str> = args.namespaces.iter().map(String::as_str).collect();
             names.into_iter().map(|namespace| Scope::Namespace(namespace.into())).collect()
         };
-        let sweeps = Duration::from_secs(1)..=Duration::from_secs(24 * 3600);
-        ensure!(sweeps.contains(&args.resync_interval), "--resync-interval must be from 1s to 24h");
+        let resyncs = Duration::from_secs(1)..=Duration::from_secs(24 * 3600);
+        ensure!(resyncs.contains(&args.resync_interval), "--resync-interval must be from 1s to 24h");
         let holds = Duration::ZERO..=Duration::from_secs(3600);
         ensure!(holds.contains(&args.hold_mass_unready), "--hold-mass-unready must be from 0s to 1h");
         if let Some(class) = &args.class {
@@ -337,16 +337,16 @@ impl Settings {
             })
             .collect::<anyhow::Result<_>>()?;
         let checks = match (args.registration, args.consul_esm) {
-            (Registration::Agent, true) => {
+            (Mode::Agent, true) => {
                 bail!("--consul-esm is for --registration=catalog: an agent runs checks itself")
             }
-            (Registration::Agent, false) => ChecksRunBy::Agent,
-            (Registration::Catalog, true) => ChecksRunBy::Esm,
-            (Registration::Catalog, false) => ChecksRunBy::Nobody,
+            (Mode::Agent, false) => ChecksRunBy::Agent,
+            (Mode::Catalog, true) => ChecksRunBy::Esm,
+            (Mode::Catalog, false) => ChecksRunBy::Nobody,
         };
         args.previous_agents.retain(|address| !address.is_empty());
         ensure!(
-            args.registration == Registration::Agent || args.previous_agents.is_empty(),
+            args.registration == Mode::Agent || args.previous_agents.is_empty(),
             "--previous-agent is for --registration=agent"
         );
         let ssl_verify = match args.consul_ssl_verify.to_ascii_lowercase().as_str() {
@@ -356,7 +356,7 @@ impl Settings {
         };
         // What was registered with one agent is deregistered with that one.
         ensure!(
-            args.registration == Registration::Catalog || args.consul_address.len() == 1,
+            args.registration == Mode::Catalog || args.consul_address.len() == 1,
             "--consul-address: {} addresses, which are for the servers of --registration=catalog; an agent has one",
             args.consul_address.len()
         );
@@ -367,7 +367,7 @@ impl Settings {
             cluster_name,
             cluster_uid: args.cluster_uid.map(Str::from),
             scopes,
-            nodes: args.registration == Registration::Catalog && !args.without_nodes,
+            nodes: args.registration == Mode::Catalog && !args.without_nodes,
             rules: Rules {
                 class: args.class,
                 allow_static,

@@ -12,7 +12,7 @@ use lictor::cluster::watch::{Orders, WatchHealth, watch};
 use lictor::cluster::world::{Entry, World};
 use lictor::cluster::{Finalizers, Kubernetes, Write, WriteError, api, connect};
 use lictor::model::facts::Facts;
-use lictor::model::names::{ResourceKey, Str};
+use lictor::model::ids::{ResourceKey, Str};
 use lictor::model::port::{PortInUse, PortRef};
 use lictor::model::reasons::{Counts, Problem, ProblemReason};
 use lictor::model::status::{Condition, ConditionKind, Status, Truth};

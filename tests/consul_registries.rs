@@ -20,13 +20,13 @@ use lictor::consul::catalog::Catalog;
 use lictor::consul::catalog::takeover::CatalogTakeover;
 use lictor::consul::takeover::{Taken, Takeover};
 use lictor::consul::transport::{ConsulSettings, Http, Request, Response, Transport, TransportError};
-use lictor::consul::{Outcome, Registry, Rows, Trouble};
+use lictor::consul::{Outcome, Registry, Rows, Unavailable};
 use lictor::model::check::{Check, Checks, PlacedCheck, Probe};
 use lictor::model::desired::{Placement, desired};
 use lictor::model::diff::Op;
 use lictor::model::facts::PodRef;
 use lictor::model::health::Health;
-use lictor::model::names::{Identity, ResourceKey, Str};
+use lictor::model::ids::{Identity, ResourceKey, Str};
 use lictor::model::registration::{Ownership, Registration, Row, RowKey, TaggedAddress, Weights};
 use lictor::model::resolve::Instance;
 use lictor::model::template::Values;
@@ -57,7 +57,7 @@ fn rows_of(list: &[(&RowKey, &Registration)]) -> BTreeMap<RowKey, Registration> 
     list.iter().map(|(key, registration)| ((*key).clone(), (*registration).clone())).collect()
 }
 
-fn trouble(outcome: &Outcome) -> &Trouble {
+fn trouble(outcome: &Outcome) -> &Unavailable {
     match outcome {
         Outcome::NotTried(trouble) | Outcome::Unknown(trouble) => trouble,
         Outcome::Written { .. } | Outcome::Refused(_) => panic!("no trouble: {outcome:?}"),
@@ -111,16 +111,19 @@ async fn a_whole_life(consul: &Consul, registry: &dyn Registry) {
     .await
     .unwrap();
     let bare = Registration { readiness: None, ..down.clone() };
-    let drop =
-        Op::Put { key: unready.clone(), registration: Arc::new(bare.clone()), drop_checks: vec!["readiness".into()] };
+    let drop = Op::Register {
+        key: unready.clone(),
+        registration: Arc::new(bare.clone()),
+        drop_checks: vec!["readiness".into()],
+    };
     write(registry, &node, vec![drop.clone()]).await;
     write(registry, &node, vec![drop]).await;
     let row = &settled(registry).await[&unready];
     assert_eq!((&*row.registration, row.health), (&bare, Health::Warning));
 
     // Released: it stays, nobody's; and can be taken up again.
-    let released = edited.released();
-    write(registry, &node, vec![Op::Release { key: ready.clone(), registration: Arc::new(released.clone()) }]).await;
+    let released = edited.disowned();
+    write(registry, &node, vec![Op::Disown { key: ready.clone(), registration: Arc::new(released.clone()) }]).await;
     let rows = settled(registry).await;
     assert_eq!((&*rows[&ready].registration, &rows[&ready].ownership), (&released, &Ownership::Unowned));
     write(registry, &node, vec![put(&ready, &edited)]).await;
@@ -130,7 +133,7 @@ async fn a_whole_life(consul: &Consul, registry: &dyn Registry) {
     write(registry, &node, vec![remove(&ready), remove(&unready), remove(&plain), remove(&key(&node, "never"))]).await;
     assert_eq!(settled(registry).await, Rows::new());
     write(registry, &node, vec![remove(&ready)]).await;
-    write(registry, &node, vec![Op::Release { key: ready.clone(), registration: Arc::new(released) }]).await;
+    write(registry, &node, vec![Op::Disown { key: ready.clone(), registration: Arc::new(released) }]).await;
     assert_eq!(settled(registry).await, Rows::new());
     write(registry, &node, vec![readiness(&ready, &edited, Health::Critical)]).await;
     assert_eq!(*settled(registry).await[&ready].registration, down_of(&edited));
@@ -517,7 +520,7 @@ async fn a_write_that_changes_nothing_tells_whether_others_pass() {
         for fault in [Fault::Refuse, none] {
             proxy.set_fault(fault);
             let trouble = registry.check_writes().await.unwrap_err();
-            assert!(!trouble.lost_footing, "{trouble}");
+            assert!(!trouble.session_lost, "{trouble}");
         }
         proxy.set_fault(Fault::None);
         registry.check_writes().await.unwrap();
@@ -561,7 +564,7 @@ async fn tokens_that_see_too_little_or_are_unknown_are_nobodys_fault() {
         |address: &str, token: &str| Box::new(catalog(address, Some(token))) as Box<dyn Registry>,
     ] {
         let stranger = of(&consul.http_addr(), unknown).connect().await.unwrap_err();
-        assert!(stranger.message.contains("not known to Consul") && !stranger.lost_footing, "{stranger}");
+        assert!(stranger.message.contains("not known to Consul") && !stranger.session_lost, "{stranger}");
 
         let able = of(&consul.http_addr(), consul.management_token().unwrap());
         let node = connect(&*able).await;
@@ -629,7 +632,7 @@ async fn an_agent_keeps_readiness_over_its_restart() {
     let before = settled(&registry).await;
     consul.kill().unwrap();
     let unreachable = registry.read().await.unwrap_err();
-    assert!(!unreachable.lost_footing, "{unreachable}");
+    assert!(!unreachable.session_lost, "{unreachable}");
     let outcomes = apply(&registry, &node, vec![remove(&up), remove(&down)]).await;
     assert!(outcomes.iter().all(|outcome| matches!(outcome, Outcome::NotTried(_))), "{outcomes:?}");
     consul.start_again().await.unwrap();
@@ -645,7 +648,7 @@ async fn another_agent_is_not_taken_for_the_one_we_knew() {
     // In memory: it comes back empty, as another one.
     consul.kill().unwrap();
     consul.start_again().await.unwrap();
-    assert!(registry.read().await.unwrap_err().lost_footing);
+    assert!(registry.read().await.unwrap_err().session_lost);
     connect(&registry).await;
     assert_eq!(registry.read().await.unwrap(), Rows::new());
 }
@@ -662,9 +665,9 @@ async fn an_earlier_lictor_writes_no_more() {
     let outcomes = apply(&first, &node, vec![put(&b, &registration), remove(&a)]).await;
     for outcome in &outcomes {
         assert!(matches!(outcome, Outcome::NotTried(_)), "{outcome:?}");
-        assert!(trouble(outcome).lost_footing && trouble(outcome).retry_after.is_some());
+        assert!(trouble(outcome).session_lost && trouble(outcome).retry_after.is_some());
     }
-    assert!(first.read().await.unwrap_err().lost_footing);
+    assert!(first.read().await.unwrap_err().session_lost);
     assert_eq!(second.read().await.unwrap().keys().collect::<Vec<_>>(), [&a]);
     write(&second, &node, vec![put(&b, &registration)]).await;
     // Fences alone leave the marker as it is.
@@ -692,9 +695,9 @@ async fn an_emptied_consul_is_noticed() {
     write(&registry, &node, vec![put(&instance, &registration)]).await;
     consul.kill().unwrap();
     consul.start_again().await.unwrap();
-    assert!(registry.read().await.unwrap_err().lost_footing);
+    assert!(registry.read().await.unwrap_err().session_lost);
     let outcome = apply(&registry, &node, vec![put(&instance, &registration)]).await.remove(0);
-    assert!(trouble(&outcome).lost_footing, "{outcome:?}");
+    assert!(trouble(&outcome).session_lost, "{outcome:?}");
     connect(&registry).await;
     assert_eq!(registry.read().await.unwrap(), Rows::new());
     write(&registry, &node, vec![put(&instance, &registration)]).await;
@@ -731,7 +734,7 @@ async fn a_plain_registration_takes_neither_a_node_nor_the_marker_from_us() {
     // The marker: what was written before is not known to have landed, so that we begin anew, above our last term.
     consul.api().put("/v1/catalog/register", &theirs("lictor-test")).await.unwrap();
     let trouble = registry.read().await.unwrap_err();
-    assert!(trouble.lost_footing && trouble.message.contains("lost its mark"), "{trouble}");
+    assert!(trouble.session_lost && trouble.message.contains("lost its mark"), "{trouble}");
     connect(&registry).await;
     assert_eq!(marker(&consul).await["Meta"]["lictor-term"], "2");
     consul.api().put("/v1/catalog/register", &theirs("lictor-test")).await.unwrap();
@@ -828,7 +831,7 @@ async fn a_marker_that_is_not_as_we_left_it_is_noticed() {
     let touched = json!({ "Node": "lictor-test", "Address": "10.9.9.9", "NodeMeta": marker(&consul).await["Meta"] });
     consul.api().put("/v1/catalog/register", &touched).await.unwrap();
     let outcome = apply(&registry, &node, vec![remove(&key(&node, "a"))]).await.remove(0);
-    assert!(trouble(&outcome).lost_footing && trouble(&outcome).retry_after.is_none(), "{outcome:?}");
+    assert!(trouble(&outcome).session_lost && trouble(&outcome).retry_after.is_none(), "{outcome:?}");
     connect(&registry).await;
     write(&registry, &node, vec![remove(&key(&node, "a"))]).await;
 }
@@ -902,11 +905,11 @@ async fn agents_that_answer_in_turn_are_found_out() {
     registry.read().await.unwrap();
     transport.requests.fetch_add(1, Ordering::SeqCst);
     let replaced = registry.read().await.unwrap_err();
-    assert!(replaced.lost_footing && replaced.message.contains("replaced"), "{replaced}");
+    assert!(replaced.session_lost && replaced.message.contains("replaced"), "{replaced}");
     connect(&registry).await;
     transport.requests.fetch_add(1, Ordering::SeqCst);
     let several = registry.read().await.unwrap_err();
-    assert!(several.lost_footing && several.message.contains("several agents"), "{several}");
+    assert!(several.session_lost && several.message.contains("several agents"), "{several}");
 }
 
 #[tokio::test]
@@ -961,11 +964,11 @@ async fn a_lost_answer_is_unknown_and_then_found_out() {
     proxy.set_fault(Fault::DropAnswer);
     for _ in 0..2 {
         let outcome = apply(&registry, &node, vec![remove(&key(&node, "a"))]).await.remove(0);
-        assert!(!trouble(&outcome).lost_footing, "{outcome:?}");
+        assert!(!trouble(&outcome).session_lost, "{outcome:?}");
     }
     proxy.set_fault(Fault::None);
     let confused = registry.read().await.unwrap_err();
-    assert!(confused.lost_footing && confused.retry_after.is_none(), "{confused:?}");
+    assert!(confused.session_lost && confused.retry_after.is_none(), "{confused:?}");
     connect(&registry).await;
     assert!(!registry.read().await.unwrap().contains_key(&key(&node, "a")));
 }
@@ -1110,7 +1113,7 @@ fn takeover(transport: &Arc<dyn Transport>, in_catalog: bool) -> Box<dyn Takeove
 }
 
 /// All of it, but for the time that a sign of life may take.
-async fn take_over(takeover: &dyn Takeover) -> Result<Taken, Trouble> {
+async fn take_over(takeover: &dyn Takeover) -> Result<Taken, Unavailable> {
     if takeover.survey().await?.is_empty() {
         return Ok(Taken::default());
     }
@@ -1181,7 +1184,7 @@ async fn nothing_is_taken_over_from_who_lives() {
         assert!(!takeover.is_answered().await.unwrap(), "nobody has looked yet");
         if in_catalog {
             let lost = old.read().await.unwrap_err();
-            assert!(lost.lost_footing && lost.retry_after.is_none(), "{lost:?}");
+            assert!(lost.session_lost && lost.retry_after.is_none(), "{lost:?}");
             connect(&*old).await;
         } else {
             let changed = registrations(&old.read().await.unwrap());

@@ -16,8 +16,8 @@ use lictor::model::diff::{Op, count, diff};
 use lictor::model::facts::{
     Endpoint, Facts, Family, Node, Pod, PodRef, Protocol, Service, ServicePort, Slice, SlicePort,
 };
+use lictor::model::ids::{ClusterName, Identity, ResourceKey, Str, instance_id};
 use lictor::model::isolation::Isolation;
-use lictor::model::names::{ClusterName, Identity, ResourceKey, Str, instance_id};
 use lictor::model::plan::{Plan, Rank, Wanted};
 use lictor::model::port::PortRef;
 use lictor::model::reasons::ProblemReason;
@@ -190,7 +190,7 @@ impl Facts for Web {
         self.slices.iter()
     }
 
-    fn picked(&self) -> impl Iterator<Item = (&Str, &Pod)> + Clone {
+    fn matching(&self) -> impl Iterator<Item = (&Str, &Pod)> + Clone {
         std::iter::empty()
     }
 
@@ -275,11 +275,11 @@ fn status_of(spec: &Spec, resolution: &Resolution, placement: &Placement, missin
         port_in_use: resolution.port_in_use.clone(),
         paused: false,
         counts: count(&desired, |key| mirror.row(key)),
-        unsettled: false,
+        in_progress: false,
         missing: None,
-        standing: true,
+        connected: true,
         problems: resolution.left_out.clone(),
-        trouble: None,
+        outage: None,
         mass_unready: None,
     })
 }

@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout};
 
 use crate::cluster::event::Kind;
-use crate::cluster::lease::ElectionTrouble;
+use crate::cluster::lease::ElectionFailure;
 use crate::cluster::watch::WatchHealth;
 use crate::engine::metrics::Metrics;
 use crate::engine::{Question, Snapshot};
@@ -44,7 +44,7 @@ enum Stage {
     /// Names what it waits for before the engine can run.
     Starting(String),
     /// The engine runs.
-    Running(Engine, WatchHealth, ElectionTrouble),
+    Running(Engine, WatchHealth, ElectionFailure),
 }
 
 /// The way to the engine.
@@ -73,7 +73,7 @@ impl Admin {
     }
 
     /// From here on the engine answers.
-    pub fn runs(&self, questions: mpsc::Sender<Question>, watches: WatchHealth, election: ElectionTrouble) {
+    pub fn runs(&self, questions: mpsc::Sender<Question>, watches: WatchHealth, election: ElectionFailure) {
         self.set(Stage::Running(Engine { questions, last: LastAnswer::default() }, watches, election));
     }
 
@@ -136,7 +136,7 @@ async fn readyz(State(admin): State<Admin>) -> (StatusCode, String) {
             let engine = match ask(&engine).await {
                 Ok(snapshot) => {
                     standby = !snapshot.leads;
-                    but.extend(snapshot.mass_unready_in_words);
+                    but.extend(snapshot.mass_unready_message);
                     snapshot.not_ready
                 }
                 Err(why) => Some(why.to_owned()),

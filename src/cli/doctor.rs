@@ -25,9 +25,9 @@ use crate::consul::Rows;
 use crate::consul::transport::{ConsulSettings, Http, Transport};
 use crate::model::desired::Placement;
 use crate::model::health::Health;
-use crate::model::names::{Identity, Str, meta};
+use crate::model::ids::{Identity, Str, meta};
 use crate::model::registration::Row;
-use crate::settings::{Registration, RunArgs, Settings};
+use crate::settings::{Mode, RunArgs, Settings};
 
 /// The flags of `lictor doctor`: those of `run`, and what to register for a moment.
 #[derive(Debug, Args)]
@@ -114,14 +114,14 @@ async fn examine(settings: Settings, service: &str, dns_address: Option<&str>, r
     if let Some((placement, rows)) = survey {
         say_where(&placement, &rows, report);
         say_whose(&identity, &rows, report);
-        if let Some(client) = client.filter(|_| settings.registration == Registration::Catalog) {
+        if let Some(client) = client.filter(|_| settings.registration == Mode::Catalog) {
             names_of_nodes(&client, &placement, report).await;
         }
         names_in_dns(&settings, &transport, &rows, dns_address, report).await;
     }
     let way = match settings.registration {
-        Registration::Agent => Way::Agent,
-        Registration::Catalog => Way::Catalog(&identity.cluster),
+        Mode::Agent => Way::Agent,
+        Mode::Catalog => Way::Catalog(&identity.cluster),
     };
     // Whoever stops us now waits until what was registered is gone again.
     let _stops = [signal(SignalKind::terminate()), signal(SignalKind::interrupt())];

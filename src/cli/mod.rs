@@ -18,15 +18,15 @@ use crate::cluster::kubernetes;
 use crate::consul::Registry;
 use crate::consul::agent::Agent;
 use crate::consul::catalog::Catalog;
-use crate::consul::transport::{ConsulSettings, Http, Leave, Transport};
-use crate::model::names::{ClusterName, Identity, Str};
-use crate::settings::{LogFormat, Registration, RunArgs, Settings};
+use crate::consul::transport::{ConsulSettings, Http, Transport, WriteLease};
+use crate::model::ids::{ClusterName, Identity, Str};
+use crate::settings::{LogFormat, Mode, RunArgs, Settings};
 
 mod crd;
+mod detach;
 mod doctor;
 mod plan;
 mod preview;
-mod release;
 mod run;
 mod takeover;
 
@@ -48,9 +48,9 @@ enum Command {
     /// Say whether everything is there that `run` needs, with the same flags: permissions, the CRD, Consul and its
     /// token. Registers an instance for a moment; exits with 0 if all is well, with 1 if something is not.
     Doctor(Box<doctor::DoctorArgs>),
-    /// Let go of the cluster before Lictor is uninstalled: takes its finalizers off all resources, and leaves what is
-    /// registered unless told otherwise. Takes the Lease from an operator that runs (--leader-election).
-    Release(Box<release::ReleaseArgs>),
+    /// Remove the finalizers of Lictor from all resources, before Lictor is uninstalled. What is registered stays in
+    /// Consul, unless --deregister is given. With --leader-election it takes the Lease from an operator that runs.
+    Detach(Box<detach::DetachArgs>),
     /// Print what another cluster has left in Consul under this cluster's name, as where a cluster was built anew, and
     /// with --yes take it over: then `run` treats it as its own. Refused while a Lictor of that cluster still writes.
     Takeover(Box<takeover::TakeoverArgs>),
@@ -75,7 +75,7 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::run(*args).map(|()| ExitCode::SUCCESS),
         Command::Plan(args) => plan::plan(*args),
         Command::Doctor(args) => doctor::doctor(*args),
-        Command::Release(args) => release::release(*args),
+        Command::Detach(args) => detach::detach(*args),
         Command::Takeover(args) => takeover::takeover(*args),
         Command::Crd => crd::print().map(|()| ExitCode::SUCCESS),
     };
@@ -88,8 +88,8 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Flags that had another name before, with the present one.
-const RENAMED: [(&str, &str); 1] = [("--sweep-interval", "--resync-interval")];
+/// Flags and subcommands that had another name before, with the present one, as clap quotes them.
+const RENAMED: [(&str, &str); 2] = [("--sweep-interval", "--resync-interval"), ("'release'", "'detach'")];
 
 /// Help and version as they are; a mistake as one line.
 fn usage(error: &clap::Error) -> ExitCode {
@@ -110,7 +110,8 @@ fn usage(error: &clap::Error) -> ExitCode {
         .filter(|line| !line.is_empty())
         .collect();
     let words = words.join(" ");
-    let renamed = RENAMED.iter().find(|(old, _)| error.kind() == ErrorKind::UnknownArgument && words.contains(old));
+    let is_unknown = matches!(error.kind(), ErrorKind::UnknownArgument | ErrorKind::InvalidSubcommand);
+    let renamed = RENAMED.iter().find(|(old, _)| is_unknown && words.contains(old));
     let now = renamed.map_or(String::new(), |(old, new)| format!("; {old} is now {new}"));
     eprintln!("lictor: {}{now}; see 'lictor --help'", words.trim_start_matches("error: "));
     ExitCode::from(BAD_INPUT)
@@ -148,16 +149,16 @@ fn identity_of(uid: Str, name: Option<ClusterName>) -> anyhow::Result<Identity> 
     Ok(Identity { cluster, uid })
 }
 
-/// Where registrations go. Of several replicas only the one with the `leave` writes.
+/// Where registrations go. Of several replicas only the one with the write lease writes.
 fn registry(
     settings: &Settings,
     identity: &Identity,
     transport: Arc<dyn Transport>,
-    leave: Option<&Leave>,
+    write_lease: Option<&WriteLease>,
 ) -> anyhow::Result<Arc<dyn Registry>> {
     Ok(match settings.registration {
-        Registration::Agent => Arc::new(agent(settings, identity, transport, leave)?),
-        Registration::Catalog => Arc::new(Catalog::new(identity.clone(), transport)),
+        Mode::Agent => Arc::new(agent(settings, identity, transport, write_lease)?),
+        Mode::Catalog => Arc::new(Catalog::new(identity.clone(), transport)),
     })
 }
 
@@ -166,14 +167,14 @@ fn agent(
     settings: &Settings,
     identity: &Identity,
     transport: Arc<dyn Transport>,
-    leave: Option<&Leave>,
+    write_lease: Option<&WriteLease>,
 ) -> anyhow::Result<Agent> {
     let previous = settings.previous_agents.iter().map(|address| {
         let consul = ConsulSettings { addresses: vec![address.clone()], ..settings.consul.clone() };
         let http = Http::new(&consul).context("--previous-agent")?;
-        let transport: Arc<dyn Transport> = match leave {
+        let transport: Arc<dyn Transport> = match write_lease {
             None => Arc::new(http),
-            Some(leave) => Arc::new(http.with_leave(leave.clone())),
+            Some(write_lease) => Arc::new(http.with_write_lease(write_lease.clone())),
         };
         Ok((address.clone(), transport))
     });

@@ -88,7 +88,8 @@ pub(super) fn table(steps: &[Step], notes: &[Note]) -> String {
     let mut text = if steps.is_empty() { "nothing to do\n".to_owned() } else { columns(&lines) };
     if !steps.is_empty() {
         let count = |action: &str| steps.iter().filter(|step| step.action.as_str() == action).count();
-        let counts = ["create", "update", "release", "remove"].map(|action| format!("{} to {action}", count(action)));
+        let counts =
+            ["create", "update", "disown", "deregister"].map(|action| format!("{} to {action}", count(action)));
         text.extend([counts.join(", "), "\n".to_owned()]);
     }
     text.extend(
@@ -134,7 +135,7 @@ fn in_json(steps: &[Step], notes: &[Note]) -> Value {
 mod tests {
     use super::*;
     use crate::cli::preview::Action;
-    use crate::model::names::ResourceKey;
+    use crate::model::ids::ResourceKey;
     use crate::model::registration::RowKey;
 
     fn step(action: Action, differences: &[&str]) -> Step {
@@ -157,7 +158,7 @@ mod tests {
 ACTION  RESOURCE   SERVICE       ADDRESS      NODE  DIFFERENCES
 create  shop/user  user_service  10.0.0.1:80  dev
 update  shop/user  user_service  10.0.0.1:80  dev   port: 80 → 81
-1 to create, 1 to update, 0 to release, 0 to remove
+1 to create, 1 to update, 0 to disown, 0 to deregister
 note: shop/a: Paused: why
 ";
         assert_eq!(table(&steps, &[note]), expected);
@@ -166,8 +167,8 @@ note: shop/a: Paused: why
 
     #[test]
     fn a_plan_is_json() {
-        let json = in_json(&[step(Action::Remove, &[])], &[]);
-        assert_eq!(json["steps"][0]["action"], "remove");
+        let json = in_json(&[step(Action::Deregister, &[])], &[]);
+        assert_eq!(json["steps"][0]["action"], "deregister");
         assert_eq!(json["steps"][0]["id"], "c:shop:user:user:u1:80");
     }
 }

@@ -13,8 +13,8 @@ use crate::consul::Rows;
 use crate::consul::mirror::Mirror;
 use crate::engine::decide::{Action as Decided, SourceReport, decide, name_conflict, registered};
 use crate::model::desired::Placement;
-use crate::model::diff::{Op, diff, release};
-use crate::model::names::{Identity, ResourceKey};
+use crate::model::diff::{Op, diff, disown};
+use crate::model::ids::{Identity, ResourceKey};
 use crate::model::registration::{Registration, RowKey};
 use crate::model::resolve::{Remains, remains};
 use crate::model::status::{ENDPOINTS_MISSING, NOT_LISTED};
@@ -44,9 +44,9 @@ pub enum Action {
     /// Registers it again with other content, or moves its readiness.
     Update,
     /// Takes our mark off it.
-    Release,
+    Disown,
     /// Deregisters it.
-    Remove,
+    Deregister,
 }
 
 impl Action {
@@ -56,8 +56,8 @@ impl Action {
         match self {
             Self::Create => "create",
             Self::Update => "update",
-            Self::Release => "release",
-            Self::Remove => "remove",
+            Self::Disown => "disown",
+            Self::Deregister => "deregister",
         }
     }
 }
@@ -98,7 +98,7 @@ pub fn preview(
         let decision = decide(world, identity, Some(placement), &key, registered(mirror.owned(&key)));
         let ops = match decision.action {
             Decided::Freeze => Vec::new(),
-            Decided::Disown => release(mirror.owned(&key)),
+            Decided::Disown => disown(mirror.owned(&key)),
             Decided::Apply { desired, hold, .. } => {
                 let left_of = |there: &_| {
                     let spec = world.effective_spec(&key);
@@ -119,7 +119,7 @@ pub fn preview(
                 }));
                 let later = diff.waiting.into_iter().filter_map(|row| {
                     let service = mirror.row(&row)?.registration.service.clone();
-                    Some(Op::Remove { key: row, service })
+                    Some(Op::Deregister { key: row, service })
                 });
                 diff.ops.into_iter().chain(later).collect()
             }
@@ -145,10 +145,10 @@ fn step(resource: &ResourceKey, op: &Op, mirror: &Mirror) -> Option<Step> {
     let wanted = op.registration().map(|wanted| &**wanted);
     let shown = wanted.or(there)?;
     let action = match op {
-        Op::Put { .. } if there.is_none() => Action::Create,
-        Op::Put { .. } | Op::Readiness { .. } => Action::Update,
-        Op::Release { .. } => Action::Release,
-        Op::Remove { .. } => Action::Remove,
+        Op::Register { .. } if there.is_none() => Action::Create,
+        Op::Register { .. } | Op::Readiness { .. } => Action::Update,
+        Op::Disown { .. } => Action::Disown,
+        Op::Deregister { .. } => Action::Deregister,
     };
     let differences = match (action, there, wanted) {
         (Action::Update, Some(there), Some(wanted)) => differences(there, wanted),
@@ -176,7 +176,7 @@ fn differences(there: &Registration, wanted: &Registration) -> Vec<String> {
             all.push(format!("{field}: {from} → {to}"));
         }
     };
-    let join = |tags: &[crate::model::names::Str]| tags.join(", ");
+    let join = |tags: &[crate::model::ids::Str]| tags.join(", ");
     differs("name", there.service.to_string(), wanted.service.to_string());
     differs("address", there.address.to_string(), wanted.address.to_string());
     differs("port", there.port.to_string(), wanted.port.to_string());

@@ -16,13 +16,13 @@ use crate::admin::Admin;
 use crate::cluster::connect;
 use crate::cluster::definition::{self, Definition};
 use crate::cluster::kubernetes::{ApiServer, UidError};
-use crate::cluster::lease::{Candidate, ElectionTrouble, Leads, LeaseSettings};
+use crate::cluster::lease::{Candidate, ElectionFailure, Leads, LeaseSettings};
 use crate::cluster::watch::{self, Orders, WatchHealth};
 use crate::cluster::world::World;
-use crate::consul::transport::{BadSettings, Http, Leave, Transport};
+use crate::consul::transport::{BadSettings, Http, Transport, WriteLease};
 use crate::engine::metrics::Metrics;
 use crate::engine::{Config, Engine};
-use crate::model::names::Identity;
+use crate::model::ids::Identity;
 use crate::settings::{Election, RunArgs, Settings};
 
 /// How many events of the watches may wait for the engine.
@@ -68,10 +68,10 @@ async fn operate(settings: Settings) -> anyhow::Result<()> {
     };
     // Not before: the Lease is only for who can act.
     let election = settings.election.as_ref().map(|election| Elected::begin(&client, election));
-    let leave = election.as_ref().map(|elected| Leave::new(elected.leads.clone(), elected.margin));
-    let transport: Arc<dyn Transport> = match &leave {
+    let write_lease = election.as_ref().map(|elected| WriteLease::new(elected.leads.clone(), elected.margin));
+    let transport: Arc<dyn Transport> = match &write_lease {
         None => Arc::new(http),
-        Some(leave) => Arc::new(http.with_leave(leave.clone())),
+        Some(write_lease) => Arc::new(http.with_write_lease(write_lease.clone())),
     };
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -83,15 +83,15 @@ async fn operate(settings: Settings) -> anyhow::Result<()> {
     );
 
     tokio::spawn(mind_the_definition(client.clone(), admin.clone()));
-    let registry = registry(&settings, &identity, transport, leave.as_ref())?;
+    let registry = registry(&settings, &identity, transport, write_lease.as_ref())?;
     let rules = Arc::new(settings.rules);
     let (sink, events) = mpsc::channel(EVENTS);
     let (ask, questions) = mpsc::channel(16);
     let (health, orders) = (WatchHealth::default(), Orders::default());
     let watches = watch::watch(client.clone(), Arc::clone(&rules), sink, health.clone(), orders.clone());
     tokio::spawn(watches);
-    let trouble = election.as_ref().map(|elected| elected.trouble.clone()).unwrap_or_default();
-    admin.runs(ask, health, trouble);
+    let failure = election.as_ref().map(|elected| elected.failure.clone()).unwrap_or_default();
+    admin.runs(ask, health, failure);
 
     let world = World::new(settings.scopes.clone(), settings.nodes);
     let kubernetes = ApiServer::new(client, settings.scopes, rules, orders);
@@ -118,7 +118,7 @@ async fn operate(settings: Settings) -> anyhow::Result<()> {
 /// Takes part in an election while the operator runs.
 struct Elected {
     leads: Leads,
-    trouble: ElectionTrouble,
+    failure: ElectionFailure,
     margin: Duration,
     stop: oneshot::Sender<()>,
     task: JoinHandle<()>,
@@ -131,13 +131,13 @@ impl Elected {
         let settings = LeaseSettings { namespace, name: lease, identity, duration };
         let margin = settings.margin();
         let (candidate, leads) = Candidate::new(client.clone(), settings);
-        let trouble = candidate.trouble();
+        let failure = candidate.failure();
         let (stop, stopped) = oneshot::channel();
         let task = tokio::spawn(candidate.run(async {
             // Whoever could stop it is gone: likewise.
             let _ = stopped.await;
         }));
-        Self { leads, trouble, margin, stop, task }
+        Self { leads, failure, margin, stop, task }
     }
 
     /// Lets the next replica begin, now that nothing is under way any more.
@@ -177,7 +177,7 @@ async fn wait_for<T>(
 /// The way to Consul, as soon as all files for it are there.
 async fn consul(settings: &Settings, admin: &Admin) -> anyhow::Result<Http> {
     let passes = |error: &anyhow::Error| matches!(error.downcast_ref(), Some(BadSettings::NotYet(_)));
-    let http = wait_for(admin, "what Consul is reached with", passes, async || Ok(Http::new(&settings.consul)?));
+    let http = wait_for(admin, "a Consul credential file", passes, async || Ok(Http::new(&settings.consul)?));
     http.await.context("reaching Consul")
 }
 

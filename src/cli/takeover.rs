@@ -21,9 +21,9 @@ use crate::consul::catalog::Catalog;
 use crate::consul::catalog::takeover::CatalogTakeover;
 use crate::consul::takeover::{Left, Takeover, taken};
 use crate::consul::transport::{Http, Transport};
-use crate::model::names::{Identity, Str};
+use crate::model::ids::{Identity, Str};
 use crate::model::registration::Ownership;
-use crate::settings::{Registration, RunArgs, Settings, duration};
+use crate::settings::{Mode, RunArgs, Settings, duration};
 
 /// The flags of `lictor takeover`: those of `run`, and from whom.
 #[derive(Debug, Args)]
@@ -67,15 +67,15 @@ async fn take_over(settings: Settings, from: &Str, wait: Option<Duration>) -> an
     let identity = identify(&client, &settings).await?;
     ensure!(identity.uid != *from, "--from-uid {from} is this cluster's own uid");
     let takeover: Box<dyn Takeover> = match settings.registration {
-        Registration::Agent => Box::new(AgentTakeover::new(agent(&settings, &identity, transport, None)?, from)),
-        Registration::Catalog => Box::new(CatalogTakeover::new(Catalog::new(identity.clone(), transport), from)),
+        Mode::Agent => Box::new(AgentTakeover::new(agent(&settings, &identity, transport, None)?, from)),
+        Mode::Catalog => Box::new(CatalogTakeover::new(Catalog::new(identity.clone(), transport), from)),
     };
     let left = takeover.survey().await?;
     if left.is_empty() {
         println!("nothing in Consul is of a cluster {} with uid {from}", identity.cluster);
         return Ok(ExitCode::SUCCESS);
     }
-    print!("{}", in_words(&left, &identity, from));
+    print!("{}", describe(&left, &identity, from));
     let Some(wait) = wait else {
         let kubernetes = ApiServer::new(client, settings.scopes, Arc::new(settings.rules), Orders::default());
         let world = kubernetes.read_again().await?;
@@ -111,7 +111,7 @@ async fn watch(takeover: &dyn Takeover, wait: Duration) -> anyhow::Result<()> {
     }
 }
 
-fn in_words(left: &Left, identity: &Identity, from: &str) -> String {
+fn describe(left: &Left, identity: &Identity, from: &str) -> String {
     let mut text = format!("of the cluster {} with uid {from} there is in Consul:\n", identity.cluster);
     let mut services: BTreeMap<&str, usize> = BTreeMap::new();
     for row in left.rows.values() {
@@ -141,7 +141,7 @@ mod tests {
     use super::*;
     use crate::consul::Rows;
     use crate::model::desired::Placement;
-    use crate::model::names::ClusterName;
+    use crate::model::ids::ClusterName;
 
     #[test]
     fn what_is_left_is_told_by_name() {
@@ -159,6 +159,6 @@ of the cluster prod with uid old there is in Consul:
   node prod-a
   marker node lictor-prod
 ";
-        assert_eq!(in_words(&left, &identity, "old"), expected);
+        assert_eq!(describe(&left, &identity, "old"), expected);
     }
 }

@@ -19,7 +19,7 @@ pub use self::checks::ChecksRunBy;
 use super::api::{self, ConsulService, ConsulServiceSpec, ConsulServiceStatus};
 use super::event::{ObjectKey, SeenResource};
 use super::status;
-use crate::model::names::{Str, meta};
+use crate::model::ids::{Str, meta};
 use crate::model::port::PortRef;
 use crate::model::reasons::Refusal;
 use crate::model::registration::Weights;

@@ -24,7 +24,7 @@ use super::interner::Interner;
 use crate::model::facts::{
     ContainerKind, ContainerPort, Endpoint, Family, Node, Pod, PodRef, Protocol, Service, ServicePort, Slice, SlicePort,
 };
-use crate::model::names::{Str, is_pod_name, is_uid};
+use crate::model::ids::{Str, is_pod_name, is_uid};
 use crate::model::render::MAX_META_VALUE;
 
 /// A kind that is watched.

@@ -11,8 +11,8 @@ use kube::{Api, Client, CustomResourceExt, Resource};
 use tokio::time::timeout;
 
 use super::api::{ConsulService, crd};
-use super::list::in_words;
-use crate::model::guard::CrdState;
+use super::list::describe;
+use crate::model::cause::CrdState;
 
 /// Says what the cluster's definition is to this version.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,7 +55,7 @@ pub async fn look(client: &Client) -> Definition {
             fields if fields.is_empty() => Definition::Fits,
             fields => Definition::Lacks(fields),
         },
-        Ok(Err(error)) => Definition::Unknown(in_words(&error)),
+        Ok(Err(error)) => Definition::Unknown(describe(&error)),
         Err(_) => Definition::Unknown("no answer in time".to_owned()),
     }
 }

@@ -4,7 +4,7 @@
 use std::fmt;
 
 use crate::model::facts::{Node, Pod, Service, Slice};
-use crate::model::names::{ResourceKey, Str};
+use crate::model::ids::{ResourceKey, Str};
 use crate::model::resource::Resource;
 
 use super::status::Transitions;

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use crate::model::names::Str;
+use crate::model::ids::Str;
 
 /// Hands out shared strings and forgets those that nobody holds any more.
 #[derive(Debug, Default)]

@@ -24,12 +24,12 @@ use super::api::ConsulService;
 use super::convert::{ResourceObject, Rules};
 use super::decode::{Decoder, NodeObject, PodObject, ServiceObject, SliceObject, Watched};
 use super::event::{self, Kind, Scope};
-use super::list::{Failure, Pages, in_words, retry_after};
+use super::list::{Failure, Pages, describe, retry_after};
 use super::watch::{Orders, namespaced};
 use super::world::{Wanted, World};
 use super::{Finalizers, Kubernetes, ReadError, Write, WriteError, definition, status};
-use crate::model::guard::CrdState;
-use crate::model::names::{ResourceKey, Str};
+use crate::model::cause::CrdState;
+use crate::model::ids::{ResourceKey, Str};
 
 /// The longest that a request for one object may take: kube has no limit of its own.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -88,7 +88,7 @@ impl ApiServer {
         };
         match tokio::time::timeout(REQUEST_TIMEOUT, self.recorder.publish(&event, &regarding)).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => debug!(resource = %key, "an Event was not written: {}", in_words(&error)),
+            Ok(Err(error)) => debug!(resource = %key, "an Event was not written: {}", describe(&error)),
             Err(_) => debug!(resource = %key, "an Event was not written in time"),
         }
     }
@@ -241,7 +241,7 @@ pub async fn cluster_uid(client: &Client) -> Result<Str, UidError> {
     let namespaces = Api::<PartialObjectMeta<Namespace>>::all(client.clone());
     let answer = tokio::time::timeout(REQUEST_TIMEOUT, namespaces.get("kube-system")).await;
     let answer = answer.map_err(|_| UidError(format!("no answer within {} s", REQUEST_TIMEOUT.as_secs())))?;
-    let namespace = answer.map_err(|error| UidError(in_words(&error)))?;
+    let namespace = answer.map_err(|error| UidError(describe(&error)))?;
     namespace.metadata.uid.map(Str::from).ok_or_else(|| UidError("it has none".to_owned()))
 }
 
@@ -261,7 +261,7 @@ async fn in_time<T>(write: impl Future<Output = kube::Result<T>>) -> Result<(), 
 }
 
 fn refusal(error: &kube::Error) -> WriteError {
-    let kube::Error::Api(status) = error else { return WriteError::Unavailable(in_words(error)) };
+    let kube::Error::Api(status) = error else { return WriteError::Unavailable(describe(error)) };
     match status.code {
         404 => WriteError::Gone,
         // The test in our JSON patch found another uid: what the schema refuses names the object, this does

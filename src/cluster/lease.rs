@@ -208,7 +208,7 @@ pub struct Candidate {
     /// True if Kubernetes lets it renew the Lease, as far as is known.
     may_renew: bool,
     leads: watch::Sender<Option<Instant>>,
-    trouble: ElectionTrouble,
+    failure: ElectionFailure,
 }
 
 /// Says what a candidate found.
@@ -224,9 +224,9 @@ const MOST: usize = 8;
 
 /// Says why a replica cannot take part, in words; none if it can.
 #[derive(Clone, Debug, Default)]
-pub struct ElectionTrouble(Arc<Mutex<Option<String>>>);
+pub struct ElectionFailure(Arc<Mutex<Option<String>>>);
 
-impl ElectionTrouble {
+impl ElectionFailure {
     /// Gives the reason as it is now.
     #[must_use]
     pub fn get(&self) -> Option<String> {
@@ -253,15 +253,15 @@ impl Candidate {
             stamp: Timestamp::UNIX_EPOCH,
             may_renew: false,
             leads,
-            trouble: ElectionTrouble::default(),
+            failure: ElectionFailure::default(),
         };
         (candidate, reader)
     }
 
     /// Gives the place where to read why it cannot take part.
     #[must_use]
-    pub fn trouble(&self) -> ElectionTrouble {
-        self.trouble.clone()
+    pub fn failure(&self) -> ElectionFailure {
+        self.failure.clone()
     }
 
     /// Takes part until `stop` is ready, then gives the Lease back if it is ours.
@@ -307,7 +307,7 @@ impl Candidate {
     }
 
     fn works(&self) {
-        if self.trouble.set(None).is_some() {
+        if self.failure.set(None).is_some() {
             tracing::info!("the Lease can be read and written again");
         }
     }
@@ -321,7 +321,7 @@ impl Candidate {
         };
         let LeaseSettings { namespace, name, .. } = &self.settings;
         let why = format!("cannot take part in the election for the Lease {namespace}/{name}: {why}");
-        if self.trouble.set(Some(why.clone())).as_ref() != Some(&why) {
+        if self.failure.set(Some(why.clone())).as_ref() != Some(&why) {
             tracing::warn!("{why}");
         }
     }
@@ -494,7 +494,7 @@ impl Candidate {
     fn follow(&mut self, why: &str) {
         self.seen = None;
         if self.leads.send_replace(None).is_some() {
-            tracing::warn!(identity = %self.settings.identity, "leads no more: {why}");
+            tracing::warn!(identity = %self.settings.identity, "lost leadership: {why}");
         }
     }
 
@@ -579,7 +579,7 @@ pub async fn seize(client: Client, settings: LeaseSettings) -> Result<(Candidate
 }
 
 /// The beginning of the identity of whoever took a Lease away.
-const SEIZED: &str = "release_";
+const SEIZED: &str = "detach_";
 /// The most times that a Lease that changes hands at the same moment is tried again.
 const SEIZURES: usize = 20;
 /// The longest time of a Lease that is waited for, in seconds: as long as one of ours may be.

@@ -30,7 +30,7 @@ pub(super) enum Failure {
     NoAnswer,
     #[error("a list came without its resourceVersion")]
     NoVersion,
-    #[error("{}", in_words(.0))]
+    #[error("{}", describe(.0))]
     Kube(#[from] kube::Error),
 }
 
@@ -85,7 +85,7 @@ impl<'a, K: Watched> Pages<'a, K> {
 }
 
 /// Says what went wrong, without kube's own words around it.
-pub(super) fn in_words(error: &kube::Error) -> String {
+pub(super) fn describe(error: &kube::Error) -> String {
     match error {
         kube::Error::Api(status) if !status.message.is_empty() => status.message.trim().to_owned(),
         kube::Error::Service(cause) => chain(&**cause),

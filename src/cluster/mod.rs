@@ -27,8 +27,8 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 
-use crate::model::guard::CrdState;
-use crate::model::names::{ResourceKey, Str};
+use crate::model::cause::CrdState;
+use crate::model::ids::{ResourceKey, Str};
 use crate::model::status::Status;
 use status::Transitions;
 use world::{Wanted, World};

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use super::api::ConsulService;
 use super::definition::discovery_path;
 use super::event::Scope;
-use super::list::in_words;
+use super::list::describe;
 
 /// One thing that must be allowed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -138,7 +138,7 @@ pub async fn lacking(client: &Client, needs: Vec<Need>) -> Result<Vec<Need>, Str
         let review = SelfSubjectAccessReview { spec, ..SelfSubjectAccessReview::default() };
         let params = PostParams::default();
         let answer = timeout(Duration::from_secs(10), reviews.create(&params, &review)).await;
-        let answer = answer.map_err(|_| "no answer in time".to_owned())?.map_err(|error| in_words(&error))?;
+        let answer = answer.map_err(|_| "no answer in time".to_owned())?.map_err(|error| describe(&error))?;
         if !answer.status.is_some_and(|status| status.allowed) {
             lacking.push(need);
         }

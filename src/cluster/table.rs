@@ -1,10 +1,10 @@
-//! Objects of one kind, kept by mark and sweep over the lists of any number of scopes.
+//! Objects of one kind, kept by mark and resync over the lists of any number of scopes.
 
 use std::collections::BTreeMap;
 
 use super::event::{ObjectKey, Scope, Step};
-use crate::model::guard::Cause;
-use crate::model::names::Str;
+use crate::model::cause::Cause;
+use crate::model::ids::Str;
 
 /// The objects of one kind.
 ///
@@ -81,7 +81,7 @@ impl<T: PartialEq> Table<T> {
                 outcome.first_list_done = !list.done_once;
                 list.done_once = true;
                 let epoch = list.epoch;
-                outcome.moved = self.sweep(scope, epoch);
+                outcome.moved = self.resync(scope, epoch);
             }
             Step::InitDone => {}
         }
@@ -101,7 +101,7 @@ impl<T: PartialEq> Table<T> {
         Some(Moved { key, old: None, cause })
     }
 
-    fn sweep(&mut self, scope: &Scope, epoch: u64) -> Vec<Moved<T>> {
+    fn resync(&mut self, scope: &Scope, epoch: u64) -> Vec<Moved<T>> {
         let unmarked: Vec<ObjectKey> = match scope {
             Scope::All => self.rows.iter().filter(|(_, row)| row.epoch != epoch).map(|(key, _)| key.clone()).collect(),
             Scope::Namespace(namespace) => {

@@ -28,7 +28,7 @@ use super::decode::{Decoder, NodeObject, PodObject, ServiceObject, SliceObject, 
 use super::event::{Event, Kind, Scope};
 use super::list::{Failure, Pages};
 use super::world::Wanted;
-use crate::model::names::Str;
+use crate::model::ids::Str;
 
 /// After so many seconds the apiserver ends a watch, and it is taken up again.
 const WATCH_SECONDS: u32 = 60;

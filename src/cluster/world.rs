@@ -15,13 +15,13 @@ use tokio::time::Instant;
 
 use super::event::{Change, Event, Kind, ObjectKey, Scope, SeenResource, Step};
 use super::table::{Moved, Outcome, Table};
+use crate::model::cause::Cause;
 use crate::model::facts::{Facts, Node, Pod, Service, Slice};
-use crate::model::guard::Cause;
-use crate::model::names::{ResourceKey, Str};
+use crate::model::ids::{ResourceKey, Str};
 use crate::model::registration::NameInUse;
 use crate::model::resource::{Needs, Spec};
 use claims::Claims;
-use index::{Behind, Links, OnNodes, behind, nodes_of, picks, relink, unlink};
+use index::{EndpointTarget, Links, OnNodes, behind, matches, nodes_of, relink, unlink};
 use known::Known;
 use missing::History;
 use wants::Wants;
@@ -64,11 +64,11 @@ pub struct World {
     /// From a Service to the resources that have it as their source, whether it is there or not.
     users_of: BTreeMap<ObjectKey, BTreeSet<ResourceKey>>,
     /// From what is behind an endpoint to the slices that have it; kept only while pods are watched.
-    slices_with: BTreeMap<Behind, BTreeSet<ObjectKey>>,
+    slices_with: BTreeMap<EndpointTarget, BTreeSet<ObjectKey>>,
     /// From a namespace to its resources that select pods.
     selecting: BTreeMap<Str, BTreeSet<ResourceKey>>,
     /// The pods that a resource selects.
-    picked: BTreeMap<ResourceKey, BTreeSet<Str>>,
+    matching: BTreeMap<ResourceKey, BTreeSet<Str>>,
     /// The pods at an address of a namespace.
     pods_at: BTreeMap<(Str, IpAddr), BTreeSet<Str>>,
     /// From a Node to the slices with endpoints and to the pods on it, whether it is there or not; kept only while a
@@ -136,7 +136,7 @@ impl World {
             users_of: BTreeMap::new(),
             slices_with: BTreeMap::new(),
             selecting: BTreeMap::new(),
-            picked: BTreeMap::new(),
+            matching: BTreeMap::new(),
             pods_at: BTreeMap::new(),
             on_nodes: OnNodes::default(),
             history: History::default(),
@@ -291,10 +291,10 @@ impl World {
                 self.on_nodes.pod_moved(&key, node(old.as_ref()), node(new));
             }
             for resource in self.selecting.get(namespace).into_iter().flatten() {
-                let picks = new.is_some_and(|pod| picks(&self.resources, resource, pod));
-                let group = self.picked.entry(resource.clone()).or_default();
-                let picked = if picks { !group.insert(key.name.clone()) } else { group.remove(&key.name) };
-                if picks || picked {
+                let is_in = new.is_some_and(|pod| matches(&self.resources, resource, pod));
+                let group = self.matching.entry(resource.clone()).or_default();
+                let was_in = if is_in { !group.insert(key.name.clone()) } else { group.remove(&key.name) };
+                if is_in || was_in {
                     dirt.add(resource, Some(cause));
                 }
             }
@@ -306,8 +306,8 @@ impl World {
             for there in &after {
                 self.pods_at.entry((namespace.clone(), *there)).or_default().insert(key.name.clone());
             }
-            let at = before.iter().chain(&after).map(|address| Behind::Address(namespace.clone(), *address));
-            for behind in at.chain([Behind::Pod(key.clone())]) {
+            let at = before.iter().chain(&after).map(|address| EndpointTarget::Address(namespace.clone(), *address));
+            for behind in at.chain([EndpointTarget::Pod(key.clone())]) {
                 for slice in self.slices_with.get(&behind).into_iter().flatten() {
                     let Some(slice) = self.slices.get(slice) else { continue };
                     let service = ObjectKey { namespace: namespace.clone(), name: slice.service.clone() };

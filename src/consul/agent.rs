@@ -24,9 +24,9 @@ use futures::try_join;
 use super::client::{Client, path};
 use super::transport::Transport;
 use super::wire::{AgentConfig, AgentSelf, By, Check, Healths, NodeServices, Pool, Service};
-use super::{Bundle, Outcome, Registry, Rows, Trouble};
+use super::{Bundle, Outcome, Registry, Rows, Unavailable};
 use crate::model::desired::Placement;
-use crate::model::names::{Identity, Str, id_prefix, meta};
+use crate::model::ids::{Identity, Str, id_prefix, meta};
 use crate::model::registration::{Ownership, Registration, Row, RowKey};
 
 /// The most operations that an agent gets before the engine hears of them.
@@ -96,7 +96,7 @@ impl Agent {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn introduce(&self) -> Result<Placement, Trouble> {
+    async fn introduce(&self) -> Result<Placement, Unavailable> {
         self.client.may_conclude().await?;
         let times = if self.known().earlier.is_empty() { INTRODUCTIONS } else { SUSPICIOUS_INTRODUCTIONS };
         let mut agreed: Option<AgentConfig> = None;
@@ -119,22 +119,22 @@ impl Agent {
     }
 
     /// Makes sure that it is still the agent that we know, and answers its node's name.
-    async fn recognise(&self) -> Result<Str, Trouble> {
+    async fn recognise(&self) -> Result<Str, Unavailable> {
         let found = self.client.get::<AgentSelf>(path(&["agent", "self"], &[])).await?.value.config;
         let (node, id) = name_and_id(&found).ok_or_else(nameless)?;
         let mut known = self.known();
         let Some(current) = &known.current else {
-            return Err(Trouble::lost_footing("Consul's agent was not asked who it is yet"));
+            return Err(Unavailable::session_lost("Consul's agent was not asked who it is yet"));
         };
         if *current == found {
             return Ok(node.into());
         }
         if known.earlier.contains(id) {
-            return Err(Trouble { lost_footing: true, ..several(current, &found) });
+            return Err(Unavailable { session_lost: true, ..several(current, &found) });
         }
         let before = current.node_name.clone().unwrap_or_default();
         known.retire();
-        Err(Trouble::lost_footing(format!("the Consul agent {before} was replaced by another one, {node}")))
+        Err(Unavailable::session_lost(format!("the Consul agent {before} was replaced by another one, {node}")))
     }
 
     /// A filter that leaves what has an ID or a mark of ours. A cluster's name is a DNS label: nothing in it
@@ -151,7 +151,7 @@ impl Agent {
         path(&["catalog", "node-services", node], &[("filter", &self.our_services())])
     }
 
-    async fn rows(&self) -> Result<Rows, Trouble> {
+    async fn rows(&self) -> Result<Rows, Unavailable> {
         let node = self.recognise().await?;
         let (known, writes) = {
             let known = self.known();
@@ -208,11 +208,11 @@ impl Agent {
 }
 
 impl Registry for Agent {
-    fn connect(&self) -> BoxFuture<'_, Result<Placement, Trouble>> {
+    fn connect(&self) -> BoxFuture<'_, Result<Placement, Unavailable>> {
         Box::pin(self.introduce())
     }
 
-    fn survey(&self) -> BoxFuture<'_, Result<(Placement, Rows), Trouble>> {
+    fn survey(&self) -> BoxFuture<'_, Result<(Placement, Rows), Unavailable>> {
         Box::pin(async move { Ok((self.introduce().await?, self.rows().await?)) })
     }
 
@@ -220,11 +220,11 @@ impl Registry for Agent {
         None
     }
 
-    fn read(&self) -> BoxFuture<'_, Result<Rows, Trouble>> {
+    fn read(&self) -> BoxFuture<'_, Result<Rows, Unavailable>> {
         Box::pin(self.rows())
     }
 
-    fn read_node<'a>(&'a self, node: &'a Str) -> BoxFuture<'a, Result<Rows, Trouble>> {
+    fn read_node<'a>(&'a self, node: &'a Str) -> BoxFuture<'a, Result<Rows, Unavailable>> {
         Box::pin(async move {
             let mut rows = self.rows().await?;
             rows.retain(|key, _| key.node == *node);
@@ -242,16 +242,16 @@ impl Registry for Agent {
         })
     }
 
-    fn check_writes(&self) -> BoxFuture<'_, Result<(), Trouble>> {
+    fn check_writes(&self) -> BoxFuture<'_, Result<(), Unavailable>> {
         Box::pin(self.update_nothing())
     }
 
-    fn tidy<'a>(&'a self, _: &'a BTreeMap<Str, IpAddr>) -> BoxFuture<'a, Result<(), Trouble>> {
+    fn tidy<'a>(&'a self, _: &'a BTreeMap<Str, IpAddr>) -> BoxFuture<'a, Result<(), Unavailable>> {
         // The agent's node is its own.
         Box::pin(async { Ok(()) })
     }
 
-    fn dismantle(&self) -> BoxFuture<'_, Result<(), Trouble>> {
+    fn dismantle(&self) -> BoxFuture<'_, Result<(), Unavailable>> {
         // Nothing but registrations is made here.
         Box::pin(async { Ok(()) })
     }
@@ -289,18 +289,18 @@ fn name_and_id(config: &AgentConfig) -> Option<(&str, &str)> {
     config.node_name.as_deref().zip(config.node_id.as_deref())
 }
 
-fn nameless() -> Trouble {
-    Trouble::passing("what answers at Consul's address does not say which agent it is")
+fn nameless() -> Unavailable {
+    Unavailable::transient("what answers at Consul's address does not say which agent it is")
 }
 
-fn several(one: &AgentConfig, other: &AgentConfig) -> Trouble {
+fn several(one: &AgentConfig, other: &AgentConfig) -> Unavailable {
     let name = |config: &AgentConfig| {
         let (name, id) = name_and_id(config).unwrap_or_default();
         format!("{name} ({id})")
     };
-    Trouble {
+    Unavailable {
         retry_after: Some(Duration::from_secs(10)),
-        ..Trouble::passing(format!(
+        ..Unavailable::transient(format!(
             "several agents answer at Consul's address, {} and {}: an instance would be registered with one and \
              deregistered with another. Use the address of one agent, or --registration=catalog",
             name(one),

@@ -35,9 +35,9 @@ use self::nodes::KnownNode;
 use super::client::{Client, Failed, path};
 use super::transport::Transport;
 use super::wire::{Check, Node, NodeServices, Service, TxnAnswer, TxnError};
-use super::{Bundle, Outcome, Registry, Rows, Trouble};
+use super::{Bundle, Outcome, Registry, Rows, Unavailable};
 use crate::model::desired::Placement;
-use crate::model::names::{Identity, Str, meta};
+use crate::model::ids::{Identity, Str, meta};
 use crate::model::nodes::{NodeMark, NodeOwner};
 use crate::model::plan::BUNDLE_INSTANCES;
 
@@ -60,7 +60,7 @@ pub struct Catalog {
 
 /// Holds what we know of the catalog besides its rows.
 struct State {
-    footing: Footing,
+    fence: FenceState,
     /// Our nodes that are there.
     nodes: BTreeMap<Str, KnownNode>,
     /// Those of them that may have nothing on them, and since when that is known.
@@ -74,7 +74,7 @@ struct State {
 }
 
 /// Says where we stand with the marker.
-enum Footing {
+enum FenceState {
     /// Writes may be made under this fence.
     Firm(Fence),
     /// A write under this fence was not answered: before the next one it has to be raised, and then that one
@@ -86,7 +86,7 @@ enum Footing {
         raised_perhaps: bool,
     },
     /// Nothing may be written before we connect again.
-    Lost(Trouble),
+    Lost(Unavailable),
 }
 
 /// Consul's answer to a transaction.
@@ -98,9 +98,9 @@ enum TxnResult {
     /// It is too large, or otherwise refused as a whole.
     Rejected(String),
     /// Surely not carried out.
-    NotTried(Trouble),
+    NotTried(Unavailable),
     /// Perhaps carried out, and perhaps only later.
-    Unknown(Trouble),
+    Unknown(Unavailable),
 }
 
 /// Says how to go on after a transaction that was rolled back.
@@ -114,7 +114,7 @@ enum Recovery {
     /// One of them is to blame, and Consul does not say which.
     Split(String),
     /// Nothing can be written now.
-    Stop(Trouble),
+    Stop(Unavailable),
 }
 
 impl Catalog {
@@ -125,7 +125,7 @@ impl Catalog {
         Self {
             client: Client::new(transport),
             state: Mutex::new(State {
-                footing: Footing::Lost(Trouble::lost_footing("not connected to Consul yet")),
+                fence: FenceState::Lost(Unavailable::session_lost("not connected to Consul yet")),
                 nodes: BTreeMap::new(),
                 empty: BTreeMap::new(),
                 taken: Arc::new([marker.as_str().into()].into()),
@@ -173,7 +173,7 @@ impl Catalog {
         NodeOwner::of(self.mark(node), checks.iter().any(Check::is_of_agent), services.iter().any(is_ours))
     }
 
-    async fn node_services(&self, node: &str) -> Result<NodeServices, Trouble> {
+    async fn node_services(&self, node: &str) -> Result<NodeServices, Unavailable> {
         let path = path(&["catalog", "node-services", node], &[("consistent", "")]);
         Ok(self.client.get(path).await?.value)
     }
@@ -187,7 +187,7 @@ impl Catalog {
                     TxnResult::Done(answer.results.into_iter().flatten().filter_map(|result| result.node).collect())
                 }
                 Err(error) => {
-                    TxnResult::Unknown(Trouble::passing(format!("Consul's answer is not understood: {error}")))
+                    TxnResult::Unknown(Unavailable::transient(format!("Consul's answer is not understood: {error}")))
                 }
             },
             Err(Failed::Refused { status: 409, words, body }) => {
@@ -202,8 +202,8 @@ impl Catalog {
             Err(Failed::Refused { status, words, .. }) => {
                 TxnResult::Rejected(format!("Consul answered {status}: {words}"))
             }
-            Err(Failed::NotTried(trouble)) => TxnResult::NotTried(trouble),
-            Err(Failed::NoAnswer(trouble) | Failed::Stumbled(trouble)) => TxnResult::Unknown(trouble),
+            Err(Failed::NotTried(outage)) => TxnResult::NotTried(outage),
+            Err(Failed::NoAnswer(outage) | Failed::Stumbled(outage)) => TxnResult::Unknown(outage),
         }
     }
 }
@@ -215,15 +215,15 @@ fn unexplained(errors: &[TxnError]) -> String {
 }
 
 impl Registry for Catalog {
-    fn connect(&self) -> BoxFuture<'_, Result<Placement, Trouble>> {
+    fn connect(&self) -> BoxFuture<'_, Result<Placement, Unavailable>> {
         Box::pin(async move {
             self.client.may_conclude().await?;
-            self.take_footing().await?;
+            self.raise_fence().await?;
             Ok(self.where_to())
         })
     }
 
-    fn survey(&self) -> BoxFuture<'_, Result<(Placement, Rows), Trouble>> {
+    fn survey(&self) -> BoxFuture<'_, Result<(Placement, Rows), Unavailable>> {
         Box::pin(async move {
             self.client.may_conclude().await?;
             self.find_marker().await?;
@@ -236,11 +236,11 @@ impl Registry for Catalog {
         Some(self.where_to())
     }
 
-    fn read(&self) -> BoxFuture<'_, Result<Rows, Trouble>> {
+    fn read(&self) -> BoxFuture<'_, Result<Rows, Unavailable>> {
         Box::pin(self.rows())
     }
 
-    fn read_node<'a>(&'a self, node: &'a Str) -> BoxFuture<'a, Result<Rows, Trouble>> {
+    fn read_node<'a>(&'a self, node: &'a Str) -> BoxFuture<'a, Result<Rows, Unavailable>> {
         Box::pin(self.rows_of(node))
     }
 
@@ -248,15 +248,15 @@ impl Registry for Catalog {
         Box::pin(self.carry_out(bundle))
     }
 
-    fn check_writes(&self) -> BoxFuture<'_, Result<(), Trouble>> {
+    fn check_writes(&self) -> BoxFuture<'_, Result<(), Unavailable>> {
         Box::pin(self.transact_nothing())
     }
 
-    fn tidy<'a>(&'a self, addresses: &'a BTreeMap<Str, IpAddr>) -> BoxFuture<'a, Result<(), Trouble>> {
+    fn tidy<'a>(&'a self, addresses: &'a BTreeMap<Str, IpAddr>) -> BoxFuture<'a, Result<(), Unavailable>> {
         Box::pin(self.tidy_nodes(addresses))
     }
 
-    fn dismantle(&self) -> BoxFuture<'_, Result<(), Trouble>> {
+    fn dismantle(&self) -> BoxFuture<'_, Result<(), Unavailable>> {
         Box::pin(self.dismantle_nodes())
     }
 

@@ -1,6 +1,6 @@
 //! Requests and answers with their meaning: JSON in, JSON out, and what a refusal says about its effect.
 //!
-//! In: paths and bodies. Out: decoded answers, [`Trouble`] where a read did not work, [`Failed`] where a
+//! In: paths and bodies. Out: decoded answers, [`Unavailable`] where a read did not work, [`Failed`] where a
 //! write did not.
 
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 
-use super::Trouble;
+use super::Unavailable;
 use super::transport::{Method, Request, Response, Transport, TransportError};
 use super::wire::{AgentSelf, Fault};
 
@@ -35,11 +35,11 @@ pub struct Answer<T> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Failed {
     /// It surely had no effect, and not by its own fault.
-    NotTried(Trouble),
+    NotTried(Unavailable),
     /// No answer came: it may have been carried out, or may still be.
-    NoAnswer(Trouble),
+    NoAnswer(Unavailable),
     /// Consul answered that something went wrong in it: it may have been carried out.
-    Stumbled(Trouble),
+    Stumbled(Unavailable),
     /// Consul refuses this very request.
     Refused {
         /// The HTTP status, of the 400s.
@@ -60,7 +60,7 @@ impl Client {
 
     /// Reads. An answer that ACLs have cut short is an error, as is everything but success: nothing may ever
     /// be concluded from what is not in such an answer.
-    pub async fn get<T: DeserializeOwned>(&self, path: String) -> Result<Answer<T>, Trouble> {
+    pub async fn get<T: DeserializeOwned>(&self, path: String) -> Result<Answer<T>, Unavailable> {
         self.read(get(path, REQUEST_TIMEOUT)).await
     }
 
@@ -70,14 +70,14 @@ impl Client {
         path: String,
         index: u64,
         wait: Duration,
-    ) -> Result<Answer<T>, Trouble> {
+    ) -> Result<Answer<T>, Unavailable> {
         let mark = if path.contains('?') { '&' } else { '?' };
         let path = format!("{path}{mark}index={index}&wait={}s", wait.as_secs().max(1));
         self.read(get(path, wait + REQUEST_TIMEOUT)).await
     }
 
     /// Reads over a connection that nothing is sent over afterwards.
-    pub async fn get_once<T: DeserializeOwned>(&self, path: String) -> Result<Answer<T>, Trouble> {
+    pub async fn get_once<T: DeserializeOwned>(&self, path: String) -> Result<Answer<T>, Unavailable> {
         self.read(Request { last_of_connection: true, ..get(path, REQUEST_TIMEOUT) }).await
     }
 
@@ -101,10 +101,11 @@ impl Client {
         }
     }
 
-    async fn read<T: DeserializeOwned>(&self, request: Request) -> Result<Answer<T>, Trouble> {
+    async fn read<T: DeserializeOwned>(&self, request: Request) -> Result<Answer<T>, Unavailable> {
         let mut pause = FIRST_PAUSE;
         for _ in 0..LIMITED_TRIES {
-            let response = self.send(request.clone()).await.map_err(|error| Trouble::passing(error.to_string()))?;
+            let response =
+                self.send(request.clone()).await.map_err(|error| Unavailable::transient(error.to_string()))?;
             if response.status != 429 {
                 return decode(&response);
             }
@@ -112,19 +113,19 @@ impl Client {
             tokio::time::sleep(response.retry_after.unwrap_or(pause)).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
-        let response = self.send(request).await.map_err(|error| Trouble::passing(error.to_string()))?;
+        let response = self.send(request).await.map_err(|error| Unavailable::transient(error.to_string()))?;
         decode(&response)
     }
 
     /// Makes sure that what lists do not show is not there. Consul says when ACLs have cut an answer short, but
     /// not to whom comes without a token.
-    pub async fn may_conclude(&self) -> Result<(), Trouble> {
+    pub async fn may_conclude(&self) -> Result<(), Unavailable> {
         if self.transport.has_token() {
             return Ok(());
         }
         let acl = self.get::<AgentSelf>(path(&["agent", "self"], &[])).await?.value.debug_config;
         if acl.enabled && acl.resolver.default_policy == "deny" {
-            return Err(Trouble::passing(
+            return Err(Unavailable::transient(
                 "Consul has ACLs that deny by default, and no token is given: what it shows may not be all there is; \
                  set CONSUL_HTTP_TOKEN or --consul-token-file",
             ));
@@ -160,8 +161,8 @@ fn may_be_sent_again(method: Method, answer: &Result<Response, TransportError>) 
 
 fn not_answered(error: TransportError) -> Failed {
     match error {
-        TransportError::NotSent(why) => Failed::NotTried(Trouble::passing(why)),
-        TransportError::NoAnswer(why) => Failed::NoAnswer(Trouble::passing(why)),
+        TransportError::NotSent(why) => Failed::NotTried(Unavailable::transient(why)),
+        TransportError::NoAnswer(why) => Failed::NoAnswer(Unavailable::transient(why)),
         // As Consul refuses a bad one.
         TransportError::Unsendable(words) => Failed::Refused { status: 400, words, body: Bytes::new() },
     }
@@ -177,19 +178,19 @@ fn get(path: String, timeout: Duration) -> Request {
     Request { method: Method::Get, path, body: None, timeout, last_of_connection: false }
 }
 
-fn decode<T: DeserializeOwned>(response: &Response) -> Result<Answer<T>, Trouble> {
+fn decode<T: DeserializeOwned>(response: &Response) -> Result<Answer<T>, Unavailable> {
     if response.status != 200 {
-        return Err(trouble(response.status, response));
+        return Err(outage(response.status, response));
     }
     if response.filtered {
-        return Err(Trouble::passing(
+        return Err(Unavailable::transient(
             "the Consul token may not read everything, so that nothing can be concluded from what Consul shows: \
              it needs read on node_prefix \"\" and service_prefix \"\"",
         ));
     }
     match serde_json::from_slice(&response.body) {
         Ok(value) => Ok(Answer { value, index: response.index.unwrap_or_default() }),
-        Err(error) => Err(Trouble::passing(format!("Consul's answer is not understood: {error}"))),
+        Err(error) => Err(Unavailable::transient(format!("Consul's answer is not understood: {error}"))),
     }
 }
 
@@ -198,26 +199,26 @@ fn words(response: &Response) -> String {
 }
 
 /// Describes an answer that is no success, where no single registration is to blame.
-fn trouble(status: u16, response: &Response) -> Trouble {
+fn outage(status: u16, response: &Response) -> Unavailable {
     let words = words(response);
     let message = match status {
         403 if Fault::of(&words) == Fault::UnknownToken => "the token is not known to Consul".to_owned(),
         429 => format!("Consul limits our requests: {words}"),
         _ => format!("Consul answered {status}: {words}"),
     };
-    Trouble { retry_after: response.retry_after, ..Trouble::passing(message) }
+    Unavailable { retry_after: response.retry_after, ..Unavailable::transient(message) }
 }
 
 fn failed(status: u16, response: &Response) -> Failed {
     let words = words(response);
     let fault = Fault::of(&words);
-    let trouble = trouble(status, response);
+    let outage = outage(status, response);
     match status {
-        401 | 407 | 429 => Failed::NotTried(trouble),
-        403 if fault == Fault::UnknownToken => Failed::NotTried(trouble),
+        401 | 407 | 429 => Failed::NotTried(outage),
+        403 if fault == Fault::UnknownToken => Failed::NotTried(outage),
         400..=499 => Failed::Refused { status, words, body: response.body.clone() },
-        _ if fault.is_before_the_write() => Failed::NotTried(trouble),
-        _ => Failed::Stumbled(trouble),
+        _ if fault.is_before_the_write() => Failed::NotTried(outage),
+        _ => Failed::Stumbled(outage),
     }
 }
 

@@ -8,10 +8,10 @@ use std::sync::Arc;
 
 use futures::{StreamExt, TryStreamExt, stream};
 
-use super::Trouble;
+use super::Unavailable;
 use super::client::{Client, path};
 use super::wire::{By, HealthEntry, Healths, Node, Pool};
-use crate::model::names::{Identity, meta};
+use crate::model::ids::{Identity, meta};
 use crate::model::registration::{Ownership, Row, RowKey};
 
 /// The most services that are read at once.
@@ -24,7 +24,7 @@ pub(super) async fn marked_rows(
     identity: &Identity,
     by: By,
     filter: Option<&str>,
-) -> Result<Vec<(Node, RowKey, Row)>, Trouble> {
+) -> Result<Vec<(Node, RowKey, Row)>, Unavailable> {
     // A cluster's name and uid are letters, digits and dashes: nothing in them means something in a filter.
     let (cluster, uid) = (identity.cluster.as_str(), &*identity.uid);
     let marked = |of: &str| {

@@ -1,5 +1,5 @@
 //! What we know Consul to hold of ours: read at the start, kept by our own acknowledged writes, and held
-//! against Consul by each sweep.
+//! against Consul by each resync.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::Rows;
 use crate::model::diff::Op;
 use crate::model::health::Health;
-use crate::model::names::{Identity, ResourceKey, Str};
+use crate::model::ids::{Identity, ResourceKey, Str};
 use crate::model::registration::{NameInUse, Ownership, Registration, Row, RowKey};
 
 /// The rows, and whose they are.
@@ -22,7 +22,7 @@ pub struct Mirror {
     by_health: BTreeMap<Health, usize>,
     /// Counts how many rows each Consul node has.
     by_node: BTreeMap<Str, usize>,
-    /// The time of our last write to each row, as a count of our own writes: a sweep that began before knows less than
+    /// The time of our last write to each row, as a count of our own writes: a resync that began before knows less than
     /// we do.
     written: BTreeMap<RowKey, u64>,
     writes: u64,
@@ -79,13 +79,13 @@ impl Mirror {
         self.rows.iter()
     }
 
-    /// The count of writes so far: what a sweep that begins now already knows.
+    /// The count of writes so far: what a resync that begins now already knows.
     #[must_use]
     pub fn now(&self) -> u64 {
         self.writes
     }
 
-    /// Notes that a write for this key was begun: until it is answered, what a sweep saw of it is worth nothing.
+    /// Notes that a write for this key was begun: until it is answered, what a resync saw of it is worth nothing.
     pub fn begin(&mut self, key: &RowKey) {
         self.writes += 1;
         self.written.insert(key.clone(), self.writes);
@@ -110,8 +110,8 @@ impl Mirror {
         self.set(key, row);
     }
 
-    /// Takes over what a sweep that began at `since` found, and answers whose rows turned out to be other than
-    /// we knew. `node` limits the sweep to that Consul node.
+    /// Takes over what a resync that began at `since` found, and answers whose rows turned out to be other than
+    /// we knew. `node` limits the resync to that Consul node.
     pub fn take_over(&mut self, found: Rows, since: u64, node: Option<&Str>) -> BTreeSet<ResourceKey> {
         let mut moved = BTreeSet::new();
         let newer = |key: &RowKey, written: &BTreeMap<RowKey, u64>| written.get(key).is_some_and(|&at| at > since);
@@ -253,7 +253,7 @@ fn health_after(registration: &Registration, known: Option<&Row>) -> Health {
 mod tests {
     use super::*;
     use crate::model::check::Checks;
-    use crate::model::names::ClusterName;
+    use crate::model::ids::ClusterName;
     use crate::model::registration::Weights;
 
     #[test]
@@ -276,7 +276,7 @@ mod tests {
         };
         let put = |readiness| {
             let registration = registration(readiness);
-            Op::Put { key: key.clone(), registration, drop_checks: Vec::new() }
+            Op::Register { key: key.clone(), registration, drop_checks: Vec::new() }
         };
         let update = |readiness| Op::Readiness { key: key.clone(), registration: registration(readiness) };
         let mut mirror = Mirror::default();

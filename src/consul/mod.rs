@@ -12,7 +12,7 @@ use futures::future::BoxFuture;
 
 use crate::model::desired::Placement;
 use crate::model::diff::Op;
-use crate::model::names::Str;
+use crate::model::ids::Str;
 use crate::model::registration::{Row, RowKey};
 
 pub mod agent;
@@ -28,35 +28,35 @@ pub(crate) mod wire;
 /// one node are never made side by side.
 pub trait Registry: Send + Sync {
     /// Makes itself known to Consul and learns where instances go. Called once before anything else and again
-    /// after [`Trouble::lost_footing`]; in `catalog` mode it raises the term of the marker node.
-    fn connect(&self) -> BoxFuture<'_, Result<Placement, Trouble>>;
+    /// after [`Unavailable::session_lost`]; in `catalog` mode it raises the term of the marker node.
+    fn connect(&self) -> BoxFuture<'_, Result<Placement, Unavailable>>;
 
     /// Looks where instances go and what is there of ours, writing nothing: who is known by no [`connect`](Self::connect)
     /// may only look.
-    fn survey(&self) -> BoxFuture<'_, Result<(Placement, Rows), Trouble>>;
+    fn survey(&self) -> BoxFuture<'_, Result<(Placement, Rows), Unavailable>>;
 
     /// Says where instances go as far as is known by now, if that may change after [`connect`](Self::connect).
     fn placement(&self) -> Option<Placement>;
 
     /// Reads everything of ours, whole: a view that Consul filtered or that may be old is an error.
-    fn read(&self) -> BoxFuture<'_, Result<Rows, Trouble>>;
+    fn read(&self) -> BoxFuture<'_, Result<Rows, Unavailable>>;
 
     /// Reads what stands on one Consul node, likewise.
-    fn read_node<'a>(&'a self, node: &'a Str) -> BoxFuture<'a, Result<Rows, Trouble>>;
+    fn read_node<'a>(&'a self, node: &'a Str) -> BoxFuture<'a, Result<Rows, Unavailable>>;
 
     /// Carries out a bundle and says for each operation what became of it, in order.
     fn apply<'a>(&'a self, bundle: &'a Bundle) -> BoxFuture<'a, Vec<Outcome>>;
 
     /// Makes a write that changes nothing, the way that others go: whether writes are carried out at all.
-    fn check_writes(&self) -> BoxFuture<'_, Result<(), Trouble>>;
+    fn check_writes(&self) -> BoxFuture<'_, Result<(), Unavailable>>;
 
     /// Brings the Consul nodes of our making up to date: addresses that changed, nodes that nothing is
     /// registered on any more. `addresses` answers by Kubernetes node.
-    fn tidy<'a>(&'a self, addresses: &'a BTreeMap<Str, IpAddr>) -> BoxFuture<'a, Result<(), Trouble>>;
+    fn tidy<'a>(&'a self, addresses: &'a BTreeMap<Str, IpAddr>) -> BoxFuture<'a, Result<(), Unavailable>>;
 
     /// Takes away what was made besides registrations, as far as nobody else has anything on it: after the last
     /// registration of ours is gone for good.
-    fn dismantle(&self) -> BoxFuture<'_, Result<(), Trouble>>;
+    fn dismantle(&self) -> BoxFuture<'_, Result<(), Unavailable>>;
 
     /// Has bundles that are under way finish the operation that they are at and answer
     /// [`Outcome::NotTried`] for the rest: no request begins that does not complete one.
@@ -91,9 +91,9 @@ pub enum Outcome {
     /// Consul refused this very operation; nothing of it was written. Consul's own words.
     Refused(String),
     /// It was not tried, or surely had no effect.
-    NotTried(Trouble),
+    NotTried(Unavailable),
     /// No answer came: it may have been written, or may still be.
-    Unknown(Trouble),
+    Unknown(Unavailable),
 }
 
 /// This is said of operations that were left for [`Registry::wind_down`].
@@ -102,26 +102,26 @@ const WINDING_DOWN: &str = "Lictor is on its way out";
 /// Says why Consul could not be written or read just now; no single registration is to blame.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
-pub struct Trouble {
+pub struct Unavailable {
     /// Says what happened, in a user's words.
     pub message: String,
     /// The time for which Consul asked us to wait.
     pub retry_after: Option<Duration>,
     /// True if we must [`connect`](Registry::connect) and read everything again: Consul was emptied or restored, the
     /// agent is another one, or another Lictor took over.
-    pub lost_footing: bool,
+    pub session_lost: bool,
 }
 
-impl Trouble {
-    /// A passing one.
+impl Unavailable {
+    /// Makes one that may be over at the next attempt.
     #[must_use]
-    pub fn passing(message: impl Into<String>) -> Self {
-        Self { message: message.into(), retry_after: None, lost_footing: false }
+    pub fn transient(message: impl Into<String>) -> Self {
+        Self { message: message.into(), retry_after: None, session_lost: false }
     }
 
-    /// One after which nothing that we know of Consul holds any more.
+    /// Makes one after which nothing that Lictor knows of Consul is true any more: the session has to begin anew.
     #[must_use]
-    pub fn lost_footing(message: impl Into<String>) -> Self {
-        Self { lost_footing: true, ..Self::passing(message) }
+    pub fn session_lost(message: impl Into<String>) -> Self {
+        Self { session_lost: true, ..Self::transient(message) }
     }
 }

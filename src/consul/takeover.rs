@@ -10,9 +10,9 @@ use std::collections::BTreeSet;
 
 use futures::future::BoxFuture;
 
-use super::{Rows, Trouble};
+use super::{Rows, Unavailable};
 use crate::model::desired::Placement;
-use crate::model::names::{Str, meta};
+use crate::model::ids::{Str, meta};
 use crate::model::registration::Registration;
 
 /// The meta key of what is about to be taken over; it holds the uid of who does. Every Lictor of the other cluster puts
@@ -26,17 +26,17 @@ const STILL_WRITES: &str = "a Lictor of the other cluster still writes to Consul
 /// The way from another cluster's mark to ours. The methods are called in this order; each may be called again.
 pub trait Takeover: Send + Sync {
     /// Reads what the other cluster has left, and changes nothing.
-    fn survey(&self) -> BoxFuture<'_, Result<Left, Trouble>>;
+    fn survey(&self) -> BoxFuture<'_, Result<Left, Unavailable>>;
 
     /// Makes a change that a Lictor of the other cluster puts right, and answers whether there is anything to wait for:
     /// one that cannot write any more does not have to be waited for.
-    fn challenge(&self) -> BoxFuture<'_, Result<bool, Trouble>>;
+    fn challenge(&self) -> BoxFuture<'_, Result<bool, Unavailable>>;
 
     /// Says whether that change has been put right.
-    fn is_answered(&self) -> BoxFuture<'_, Result<bool, Trouble>>;
+    fn is_answered(&self) -> BoxFuture<'_, Result<bool, Unavailable>>;
 
     /// Puts our mark on what is left. What has it by then stays taken if this fails; another call goes on.
-    fn take(&self) -> BoxFuture<'_, Result<Taken, Trouble>>;
+    fn take(&self) -> BoxFuture<'_, Result<Taken, Unavailable>>;
 }
 
 /// Holds what a cluster has left.
@@ -73,8 +73,8 @@ pub struct Taken {
     pub refused: Option<String>,
 }
 
-pub(super) fn still_writes() -> Trouble {
-    Trouble::passing(STILL_WRITES)
+pub(super) fn still_writes() -> Unavailable {
+    Unavailable::transient(STILL_WRITES)
 }
 
 /// Gives the registration on its way from one cluster to the one of this uid: it still has the old mark.

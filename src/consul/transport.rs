@@ -99,14 +99,14 @@ pub trait Transport: Send + Sync {
 
 /// Says whether requests may be made: for as long as someone else grants it.
 #[derive(Clone, Debug)]
-pub struct Leave {
+pub struct WriteLease {
     /// The time until which a request may begin; none if it may not at all.
     until: watch::Receiver<Option<Instant>>,
     /// The longest time that one may take after that.
     margin: Duration,
 }
 
-impl Leave {
+impl WriteLease {
     /// Requests may begin until then, and writes may take no longer than `margin`. What is under way a margin later is
     /// given up.
     #[must_use]
@@ -147,7 +147,7 @@ pub struct Http {
     token: Option<TokenSource>,
     credentials: Credentials,
     slots: Semaphore,
-    leave: Option<Leave>,
+    write_lease: Option<WriteLease>,
 }
 
 impl Http {
@@ -169,14 +169,14 @@ impl Http {
             token: TokenSource::new(settings),
             credentials,
             slots: Semaphore::new(CONNECTIONS),
-            leave: None,
+            write_lease: None,
         })
     }
 
-    /// Makes requests only with leave.
+    /// Makes requests only while the write lease holds.
     #[must_use]
-    pub fn with_leave(self, leave: Leave) -> Self {
-        Self { leave: Some(leave), ..self }
+    pub fn with_write_lease(self, write_lease: WriteLease) -> Self {
+        Self { write_lease: Some(write_lease), ..self }
     }
 
     fn connections(&self) -> MutexGuard<'_, Connections> {
@@ -206,14 +206,14 @@ impl Http {
     async fn deliver(&self, request: Request) -> Result<Response, TransportError> {
         let connections = self.connections().clone();
         let begun = Instant::now();
-        let longest = self.leave.as_ref().map_or(request.timeout, |leave| leave.longest(&request));
+        let longest = self.write_lease.as_ref().map_or(request.timeout, |lease| lease.longest(&request));
         let limit = (longest < request.timeout).then_some(longest);
         let Ok(Ok(_slot)) = tokio::time::timeout(longest, self.slots.acquire()).await else {
             return Err(not_sent(&connections, "too many requests wait for their answers"));
         };
         let outgoing = self.outgoing(&connections, request).await?.timeout(longest.saturating_sub(begun.elapsed()));
         // The last moment before it leaves; a process may have been stopped anywhere before.
-        if self.leave.as_ref().is_some_and(|leave| !leave.may_begin()) {
+        if self.write_lease.as_ref().is_some_and(|lease| !lease.may_begin()) {
             return Err(TransportError::NotSent(NOT_LEADING.to_owned()));
         }
         let exchange = async {
@@ -222,9 +222,9 @@ impl Http {
             Ok((status, headers, incoming.bytes().await?))
         };
         let mut exchange = std::pin::pin!(exchange);
-        let answered = poll_fn(|context| match &self.leave {
+        let answered = poll_fn(|context| match &self.write_lease {
             // Looked at before anything moves: a process that wakes late goes no further.
-            Some(leave) if !leave.may_go_on() => Poll::Ready(None),
+            Some(write_lease) if !write_lease.may_go_on() => Poll::Ready(None),
             _ => exchange.as_mut().poll(context).map(Some),
         });
         let Some(answered) = answered.await else {

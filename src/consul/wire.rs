@@ -20,7 +20,7 @@ pub use self::fault::Fault;
 pub use self::service_body::AgentService;
 pub use self::txn::{TxnAnswer, TxnError, TxnOp, Verb, txn_body};
 use crate::model::check::Checks;
-use crate::model::names::{Identity, Str, meta, owner_of_id};
+use crate::model::ids::{Identity, Str, meta, owner_of_id};
 use crate::model::registration::{Registration, TaggedAddress, Weights};
 
 /// A service instance, as `/v1/agent/services` and `/v1/catalog/node-services` show it.
@@ -288,7 +288,7 @@ mod tests {
 
     use super::*;
     use crate::model::health::Health;
-    use crate::model::names::{READINESS, check_id};
+    use crate::model::ids::{READINESS, check_id};
 
     fn text() -> impl Strategy<Value = Str> {
         "[ -~äé\\n\"]{0,12}".prop_map(|text| text.as_str().into())

@@ -14,9 +14,9 @@ use super::timers::{Backoff, Timer};
 use super::{Completion, Engine};
 use crate::cluster::ReadError;
 use crate::cluster::world::World;
+use crate::model::cause::{Cause, CrdState};
 use crate::model::diff::Op;
-use crate::model::guard::{Cause, CrdState};
-use crate::model::names::ResourceKey;
+use crate::model::ids::ResourceKey;
 use crate::model::registration::RowKey;
 
 /// How long between looks whether a resource that is frozen while it is being deleted may be let go.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use crate::cluster::world::World;
 use crate::consul::mirror::Mirror;
 use crate::model::desired::{Desired, Placement, desired};
-use crate::model::names::{Identity, ResourceKey, Str, instance_id};
+use crate::model::ids::{Identity, ResourceKey, Str, instance_id};
 use crate::model::port::PortInUse;
 use crate::model::reasons::{Problem, ProblemReason, Refusal, Remark, Unresolved};
 use crate::model::registration::{Registration, Row, RowKey};
@@ -207,7 +207,7 @@ fn missing_values(spec: &Spec, resolution: &Resolution) -> Option<String> {
     let mut lacking = 0_usize;
     let mut first = None;
     for instance in &resolution.instances {
-        let missing = render::blanks(spec, instance);
+        let missing = render::missing_values(spec, instance);
         if let Some(value) = missing.first() {
             lacking += 1;
             first.get_or_insert_with(|| format!("{}, {}: {}", instance.called(), value.text, value.why));

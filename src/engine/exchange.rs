@@ -12,12 +12,12 @@ use super::metrics::{Kind, Result as Written};
 use super::session::{Request, Stamped};
 use super::timers::Timer;
 use super::{Completion, Engine};
-use crate::consul::{Bundle, Outcome, Rows, Trouble};
+use crate::consul::{Bundle, Outcome, Rows, Unavailable};
+use crate::model::cause::Cause;
 use crate::model::desired::Placement;
 use crate::model::diff::Op;
-use crate::model::guard::Cause;
 use crate::model::health::Health;
-use crate::model::names::{ResourceKey, Str, meta};
+use crate::model::ids::{ResourceKey, Str, meta};
 use crate::model::plan::Planned;
 use crate::model::registration::{Ownership, Row, RowKey};
 
@@ -29,7 +29,7 @@ struct Answers {
     /// The writes that got no answer.
     failed: Vec<Planned>,
     /// The last failure that was not one write's own.
-    trouble: Option<Trouble>,
+    outage: Option<Unavailable>,
     /// The resources, with whether each is to be reconciled again.
     owners: BTreeMap<ResourceKey, bool>,
 }
@@ -47,13 +47,13 @@ impl Engine {
         }
     }
 
-    pub(super) fn on_connected(&mut self, answer: Stamped<Result<Placement, Trouble>>) {
+    pub(super) fn on_connected(&mut self, answer: Stamped<Result<Placement, Unavailable>>) {
         let Some(answer) = self.session.accept(answer) else { return };
         match answer {
             Ok(placement) => self.session.connected(Some(placement)),
-            Err(trouble) => {
+            Err(outage) => {
                 self.session.connected(None);
-                self.failed(&trouble, false);
+                self.failed(&outage, false);
             }
         }
     }
@@ -70,16 +70,16 @@ impl Engine {
         }
     }
 
-    pub(super) fn on_read(&mut self, since: u64, answer: Stamped<Result<Rows, Trouble>>) {
+    pub(super) fn on_read(&mut self, since: u64, answer: Stamped<Result<Rows, Unavailable>>) {
         let Some(answer) = self.session.accept(answer) else { return };
         let rows = match answer {
             Ok(rows) => rows,
-            Err(trouble) => {
+            Err(outage) => {
                 self.session.load_failed();
                 if self.session.is_ready() {
                     self.set_resync();
                 }
-                self.failed(&trouble, false);
+                self.failed(&outage, false);
                 return;
             }
         };
@@ -213,7 +213,7 @@ impl Engine {
         });
     }
 
-    pub(super) fn on_node_read(&mut self, node: Str, since: u64, answer: Stamped<Result<Rows, Trouble>>) {
+    pub(super) fn on_node_read(&mut self, node: Str, since: u64, answer: Stamped<Result<Rows, Unavailable>>) {
         match self.session.accept(answer) {
             Some(Ok(rows)) => {
                 self.consul_answered();
@@ -227,9 +227,9 @@ impl Engine {
                     self.enqueue(key, Cause::Inferred, now);
                 }
             }
-            Some(Err(trouble)) => {
+            Some(Err(outage)) => {
                 self.lanes.read_failed(node);
-                self.failed(&trouble, false);
+                self.failed(&outage, false);
             }
             // Whatever was to be found out is still to be.
             None => self.lanes.read_failed(node),
@@ -262,11 +262,11 @@ impl Engine {
                 self.reports.enqueue(owner);
             }
         }
-        match answers.trouble {
-            Some(trouble) if !trouble.lost_footing && !answers.failed.is_empty() => {
-                self.check_writes(FailedWrites { writes: answers.failed, trouble });
+        match answers.outage {
+            Some(outage) if !outage.session_lost && !answers.failed.is_empty() => {
+                self.check_writes(FailedWrites { writes: answers.failed, outage });
             }
-            Some(trouble) => self.failed(&trouble, true),
+            Some(outage) => self.failed(&outage, true),
             None if answers.answered => {
                 self.session.wrote();
                 self.consul_answered();
@@ -297,11 +297,11 @@ impl Engine {
                 more = true;
                 self.refuse(&one.owner, one.op, &words);
             }
-            Outcome::NotTried(trouble) => {
+            Outcome::NotTried(outage) => {
                 *again = true;
-                answers.trouble = Some(trouble);
+                answers.outage = Some(outage);
             }
-            Outcome::Unknown(trouble) => {
+            Outcome::Unknown(outage) => {
                 *again = true;
                 tracing::info!(
                     resource = %one.owner, instance = %one.op.key().id, node = %node, cause = %one.why,
@@ -310,7 +310,7 @@ impl Engine {
                 self.lanes.unanswered(&one.owner, node);
                 self.resources.write_ended(&one.owner, false);
                 answers.failed.push(one);
-                answers.trouble = Some(trouble);
+                answers.outage = Some(outage);
                 return;
             }
         }
@@ -326,20 +326,20 @@ impl Engine {
         }
     }
 
-    pub(super) fn on_writes_checked(&mut self, answer: Stamped<Result<(), Trouble>>) {
+    pub(super) fn on_writes_checked(&mut self, answer: Stamped<Result<(), Unavailable>>) {
         let Some(answer) = self.session.accept(answer) else { return };
         let failed = self.lanes.checked(answer.is_err());
-        if let Err(trouble) = answer {
-            self.failed(&trouble, true);
+        if let Err(outage) = answer {
+            self.failed(&outage, true);
             return;
         }
         self.session.wrote();
         self.consul_answered();
-        for FailedWrites { mut writes, trouble } in failed {
+        for FailedWrites { mut writes, outage } in failed {
             let is_at_fault = self.lanes.is_at_fault(&writes);
-            tracing::debug!(writes = writes.len(), is_at_fault, trouble = %trouble.message, "writes fail while others pass");
+            tracing::debug!(writes = writes.len(), is_at_fault, outage = %outage.message, "writes fail while others pass");
             if is_at_fault && let Some(Planned { owner, op, .. }) = writes.pop() {
-                let words = format!("this write fails each time, while Consul carries out others: {}", trouble.message);
+                let words = format!("this write fails each time, while Consul carries out others: {}", outage.message);
                 self.refuse(&owner, op, &words);
                 self.enqueue_again(owner);
             }
@@ -361,13 +361,13 @@ impl Engine {
     }
 
     /// Notes that Consul is unavailable: nothing more is asked of it for a while.
-    pub(super) fn failed(&mut self, trouble: &Trouble, of_a_write: bool) {
-        let failed = self.session.failed(trouble, of_a_write, Instant::now(), &mut self.ports.random);
+    pub(super) fn failed(&mut self, outage: &Unavailable, of_a_write: bool) {
+        let failed = self.session.failed(outage, of_a_write, Instant::now(), &mut self.ports.random);
         self.timers.replace(failed.resumes, Timer::Resume);
         if failed.is_new {
-            tracing::warn!(words = %trouble.message, "Consul is unavailable; writes are paused");
+            tracing::warn!(words = %outage.message, "Consul is unavailable; writes are paused");
         }
-        if trouble.lost_footing {
+        if outage.session_lost {
             self.reset_session();
         }
         if failed.is_new {
@@ -404,11 +404,11 @@ fn log_written(one: &Planned, before: Option<&Row>) {
     let Planned { owner, op, why } = one;
     let (RowKey { node, id }, service) = (op.key(), op.registration().map(|registration| &*registration.service));
     match op {
-        Op::Put { registration, .. } if before.is_none() => tracing::debug!(
+        Op::Register { registration, .. } if before.is_none() => tracing::debug!(
             resource = %owner, instance = %id, node = %node, service, address = %registration.address, cause = %why,
             "registered an instance"
         ),
-        Op::Put { .. } => {
+        Op::Register { .. } => {
             tracing::debug!(resource = %owner, instance = %id, node = %node, service, cause = %why, "changed an instance");
         }
         Op::Readiness { registration, .. } => tracing::debug!(
@@ -416,11 +416,11 @@ fn log_written(one: &Planned, before: Option<&Row>) {
             readiness = registration.readiness.map_or("none", Health::as_str),
             "changed the readiness of an instance"
         ),
-        Op::Release { .. } => tracing::info!(
+        Op::Disown { .. } => tracing::info!(
             resource = %owner, instance = %id, node = %node, service, cause = %why,
             "disowned an instance: it stays registered, and Lictor does not touch it any more"
         ),
-        Op::Remove { service, .. } => tracing::info!(
+        Op::Deregister { service, .. } => tracing::info!(
             resource = %owner, instance = %id, node = %node, service = %service,
             address = before.map_or("", |row| &*row.registration.address), cause = %why,
             "deregistered an instance"
@@ -430,10 +430,10 @@ fn log_written(one: &Planned, before: Option<&Row>) {
 
 fn kind(op: &Op) -> Kind {
     match op {
-        Op::Put { .. } => Kind::put,
+        Op::Register { .. } => Kind::register,
         Op::Readiness { .. } => Kind::readiness,
-        Op::Release { .. } => Kind::release,
-        Op::Remove { .. } => Kind::remove,
+        Op::Disown { .. } => Kind::disown,
+        Op::Deregister { .. } => Kind::deregister,
     }
 }
 

@@ -6,10 +6,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::consul::Trouble;
+use crate::consul::Unavailable;
 use crate::model::diff::Op;
+use crate::model::ids::{ResourceKey, Str};
 use crate::model::isolation::Isolation;
-use crate::model::names::{ResourceKey, Str};
 use crate::model::plan::{Plan, Planned, Wanted};
 use crate::model::registration::{Registration, RowKey};
 
@@ -43,7 +43,7 @@ pub(super) struct Lanes {
 #[derive(Debug)]
 pub(super) struct FailedWrites {
     pub(super) writes: Vec<Planned>,
-    pub(super) trouble: Trouble,
+    pub(super) outage: Unavailable,
 }
 
 /// What to do next.
@@ -226,7 +226,7 @@ mod tests {
     fn lanes(nodes: &[&str]) -> Lanes {
         let mut lanes = Lanes::default();
         let write = |node: &&str| Wanted {
-            op: Op::Remove { key: row(node, "1"), service: "s".into() },
+            op: Op::Deregister { key: row(node, "1"), service: "s".into() },
             rank: Rank::Urgent,
             why: "a test".into(),
         };
@@ -285,7 +285,7 @@ mod tests {
     fn nothing_is_written_while_it_is_found_out_whether_writes_are_carried_out() {
         let mut lanes = lanes(&["a", "b"]);
         let Some(Turn::Write(_, writes)) = lanes.next_turn(2, 60) else { panic!("a write is next") };
-        let failed = || FailedWrites { writes: writes.clone(), trouble: Trouble::passing("timed out") };
+        let failed = || FailedWrites { writes: writes.clone(), outage: Unavailable::transient("timed out") };
         assert!(lanes.failed(failed()) && !lanes.failed(failed()), "asked once");
         assert_eq!(take(&mut lanes), None);
         assert_eq!(lanes.checked(false).len(), 2);

@@ -30,13 +30,13 @@ struct Write {
 #[allow(non_camel_case_types, reason = "these are the values of the label")]
 pub enum Kind {
     /// An instance was registered or changed.
-    put,
+    register,
     /// Its readiness moved.
     readiness,
     /// Our mark was taken off.
-    release,
+    disown,
     /// It was deregistered.
-    remove,
+    deregister,
 }
 
 /// What became of it.
@@ -47,7 +47,7 @@ pub enum Result {
     written,
     /// Consul refused it.
     refused,
-    /// It was not tried or had no effect: Consul was in trouble.
+    /// It was not tried or had no effect: Consul is unavailable.
     not_tried,
     /// No answer came.
     unknown,
@@ -77,7 +77,7 @@ impl Metrics {
 
     /// Has every metric encoded, also before anything was counted.
     pub(crate) fn touch(&self) {
-        let _ = self.writes.get_or_create(&Write { kind: Kind::put, outcome: Result::written });
+        let _ = self.writes.get_or_create(&Write { kind: Kind::register, outcome: Result::written });
     }
 
     /// Counts one write.

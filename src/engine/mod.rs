@@ -37,10 +37,10 @@ use crate::cluster::lease::{self, Leads};
 use crate::cluster::world::World;
 use crate::cluster::{Kubernetes, ReadError, WriteError};
 use crate::consul::mirror::Mirror;
-use crate::consul::{Outcome, Registry, Rows, Trouble};
+use crate::consul::{Outcome, Registry, Rows, Unavailable};
+use crate::model::cause::{Cause, CrdState};
 use crate::model::desired::Placement;
-use crate::model::guard::{Cause, CrdState};
-use crate::model::names::{Identity, ResourceKey, Str};
+use crate::model::ids::{Identity, ResourceKey, Str};
 use crate::model::plan::Planned;
 
 mod confirm;
@@ -148,12 +148,12 @@ impl Tasks {
 
 /// An answer.
 enum Completion {
-    Connected(Stamped<Result<Placement, Trouble>>),
-    Read { since: u64, answer: Stamped<Result<Rows, Trouble>> },
-    NodeRead { node: Str, since: u64, answer: Stamped<Result<Rows, Trouble>> },
+    Connected(Stamped<Result<Placement, Unavailable>>),
+    Read { since: u64, answer: Stamped<Result<Rows, Unavailable>> },
+    NodeRead { node: Str, since: u64, answer: Stamped<Result<Rows, Unavailable>> },
     Applied { node: Str, planned: Vec<Planned>, outcomes: Stamped<Vec<Outcome>> },
-    WritesChecked(Stamped<Result<(), Trouble>>),
-    Tidied(Stamped<Result<(), Trouble>>),
+    WritesChecked(Stamped<Result<(), Unavailable>>),
+    Tidied(Stamped<Result<(), Unavailable>>),
     Relisted(Stamped<Box<Result<World, ReadError>>>),
     Definition(Stamped<Result<CrdState, ReadError>>),
     MassUnready(Box<Result<World, ReadError>>),
@@ -343,8 +343,8 @@ impl Engine {
             Completion::Applied { node, planned, outcomes } => self.on_applied(&node, planned, outcomes),
             Completion::WritesChecked(answer) => self.on_writes_checked(answer),
             Completion::Tidied(answer) => {
-                if let Some(Err(trouble)) = self.session.accept(answer) {
-                    self.failed(&trouble, false);
+                if let Some(Err(outage)) = self.session.accept(answer) {
+                    self.failed(&outage, false);
                 }
             }
             Completion::Relisted(answer) => self.on_relisted(answer),

@@ -11,11 +11,11 @@ use super::decide::{Action, decide, registered, share, why_gone};
 use super::resources::{Dirty, Handover, MissingEndpoints};
 use super::timers::Timer;
 use crate::cluster::world::{Entry, Missing};
+use crate::model::cause::Cause;
 use crate::model::desired::{Desired, Placement};
-use crate::model::diff::{Op, diff, release};
-use crate::model::guard::Cause;
+use crate::model::diff::{Op, diff, disown};
 use crate::model::health::Health;
-use crate::model::names::{ResourceKey, Str};
+use crate::model::ids::{ResourceKey, Str};
 use crate::model::plan::{Rank, Wanted, Why};
 use crate::model::registration::{Ownership, Registration, RowKey};
 use crate::model::resolve::{Remains, remains};
@@ -111,7 +111,7 @@ impl Engine {
         let (mut waits, mut missing, mut ops) = (false, Missing::default(), Vec::new());
         match &mut decision.action {
             Action::Freeze => {}
-            Action::Disown => ops = release(self.mirror.owned(key)),
+            Action::Disown => ops = disown(self.mirror.owned(key)),
             Action::Apply { desired, hold, .. } => {
                 share(desired, &self.mirror);
                 missing = self.missing_of(key, desired);
@@ -194,7 +194,7 @@ impl Engine {
         }
         // The tags may be those of Consul's users.
         let registration = Arc::new(Registration { tags: there.tags.clone(), ..(**registration).clone() });
-        Some(Op::Put { key: key.clone(), registration, drop_checks: Vec::new() })
+        Some(Op::Register { key: key.clone(), registration, drop_checks: Vec::new() })
     }
 
     /// Takes out the writes that Consul has refused and that are not tried again yet.
@@ -246,15 +246,15 @@ impl Engine {
         let removed = ops.iter().filter(|op| op.removes()).filter_map(there);
         let why_gone = why_gone(&self.world, key, was_observed, unready, removed);
         let why = |op: &Op| match (op, there(op)) {
-            (Op::Put { .. }, None) => "its endpoint is new".into(),
-            (Op::Put { .. }, Some(_)) => "what is asked for and what Consul has differ".into(),
+            (Op::Register { .. }, None) => "its endpoint is new".into(),
+            (Op::Register { .. }, Some(_)) => "what is asked for and what Consul has differ".into(),
             (Op::Readiness { registration, .. }, _) if registration.readiness == Some(Health::Critical) => {
                 "its endpoint is not ready".into()
             }
             (Op::Readiness { .. }, _) => "its endpoint is ready".into(),
-            (Op::Release { .. }, _) => "the resource was deleted, and its instances are to stay".into(),
-            (Op::Remove { .. }, Some(there)) => Why { cause: why_gone(there).as_str(), confirmed },
-            (Op::Remove { .. }, None) => "nobody asks for it".into(),
+            (Op::Disown { .. }, _) => "the resource was deleted, and its instances are to stay".into(),
+            (Op::Deregister { .. }, Some(there)) => Why { cause: why_gone(there).as_str(), confirmed },
+            (Op::Deregister { .. }, None) => "nobody asks for it".into(),
         };
         let rated = |op: Op| Wanted { rank: Rank::of(&op, there(&op)), why: why(&op), op };
         ops.into_iter().map(rated).collect()
@@ -283,7 +283,7 @@ impl Engine {
         let until = self.resources.get(key).handover.as_ref().map_or(now + HAND_OVER, |handover| handover.until);
         let is_over = until <= now && self.session.outage().is_none();
         if !is_over {
-            writes.retain(|write| !matches!(&write.op, Op::Remove { service, .. } if coming.contains_key(service)));
+            writes.retain(|write| !matches!(&write.op, Op::Deregister { service, .. } if coming.contains_key(service)));
             self.resources.begin_progress(key, dirty);
             // While Consul cannot be written to, nobody is late.
             self.timers.set(until.max(now + RETRY), Timer::Reconcile(key.clone()));
@@ -334,7 +334,7 @@ impl Engine {
         }
         // Tags that belong to Consul's users are kept by the writes: as they are now, not as of the last resync.
         for write in &writes {
-            if let Op::Put { key: row, registration, .. } = &write.op
+            if let Op::Register { key: row, registration, .. } = &write.op
                 && registration.enable_tag_override
                 && self.mirror.row(row).is_some()
             {

@@ -189,7 +189,7 @@ mod tests {
     use super::*;
 
     fn op(id: u32) -> Op {
-        Op::Remove { key: RowKey { node: "n".into(), id: id.to_string().into() }, service: "s".into() }
+        Op::Deregister { key: RowKey { node: "n".into(), id: id.to_string().into() }, service: "s".into() }
     }
 
     struct Resource {

@@ -11,8 +11,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::resources::Dirty;
-use crate::model::guard::CrdState;
-use crate::model::names::ResourceKey;
+use crate::model::cause::CrdState;
+use crate::model::ids::ResourceKey;
 
 /// The share of what this cluster owns, in percent, that may go by inference without a confirmation.
 const SHARE_PERCENT: usize = 10;
@@ -212,7 +212,7 @@ fn exceeds_share(inferred: usize, owned: usize) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::guard::Cause;
+    use crate::model::cause::Cause;
 
     fn key(name: &str) -> ResourceKey {
         ResourceKey::new("shop", name)

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::model::names::{ResourceKey, Str};
+use crate::model::ids::{ResourceKey, Str};
 use crate::model::status::Status;
 
 /// The most writes to Kubernetes at once.

@@ -6,8 +6,8 @@ use tokio::time::Instant;
 
 use super::decide::Decision;
 use super::refusals::Refusals;
-use crate::model::guard::Cause;
-use crate::model::names::ResourceKey;
+use crate::model::cause::Cause;
+use crate::model::ids::ResourceKey;
 use crate::model::registration::RowKey;
 
 /// Why a resource is to be reconciled, and since when.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::timers::Backoff;
-use crate::consul::Trouble;
+use crate::consul::Unavailable;
 use crate::model::desired::Placement;
 
 /// The session.
@@ -197,7 +197,7 @@ impl Session {
     /// Notes that Consul failed: nothing is asked of it for a while. Several answers of one outage count once.
     pub(super) fn failed(
         &mut self,
-        trouble: &Trouble,
+        outage: &Unavailable,
         of_a_write: bool,
         now: Instant,
         random: &mut fastrand::Rng,
@@ -205,10 +205,10 @@ impl Session {
         if !self.is_paused() {
             self.failures = self.failures.saturating_add(1);
         }
-        let is_new = self.outage().is_none_or(|known| known != trouble.message);
-        let wait = Backoff::CONSUL.wait(self.failures, random).max(trouble.retry_after.unwrap_or_default());
+        let is_new = self.outage().is_none_or(|known| known != outage.message);
+        let wait = Backoff::CONSUL.wait(self.failures, random).max(outage.retry_after.unwrap_or_default());
         let resumes = now + wait;
-        self.outage = Some(Outage { message: trouble.message.clone(), of_a_write, until: Some(resumes) });
+        self.outage = Some(Outage { message: outage.message.clone(), of_a_write, until: Some(resumes) });
         Failed { is_new, resumes }
     }
 
@@ -296,13 +296,13 @@ mod tests {
     fn an_outage_pauses_counts_once_and_ends_with_an_answer() {
         let mut random = fastrand::Rng::with_seed(7);
         let (mut session, now) = (Session::default(), Instant::now());
-        let away = Trouble::passing("connection refused");
+        let away = Unavailable::transient("connection refused");
         let first = session.failed(&away, false, now, &mut random);
         assert!(first.is_new && session.is_paused() && session.next_request().is_none());
         let again = session.failed(&away, false, now, &mut random);
         assert!(!again.is_new, "in the same words");
         assert_eq!(session.failures, 1, "two answers of one outage");
-        assert!(session.failed(&Trouble::passing("no leader"), true, now, &mut random).is_new);
+        assert!(session.failed(&Unavailable::transient("no leader"), true, now, &mut random).is_new);
         assert!(!session.resume(now), "it is too early");
         let later = now + Duration::from_secs(60);
         assert!(!session.resume(later), "of a write, its node tells");
@@ -319,7 +319,7 @@ mod tests {
     fn consul_says_how_long_to_wait() {
         let mut random = fastrand::Rng::with_seed(7);
         let now = Instant::now();
-        let asked = Trouble { retry_after: Some(Duration::from_secs(20)), ..Trouble::passing("slow down") };
+        let asked = Unavailable { retry_after: Some(Duration::from_secs(20)), ..Unavailable::transient("slow down") };
         assert_eq!(Session::default().failed(&asked, false, now, &mut random).resumes, now + Duration::from_secs(20));
     }
 }

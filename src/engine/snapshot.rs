@@ -34,7 +34,7 @@ pub struct Snapshot {
     /// How many instances stopped being ready at once with most others, while their endpoints stay.
     pub mass_unready: usize,
     /// The same in a sentence; none where that is not so.
-    pub mass_unready_in_words: Option<String>,
+    pub mass_unready_message: Option<String>,
     /// How long ago everything of this cluster was last read from Consul; none before the first time.
     pub resync_age: Option<Duration>,
 }
@@ -55,7 +55,7 @@ impl Engine {
             elsewhere: self.elsewhere(),
             held: self.removals.len(),
             mass_unready: self.unready.len(),
-            mass_unready_in_words: self.mass_unready_in_words(),
+            mass_unready_message: self.mass_unready_message(),
             resync_age: self.session.since_resync(),
         }
     }

@@ -13,7 +13,7 @@ use super::{Completion, Engine};
 use crate::cluster::world::Entry;
 use crate::cluster::{Finalizers, Write, WriteError};
 use crate::model::diff::count;
-use crate::model::names::ResourceKey;
+use crate::model::ids::ResourceKey;
 use crate::model::reasons::{Counts, Problem, ProblemReason};
 use crate::model::registration::{Row, RowKey};
 use crate::model::resource::Resource;
@@ -238,11 +238,11 @@ impl Engine {
             paused: resource.paused,
             mass_unready: self.unready.concerns(key).then(|| self.holds_unready()),
             counts,
-            unsettled: record.progress.is_some() || self.lacks_finalizer(key, resource),
+            in_progress: record.progress.is_some() || self.lacks_finalizer(key, resource),
             missing: record.missing.as_ref().and_then(|missing| missing.message.clone()),
-            standing: placement.is_some(),
+            connected: placement.is_some(),
             problems: self.problems(key).chain(source.problems.iter().cloned()).collect(),
-            trouble: self.session.outage(),
+            outage: self.session.outage(),
         })
     }
 

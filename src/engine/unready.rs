@@ -11,11 +11,11 @@ use super::timers::Timer;
 use super::{Completion, Engine};
 use crate::cluster::ReadError;
 use crate::cluster::world::World;
+use crate::model::cause::Cause;
 use crate::model::desired::Desired;
 use crate::model::diff::Op;
-use crate::model::guard::Cause;
 use crate::model::health::Health;
-use crate::model::names::{ResourceKey, Str};
+use crate::model::ids::{ResourceKey, Str};
 use crate::model::registration::{Registration, RowKey};
 use crate::model::unready::{Episode, MassUnready, Turn};
 
@@ -111,7 +111,7 @@ impl Engine {
     }
 
     /// What `/readyz` says of an episode.
-    pub(super) fn mass_unready_in_words(&self) -> Option<String> {
+    pub(super) fn mass_unready_message(&self) -> Option<String> {
         let episode = self.unready.mass.episode()?;
         let held = if self.holds_unready() { "; the rest of them is kept passing" } else { "" };
         Some(format!(
@@ -140,14 +140,14 @@ impl Engine {
             return Some(op);
         };
         match op {
-            Op::Put { key, registration, drop_checks } => {
+            Op::Register { key, registration, drop_checks } => {
                 let readiness = registration.readiness.and(row.registration.readiness);
                 let registration = Arc::new(Registration { readiness, ..(*registration).clone() });
-                Some(Op::Put { key, registration, drop_checks })
+                Some(Op::Register { key, registration, drop_checks })
             }
             Op::Readiness { ref registration, .. } if registration.readiness == Some(Health::Critical) => None,
-            Op::Remove { .. } => None,
-            Op::Readiness { .. } | Op::Release { .. } => Some(op),
+            Op::Deregister { .. } => None,
+            Op::Readiness { .. } | Op::Disown { .. } => Some(op),
         }
     }
 

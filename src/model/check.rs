@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::health::Health;
-use super::names::Str;
+use super::ids::Str;
 use super::port::PortRef;
 
 /// A check as a resource asks for it.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::check::{Checks, PlacedCheck};
 use super::health::Health;
-use super::names::{ClusterName, Identity, ResourceKey, Str, instance_id, meta};
+use super::ids::{ClusterName, Identity, ResourceKey, Str, instance_id, meta};
 use super::nodes::{SHARDS, node_name, shard_name, shard_of};
 use super::registration::{Registration, RowKey, TaggedAddress};
 use super::render;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::desired::Desired;
 use super::health::Health;
-use super::names::Str;
+use super::ids::Str;
 use super::reasons::Counts;
 use super::registration::{Ownership, Registration, Row, RowKey};
 use super::resolve::{Hold, Remains};
@@ -14,7 +14,7 @@ use super::resolve::{Hold, Remains};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Op {
     /// Registers an instance, or registers it again with other content.
-    Put {
+    Register {
         /// The row to write.
         key: RowKey,
         /// The registration; its tags are those that Consul holds, where tags belong to Consul's users.
@@ -30,14 +30,14 @@ pub enum Op {
         registration: Arc<Registration>,
     },
     /// Takes our mark off an instance and leaves it.
-    Release {
+    Disown {
         /// The row to write.
         key: RowKey,
         /// The registration that stays, without our mark.
         registration: Arc<Registration>,
     },
     /// Deregisters an instance and its checks.
-    Remove {
+    Deregister {
         /// The row to delete.
         key: RowKey,
         /// The service's name, which Consul wants to see for its ACLs.
@@ -50,10 +50,10 @@ impl Op {
     #[must_use]
     pub fn key(&self) -> &RowKey {
         match self {
-            Self::Put { key, .. }
+            Self::Register { key, .. }
             | Self::Readiness { key, .. }
-            | Self::Release { key, .. }
-            | Self::Remove { key, .. } => key,
+            | Self::Disown { key, .. }
+            | Self::Deregister { key, .. } => key,
         }
     }
 
@@ -61,17 +61,17 @@ impl Op {
     #[must_use]
     pub fn registration(&self) -> Option<&Arc<Registration>> {
         match self {
-            Self::Put { registration, .. }
+            Self::Register { registration, .. }
             | Self::Readiness { registration, .. }
-            | Self::Release { registration, .. } => Some(registration),
-            Self::Remove { .. } => None,
+            | Self::Disown { registration, .. } => Some(registration),
+            Self::Deregister { .. } => None,
         }
     }
 
     /// Says whether it takes something away that Consul's users may be using.
     #[must_use]
     pub fn removes(&self) -> bool {
-        matches!(self, Self::Remove { .. })
+        matches!(self, Self::Deregister { .. })
     }
 }
 
@@ -144,7 +144,7 @@ pub fn diff<'a>(
         if is_replaced || (awaited && edited()) || (first_awaited && is_last()) {
             diff.waiting.push(key.clone());
         } else {
-            removals.push(Op::Remove { key: key.clone(), service: there.service.clone() });
+            removals.push(Op::Deregister { key: key.clone(), service: there.service.clone() });
         }
     }
     diff.ops.append(&mut readiness);
@@ -160,7 +160,7 @@ fn passes(registration: &Registration) -> bool {
 /// Works out what to write for one desired instance; an error says who else holds its ID.
 fn change(key: &RowKey, wanted: &Arc<Registration>, there: Option<&Row>) -> Result<Option<Op>, String> {
     let put = |registration: Arc<Registration>, drop_checks| {
-        Ok(Some(Op::Put { key: key.clone(), registration, drop_checks }))
+        Ok(Some(Op::Register { key: key.clone(), registration, drop_checks }))
     };
     let Some(row) = there else {
         return put(wanted.clone(), Vec::new());
@@ -191,9 +191,9 @@ fn with_tags_of_consul(wanted: &Arc<Registration>, there: &Registration) -> Arc<
 
 /// Lists what to write so that nothing of a resource carries our mark any more, and everything stays.
 #[must_use]
-pub fn release<'a>(owned: impl Iterator<Item = (&'a RowKey, &'a Row)>) -> Vec<Op> {
+pub fn disown<'a>(owned: impl Iterator<Item = (&'a RowKey, &'a Row)>) -> Vec<Op> {
     owned
-        .map(|(key, row)| Op::Release { key: key.clone(), registration: Arc::new(row.registration.released()) })
+        .map(|(key, row)| Op::Disown { key: key.clone(), registration: Arc::new(row.registration.disowned()) })
         .collect()
 }
 
@@ -209,7 +209,7 @@ pub fn count<'a>(desired: &Desired, row: impl Fn(&RowKey) -> Option<&'a Row>) ->
 mod tests {
     use super::*;
     use crate::model::check::Checks;
-    use crate::model::names::{ResourceKey, meta};
+    use crate::model::ids::{ResourceKey, meta};
     use crate::model::registration::Weights;
 
     fn registration(address: &str, readiness: Option<Health>) -> Arc<Registration> {

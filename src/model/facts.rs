@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use super::names::Str;
+use super::ids::Str;
 use super::selector::Labels;
 
 /// The address family of a slice or the primary one of a Service.
@@ -190,8 +190,8 @@ pub trait Facts {
     fn service(&self, name: &str) -> Option<&Service>;
     /// The slices of a Service, in a fixed order.
     fn slices(&self, service: &str) -> impl Iterator<Item = &Slice> + Clone;
-    /// The pods that the resource's selector picks, by their names.
-    fn picked(&self) -> impl Iterator<Item = (&Str, &Pod)> + Clone;
+    /// The pods that the resource's selector matches, by their names.
+    fn matching(&self) -> impl Iterator<Item = (&Str, &Pod)> + Clone;
     /// Gives a pod.
     fn pod(&self, name: &str) -> Option<&Pod>;
     /// Says whether a pod has this address.

@@ -79,7 +79,7 @@ mod tests {
     use super::*;
 
     fn remove(id: &str) -> Op {
-        Op::Remove { key: RowKey { node: "n".into(), id: id.into() }, service: "s".into() }
+        Op::Deregister { key: RowKey { node: "n".into(), id: id.into() }, service: "s".into() }
     }
 
     /// Sends all, as many together as may be, until nothing is left but what is at fault; answers what that is, and how
@@ -136,7 +136,7 @@ mod tests {
         assert!(isolation.failed(&[&one]));
         assert!(isolation.failed(&[&one]), "and each time again");
         assert_eq!((isolation.together(&one), isolation.together(&other)), (Some(1), None));
-        let edited = Op::Remove { key: one.key().clone(), service: "another".into() };
+        let edited = Op::Deregister { key: one.key().clone(), service: "another".into() };
         assert_eq!(isolation.together(&edited), None, "another write for the same instance");
         isolation.dealt_with(one.key());
         assert_eq!(isolation.together(&one), None);

@@ -8,14 +8,14 @@
 //!
 //! The whole product can be understood from this folder. A test holds it to depending on nothing else.
 
+pub mod cause;
 pub mod check;
 pub mod desired;
 pub mod diff;
 pub mod facts;
-pub mod guard;
 pub mod health;
+pub mod ids;
 pub mod isolation;
-pub mod names;
 pub mod nodes;
 pub mod plan;
 pub mod port;

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use super::names::{ClusterName, Identity, Str, meta};
+use super::ids::{ClusterName, Identity, Str, meta};
 
 /// The most characters in the name of a node. A node's meta is in SRV answers, as TXT records under the node's name;
 /// where that is no DNS label (RFC 1035: 63 characters), Consul sends no SRV answer at all, over TCP either

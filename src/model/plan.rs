@@ -10,8 +10,8 @@ use std::ops::Bound;
 
 use super::diff::Op;
 use super::health::Health;
+use super::ids::{ResourceKey, Str};
 use super::isolation::Isolation;
-use super::names::{ResourceKey, Str};
 use super::registration::{Registration, RowKey};
 
 /// A write that waits, and whose it is.
@@ -72,10 +72,10 @@ impl Rank {
     #[must_use]
     pub fn of(op: &Op, there: Option<&Registration>) -> Self {
         let urgent = match (op, there) {
-            (Op::Readiness { .. } | Op::Remove { .. }, _) => true,
-            (Op::Release { .. }, _) => false,
-            (Op::Put { registration, .. }, None) => registration.readiness != Some(Health::Critical),
-            (Op::Put { registration, .. }, Some(there)) => {
+            (Op::Readiness { .. } | Op::Deregister { .. }, _) => true,
+            (Op::Disown { .. }, _) => false,
+            (Op::Register { registration, .. }, None) => registration.readiness != Some(Health::Critical),
+            (Op::Register { registration, .. }, Some(there)) => {
                 registration.readiness != there.readiness
                     || registration.address != there.address
                     || registration.port != there.port
@@ -265,7 +265,7 @@ mod tests {
     use super::*;
 
     fn remove(node: &str, id: &str) -> Op {
-        Op::Remove { key: RowKey { node: node.into(), id: id.into() }, service: "s".into() }
+        Op::Deregister { key: RowKey { node: node.into(), id: id.into() }, service: "s".into() }
     }
 
     fn wanted(ops: impl IntoIterator<Item = Op>) -> Vec<Wanted> {

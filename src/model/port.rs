@@ -1,6 +1,6 @@
 //! The port of a source, as specs and statuses name it.
 
-use super::names::Str;
+use super::ids::Str;
 
 /// The port of a source that is registered although the spec names none.
 #[derive(Clone, Debug, PartialEq, Eq)]

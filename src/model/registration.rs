@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::check::Checks;
 use super::health::Health;
-use super::names::{Identity, READINESS, ResourceKey, Str, meta, owner_of_id};
+use super::ids::{Identity, READINESS, ResourceKey, Str, meta, owner_of_id};
 
 /// Identifies a registration in Consul: IDs are unique per Consul node.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -71,10 +71,10 @@ impl Registration {
 
     /// Gives the registration without our mark, as Retain leaves it behind.
     #[must_use]
-    pub fn released(&self) -> Self {
-        let mut released = self.clone();
-        released.meta.retain(|key, _| !meta::OWNERSHIP.contains(&&**key));
-        released
+    pub fn disowned(&self) -> Self {
+        let mut disowned = self.clone();
+        disowned.meta.retain(|key, _| !meta::OWNERSHIP.contains(&&**key));
+        disowned
     }
 }
 
@@ -191,7 +191,7 @@ impl Ownership {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::names::ClusterName;
+    use crate::model::ids::ClusterName;
 
     fn pairs(list: &[(&str, &str)]) -> BTreeMap<Str, Str> {
         list.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect()

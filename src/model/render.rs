@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::names::Str;
+use super::ids::Str;
 use super::resolve::Instance;
-use super::resource::{Own, Spec};
+use super::resource::{PerAddress, Spec};
 use super::template::Template;
 
 /// Consul's limit for a value of metadata, in bytes.
@@ -15,7 +15,7 @@ const MAX_TAG: usize = 255;
 
 /// Says what is left of a text where a value is missing, or not fit for Consul.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Blank {
+pub struct MissingValue {
     /// Names the text: `tag "v${pod.labels['version']}"`, `meta "version"`.
     pub text: String,
     /// Says why the value is missing or not fit.
@@ -23,13 +23,14 @@ pub struct Blank {
 }
 
 /// The tags of an instance, each once; one that comes out empty is left out.
-pub fn tags(spec: &Spec, instance: &Instance, mut blank: impl FnMut(Blank)) -> Vec<Str> {
+pub fn tags(spec: &Spec, instance: &Instance, mut missing: impl FnMut(MissingValue)) -> Vec<Str> {
     let own = instance.own.iter().flat_map(|own| &own.tags);
     let mut seen = BTreeSet::new();
     let mut tags = Vec::with_capacity(spec.tags.len());
     for template in spec.tags.iter().chain(own) {
-        let tag =
-            fill(template, instance, MAX_TAG, |why| blank(Blank { text: format!("tag {}", shown(template)), why }));
+        let tag = fill(template, instance, MAX_TAG, |why| {
+            missing(MissingValue { text: format!("tag {}", shown(template)), why });
+        });
         if !tag.is_empty() && seen.insert(tag.clone()) {
             tags.push(tag);
         }
@@ -38,14 +39,14 @@ pub fn tags(spec: &Spec, instance: &Instance, mut blank: impl FnMut(Blank)) -> V
 }
 
 /// The author's meta pairs of an instance.
-pub fn pairs(spec: &Spec, instance: &Instance, mut blank: impl FnMut(Blank)) -> BTreeMap<Str, Str> {
-    let none = Own::default();
+pub fn pairs(spec: &Spec, instance: &Instance, mut missing: impl FnMut(MissingValue)) -> BTreeMap<Str, Str> {
+    let none = PerAddress::default();
     let own = instance.own.as_deref().unwrap_or(&none);
     let of_all = spec.meta.iter().filter(|(key, _)| !own.meta.contains_key(*key));
     of_all
         .chain(&own.meta)
         .map(|(key, template)| {
-            let why = |why| blank(Blank { text: format!("meta {key:?}"), why });
+            let why = |why| missing(MissingValue { text: format!("meta {key:?}"), why });
             (key.clone(), fill(template, instance, MAX_META_VALUE, why))
         })
         .collect()
@@ -53,27 +54,27 @@ pub fn pairs(spec: &Spec, instance: &Instance, mut blank: impl FnMut(Blank)) -> 
 
 /// Everything about an instance's texts that is not as its author may think.
 #[must_use]
-pub fn blanks(spec: &Spec, instance: &Instance) -> BTreeSet<Blank> {
-    let mut blanks = BTreeSet::new();
-    tags(spec, instance, |blank| _ = blanks.insert(blank));
-    pairs(spec, instance, |blank| _ = blanks.insert(blank));
-    blanks
+pub fn missing_values(spec: &Spec, instance: &Instance) -> BTreeSet<MissingValue> {
+    let mut missing_values = BTreeSet::new();
+    tags(spec, instance, |missing| _ = missing_values.insert(missing));
+    pairs(spec, instance, |missing| _ = missing_values.insert(missing));
+    missing_values
 }
 
-fn fill(template: &Template, instance: &Instance, most: usize, mut blank: impl FnMut(String)) -> Str {
-    let missing = template.variables().filter(|variable| !instance.values.contains_key(variable));
-    missing.for_each(|variable| blank(format!("{variable} is not there")));
+fn fill(template: &Template, instance: &Instance, most: usize, mut missing: impl FnMut(String)) -> Str {
+    let unfilled = template.variables().filter(|variable| !instance.values.contains_key(variable));
+    unfilled.for_each(|variable| missing(format!("{variable} is not there")));
     let text = template.render(&instance.values);
     // What has no values in it was judged when it was read.
     if matches!(template, Template::Plain(_)) {
         return text;
     }
     if text.len() > most {
-        blank(format!("it has {} bytes: at most {most}", text.len()));
+        missing(format!("it has {} bytes: at most {most}", text.len()));
         return "".into();
     }
     if text.chars().any(char::is_control) {
-        blank("it holds a line break or another control character".to_owned());
+        missing("it holds a line break or another control character".to_owned());
         return "".into();
     }
     text

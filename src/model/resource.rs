@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::check::CheckSpec;
-use super::names::{ResourceKey, Str};
+use super::ids::{ResourceKey, Str};
 use super::port::PortRef;
 use super::reasons::Refusal;
 use super::registration::{TaggedAddress, Weights};
@@ -186,7 +186,7 @@ pub enum Source {
     },
     /// Pods of the resource's own namespace.
     Pods {
-        /// The selector that picks them.
+        /// The selector that matches them.
         selector: Selector,
     },
     /// Addresses of what runs elsewhere.
@@ -216,12 +216,12 @@ pub struct StaticAddress {
     /// 1 to 65535.
     pub port: u16,
     /// The tags and meta that it has besides what all instances have.
-    pub own: Arc<Own>,
+    pub own: Arc<PerAddress>,
 }
 
 /// Holds what one instance has besides what all instances of its resource have.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Own {
+pub struct PerAddress {
     /// The additional tags.
     pub tags: Vec<Template>,
     /// More meta pairs; they count where the resource has the same key.

@@ -1,8 +1,8 @@
-//! Which pods a label selector picks.
+//! Which pods a label selector matches.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::names::Str;
+use super::ids::Str;
 
 /// The labels of an object.
 pub type Labels = BTreeMap<Str, Str>;
@@ -27,7 +27,7 @@ pub enum Requirement {
 impl Selector {
     /// Says whether it picks an object with these labels.
     #[must_use]
-    pub fn picks(&self, labels: &Labels) -> bool {
+    pub fn matches(&self, labels: &Labels) -> bool {
         self.0.iter().all(|requirement| match requirement {
             Requirement::In(key, values) => labels.get(key).is_some_and(|value| values.contains(value)),
             Requirement::NotIn(key, values) => labels.get(key).is_none_or(|value| !values.contains(value)),
@@ -58,8 +58,8 @@ mod tests {
             (Requirement::DoesNotExist("tier".into()), false),
         ];
         for (requirement, expected) in table {
-            assert_eq!(Selector(vec![requirement.clone()]).picks(&labels), expected, "{requirement:?}");
+            assert_eq!(Selector(vec![requirement.clone()]).matches(&labels), expected, "{requirement:?}");
         }
-        assert!(Selector(Vec::new()).picks(&labels));
+        assert!(Selector(Vec::new()).matches(&labels));
     }
 }

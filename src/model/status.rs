@@ -2,7 +2,7 @@
 //!
 //! Pure and without time: when a condition last changed is added where the status is written.
 
-use super::names::Str;
+use super::ids::Str;
 use super::port::PortInUse;
 use super::reasons::{Counts, Problem, Refusal, Remark, Unresolved};
 
@@ -155,15 +155,15 @@ pub struct Findings<'a> {
     /// Counts how many are wanted and there.
     pub counts: Counts,
     /// True if writes of this resource wait or are under way.
-    pub unsettled: bool,
+    pub in_progress: bool,
     /// Says which instances stay although their endpoints are missing.
     pub missing: Option<String>,
     /// True if it is known what Consul holds; if not, the counts are those of before.
-    pub standing: bool,
+    pub connected: bool,
     /// The problems of single instances.
     pub problems: Vec<Problem>,
     /// Says why Consul cannot be written to at all just now.
-    pub trouble: Option<&'a str>,
+    pub outage: Option<&'a str>,
 }
 
 /// The status that says so.
@@ -233,18 +233,18 @@ fn registered(findings: &Findings<'_>) -> (Truth, &'static str, String) {
     if findings.resolved.is_none() {
         return (Truth::Unknown, "NotAccepted", "the spec is not accepted; what was registered stays".to_owned());
     }
-    if !findings.standing {
-        let why = findings.trouble.unwrap_or("not read yet");
+    if !findings.connected {
+        let why = findings.outage.unwrap_or("not read yet");
         return (Truth::Unknown, "ConsulUnavailable", format!("Consul cannot be reached: {why}"));
     }
-    if findings.resolved.is_some_and(|resolved| resolved.is_err()) && desired == 0 && !findings.unsettled {
+    if findings.resolved.is_some_and(|resolved| resolved.is_err()) && desired == 0 && !findings.in_progress {
         return (Truth::Unknown, "NotResolved", "the source was not found".to_owned());
     }
     if let Some(first) = findings.problems.first() {
         let message = format!("{}; {}: {}", held(), first.instance, first.message);
         return (Truth::False, first.reason.as_str(), message);
     }
-    if desired == registered && !findings.unsettled {
+    if desired == registered && !findings.in_progress {
         if let Some(missing) = &findings.missing {
             return (Truth::False, ENDPOINTS_MISSING, missing.clone());
         }
@@ -258,10 +258,10 @@ fn registered(findings: &Findings<'_>) -> (Truth, &'static str, String) {
         }
         return (Truth::True, "Registered", "Consul holds every desired instance".to_owned());
     }
-    if let Some(trouble) = findings.trouble {
-        return (Truth::False, "ConsulUnavailable", trouble.to_owned());
+    if let Some(outage) = findings.outage {
+        return (Truth::False, "ConsulUnavailable", outage.to_owned());
     }
-    if !findings.unsettled && registered < desired {
+    if !findings.in_progress && registered < desired {
         let message = format!(
             "{}; the Consul agent has the others, but Consul's catalog does not show them: \
              its token may lack service:write, or the agent has not told the servers yet",

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use super::names::Str;
+use super::ids::Str;
 
 /// A fact about an instance that a text may name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_refused_in_words() {
+    fn what_cannot_be_read_is_refused_with_a_reason() {
         for text in ["${", "a${pod.name", "${pod.labels['a]}"] {
             assert_eq!(Template::parse(text), Err(BadTemplate::Open(text.to_owned())), "{text}");
         }

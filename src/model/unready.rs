@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use super::names::{ResourceKey, Str};
+use super::ids::{ResourceKey, Str};
 use super::registration::RowKey;
 
 /// The longest time between instances that stop passing and still count together, in milliseconds.

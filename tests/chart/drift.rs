@@ -101,7 +101,7 @@ async fn the_flags_are_those_of_the_program() -> Result<()> {
         let args = arguments(&objects, "run").context("run")?;
         let parsed = Run::try_parse_from(&args).with_context(|| format!("{}", file.display()))?;
         Settings::new(parsed.args).with_context(|| format!("{}", file.display()))?;
-        for subcommand in ["release", "doctor"] {
+        for subcommand in ["detach", "doctor"] {
             // Help is given only if all that stands before it is understood.
             let Some(args) = arguments(&objects, subcommand) else { continue };
             let output = Command::new(LICTOR).args(&args).arg("--help").output()?;

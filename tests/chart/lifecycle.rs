@@ -140,14 +140,14 @@ async fn it_comes_changes_and_goes() -> Result<()> {
     wait::until("the CRD is gone", SOON, gone).await?;
     // Where somebody took it away, nothing keeps the hook from ending well.
     let mut release = Command::new(LICTOR);
-    release.args(["release", "--leader-election", "--lease-namespace=lictor"]);
+    release.args(["detach", "--leader-election", "--lease-namespace=lictor"]);
     let release = release.env("KUBECONFIG", cluster.plane.kubeconfig()).output()?;
     ensure!(release.status.success(), "{}", String::from_utf8_lossy(&release.stderr));
     ensure!(String::from_utf8_lossy(&release.stdout).contains("there are no resources"));
     Ok(())
 }
 
-/// Without the definition there is nothing to release, for one who may not look at it either; and what is in Consul can
+/// Without the definition there is nothing to detach, for one who may not look at it either; and what is in Consul can
 /// still be deregistered.
 #[tokio::test]
 async fn it_lets_go_although_the_definition_is_gone() -> Result<()> {
@@ -161,13 +161,13 @@ async fn it_lets_go_although_the_definition_is_gone() -> Result<()> {
     let lictor = installed.operate()?;
     register(&namespace).await.with_context(|| installed.log())?;
     drop(lictor);
-    installed.run("release", &[])?;
+    installed.run("detach", &[])?;
     cluster.kubectl(&["delete", CRD]).await?;
 
-    let said = installed.run("release", &[])?;
-    ensure!(said.contains("there are no resources") && said.contains("0 resources released"), "{said}");
+    let said = installed.run("detach", &[])?;
+    ensure!(said.contains("there are no resources") && said.contains("0 finalizers removed"), "{said}");
     ensure!(consul.api().instances(namespace.name()).await?.len() == 1, "it was deregistered unasked");
-    let said = installed.run("release", &["--deregister"])?;
+    let said = installed.run("detach", &["--deregister"])?;
     ensure!(said.contains("1 instances deregistered") && said.contains("there are no resources"), "{said}");
     let left = consul.api().instances(namespace.name()).await?;
     ensure!(left.is_empty(), "{left:?}");
@@ -183,13 +183,13 @@ async fn a_hook_that_fails_uninstalls_nothing() -> Result<()> {
     let failed = cluster.helm.run(["uninstall", "lictor", "--namespace=lictor", "--timeout=3s"]).await;
     let failed = failed.expect_err("the hook has ended without a node");
     let mut left = cluster.made("lictor").await?;
-    let job = "job.batch/lictor-release".to_owned();
+    let job = "job.batch/lictor-detach".to_owned();
     ensure!(left.contains(&job), "no hook: {left:?}\n{failed:#}");
-    left.retain(|name| *name != job && !name.starts_with("pod/lictor-release"));
+    left.retain(|name| *name != job && !name.starts_with("pod/lictor-detach"));
     ensure!(left == made, "{left:?} of {made:?}\n{failed:#}");
     // As the README has it.
     cluster.helm("uninstall", None, &[]).await?;
-    ensure!(cluster.made("lictor").await?.iter().all(|name| name.contains("lictor-release")));
+    ensure!(cluster.made("lictor").await?.iter().all(|name| name.contains("lictor-detach")));
     Ok(())
 }
 

@@ -57,7 +57,7 @@ async fn alerts_follow_the_values() -> Result<()> {
     say(&promtool, ["check", "rules"].map(Path::new).into_iter().chain([&*file])).await?;
     let exprs = words(&alerts, "/expr");
     ensure!(exprs.iter().all(|expr| expr.contains("{job=\"lictor\",cluster=~\"a|b\"") && !expr.contains("namespace=")));
-    // Five sweeps.
+    // Five resyncs.
     ensure!(
         exprs.iter().any(|expr| expr.contains("lictor_resync_age_seconds") && expr.ends_with("> 27000")),
         "{exprs:?}"
@@ -149,7 +149,7 @@ async fn ask(installed: &Installed, namespace: &TestNamespace) -> Result<()> {
     let unused: Vec<_> =
         there.iter().filter(|name| !all.contains(*name) && !parts.iter().any(|part| name.ends_with(part))).collect();
     ensure!(unused.is_empty(), "metrics that the dashboard does not show: {unused:?}");
-    let (kind, outcome) = (Kind::put, Outcome::written);
+    let (kind, outcome) = (Kind::register, Outcome::written);
     let query = format!("lictor_consul_writes_total{{kind=\"{kind:?}\",outcome=\"{outcome:?}\"}}");
     ensure!(!prometheus.query(&query).await?.is_empty(), "{query}");
     prometheus.rules_are_well(exprs.len()).await?;

@@ -42,9 +42,9 @@ async fn work(servers: &Servers, namespace: &TestNamespace, installed: &Installe
 
     register(namespace).await?;
     let finalizers = || namespace.kubectl(&["get", "csvc/web", "--output=jsonpath={.metadata.finalizers}"]);
-    ensure!(!finalizers().await?.is_empty(), "no finalizer, and so nothing to release");
-    let said = installed.run("release", &[])?;
-    ensure!(said.contains("1 resources released"), "{said}");
+    ensure!(!finalizers().await?.is_empty(), "no finalizer, and so nothing to detach");
+    let said = installed.run("detach", &[])?;
+    ensure!(said.contains("1 finalizers removed"), "{said}");
     ensure!(finalizers().await?.is_empty(), "the finalizer is still there");
     let instances = servers.consul.api().instances(namespace.name()).await?;
     ensure!(instances.len() == 1, "{instances:?}");
@@ -99,7 +99,7 @@ fn policies() -> Result<Vec<Policy>> {
     Ok(policies)
 }
 
-/// With them `lictor doctor` is content, and an operator finds its footing.
+/// With them `lictor doctor` is content, and an operator gets its session.
 #[tokio::test]
 async fn the_policies_of_the_docs_are_enough() -> Result<()> {
     let servers = servers().await?;

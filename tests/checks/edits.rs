@@ -9,13 +9,13 @@ use lictor::cluster::convert::ChecksRunBy;
 use lictor::consul::Registry;
 use lictor::model::check::Checks;
 use lictor::model::health::Health;
-use lictor::model::names::Str;
+use lictor::model::ids::Str;
 use lictor::model::registration::{Registration, RowKey, TaggedAddress, Weights};
 use lictor_testbed::{Consul, ConsulOptions, Esm, Listener, Protocol};
 use serde_json::Value;
 use tokio::task::JoinHandle;
 
-use crate::bed::{checks, edit, health, instance, with_checks};
+use crate::fixture::{checks, edit, health, instance, with_checks};
 use crate::registries::{SOON, agent, catalog, connect, consul, key, put, write};
 
 /// Looks at an instance all the time, and remembers what is not as it should be.

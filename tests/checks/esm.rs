@@ -10,14 +10,14 @@ use lictor::consul::catalog::Catalog;
 use lictor::model::check::Checks;
 use lictor::model::diff::Op;
 use lictor::model::health::Health;
-use lictor::model::names::Str;
+use lictor::model::ids::Str;
 use lictor::model::registration::{Registration, RowKey};
 use lictor_testbed::{
     Consul, ConsulApi, ConsulOptions, Esm, Fault, Heard, Hold, Listener, Message, Protocol, Proxy, esm, wait,
 };
 use serde_json::{Value, json};
 
-use crate::bed::{HERE, checks, edit, health, instance, read, with_checks};
+use crate::fixture::{HERE, checks, edit, health, instance, read, with_checks};
 use crate::registries::{SOON, catalog, connect, consul, full, key, put, remove, write};
 
 fn for_esm(yaml: &str, port: u16) -> Checks {

@@ -7,12 +7,12 @@ use futures::future::join_all;
 use lictor::cluster::convert::ChecksRunBy;
 use lictor::consul::Registry;
 use lictor::model::health::Health;
-use lictor::model::names::Str;
+use lictor::model::ids::Str;
 use lictor::model::registration::{Registration, RowKey};
 use lictor_testbed::certificates::{Authority, Pair};
 use lictor_testbed::{Consul, ConsulApi, ConsulOptions, Listener, LocalAddress, Message, Protocol, wait};
 
-use crate::bed::{HERE, checks, edit, health, instance, with_checks};
+use crate::fixture::{HERE, checks, edit, health, instance, with_checks};
 use crate::registries::{SOON, agent, connect, consul, key, put, settled, write};
 use crate::table::{self, Effect, Line};
 

@@ -3,9 +3,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test says so by failing")]
 
-mod bed;
 mod edits;
 mod esm;
+mod fixture;
 mod kinds;
 #[path = "../support/registries.rs"]
 mod registries;

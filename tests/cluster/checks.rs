@@ -2,14 +2,14 @@
 
 use anyhow::{Context, Result};
 
-use crate::ground::Ground;
+use crate::environment::Environment;
 use crate::release::{Mode, Release};
 use crate::shop::{App, Pod, Shop};
 
 /// Instances pass by readiness and by Consul's HTTP, TCP and gRPC checks; each of them shows a failure; and a pod finds
 /// those that pass, and no others, by Consul's DNS.
-pub(crate) async fn reach_the_pods(ground: &Ground, mode: Mode) -> Result<()> {
-    let cluster = ground.cluster().await?;
+pub(crate) async fn reach_the_pods(environment: &Environment, mode: Mode) -> Result<()> {
+    let cluster = environment.cluster().await?;
     let _esm = (mode == Mode::Catalog).then(|| cluster.esm()).transpose()?;
     let esm = if mode == Mode::Catalog { "consul.esm=true" } else { "consul.esm=false" };
     let release = Release::installed(cluster, &format!("checks-{}", mode.as_str()), mode, &[esm]).await?;

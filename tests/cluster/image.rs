@@ -3,11 +3,11 @@
 use anyhow::{Context, Result, ensure};
 use lictor_testbed::node::contents_of;
 
-use crate::ground::Ground;
+use crate::environment::Environment;
 
 /// It runs as nobody in particular, has nothing to run but the program, and says what it is.
-pub(crate) async fn holds_what_it_needs(ground: &Ground) -> Result<()> {
-    let archive = ground.cluster().await?.image().context("the image is somebody else's")?;
+pub(crate) async fn holds_what_it_needs(environment: &Environment) -> Result<()> {
+    let archive = environment.cluster().await?.image().context("the image is somebody else's")?;
     let contents = contents_of(archive)?;
     println!("the image: {} kB in {} files", contents.size / 1_000, contents.files.len());
 

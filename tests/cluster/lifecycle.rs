@@ -4,15 +4,15 @@ use anyhow::{Context, Result, ensure};
 use lictor_testbed::Instance;
 use serde_json::Value;
 
-use crate::ground::{CRD, Cluster, Ground, SOON, until};
+use crate::environment::{CRD, Cluster, Environment, SOON, until};
 use crate::older_chart::{LATER, is_current, older_chart};
 use crate::release::{Mode, Release};
 use crate::shop::{App, Shop, Watch};
 
 /// An upgrade of the chart brings the CRD along. Until then Lictor works, says that the CRD is older than it needs, and
 /// what to do.
-pub(crate) async fn the_crd_goes_along(ground: &Ground) -> Result<()> {
-    let cluster = ground.cluster().await?;
+pub(crate) async fn the_crd_goes_along(environment: &Environment) -> Result<()> {
+    let cluster = environment.cluster().await?;
     let older = older_chart(cluster.chart(), cluster.work_dir().join("older-chart"))?;
     let release = Release::prepare(cluster, "crd", Mode::Catalog).await?;
     // Others have brought the CRD.
@@ -60,8 +60,8 @@ async fn has_later(cluster: &Cluster) -> Result<bool> {
 
 /// Installed, tested, upgraded, uninstalled and installed again, under a reader that looks all the time: no write touches
 /// what is registered. `uninstall.deregister` takes all of it along.
-pub(crate) async fn nothing_moves_until_it_is_told(ground: &Ground, mode: Mode) -> Result<()> {
-    let cluster = ground.cluster().await?;
+pub(crate) async fn nothing_moves_until_it_is_told(environment: &Environment, mode: Mode) -> Result<()> {
+    let cluster = environment.cluster().await?;
     let release = Release::installed(cluster, &format!("life-{}", mode.as_str()), mode, &[]).await?;
     let (tested, said) = release.test().await;
     release.explain(tested).await.with_context(|| said.clone())?;

@@ -1,7 +1,7 @@
 //! Lictor where it is meant to be: in a cluster, installed by its chart from its image, with pods that run and a Consul
 //! whose own checks reach them.
 //!
-//! The cluster is made of nodes within this machine, or it is the one of `KUBECONFIG`; see [`ground`]. Where no pods
+//! The cluster is made of nodes within this machine, or it is the one of `KUBECONFIG`; see [`environment`]. Where no pods
 //! can run, all of this is ignored, and `REQUIRE_E2E=1` makes that an error.
 //!
 //! - [`image`]: what the Dockerfile makes
@@ -13,7 +13,7 @@
 //! - [`rights`]: which rights were used in all of that
 
 mod checks;
-mod ground;
+mod environment;
 mod image;
 mod lifecycle;
 #[path = "../support/older_chart.rs"]
@@ -30,7 +30,7 @@ use std::process::ExitCode;
 
 use lictor_testbed::node::suite::{self, Test, Tested};
 
-use crate::ground::Ground;
+use crate::environment::Environment;
 use crate::release::Mode::{Agent, Catalog};
 
 /// Tests, each once, or in each mode; where the cluster has to be our own, they say so.
@@ -49,8 +49,8 @@ macro_rules! stage {
             name: concat!(stringify!($room), "::", stringify!($name) $(, " (", stringify!($mode), ")")?),
             own_cluster: stage!(@ $($own)?),
             run: {
-                fn run(ground: &Ground) -> Tested<'_> {
-                    Box::pin($room::$name(ground $(, $mode)?))
+                fn run(environment: &Environment) -> Tested<'_> {
+                    Box::pin($room::$name(environment $(, $mode)?))
                 }
                 run
             },
@@ -94,5 +94,5 @@ fn main() -> ExitCode {
         stage![rolling::loses_nothing_that_waits(Agent), rolling::loses_nothing_that_waits(Catalog),],
     ];
     let last = stage![rights::are_just_those_that_are_used[own],];
-    suite::run(Ground::default(), [first, all].into_iter().chain(quiet).chain([last]).collect())
+    suite::run(Environment::default(), [first, all].into_iter().chain(quiet).chain([last]).collect())
 }

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use lictor_testbed::Instance;
 use serde_json::json;
 
-use crate::ground::{Cluster, Ground, LONELY_NODE, SOON, until};
+use crate::environment::{Cluster, Environment, LONELY_NODE, SOON, until};
 use crate::release::{Mode, Release};
 use crate::shop::{App, Shop, Watch, workload};
 
@@ -16,8 +16,8 @@ async fn release(cluster: &Cluster, mode: Mode) -> Result<Release<'_>> {
 }
 
 /// From 1 to 20 and to none.
-pub(crate) async fn scaled_up_and_down(ground: &Ground, mode: Mode) -> Result<()> {
-    let release = release(ground.cluster().await?, mode).await?;
+pub(crate) async fn scaled_up_and_down(environment: &Environment, mode: Mode) -> Result<()> {
+    let release = release(environment.cluster().await?, mode).await?;
     let shop = Shop::open(&release, "scale", &App { replicas: 1, ..App::default() }).await?;
     let tested = async {
         shop.wait_for_all(1).await?;
@@ -33,8 +33,8 @@ pub(crate) async fn scaled_up_and_down(ground: &Ground, mode: Mode) -> Result<()
 
 /// A pod whose process dies, and is started again, stays the instance that it is; one that is killed for good is replaced. The
 /// others are not touched.
-pub(crate) async fn killed(ground: &Ground, mode: Mode) -> Result<()> {
-    let release = release(ground.cluster().await?, mode).await?;
+pub(crate) async fn killed(environment: &Environment, mode: Mode) -> Result<()> {
+    let release = release(environment.cluster().await?, mode).await?;
     let shop = Shop::open(&release, "kill", &App::default()).await?;
     let tested = async {
         let before = ids(&shop.wait_for_all(3).await?);
@@ -68,8 +68,8 @@ fn ids(found: &[Instance]) -> BTreeSet<String> {
 
 /// A pod that crashes again and again stays the instance that it is, critical while it waits for its next start; what takes its
 /// place passes.
-pub(crate) async fn crash_looping(ground: &Ground, mode: Mode) -> Result<()> {
-    let release = release(ground.cluster().await?, mode).await?;
+pub(crate) async fn crash_looping(environment: &Environment, mode: Mode) -> Result<()> {
+    let release = release(environment.cluster().await?, mode).await?;
     let app = App { replicas: 1, args: &["-crash=3s"], ..App::default() };
     let shop = Shop::open(&release, "crash", &app).await?;
     let tested = async {
@@ -94,8 +94,8 @@ pub(crate) async fn crash_looping(ground: &Ground, mode: Mode) -> Result<()> {
 }
 
 /// A pod of a `StatefulSet` comes back under its name as another instance, which inherits nothing.
-pub(crate) async fn of_a_stateful_set(ground: &Ground, mode: Mode) -> Result<()> {
-    let release = release(ground.cluster().await?, mode).await?;
+pub(crate) async fn of_a_stateful_set(environment: &Environment, mode: Mode) -> Result<()> {
+    let release = release(environment.cluster().await?, mode).await?;
     let shop = Shop::open(&release, "set", &App { replicas: 2, stateful: true, ..App::default() }).await?;
     let tested = async {
         let before = shop.wait_for_all(2).await?;
@@ -120,8 +120,8 @@ pub(crate) async fn of_a_stateful_set(ground: &Ground, mode: Mode) -> Result<()>
 }
 
 /// A namespace goes with the resources in it, and is not stuck.
-pub(crate) async fn with_their_namespace(ground: &Ground, mode: Mode) -> Result<()> {
-    let release = release(ground.cluster().await?, mode).await?;
+pub(crate) async fn with_their_namespace(environment: &Environment, mode: Mode) -> Result<()> {
+    let release = release(environment.cluster().await?, mode).await?;
     let shop = Shop::open(&release, "gone", &App::default()).await?;
     let tested = async {
         shop.wait_for_all(3).await?;
@@ -136,8 +136,8 @@ pub(crate) async fn with_their_namespace(ground: &Ground, mode: Mode) -> Result<
 
 /// A node whose kubelet is silent: its pods become critical, then leave, and are replaced; those on other nodes are not
 /// touched.
-pub(crate) async fn of_a_node_that_falls_silent(ground: &Ground, mode: Mode) -> Result<()> {
-    let cluster = ground.cluster().await?;
+pub(crate) async fn of_a_node_that_falls_silent(environment: &Environment, mode: Mode) -> Result<()> {
+    let cluster = environment.cluster().await?;
     let release = release(cluster, mode).await?;
     let (node, _guard) = cluster.lonely_node().await?;
     let (lonely, others) = (App { lonely: true, replicas: 2, ..App::default() }, App { replicas: 2, ..App::default() });
@@ -177,10 +177,10 @@ pub(crate) async fn of_a_node_that_falls_silent(ground: &Ground, mode: Mode) -> 
     shop.close(tested).await
 }
 
-/// Pods that a selector picks, with no Service; and an Event that is told twice, as one with a count. In `agent` mode by a
+/// Pods that a selector matches, with no Service; and an Event that is told twice, as one with a count. In `agent` mode by a
 /// Lictor that watches one namespace only, and so does with Roles.
-pub(crate) async fn picked_by_labels(ground: &Ground, mode: Mode) -> Result<()> {
-    let cluster = ground.cluster().await?;
+pub(crate) async fn picked_by_labels(environment: &Environment, mode: Mode) -> Result<()> {
+    let cluster = environment.cluster().await?;
     let release = Release::prepare(cluster, &format!("picks-{}", mode.as_str()), mode).await?;
     let shop = Shop::open(&release, "picks", &App::default()).await?;
     let watched = format!("watchNamespaces={{{}}}", shop.namespace.name());

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::{Api, Client};
 
-use crate::ground::{Cluster, OURS, lictor_image};
+use crate::environment::{Cluster, OURS, lictor_image};
 
 /// The value that gives the Lease its default duration.
 pub(crate) const DEFAULT_LEASE: &str = "leaderElection.leaseDuration=4s";

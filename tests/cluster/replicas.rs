@@ -8,7 +8,7 @@ use kube::api::{Patch, PatchParams};
 use lictor_testbed::{Process, Proxy, process, wait};
 use serde_json::json;
 
-use crate::ground::{Ground, SOON, until};
+use crate::environment::{Environment, SOON, until};
 use crate::release::{DEFAULT_LEASE, Mode, Release};
 use crate::shop::{App, Shop, Watch};
 
@@ -19,8 +19,8 @@ const KILLS: usize = 3;
 const PROMISED: Duration = Duration::from_secs(5);
 
 /// Under change all the time: nothing that lives is removed, and the next write comes soon.
-pub(crate) async fn killed_in_turn(ground: &Ground, mode: Mode) -> Result<()> {
-    let cluster = ground.cluster().await?;
+pub(crate) async fn killed_in_turn(environment: &Environment, mode: Mode) -> Result<()> {
+    let cluster = environment.cluster().await?;
     let kills = std::env::var("LICTOR_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(KILLS);
     let release = Release::installed(cluster, &format!("kills-{}", mode.as_str()), mode, &[DEFAULT_LEASE]).await?;
     let shop = Shop::open(&release, "kills", &App::default()).await?;
@@ -99,8 +99,8 @@ async fn version(shop: &Shop<'_>) -> Result<u64> {
 
 /// A replica that is told to stop hands over at once: as their own logs have it, and as `kubectl` sees it, with what the
 /// kubelet takes to tell it.
-pub(crate) async fn told_to_stop(ground: &Ground, mode: Mode) -> Result<()> {
-    let cluster = ground.cluster().await?;
+pub(crate) async fn told_to_stop(environment: &Environment, mode: Mode) -> Result<()> {
+    let cluster = environment.cluster().await?;
     let release = Release::installed(cluster, &format!("stops-{}", mode.as_str()), mode, &[DEFAULT_LEASE]).await?;
     let tested = async {
         let leader = leader(&release).await?;
@@ -136,8 +136,8 @@ fn time_of(log: &str, words: &str) -> Option<jiff::Timestamp> {
 }
 
 /// One that was stopped past its time, and wakes, begins no request.
-pub(crate) async fn asleep_past_its_time(ground: &Ground, mode: Mode) -> Result<()> {
-    let cluster = ground.cluster().await?;
+pub(crate) async fn asleep_past_its_time(environment: &Environment, mode: Mode) -> Result<()> {
+    let cluster = environment.cluster().await?;
     let (address, upstream) = (cluster.own()?.host_address(), cluster.consul_address().to_owned());
     let proxy = cluster.in_background(async move { Proxy::start_at(address, &upstream).await }).await?;
     let way = format!("consul.address={}", proxy.addr());

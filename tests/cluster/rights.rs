@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use lictor_testbed::node::suite::is_partial;
 use serde_json::Value;
 
-use crate::ground::Ground;
+use crate::environment::Environment;
 
 /// A right: by which kind of role, API group, resource, verb and, where the role names one, object.
 pub(crate) type Right = (String, String, String, String, String);
@@ -21,8 +21,8 @@ const TOLD_NO: &[(&str, &str, &str)] = &[
 /// The release that is installed without any rights first, and must say so.
 const WITHOUT: &str = "lictor-rights";
 
-pub(crate) async fn are_just_those_that_are_used(ground: &Ground) -> Result<()> {
-    let cluster = ground.cluster().await?;
+pub(crate) async fn are_just_those_that_are_used(environment: &Environment) -> Result<()> {
+    let cluster = environment.cluster().await?;
     let by_release = cluster.granted();
     let granted: BTreeSet<Right> = by_release.values().flatten().cloned().collect();
     ensure!(is_partial() || granted.len() > 10, "hardly a right: {granted:#?}");

@@ -7,7 +7,7 @@ use lictor_testbed::node::APP_IMAGE;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::ground::{Ground, until};
+use crate::environment::{Environment, until};
 use crate::release::{Mode, Release};
 use crate::shop::{App, Shop};
 
@@ -42,8 +42,8 @@ const CLIENTS: [&str; 2] = ["by-dns", "by-http"];
 
 /// An app that ends as soon as it is told to loses the requests of those who have just found it: so many. One that goes on
 /// serving for some seconds (`preStop`) is always found, and takes every connection.
-pub(crate) async fn loses_nothing_that_waits(ground: &Ground, mode: Mode) -> Result<()> {
-    let cluster = ground.cluster().await?;
+pub(crate) async fn loses_nothing_that_waits(environment: &Environment, mode: Mode) -> Result<()> {
+    let cluster = environment.cluster().await?;
     let release = Release::shared(cluster, &format!("pods-{}", mode.as_str()), mode).await?;
     for pre_stop in [0, PRE_STOP] {
         let shop = Shop::open(&release, "roll", &App { replicas: 4, pre_stop, ..App::default() }).await?;

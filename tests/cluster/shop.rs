@@ -12,7 +12,7 @@ use lictor_testbed::node::APP_IMAGE;
 use lictor_testbed::{ConsulApi, Instance, TestNamespace, wait};
 use serde_json::{Value, json};
 
-use crate::ground::{Cluster, LONELY, SOON, until};
+use crate::environment::{Cluster, LONELY, SOON, until};
 use crate::release::{Mode, Release};
 
 /// How an app is to be.

@@ -2,12 +2,12 @@
 
 use anyhow::{Context, Result, ensure};
 
-use crate::ground::{Ground, until};
+use crate::environment::{Environment, until};
 use crate::release::{Mode, OPERATORS, Release};
 
 /// A wrong value is refused by Helm, and nothing is installed.
-pub(crate) async fn a_wrong_value(ground: &Ground) -> Result<()> {
-    let release = Release::prepare(ground.cluster().await?, "wrong", Mode::Catalog).await?;
+pub(crate) async fn a_wrong_value(environment: &Environment) -> Result<()> {
+    let release = Release::prepare(environment.cluster().await?, "wrong", Mode::Catalog).await?;
     for (value, words) in [
         ("registration=nowhere", "registration"),
         ("resyncIntervall=5s", "resyncIntervall"),
@@ -23,8 +23,8 @@ pub(crate) async fn a_wrong_value(ground: &Ground) -> Result<()> {
 }
 
 /// Secrets that are missing are waited for, without a restart, and then found: that of the authority, and that of the token.
-pub(crate) async fn a_missing_secret(ground: &Ground) -> Result<()> {
-    let release = Release::prepare(ground.cluster().await?, "secret", Mode::Catalog).await?;
+pub(crate) async fn a_missing_secret(environment: &Environment) -> Result<()> {
+    let release = Release::prepare(environment.cluster().await?, "secret", Mode::Catalog).await?;
     let tested = async {
         let values = ["consul.tls.ca.existingSecret=consul-ca", "consul.token.existingSecret=consul-token"];
         let words = "/etc/lictor/consul-ca/ca.crt: there is no such file yet";
@@ -47,8 +47,8 @@ pub(crate) async fn a_missing_secret(ground: &Ground) -> Result<()> {
 }
 
 /// Nobody is at Consul's address.
-pub(crate) async fn an_unreachable_consul(ground: &Ground) -> Result<()> {
-    let release = Release::prepare(ground.cluster().await?, "nobody", Mode::Catalog).await?;
+pub(crate) async fn an_unreachable_consul(environment: &Environment) -> Result<()> {
+    let release = Release::prepare(environment.cluster().await?, "nobody", Mode::Catalog).await?;
     let tested = async {
         let address = "http://consul.consul.svc:8501";
         troubled(&release, &[&format!("consul.address={address}")], address, Who::TheLeader).await?;
@@ -60,8 +60,8 @@ pub(crate) async fn an_unreachable_consul(ground: &Ground) -> Result<()> {
 }
 
 /// No role is bound to its account.
-pub(crate) async fn no_permission(ground: &Ground) -> Result<()> {
-    let release = Release::prepare(ground.cluster().await?, "rights", Mode::Catalog).await?;
+pub(crate) async fn no_permission(environment: &Environment) -> Result<()> {
+    let release = Release::prepare(environment.cluster().await?, "rights", Mode::Catalog).await?;
     let tested = async {
         troubled(&release, &["rbac.create=false"], "forbidden", Who::Each).await?;
         release.upgrade(release.cluster.chart(), &[]).await?;

@@ -2,13 +2,14 @@
 
 use std::process::Command;
 
-use crate::bed::LICTOR;
+use crate::fixture::LICTOR;
 
 pub(crate) fn one_line_and_an_exit_code_above_one() {
     let missing = "/nonexistent/file";
-    let wrong: [(&[&str], &str); 19] = [
+    let wrong: [(&[&str], &str); 20] = [
         (&[], "subcommand"),
         (&["walk"], "walk"),
+        (&["release"], "'release' is now 'detach'"),
         (&["run", "--no-such-flag"], "--no-such-flag"),
         (&["run", "--sweep-interval", "30s"], "--sweep-interval is now --resync-interval"),
         (&["run", "--registration", "nowhere"], "nowhere"),

@@ -12,7 +12,7 @@ use lictor_testbed::certificates::Authority;
 use lictor_testbed::{ConsulOptions, WorkDir, ports, wait};
 use serde_json::json;
 
-use crate::bed::{Bed, LICTOR, SOON, arg};
+use crate::fixture::{Fixture, LICTOR, SOON, arg};
 use crate::outages::wait_not_ready;
 
 /// Of X.509 version 1.
@@ -21,20 +21,27 @@ const VERSION_1: &str = include_str!("../support/version_1.crt");
 const HOUR: Duration = Duration::from_secs(3600);
 
 /// What `lictor doctor` says, to which not all is well.
-fn doctor(bed: &Bed, kubeconfig: &Path, more: &[&str]) -> Result<String> {
-    let consul = bed.consul_address();
+fn doctor(fixture: &Fixture, kubeconfig: &Path, more: &[&str]) -> Result<String> {
+    let consul = fixture.consul_address();
     let mut command = Command::new(LICTOR);
-    command.args(["doctor", "--registration", bed.mode.as_str(), "--cluster-name", &bed.cluster]);
-    command.args(["--namespace", bed.namespace.name(), "--consul-address", &consul, "--kubeconfig", arg(kubeconfig)?]);
+    command.args(["doctor", "--registration", fixture.mode.as_str(), "--cluster-name", &fixture.cluster]);
+    command.args([
+        "--namespace",
+        fixture.namespace.name(),
+        "--consul-address",
+        &consul,
+        "--kubeconfig",
+        arg(kubeconfig)?,
+    ]);
     let output = command.args(more).output()?;
     let text = String::from_utf8(output.stdout)? + &String::from_utf8(output.stderr)?;
     ensure!(output.status.code() == Some(1), "it ended with {}: {text}", output.status);
     Ok(text)
 }
 
-/// A kubeconfig as the bed's, in which the user has this client certificate and key; by their files, or in itself.
-fn kubeconfig(bed: &Bed, files: &WorkDir, name: &str, pair: (&Path, &Path), inline: bool) -> Result<PathBuf> {
-    let mut kubeconfig = Kubeconfig::read_from(&bed.kubeconfig)?;
+/// A kubeconfig as the fixture's, in which the user has this client certificate and key; by their files, or in itself.
+fn kubeconfig(fixture: &Fixture, files: &WorkDir, name: &str, pair: (&Path, &Path), inline: bool) -> Result<PathBuf> {
+    let mut kubeconfig = Kubeconfig::read_from(&fixture.kubeconfig)?;
     let user = if inline {
         let encoded = |file: &Path| Ok::<_, anyhow::Error>(STANDARD.encode(std::fs::read(file)?));
         json!({ "client-certificate-data": encoded(pair.0)?, "client-key-data": encoded(pair.1)? })
@@ -50,7 +57,7 @@ fn kubeconfig(bed: &Bed, files: &WorkDir, name: &str, pair: (&Path, &Path), inli
     files.write(name, text.to_string())
 }
 
-pub(crate) async fn certificates_that_cannot_be_used(bed: &Bed) -> Result<()> {
+pub(crate) async fn certificates_that_cannot_be_used(fixture: &Fixture) -> Result<()> {
     let files = WorkDir::create("credentials")?;
     let file = |name: &str, text: &[u8]| files.write(name, text);
     let authority = Authority::new("an authority")?;
@@ -69,14 +76,14 @@ pub(crate) async fn certificates_that_cannot_be_used(bed: &Bed) -> Result<()> {
     for (number, (certificate, private, words)) in bad.iter().enumerate() {
         let at_fault = if *certificate == good { private } else { certificate };
         let flags = ["--consul-client-cert", arg(certificate)?, "--consul-client-key", arg(private)?];
-        let said = doctor(bed, &bed.kubeconfig, &flags)?;
+        let said = doctor(fixture, &fixture.kubeconfig, &flags)?;
         let line = said.lines().find(|line| line.starts_with("FAIL  Consul is configured: ")).context(said.clone())?;
         ensure!(line.contains(words) && line.contains(arg(at_fault)?), "{words}: {said}");
 
         for inline in [false, true] {
             let name = format!("{number}-{inline}");
-            let kubeconfig = kubeconfig(bed, &files, &name, (certificate, private), inline)?;
-            let said = doctor(bed, &kubeconfig, &[])?;
+            let kubeconfig = kubeconfig(fixture, &files, &name, (certificate, private), inline)?;
+            let said = doctor(fixture, &kubeconfig, &[])?;
             let line =
                 said.lines().find(|line| line.starts_with("FAIL  Kubernetes is configured: ")).context(said.clone())?;
             let place = if inline { arg(&kubeconfig)? } else { arg(at_fault)? };
@@ -86,16 +93,16 @@ pub(crate) async fn certificates_that_cannot_be_used(bed: &Bed) -> Result<()> {
     for (authorities, words) in
         [(&good, "holds no certificate of an authority"), (&empty, "is empty"), (&no_pem, "PEM form")]
     {
-        let said = doctor(bed, &bed.kubeconfig, &["--consul-ca-cert", arg(authorities)?])?;
+        let said = doctor(fixture, &fixture.kubeconfig, &["--consul-ca-cert", arg(authorities)?])?;
         ensure!(said.contains("FAIL  Consul is configured: ") && said.contains(words), "{said}");
         ensure!(said.contains(arg(authorities)?), "{said}");
 
-        let mut kubeconfig = Kubeconfig::read_from(&bed.kubeconfig)?;
+        let mut kubeconfig = Kubeconfig::read_from(&fixture.kubeconfig)?;
         let cluster = kubeconfig.clusters.first_mut().and_then(|named| named.cluster.as_mut()).context("no cluster")?;
         (cluster.certificate_authority, cluster.certificate_authority_data) =
             (Some(arg(authorities)?.to_owned()), None);
         let kubeconfig = files.write("authorities", serde_json::to_string(&kubeconfig)?)?;
-        let said = doctor(bed, &kubeconfig, &[])?;
+        let said = doctor(fixture, &kubeconfig, &[])?;
         ensure!(said.contains("FAIL  Kubernetes is configured: ") && said.contains(words), "{said}");
         ensure!(said.contains(arg(authorities)?), "{said}");
     }
@@ -105,14 +112,14 @@ pub(crate) async fn certificates_that_cannot_be_used(bed: &Bed) -> Result<()> {
     let expired = authority.client_within("lictor", now - 2 * HOUR..now - HOUR)?;
     let (certificate, private) =
         (file("expired.crt", expired.public.as_bytes())?, file("expired.key", expired.private.as_bytes())?);
-    let kubeconfig = kubeconfig(bed, &files, "expired", (&certificate, &private), false)?;
-    let operator = bed.operator().kubeconfig(&kubeconfig).start()?;
+    let kubeconfig = kubeconfig(fixture, &files, "expired", (&certificate, &private), false)?;
+    let operator = fixture.operator().kubeconfig(&kubeconfig).start()?;
     let why = wait_not_ready(&operator, "expired at").await?;
     ensure!(why.contains(arg(&certificate)?) && why.contains("renew it"), "{why}");
     Ok(())
 }
 
-pub(crate) async fn a_client_certificate_expires(bed: &Bed) -> Result<()> {
+pub(crate) async fn a_client_certificate_expires(fixture: &Fixture) -> Result<()> {
     let files = WorkDir::create("credentials")?;
     let file = |name: &str, text: &str| files.write(name, text);
     let authority = Authority::new("consul")?;
@@ -125,18 +132,18 @@ pub(crate) async fn a_client_certificate_expires(bed: &Bed) -> Result<()> {
         "ports {{ https = {https} }}
          tls {{ https {{ ca_file = {ca:?}, cert_file = {cert:?}, key_file = {key:?}, verify_incoming = true }} }}"
     );
-    let consul = bed.own_consul(ConsulOptions { extra_hcl, persistent: true, ..ConsulOptions::default() }).await?;
-    let pods = bed.web(2).await?;
-    bed.apply_web(json!({})).await?;
+    let consul = fixture.own_consul(ConsulOptions { extra_hcl, persistent: true, ..ConsulOptions::default() }).await?;
+    let pods = fixture.web(2).await?;
+    fixture.apply_web(json!({})).await?;
 
     let now = SystemTime::now();
     let end = now + Duration::from_secs(20);
     let client = authority.client_within("lictor", now - HOUR..end)?;
     let certificate = file("client.crt", &client.public)?;
-    let launch = bed.operator().consul(&format!("https://127.0.0.1:{https}")).flag("--consul-ca-cert", ca);
+    let launch = fixture.operator().consul(&format!("https://127.0.0.1:{https}")).flag("--consul-ca-cert", ca);
     let launch = launch.flag("--consul-client-cert", arg(&certificate)?);
     let operator = launch.flag("--consul-client-key", arg(&file("client.key", &client.private)?)?).ready().await?;
-    bed.wait_for_pods(&[&pods[0], &pods[1]]).await?;
+    fixture.wait_for_pods(&[&pods[0], &pods[1]]).await?;
     wait::until("the end of the certificate's time", SOON, || async { Ok((SystemTime::now() > end).then_some(())) })
         .await?;
     // A connection outlives the certificate that it began with.
@@ -144,5 +151,5 @@ pub(crate) async fn a_client_certificate_expires(bed: &Bed) -> Result<()> {
     consul.start_again().await?;
     let why = wait_not_ready(&operator, "expired at").await?;
     ensure!(why.contains(arg(&certificate)?) && why.contains("renew it and restart Lictor"), "{why}");
-    bed.wait_for_pods(&[&pods[0], &pods[1]]).await.map(drop)
+    fixture.wait_for_pods(&[&pods[0], &pods[1]]).await.map(drop)
 }

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::answering::Answering;
-use crate::bed::{Bed, SOON, merged, pair};
+use crate::fixture::{Fixture, SOON, merged, pair};
 use crate::launch::Launch;
 use crate::reader::looked;
 
@@ -49,18 +49,18 @@ struct Side {
 type End = (String, u16);
 
 /// What all edits stand on.
-struct Ground {
+struct Environment {
     web: Vec<End>,
     web_grpc: Vec<End>,
     green: Vec<End>,
     answering: Answering,
 }
 
-impl Ground {
+impl Environment {
     /// Pods `web` and `green`, each with two ports and an address of each family, on two nodes. The Services `web` and
     /// `twin` have the former, `green` has the latter. Behind `checked` somebody answers.
-    async fn lay(bed: &Bed) -> Result<Self> {
-        bed.nodes().await?;
+    async fn lay(fixture: &Fixture) -> Result<Self> {
+        fixture.nodes().await?;
         for (name, app) in [("web", "web"), ("twin", "web"), ("green", "green")] {
             let service = json!({
                 "apiVersion": "v1",
@@ -76,10 +76,10 @@ impl Ground {
                     ],
                 },
             });
-            bed.namespace.apply_yaml(&service.to_string()).await?;
+            fixture.namespace.apply_yaml(&service.to_string()).await?;
         }
         let pods = [("web", 0), ("web", 1), ("green", 2), ("green", 3)].map(async |(app, number)| {
-            let node = format!("{}-{}", bed.namespace.name(), if number % 2 == 0 { "a" } else { "b" });
+            let node = format!("{}-{}", fixture.namespace.name(), if number % 2 == 0 { "a" } else { "b" });
             let v6: IpAddr = format!("fd00:10:244::{}", number + 1).parse()?;
             let pod = lictor_testbed::NewPod::new(&format!("{app}-{number}"), &node)
                 .label("app", app)
@@ -87,15 +87,18 @@ impl Ground {
                 .port("grpc", 9000)
                 .ip(lictor_testbed::pods::next_pod_ip())
                 .ip(v6);
-            bed.namespace.create_pod(pod).await
+            fixture.namespace.create_pod(pod).await
         });
         let pods = try_join_all(pods).await?;
         let ends = |pods: &[lictor_testbed::TestPod], port| pods.iter().map(|pod| (pod.ip.to_string(), port)).collect();
         let answering = Answering::on_two_ports().await?;
-        bed.namespace.apply_service("checked", &[], &[("http", 80, "8080")]).await?;
+        fixture.namespace.apply_service("checked", &[], &[("http", 80, "8080")]).await?;
         for (number, port) in answering.ports().into_iter().enumerate() {
             let endpoint = [NewEndpoint::new(answering.ip())];
-            bed.namespace.apply_slice(&format!("checked-{number}"), "checked", &[("http", port)], &endpoint).await?;
+            fixture
+                .namespace
+                .apply_slice(&format!("checked-{number}"), "checked", &[("http", port)], &endpoint)
+                .await?;
         }
         Ok(Self {
             web: ends(&pods[..2], 8080),
@@ -155,8 +158,8 @@ fn source_of(instance: &Instance) -> &str {
 }
 
 /// All edits.
-fn edits(ground: &Ground) -> Vec<Edit> {
-    let plain = || ground.web(json!({}), any);
+fn edits(given: &Environment) -> Vec<Edit> {
+    let plain = || given.web(json!({}), any);
     let edit = |name, from, to| Edit { name, sides: [from, to] };
     let (here, here_ends) = elsewhere([1, 2]);
     let (there, there_ends) = elsewhere([3, 4]);
@@ -164,93 +167,93 @@ fn edits(ground: &Ground) -> Vec<Edit> {
     let http = json!({ "name": "page", "http": { "path": "/" }, "interval": "1s" });
     vec![
         edit("name", plain(), Side { renamed: true, ..plain() }),
-        edit("port", plain(), ground.side(service("web", json!({ "port": "grpc" })), &ground.web_grpc, any)),
+        edit("port", plain(), given.side(service("web", json!({ "port": "grpc" })), &given.web_grpc, any)),
         edit(
             "service-to-pods",
-            ground.web(json!({}), |i| source_of(i) == "service/web"),
-            ground.side(pods("web"), &ground.web, |i| source_of(i) == "pods"),
+            given.web(json!({}), |i| source_of(i) == "service/web"),
+            given.side(pods("web"), &given.web, |i| source_of(i) == "pods"),
         ),
         edit(
             "service-of-same-pods",
-            ground.web(json!({}), |i| source_of(i) == "service/web"),
-            ground.side(service("twin", json!({})), &ground.web, |i| source_of(i) == "service/twin"),
+            given.web(json!({}), |i| source_of(i) == "service/web"),
+            given.side(service("twin", json!({})), &given.web, |i| source_of(i) == "service/twin"),
         ),
-        edit("service-of-others", plain(), ground.side(service("green", json!({})), &ground.green, any)),
-        edit("selector", ground.side(pods("web"), &ground.web, any), ground.side(pods("green"), &ground.green, any)),
-        edit("service-to-static", plain(), ground.side(here.clone(), &here_ends, any)),
-        edit("static", ground.side(here, &here_ends, any), ground.side(there, &there_ends, any)),
+        edit("service-of-others", plain(), given.side(service("green", json!({})), &given.green, any)),
+        edit("selector", given.side(pods("web"), &given.web, any), given.side(pods("green"), &given.green, any)),
+        edit("service-to-static", plain(), given.side(here.clone(), &here_ends, any)),
+        edit("static", given.side(here, &here_ends, any), given.side(there, &there_ends, any)),
         edit(
             "tags",
-            ground.web(json!({ "tags": ["a", "b"] }), |i| i.tags == ["a", "b"]),
-            ground.web(json!({ "tags": ["b", "c"] }), |i| i.tags == ["b", "c"]),
+            given.web(json!({ "tags": ["a", "b"] }), |i| i.tags == ["a", "b"]),
+            given.web(json!({ "tags": ["b", "c"] }), |i| i.tags == ["b", "c"]),
         ),
         edit(
             "values",
-            ground.web(json!({ "meta": { "app": "plain" } }), |i| pair(i, "app") == Some("plain")),
-            ground.web(json!({ "meta": { "app": "${pod.labels['app']}/${node.zone}" } }), |i| {
+            given.web(json!({ "meta": { "app": "plain" } }), |i| pair(i, "app") == Some("plain")),
+            given.web(json!({ "meta": { "app": "${pod.labels['app']}/${node.zone}" } }), |i| {
                 pair(i, "app") == Some("web/zone-1")
             }),
         ),
         edit(
             "meta",
-            ground.web(json!({ "meta": { "version": "1", "old": "yes" } }), |i| i.meta.contains_key("old")),
-            ground.web(json!({ "meta": { "version": "2" } }), |i| {
+            given.web(json!({ "meta": { "version": "1", "old": "yes" } }), |i| i.meta.contains_key("old")),
+            given.web(json!({ "meta": { "version": "2" } }), |i| {
                 pair(i, "version") == Some("2") && !i.meta.contains_key("old")
             }),
         ),
         edit(
             "weights",
-            ground.web(json!({ "weights": { "passing": 5, "warning": 2 } }), |i| i.weights == (5, 2)),
-            ground.web(json!({}), |i| i.weights == (1, 1)),
+            given.web(json!({ "weights": { "passing": 5, "warning": 2 } }), |i| i.weights == (5, 2)),
+            given.web(json!({}), |i| i.weights == (1, 1)),
         ),
         edit(
             "override",
-            ground.web(json!({}), |i| !i.enable_tag_override),
-            ground.web(json!({ "enableTagOverride": true }), |i| i.enable_tag_override),
+            given.web(json!({}), |i| !i.enable_tag_override),
+            given.web(json!({ "enableTagOverride": true }), |i| i.enable_tag_override),
         ),
         edit(
             "tagged",
-            ground.web(json!({}), |i| !i.tagged_addresses.contains_key("wan")),
-            ground.web(json!({ "taggedAddresses": { "wan": { "address": "198.51.100.9", "port": 443 } } }), |i| {
+            given.web(json!({}), |i| !i.tagged_addresses.contains_key("wan")),
+            given.web(json!({ "taggedAddresses": { "wan": { "address": "198.51.100.9", "port": 443 } } }), |i| {
                 i.tagged_addresses.get("wan").is_some_and(|(_, port)| *port == 443)
             }),
         ),
         edit(
             "dual-stack",
-            ground.web(json!({}), |i| !i.tagged_addresses.contains_key("lan_ipv6")),
-            ground.web(json!({ "dualStack": true }), |i| i.tagged_addresses.contains_key("lan_ipv6")),
+            given.web(json!({}), |i| !i.tagged_addresses.contains_key("lan_ipv6")),
+            given.web(json!({ "dualStack": true }), |i| i.tagged_addresses.contains_key("lan_ipv6")),
         ),
         edit(
             "mirror-to-ignore",
-            ground.web(json!({}), |i| kinds(i).len() == 1),
-            ground.web(json!({ "readiness": "Ignore" }), |i| kinds(i).is_empty()),
+            given.web(json!({}), |i| kinds(i).len() == 1),
+            given.web(json!({ "readiness": "Ignore" }), |i| kinds(i).is_empty()),
         ),
         edit(
             "deregister-to-mirror",
-            ground.web(json!({ "readiness": "Deregister" }), |i| kinds(i).is_empty()),
-            ground.web(json!({ "readiness": "Mirror" }), |i| kinds(i).len() == 1),
+            given.web(json!({ "readiness": "Deregister" }), |i| kinds(i).is_empty()),
+            given.web(json!({ "readiness": "Mirror" }), |i| kinds(i).len() == 1),
         ),
         edit(
             "all-at-once",
             plain(),
             Side {
                 renamed: true,
-                ..ground.side(
+                ..given.side(
                     merged(pods("green"), json!({ "port": "grpc", "tags": ["new"], "readiness": "Ignore" })),
-                    &ground.green.iter().map(|(address, _)| (address.clone(), 9000)).collect::<Vec<End>>(),
+                    &given.green.iter().map(|(address, _)| (address.clone(), 9000)).collect::<Vec<End>>(),
                     |i| i.tags == ["new"],
                 )
             },
         ),
         edit(
             "checks-added",
-            ground.checked(json!([]), |i| kinds(i).len() == 1),
-            ground.checked(json!([tcp, http]), |i| kinds(i).is_superset(&BTreeSet::from(["tcp", "http"]))),
+            given.checked(json!([]), |i| kinds(i).len() == 1),
+            given.checked(json!([tcp, http]), |i| kinds(i).is_superset(&BTreeSet::from(["tcp", "http"]))),
         ),
         edit(
             "checks-changed",
-            ground.checked(json!([tcp]), |i| kinds(i).contains("tcp")),
-            ground.checked(json!([{ "name": "open", "http": { "path": "/" }, "interval": "2s" }]), |i| {
+            given.checked(json!([tcp]), |i| kinds(i).contains("tcp")),
+            given.checked(json!([{ "name": "open", "http": { "path": "/" }, "interval": "2s" }]), |i| {
                 kinds(i).contains("http") && !kinds(i).contains("tcp")
             }),
         ),
@@ -259,24 +262,24 @@ fn edits(ground: &Ground) -> Vec<Edit> {
 
 impl Edit {
     /// The name in Consul of a side.
-    fn service(&self, bed: &Bed, side: usize) -> String {
-        bed.service_named(&format!("{}{}", self.name, if self.sides[side].renamed { "-renamed" } else { "" }))
+    fn service(&self, fixture: &Fixture, side: usize) -> String {
+        fixture.service_named(&format!("{}{}", self.name, if self.sides[side].renamed { "-renamed" } else { "" }))
     }
 
-    async fn apply(&self, bed: &Bed, side: usize) -> Result<()> {
-        let spec = merged(self.sides[side].spec.clone(), json!({ "name": self.service(bed, side) }));
-        bed.apply(self.name, &spec).await
+    async fn apply(&self, fixture: &Fixture, side: usize) -> Result<()> {
+        let spec = merged(self.sides[side].spec.clone(), json!({ "name": self.service(fixture, side) }));
+        fixture.apply(self.name, &spec).await
     }
 
     /// What a side is in Consul: its ends, each under its name.
-    fn truth(&self, bed: &Bed, side: usize) -> BTreeSet<(String, End)> {
-        let service = self.service(bed, side);
+    fn truth(&self, fixture: &Fixture, side: usize) -> BTreeSet<(String, End)> {
+        let service = self.service(fixture, side);
         self.sides[side].ends.iter().map(|end| (service.clone(), end.clone())).collect()
     }
 
     /// Waits until Consul has a side and nothing else.
-    async fn wait_for(&self, bed: &Bed, side: usize) -> Result<()> {
-        let (here, there) = (self.service(bed, side), self.service(bed, 1 - side));
+    async fn wait_for(&self, fixture: &Fixture, side: usize) -> Result<()> {
+        let (here, there) = (self.service(fixture, side), self.service(fixture, 1 - side));
         let Side { ends, is, .. } = &self.sides[side];
         let wanted: BTreeSet<&End> = ends.iter().collect();
         let arrived = |found: &[Instance]| {
@@ -286,21 +289,21 @@ impl Edit {
                 && found.iter().all(|i| i.status == "passing" && is(i))
         };
         let description = format!("side {side} of the edit {:?}", self.name);
-        bed.consul().wait_for(&here, &description, arrived, SOON).await?;
+        fixture.consul().wait_for(&here, &description, arrived, SOON).await?;
         if here != there {
-            bed.consul().wait_for(&there, "nothing under the other name", <[_]>::is_empty, SOON).await?;
+            fixture.consul().wait_for(&there, "nothing under the other name", <[_]>::is_empty, SOON).await?;
         }
         Ok(())
     }
 
     /// Asks Consul, every few milliseconds, for what is passing, and ends with a moment at which that is neither all
     /// that it was nor all that it will be. Counts how often it asked.
-    async fn gap(&self, bed: &Bed, from: usize, looks: &Cell<usize>) -> Result<String> {
-        let (before, after) = (self.truth(bed, from), self.truth(bed, 1 - from));
+    async fn gap(&self, fixture: &Fixture, from: usize, looks: &Cell<usize>) -> Result<String> {
+        let (before, after) = (self.truth(fixture, from), self.truth(fixture, 1 - from));
         // In this order: what has left the one name must have been under the other one before.
-        let mut names = vec![self.service(bed, from), self.service(bed, 1 - from)];
+        let mut names = vec![self.service(fixture, from), self.service(fixture, 1 - from)];
         names.dedup();
-        let consul = bed.consul_address();
+        let consul = fixture.consul_address();
         let client = reqwest::Client::new();
         let mut ticks = interval(EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -328,16 +331,16 @@ impl Edit {
     }
 
     /// Does something that leads to the other side, and waits for it, while Consul is asked.
-    async fn watched(&self, bed: &Bed, from: usize, act: impl Future<Output = Result<()>>) -> Result<()> {
+    async fn watched(&self, fixture: &Fixture, from: usize, act: impl Future<Output = Result<()>>) -> Result<()> {
         let looks = Cell::new(0);
         let through = async {
             act.await?;
-            self.wait_for(bed, 1 - from).await?;
+            self.wait_for(fixture, 1 - from).await?;
             looked(&looks).await
         };
         tokio::select! {
             done = through => done,
-            gap = self.gap(bed, from, &looks) => bail!(gap?),
+            gap = self.gap(fixture, from, &looks) => bail!(gap?),
         }
     }
 }
@@ -355,39 +358,39 @@ fn brings(record: &Record) -> bool {
     record.is_write() && !record.path.contains("/deregister") && (record.path != "/v1/txn" || sets())
 }
 
-fn operator<'a>(bed: &'a Bed, proxy: &Proxy) -> Launch<'a> {
-    bed.operator().consul(&proxy.addr()).flag("--allow-static", ALLOWED).with_checks()
+fn operator<'a>(fixture: &'a Fixture, proxy: &Proxy) -> Launch<'a> {
+    fixture.operator().consul(&proxy.addr()).flag("--allow-static", ALLOWED).with_checks()
 }
 
-pub(crate) async fn every_edit(bed: &Bed) -> Result<()> {
-    let ground = Ground::lay(bed).await?;
-    let _esm = bed.esm();
-    let proxy = Proxy::start(&bed.consul_address()).await?;
-    operator(bed, &proxy).ready().await?;
-    let edits = edits(&ground);
+pub(crate) async fn every_edit(fixture: &Fixture) -> Result<()> {
+    let environment = Environment::lay(fixture).await?;
+    let _esm = fixture.esm();
+    let proxy = Proxy::start(&fixture.consul_address()).await?;
+    operator(fixture, &proxy).ready().await?;
+    let edits = edits(&environment);
     try_join_all(edits.iter().map(async |edit| {
-        edit.apply(bed, 0).await?;
-        edit.wait_for(bed, 0).await
+        edit.apply(fixture, 0).await?;
+        edit.wait_for(fixture, 0).await
     }))
     .await?;
     slow_down(&proxy);
     for edit in &edits {
         for from in [0, 1] {
-            edit.watched(bed, from, edit.apply(bed, 1 - from)).await?;
+            edit.watched(fixture, from, edit.apply(fixture, 1 - from)).await?;
         }
     }
     Ok(())
 }
 
-pub(crate) async fn every_edit_while_down(bed: &Bed) -> Result<()> {
-    let ground = Ground::lay(bed).await?;
-    let _esm = bed.esm();
-    let proxy = Proxy::start(&bed.consul_address()).await?;
-    let mut running = operator(bed, &proxy).ready().await?;
-    let edits = edits(&ground);
+pub(crate) async fn every_edit_while_down(fixture: &Fixture) -> Result<()> {
+    let environment = Environment::lay(fixture).await?;
+    let _esm = fixture.esm();
+    let proxy = Proxy::start(&fixture.consul_address()).await?;
+    let mut running = operator(fixture, &proxy).ready().await?;
+    let edits = edits(&environment);
     try_join_all(edits.iter().map(async |edit| {
-        edit.apply(bed, 0).await?;
-        edit.wait_for(bed, 0).await
+        edit.apply(fixture, 0).await?;
+        edit.wait_for(fixture, 0).await
     }))
     .await?;
     slow_down(&proxy);
@@ -395,9 +398,9 @@ pub(crate) async fn every_edit_while_down(bed: &Bed) -> Result<()> {
     for edits in edits.chunks(5) {
         for from in [0, 1] {
             running.kill()?;
-            try_join_all(edits.iter().map(|edit| edit.apply(bed, 1 - from))).await?;
-            let watched = join_all(edits.iter().map(|edit| edit.watched(bed, from, async { Ok(()) })));
-            let (started, watched) = tokio::join!(operator(bed, &proxy).ready(), watched);
+            try_join_all(edits.iter().map(|edit| edit.apply(fixture, 1 - from))).await?;
+            let watched = join_all(edits.iter().map(|edit| edit.watched(fixture, from, async { Ok(()) })));
+            let (started, watched) = tokio::join!(operator(fixture, &proxy).ready(), watched);
             running = started?;
             watched.into_iter().collect::<Result<()>>()?;
         }
@@ -405,20 +408,20 @@ pub(crate) async fn every_edit_while_down(bed: &Bed) -> Result<()> {
     Ok(())
 }
 
-pub(crate) async fn an_endpoint_changes_its_node(bed: &Bed) -> Result<()> {
-    bed.nodes().await?;
-    bed.namespace.apply_service("web", &[], &[("http", 80, "8080")]).await?;
+pub(crate) async fn an_endpoint_changes_its_node(fixture: &Fixture) -> Result<()> {
+    fixture.nodes().await?;
+    fixture.namespace.apply_service("web", &[], &[("http", 80, "8080")]).await?;
     let slice = async |node: &str| -> Result<()> {
         let endpoints = ["10.1.0.1", "10.1.0.2", "10.1.0.3"].into_iter().map(|address| {
-            let node = Some(format!("{}-{node}", bed.namespace.name()));
+            let node = Some(format!("{}-{node}", fixture.namespace.name()));
             Ok(NewEndpoint { node, ..NewEndpoint::new(address.parse()?) })
         });
         let endpoints = endpoints.collect::<Result<Vec<_>>>()?;
-        bed.namespace.apply_slice("web-1", "web", &[("http", 8080)], &endpoints).await.map(drop)
+        fixture.namespace.apply_slice("web-1", "web", &[("http", 8080)], &endpoints).await.map(drop)
     };
     slice("a").await?;
-    let proxy = Proxy::start(&bed.consul_address()).await?;
-    let running = operator(bed, &proxy).ready().await?;
+    let proxy = Proxy::start(&fixture.consul_address()).await?;
+    let running = operator(fixture, &proxy).ready().await?;
     let ends: Vec<End> = ["10.1.0.1", "10.1.0.2", "10.1.0.3"].map(|address| (address.to_owned(), 8080)).into();
     let on = |is| Side { renamed: false, spec: service("web", json!({})), ends: ends.clone(), is };
     let edit = Edit {
@@ -428,15 +431,15 @@ pub(crate) async fn an_endpoint_changes_its_node(bed: &Bed) -> Result<()> {
             on(|i| pair(i, "k8s-node").is_some_and(|node| node.ends_with("-b"))),
         ],
     };
-    edit.apply(bed, 0).await?;
-    edit.wait_for(bed, 0).await?;
+    edit.apply(fixture, 0).await?;
+    edit.wait_for(fixture, 0).await?;
     slow_down(&proxy);
-    edit.watched(bed, 0, slice("b")).await?;
+    edit.watched(fixture, 0, slice("b")).await?;
     // And while nobody is there.
     running.kill()?;
     slice("a").await?;
-    let started = async { operator(bed, &proxy).ready().await.map(drop) };
-    edit.watched(bed, 1, started).await?;
-    let left = timeout(SOON, bed.wait_ready("node")).await;
+    let started = async { operator(fixture, &proxy).ready().await.map(drop) };
+    edit.watched(fixture, 1, started).await?;
+    let left = timeout(SOON, fixture.wait_ready("node")).await;
     left?
 }

@@ -7,65 +7,65 @@ use kube::api::{DeleteParams, ListParams};
 use lictor_testbed::{NewEndpoint, wait};
 use serde_json::json;
 
-use crate::bed::{Bed, SOON, merged, resources};
+use crate::fixture::{Fixture, SOON, merged, resources};
 
 const OWNERSHIP: [&str; 5] = ["managed-by", "lictor-cluster", "lictor-cluster-uid", "lictor-owner", "lictor-owner-uid"];
 
-pub(crate) async fn a_deletion(bed: &Bed) -> Result<()> {
-    let pods = bed.web(2).await?;
-    bed.operate().await?;
-    bed.apply_web(json!({})).await?;
-    let other = bed.service_named("other");
-    bed.apply("other", &bed.spec(json!({ "name": other }))).await?;
-    bed.wait_for_pods(&[&pods[0], &pods[1]]).await?;
-    bed.wait_ready("web").await?;
-    bed.wait_ready("other").await?;
+pub(crate) async fn a_deletion(fixture: &Fixture) -> Result<()> {
+    let pods = fixture.web(2).await?;
+    fixture.operate().await?;
+    fixture.apply_web(json!({})).await?;
+    let other = fixture.service_named("other");
+    fixture.apply("other", &fixture.spec(json!({ "name": other }))).await?;
+    fixture.wait_for_pods(&[&pods[0], &pods[1]]).await?;
+    fixture.wait_ready("web").await?;
+    fixture.wait_ready("other").await?;
 
-    bed.delete("web").await?;
-    bed.wait_gone("web").await?;
-    let left = bed.instances().await?;
+    fixture.delete("web").await?;
+    fixture.wait_gone("web").await?;
+    let left = fixture.instances().await?;
     ensure!(left.is_empty(), "gone from Kubernetes, but Consul has {left:?}");
-    ensure!(bed.consul().instances(&other).await?.len() == 2, "the other resource lost its instances");
+    ensure!(fixture.consul().instances(&other).await?.len() == 2, "the other resource lost its instances");
 
     // One that never had an instance does not linger either.
-    bed.apply("nothing", &bed.spec(json!({ "source": { "service": { "name": "no-such" } } }))).await?;
-    bed.wait_for_condition("nothing", "Ready", "False", "ServiceNotFound").await?;
-    bed.delete("nothing").await?;
-    bed.wait_gone("nothing").await
+    fixture.apply("nothing", &fixture.spec(json!({ "source": { "service": { "name": "no-such" } } }))).await?;
+    fixture.wait_for_condition("nothing", "Ready", "False", "ServiceNotFound").await?;
+    fixture.delete("nothing").await?;
+    fixture.wait_gone("nothing").await
 }
 
-pub(crate) async fn a_deletion_while_down(bed: &Bed) -> Result<()> {
-    let pods = bed.web(2).await?;
-    let operator = bed.operate().await?;
-    bed.apply_web(json!({})).await?;
-    bed.wait_for_pods(&[&pods[0], &pods[1]]).await?;
-    bed.wait_ready("web").await?;
+pub(crate) async fn a_deletion_while_down(fixture: &Fixture) -> Result<()> {
+    let pods = fixture.web(2).await?;
+    let operator = fixture.operate().await?;
+    fixture.apply_web(json!({})).await?;
+    fixture.wait_for_pods(&[&pods[0], &pods[1]]).await?;
+    fixture.wait_ready("web").await?;
     let stopped = operator.terminate(SOON).await?;
     ensure!(stopped.success(), "it stopped with {stopped}");
 
-    bed.delete("web").await?;
-    let waiting = bed.resources().get("web").await?;
+    fixture.delete("web").await?;
+    let waiting = fixture.resources().get("web").await?;
     ensure!(waiting.metadata.deletion_timestamp.is_some(), "its finalizer does not hold it");
-    ensure!(bed.instances().await?.len() == 2, "its instances went with the operator");
+    ensure!(fixture.instances().await?.len() == 2, "its instances went with the operator");
 
-    bed.operate().await?;
-    bed.wait_gone("web").await?;
-    let left = bed.instances().await?;
+    fixture.operate().await?;
+    fixture.wait_gone("web").await?;
+    let left = fixture.instances().await?;
     ensure!(left.is_empty(), "gone from Kubernetes, but Consul has {left:?}");
     Ok(())
 }
 
-pub(crate) async fn retain_and_creation_after_it(bed: &Bed) -> Result<()> {
-    let pods = bed.web(2).await?;
-    bed.operate().await?;
-    bed.apply_web(json!({ "deletionPolicy": "Retain", "meta": { "version": "1" } })).await?;
-    bed.wait_for_pods(&[&pods[0], &pods[1]]).await?;
-    bed.wait_ready("web").await?;
-    let owned = bed.instances().await?;
+pub(crate) async fn retain_and_creation_after_it(fixture: &Fixture) -> Result<()> {
+    let pods = fixture.web(2).await?;
+    fixture.operate().await?;
+    fixture.apply_web(json!({ "deletionPolicy": "Retain", "meta": { "version": "1" } })).await?;
+    fixture.wait_for_pods(&[&pods[0], &pods[1]]).await?;
+    fixture.wait_ready("web").await?;
+    let owned = fixture.instances().await?;
 
-    bed.delete("web").await?;
-    bed.wait_gone("web").await?;
-    let left = bed.instances().await?;
+    fixture.delete("web").await?;
+    fixture.wait_gone("web").await?;
+    let left = fixture.instances().await?;
     let ids = |found: &[lictor_testbed::Instance]| found.iter().map(|i| i.id.clone()).collect::<Vec<_>>();
     ensure!(ids(&left) == ids(&owned), "they did not all stay: {left:?}");
     for instance in &left {
@@ -74,36 +74,36 @@ pub(crate) async fn retain_and_creation_after_it(bed: &Bed) -> Result<()> {
     }
 
     // The new one takes them up: the same IDs, with its own mark, and from then on they are its own.
-    bed.apply_web(json!({})).await?;
-    bed.wait_ready("web").await?;
-    let uid = bed.resources().get("web").await?.metadata.uid.context("no uid")?;
-    let again = bed.wait_for_pods(&[&pods[0], &pods[1]]).await?;
+    fixture.apply_web(json!({})).await?;
+    fixture.wait_ready("web").await?;
+    let uid = fixture.resources().get("web").await?.metadata.uid.context("no uid")?;
+    let again = fixture.wait_for_pods(&[&pods[0], &pods[1]]).await?;
     ensure!(ids(&again) == ids(&owned), "they were not taken up: {again:?}");
     ensure!(again.iter().all(|i| i.meta.get("lictor-owner-uid") == Some(&uid)), "not its own: {again:?}");
-    bed.delete("web").await?;
-    bed.wait_gone("web").await?;
-    bed.wait_for_pods(&[]).await.map(drop)
+    fixture.delete("web").await?;
+    fixture.wait_gone("web").await?;
+    fixture.wait_for_pods(&[]).await.map(drop)
 }
 
-pub(crate) async fn a_hundred_resources_with_their_namespace(bed: &Bed) -> Result<()> {
-    let shop = bed.other_namespace("shop").await?;
+pub(crate) async fn a_hundred_resources_with_their_namespace(fixture: &Fixture) -> Result<()> {
+    let shop = fixture.other_namespace("shop").await?;
     shop.apply_service("web", &[], &[("http", 80, "8080")]).await?;
     shop.apply_slice("web-1", "web", &[("http", 8080)], &[NewEndpoint::new("10.1.0.1".parse()?)]).await?;
-    bed.operator().flag("--namespace", shop.name()).ready().await?;
+    fixture.operator().flag("--namespace", shop.name()).ready().await?;
     let items: Vec<_> = (0..100)
         .map(|number| {
             json!({
                 "apiVersion": "lictor.dev/v1alpha1",
                 "kind": "ConsulService",
                 "metadata": { "name": format!("web-{number}") },
-                "spec": bed.spec(json!({})),
+                "spec": fixture.spec(json!({})),
             })
         })
         .collect();
     shop.apply_yaml(&json!({ "apiVersion": "v1", "kind": "List", "items": items }).to_string()).await?;
-    bed.wait_for("a hundred", |found| found.len() == 100).await?;
-    let mine = merged(bed.spec(json!({})), json!({ "name": bed.service_named("mine") }));
-    bed.apply("mine", &mine).await?;
+    fixture.wait_for("a hundred", |found| found.len() == 100).await?;
+    let mine = merged(fixture.spec(json!({})), json!({ "name": fixture.service_named("mine") }));
+    fixture.apply("mine", &mine).await?;
 
     let namespaces: Api<Namespace> = Api::all(shop.client().clone());
     namespaces.delete(shop.name(), &DeleteParams::default()).await?;
@@ -117,7 +117,7 @@ pub(crate) async fn a_hundred_resources_with_their_namespace(bed: &Bed) -> Resul
         Ok(Some(()))
     })
     .await?;
-    bed.wait_for("none", <[_]>::is_empty).await?;
+    fixture.wait_for("none", <[_]>::is_empty).await?;
     wait::until("the end of the namespace", 3 * SOON, || async {
         if namespaces.get_opt(shop.name()).await?.is_none() {
             return Ok(Some(()));
@@ -127,8 +127,8 @@ pub(crate) async fn a_hundred_resources_with_their_namespace(bed: &Bed) -> Resul
         bail!("{} resources are left, {deleting} of them wait for their finalizer", left.len())
     })
     .await?;
-    let left = bed.instances().await?;
+    let left = fixture.instances().await?;
     ensure!(left.is_empty(), "the namespace is gone, but Consul has {} of its instances", left.len());
     // And Lictor still works for the other namespace.
-    bed.wait_for_condition("mine", "Ready", "False", "ServiceNotFound").await.map(drop)
+    fixture.wait_for_condition("mine", "Ready", "False", "ServiceNotFound").await.map(drop)
 }

@@ -1,10 +1,10 @@
 //! Each field of `spec`, read back from Consul after the resource was made and after each edit.
 //!
 //! The one list is in [`lines`]: the scenario goes through it in each mode, and [`page`] makes `docs/fields.md` of it.
-//! What the resources stand on is in [`ground`], how Consul is read in [`reading`]. Each line is a resource of its own,
+//! What the resources stand on is in [`environment`], how Consul is read in [`reading`]. Each line is a resource of its own,
 //! so that nothing but its field is edited.
 
-mod ground;
+mod environment;
 mod lines;
 mod page;
 mod reading;
@@ -12,21 +12,21 @@ mod reading;
 use anyhow::{Context, Result, ensure};
 use futures::StreamExt;
 
-use self::ground::{Ground, Subject};
+use self::environment::{Environment, Subject};
 use self::lines::{Line, Wanted, lines};
 use self::reading::{Reading, registered};
-use crate::bed::Bed;
+use crate::fixture::Fixture;
 
 /// So many resources at a time.
 const AT_ONCE: usize = 12;
 
-pub(crate) async fn each_field_is_read_back(bed: &Bed) -> Result<()> {
-    let ground = Ground::lay(bed).await?;
-    bed.operator().with_checks().flag("--allow-static", &ground.allowed()).ready().await?;
+pub(crate) async fn each_field_is_read_back(fixture: &Fixture) -> Result<()> {
+    let environment = Environment::lay(fixture).await?;
+    fixture.operator().with_checks().flag("--allow-static", &environment.allowed()).ready().await?;
     let mut lines = lines();
     // What takes longest begins first.
     lines.sort_by_key(|line| !matches!(line.reading, Reading::Runs(_)));
-    let held = futures::stream::iter(&lines).map(|line| line.hold(&ground)).buffer_unordered(AT_ONCE);
+    let held = futures::stream::iter(&lines).map(|line| line.hold(&environment)).buffer_unordered(AT_ONCE);
     let held: Vec<Result<()>> = held.collect().await;
     let failures: Vec<String> = held.into_iter().filter_map(Result::err).map(|error| format!("{error:#}")).collect();
     ensure!(
@@ -41,49 +41,49 @@ pub(crate) async fn each_field_is_read_back(bed: &Bed) -> Result<()> {
 
 impl Line {
     /// Makes the line's resource, edits it and removes it, and reads Consul after each.
-    async fn hold(&self, ground: &Ground<'_>) -> Result<()> {
-        let mut subject = Subject::make(self, ground).await.with_context(|| self.field.to_owned())?;
+    async fn hold(&self, environment: &Environment<'_>) -> Result<()> {
+        let mut subject = Subject::make(self, environment).await.with_context(|| self.field.to_owned())?;
         for number in 0..self.steps.len() {
             let step = || format!("{}, {}: {}", self.field, self.step_name(number), self.steps[number].yaml);
-            self.take(number, ground, &mut subject).await.with_context(step)?;
+            self.take(number, environment, &mut subject).await.with_context(step)?;
         }
         if self.reading != Reading::Left {
-            ground.bed.delete(&subject.name).await?;
-            ground.bed.wait_gone(&subject.name).await?;
+            environment.fixture.delete(&subject.name).await?;
+            environment.fixture.wait_gone(&subject.name).await?;
         }
-        let left = registered(ground.bed, &subject.services).await?;
+        let left = registered(environment.fixture, &subject.services).await?;
         ensure!(left.is_empty(), "{}: gone from Kubernetes, but not from Consul: {left:#?}", self.field);
         Ok(())
     }
 
     /// Takes one step.
-    async fn take(&self, number: usize, ground: &Ground<'_>, subject: &mut Subject) -> Result<()> {
-        let bed = ground.bed;
+    async fn take(&self, number: usize, environment: &Environment<'_>, subject: &mut Subject) -> Result<()> {
+        let fixture = environment.fixture;
         if self.reading == Reading::Left {
             // The step before it has ended with the end of the resource.
             for step in &self.steps[..number] {
-                bed.apply(&subject.name, &subject.spec(step.yaml)?).await?;
-                bed.wait_ready(&subject.name).await?;
+                fixture.apply(&subject.name, &subject.spec(step.yaml)?).await?;
+                fixture.wait_ready(&subject.name).await?;
             }
         }
         let step = &self.steps[number];
-        let before = registered(bed, &subject.services).await?;
+        let before = registered(fixture, &subject.services).await?;
         subject.listen();
-        bed.apply(&subject.name, &subject.spec(step.yaml)?).await?;
-        match step.wanted(bed.mode) {
+        fixture.apply(&subject.name, &subject.spec(step.yaml)?).await?;
+        match step.wanted(fixture.mode) {
             Wanted::Refused(why) => {
-                let message = bed.wait_for_condition(&subject.name, "Accepted", "False", "NotSupported").await?;
+                let message = fixture.wait_for_condition(&subject.name, "Accepted", "False", "NotSupported").await?;
                 ensure!(message == *why, "refused, but not with {why:?}: {message:?}");
-                let after = registered(bed, &subject.services).await?;
+                let after = registered(fixture, &subject.services).await?;
                 ensure!(after == before, "what was registered did not stay: {before:#?}\n{after:#?}");
             }
             Wanted::Shown(wanted) => {
                 if self.reading == Reading::Left {
-                    bed.wait_ready(&subject.name).await?;
-                    bed.delete(&subject.name).await?;
-                    bed.wait_gone(&subject.name).await?;
+                    fixture.wait_ready(&subject.name).await?;
+                    fixture.delete(&subject.name).await?;
+                    fixture.wait_gone(&subject.name).await?;
                 }
-                self.reading.becomes(wanted, step, ground, subject).await?;
+                self.reading.becomes(wanted, step, environment, subject).await?;
             }
         }
         Ok(())

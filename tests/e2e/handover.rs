@@ -13,7 +13,7 @@ use lictor_testbed::{Fault, Instance, NewEndpoint, Proxy, Record, TestNamespace,
 use serde_json::{Value, json};
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::bed::{Bed, SOON, apply, conditions, resources, wait_for_condition};
+use crate::fixture::{Fixture, SOON, apply, conditions, resources, wait_for_condition};
 use crate::launch::Launch;
 use crate::reader::looked;
 
@@ -29,28 +29,28 @@ const THEIRS: [&str; 2] = ["10.1.2.1", "10.1.2.2"];
 
 /// Both namespaces, each with a Service `web`. Of two resources `web`, ours comes first by its key.
 struct Two<'a> {
-    bed: &'a Bed,
+    fixture: &'a Fixture,
     other: Arc<TestNamespace>,
     theirs: Api<DynamicObject>,
 }
 
 impl<'a> Two<'a> {
-    async fn lay(bed: &'a Bed) -> Result<Self> {
-        let other = bed.other_namespace("z").await?;
-        for (namespace, addresses) in [(&bed.namespace, OURS), (&*other, THEIRS)] {
+    async fn lay(fixture: &'a Fixture) -> Result<Self> {
+        let other = fixture.other_namespace("z").await?;
+        for (namespace, addresses) in [(&fixture.namespace, OURS), (&*other, THEIRS)] {
             namespace.apply_service("web", &[], &[("http", 80, "8080")]).await?;
             slice(namespace, &addresses).await?;
         }
         let theirs = resources(&other);
-        Ok(Self { bed, other, theirs })
+        Ok(Self { fixture, other, theirs })
     }
 
     fn operator(&self, consul: &str) -> Launch<'a> {
-        self.bed.operator().flag("--namespace", self.other.name()).consul(consul)
+        self.fixture.operator().flag("--namespace", self.other.name()).consul(consul)
     }
 
     async fn apply_theirs(&self, more: Value) -> Result<()> {
-        apply(&self.theirs, "web", &self.bed.spec(more)).await
+        apply(&self.theirs, "web", &self.fixture.spec(more)).await
     }
 
     async fn wait_for(&self, addresses: &[&str]) -> Result<()> {
@@ -59,7 +59,7 @@ impl<'a> Two<'a> {
             found == addresses.iter().copied().collect()
         };
         let what = format!("just {addresses:?}");
-        self.bed.consul().wait_for(&self.bed.service, &what, are, SOON).await.map(drop)
+        self.fixture.consul().wait_for(&self.fixture.service, &what, are, SOON).await.map(drop)
     }
 
     async fn wait_for_their_conflict(&self) -> Result<()> {
@@ -74,7 +74,7 @@ impl<'a> Two<'a> {
         (before, after): (&[&str], &[&str]),
         act: impl Future<Output = Result<()>>,
     ) -> Result<()> {
-        let reader = Reader::new(self.bed);
+        let reader = Reader::new(self.fixture);
         let through = async {
             act.await?;
             self.wait_for(after).await?;
@@ -97,8 +97,8 @@ struct Reader {
 }
 
 impl Reader {
-    fn new(bed: &Bed) -> Self {
-        let url = format!("{}/v1/health/service/{}?passing", bed.consul_address(), bed.service);
+    fn new(fixture: &Fixture) -> Self {
+        let url = format!("{}/v1/health/service/{}?passing", fixture.consul_address(), fixture.service);
         Self { url, looks: Cell::new(0), fewest: Cell::new(usize::MAX) }
     }
 
@@ -163,74 +163,74 @@ async fn wait_let_go(resources: &Api<DynamicObject>) -> Result<()> {
     .await
 }
 
-pub(crate) async fn a_name_changes_hands_without_a_gap(bed: &Bed) -> Result<()> {
-    let two = Two::lay(bed).await?;
-    let proxy = Proxy::start(&bed.consul_address()).await?;
+pub(crate) async fn a_name_changes_hands_without_a_gap(fixture: &Fixture) -> Result<()> {
+    let two = Two::lay(fixture).await?;
+    let proxy = Proxy::start(&fixture.consul_address()).await?;
     let running = two.operator(&proxy.addr()).ready().await?;
-    bed.apply_web(json!({})).await?;
+    fixture.apply_web(json!({})).await?;
     two.wait_for(&OURS).await?;
-    bed.wait_ready("web").await?;
+    fixture.wait_ready("web").await?;
     two.apply_theirs(json!({})).await?;
     two.wait_for_their_conflict().await?;
     slow_down(&proxy);
 
-    two.watched("a holder is deleted", (&OURS, &THEIRS), bed.delete("web")).await?;
-    bed.wait_gone("web").await?;
+    two.watched("a holder is deleted", (&OURS, &THEIRS), fixture.delete("web")).await?;
+    fixture.wait_gone("web").await?;
     wait_for_condition(&two.theirs, "web", "Ready", "True", "Ready").await?;
 
-    bed.apply_web(json!({})).await?;
-    bed.wait_for_condition("web", "Accepted", "False", "NameConflict").await?;
-    let elsewhere = bed.service_named("elsewhere");
+    fixture.apply_web(json!({})).await?;
+    fixture.wait_for_condition("web", "Accepted", "False", "NameConflict").await?;
+    let elsewhere = fixture.service_named("elsewhere");
     let renames = two.apply_theirs(json!({ "name": elsewhere }));
     two.watched("a holder is renamed", (&THEIRS, &OURS), renames).await?;
-    bed.wait_flawless("web").await?;
+    fixture.wait_flawless("web").await?;
 
     two.apply_theirs(json!({})).await?;
     two.wait_for_their_conflict().await?;
-    let leaves = bed.apply_web(json!({ "class": "another" }));
+    let leaves = fixture.apply_web(json!({ "class": "another" }));
     two.watched("a holder gets another class", (&OURS, &THEIRS), leaves).await?;
-    wait_let_go(&bed.resources()).await?;
-    let status = bed.resources().get("web").await?.data.get("status").cloned();
+    wait_let_go(&fixture.resources()).await?;
+    let status = fixture.resources().get("web").await?.data.get("status").cloned();
     ensure!(status.is_none(), "it was let go with what was said of it: {status:?}");
 
     // While nobody is there.
-    bed.apply_web(json!({})).await?;
-    bed.wait_for_condition("web", "Accepted", "False", "NameConflict").await?;
+    fixture.apply_web(json!({})).await?;
+    fixture.wait_for_condition("web", "Accepted", "False", "NameConflict").await?;
     running.kill()?;
     two.theirs.delete("web", &kube::api::DeleteParams::default()).await?;
     let starts = async { two.operator(&proxy.addr()).ready().await.map(drop) };
     two.watched("a holder was deleted meanwhile", (&THEIRS, &OURS), starts).await?;
     wait_let_go(&two.theirs).await?;
-    bed.wait_flawless("web").await
+    fixture.wait_flawless("web").await
 }
 
-pub(crate) async fn a_hand_over_survives_a_crash(bed: &Bed) -> Result<()> {
-    let two = Two::lay(bed).await?;
-    let proxy = Proxy::start(&bed.consul_address()).await?;
+pub(crate) async fn a_hand_over_survives_a_crash(fixture: &Fixture) -> Result<()> {
+    let two = Two::lay(fixture).await?;
+    let proxy = Proxy::start(&fixture.consul_address()).await?;
     let running = two.operator(&proxy.addr()).ready().await?;
-    bed.apply_web(json!({})).await?;
+    fixture.apply_web(json!({})).await?;
     two.wait_for(&OURS).await?;
-    bed.wait_ready("web").await?;
+    fixture.wait_ready("web").await?;
     two.apply_theirs(json!({})).await?;
     two.wait_for_their_conflict().await?;
 
     // What would remove anything never arrives; so both are there when the process dies.
     proxy.set_fault(Fault::Rule(Arc::new(|record| removes(record).then_some(Fault::Refuse))));
     let both: Vec<&str> = OURS.into_iter().chain(THEIRS).collect();
-    bed.delete("web").await?;
+    fixture.delete("web").await?;
     two.wait_for(&both).await?;
-    ensure!(bed.resources().get_opt("web").await?.is_some(), "it was gone before its instances were");
+    ensure!(fixture.resources().get_opt("web").await?.is_some(), "it was gone before its instances were");
     running.kill()?;
     proxy.set_fault(Fault::None);
     let starts = async { two.operator(&proxy.addr()).ready().await.map(drop) };
     two.watched("a crash in between", (&both, &THEIRS), starts).await?;
-    bed.wait_gone("web").await?;
+    fixture.wait_gone("web").await?;
     wait_for_condition(&two.theirs, "web", "Ready", "True", "Ready").await.map(drop)
 }
 
-pub(crate) async fn what_cannot_come_is_not_waited_for(bed: &Bed) -> Result<()> {
-    let two = Two::lay(bed).await?;
-    let running = two.operator(&bed.consul_address()).ready().await?;
+pub(crate) async fn what_cannot_come_is_not_waited_for(fixture: &Fixture) -> Result<()> {
+    let two = Two::lay(fixture).await?;
+    let running = two.operator(&fixture.consul_address()).ready().await?;
     for what in ["unresolved", "paused"] {
         two.apply_theirs(json!({ "source": { "service": { "name": "nowhere" } } })).await?;
         if what == "paused" {
@@ -238,14 +238,14 @@ pub(crate) async fn what_cannot_come_is_not_waited_for(bed: &Bed) -> Result<()> 
             two.theirs.patch("web", &PatchParams::default(), &Patch::Merge(annotation)).await?;
             two.apply_theirs(json!({})).await?;
         }
-        bed.wait_for_a_look(&running).await?;
+        fixture.wait_for_a_look(&running).await?;
         // A newcomer of that kind reserves nothing, though it is the older one.
-        bed.apply_web(json!({})).await?;
+        fixture.apply_web(json!({})).await?;
         two.wait_for(&OURS).await?;
-        bed.wait_flawless("web").await?;
+        fixture.wait_flawless("web").await?;
         let begun = Instant::now();
-        bed.delete("web").await?;
-        bed.wait_gone("web").await?;
+        fixture.delete("web").await?;
+        fixture.wait_gone("web").await?;
         ensure!(begun.elapsed() < Duration::from_secs(15), "{what}: it was waited for");
         two.wait_for(&[]).await?;
         two.theirs.delete("web", &kube::api::DeleteParams::default()).await?;
@@ -273,25 +273,25 @@ async fn write_status(resources: &Api<DynamicObject>, generation: i64, service: 
     Ok(())
 }
 
-pub(crate) async fn an_old_status_takes_no_name(bed: &Bed) -> Result<()> {
-    let two = Two::lay(bed).await?;
-    let consul = bed.consul_address();
+pub(crate) async fn an_old_status_takes_no_name(fixture: &Fixture) -> Result<()> {
+    let two = Two::lay(fixture).await?;
+    let consul = fixture.consul_address();
     let running = two.operator(&consul).ready().await?;
-    bed.apply_web(json!({})).await?;
+    fixture.apply_web(json!({})).await?;
     two.wait_for(&OURS).await?;
-    bed.wait_ready("web").await?;
+    fixture.wait_ready("web").await?;
     // Ours is given to another class, and theirs has the name rightfully.
     two.apply_theirs(json!({})).await?;
     two.wait_for_their_conflict().await?;
-    bed.apply_web(json!({ "class": "another" })).await?;
+    fixture.apply_web(json!({ "class": "another" })).await?;
     two.wait_for(&THEIRS).await?;
-    wait_let_go(&bed.resources()).await?;
+    wait_let_go(&fixture.resources()).await?;
     wait_for_condition(&two.theirs, "web", "Ready", "True", "Ready").await?;
 
     // It comes back while nobody is there, the older one, and still says what was once said of it.
     running.kill()?;
-    bed.apply_web(json!({})).await?;
-    write_status(&bed.resources(), 1, &bed.service).await?;
+    fixture.apply_web(json!({})).await?;
+    write_status(&fixture.resources(), 1, &fixture.service).await?;
     let mut here: Vec<&str> = THEIRS.to_vec();
     for (restart, replaced) in ["10.1.2.3", "10.1.2.4"].into_iter().enumerate() {
         // A pod of theirs is replaced meanwhile.
@@ -302,49 +302,49 @@ pub(crate) async fn an_old_status_takes_no_name(bed: &Bed) -> Result<()> {
         let starts = async {
             let running = two.operator(&consul).ready().await?;
             two.wait_for(&here).await?;
-            bed.wait_for_a_look(&running).await?;
+            fixture.wait_for_a_look(&running).await?;
             running.kill()?;
             Ok(())
         };
         two.watched(&format!("restart {restart}"), (&kept, &here), starts).await?;
     }
     let running = two.operator(&consul).ready().await?;
-    bed.wait_for_condition("web", "Accepted", "False", "NameConflict").await?;
+    fixture.wait_for_condition("web", "Accepted", "False", "NameConflict").await?;
     wait_for_condition(&two.theirs, "web", "Ready", "True", "Ready").await?;
     // With a status that claims to be about this very spec it fares no better.
     running.kill()?;
-    let generation = bed.resources().get("web").await?.metadata.generation.context("no generation")?;
-    write_status(&bed.resources(), generation, &bed.service).await?;
+    let generation = fixture.resources().get("web").await?.metadata.generation.context("no generation")?;
+    write_status(&fixture.resources(), generation, &fixture.service).await?;
     let running = two.operator(&consul).ready().await?;
-    bed.wait_for_condition("web", "Accepted", "False", "NameConflict").await?;
-    bed.wait_for_a_look(&running).await?;
+    fixture.wait_for_condition("web", "Accepted", "False", "NameConflict").await?;
+    fixture.wait_for_a_look(&running).await?;
     two.wait_for(&here).await
 }
 
-pub(crate) async fn a_restore_takes_no_name(bed: &Bed) -> Result<()> {
-    let two = Two::lay(bed).await?;
-    let consul = bed.consul_address();
+pub(crate) async fn a_restore_takes_no_name(fixture: &Fixture) -> Result<()> {
+    let two = Two::lay(fixture).await?;
+    let consul = fixture.consul_address();
     let running = two.operator(&consul).ready().await?;
     two.apply_theirs(json!({})).await?;
     two.wait_for(&THEIRS).await?;
     wait_for_condition(&two.theirs, "web", "Ready", "True", "Ready").await?;
-    bed.apply_web(json!({})).await?;
-    bed.wait_for_condition("web", "Accepted", "False", "NameConflict").await?;
+    fixture.apply_web(json!({})).await?;
+    fixture.wait_for_condition("web", "Accepted", "False", "NameConflict").await?;
     running.kill()?;
 
     // All resources are made anew, in the same second, with no status; by their keys, ours would come first.
     let ages = async || -> Result<Vec<_>> {
         let mut ages = Vec::new();
-        for resources in [bed.resources(), two.theirs.clone()] {
+        for resources in [fixture.resources(), two.theirs.clone()] {
             let without = Patch::Merge(json!({ "metadata": { "finalizers": null } }));
             if resources.get_opt("web").await?.is_some() {
                 resources.patch("web", &PatchParams::default(), &without).await?;
                 resources.delete("web", &kube::api::DeleteParams::default()).await?;
             }
         }
-        bed.apply_web(json!({})).await?;
+        fixture.apply_web(json!({})).await?;
         two.apply_theirs(json!({})).await?;
-        for resources in [bed.resources(), two.theirs.clone()] {
+        for resources in [fixture.resources(), two.theirs.clone()] {
             ages.push(resources.get("web").await?.metadata.creation_timestamp.context("no creationTimestamp")?.0);
         }
         Ok(ages)
@@ -360,23 +360,23 @@ pub(crate) async fn a_restore_takes_no_name(bed: &Bed) -> Result<()> {
     slice(&two.other, &here).await?;
     let starts = async { two.operator(&consul).ready().await.map(drop) };
     two.watched("a restore", (&THEIRS[1..], &here), starts).await?;
-    bed.wait_for_condition("web", "Accepted", "False", "NameConflict").await?;
+    fixture.wait_for_condition("web", "Accepted", "False", "NameConflict").await?;
     wait_for_condition(&two.theirs, "web", "Ready", "True", "Ready").await.map(drop)
 }
 
-pub(crate) async fn a_loser_follows_its_endpoints(bed: &Bed) -> Result<()> {
-    let two = Two::lay(bed).await?;
-    let consul = bed.consul_address();
+pub(crate) async fn a_loser_follows_its_endpoints(fixture: &Fixture) -> Result<()> {
+    let two = Two::lay(fixture).await?;
+    let consul = fixture.consul_address();
     let running = two.operator(&consul).ready().await?;
-    bed.apply_web(json!({})).await?;
+    fixture.apply_web(json!({})).await?;
     two.wait_for(&OURS).await?;
-    let own = bed.service_named("own");
+    let own = fixture.service_named("own");
     two.apply_theirs(json!({ "name": own })).await?;
     let has = async |addresses: &[&str]| {
         let are = |found: &[Instance]| {
             found.len() == addresses.len() && found.iter().all(|instance| addresses.contains(&&*instance.address))
         };
-        bed.consul().wait_for(&own, &format!("just {addresses:?}"), are, SOON).await.map(drop)
+        fixture.consul().wait_for(&own, &format!("just {addresses:?}"), are, SOON).await.map(drop)
     };
     has(&THEIRS).await?;
     wait_for_condition(&two.theirs, "web", "Ready", "True", "Ready").await?;

@@ -6,28 +6,28 @@ use std::sync::Arc;
 use anyhow::Result;
 use lictor_testbed::Operator;
 
-use crate::bed::{Bed, LICTOR, Mode, SOON, arg};
+use crate::fixture::{Fixture, LICTOR, Mode, SOON, arg};
 
 /// An operator that is to be started.
 pub(crate) struct Launch<'a> {
-    bed: &'a Bed,
+    fixture: &'a Fixture,
     consul: String,
     namespace: String,
     kubeconfig: PathBuf,
-    sweep: &'a str,
+    resync: &'a str,
     args: Vec<String>,
     envs: Vec<(&'a str, String)>,
 }
 
 impl<'a> Launch<'a> {
-    /// One for the bed's namespace, cluster and Consul, that looks at Consul every second.
-    pub(crate) fn new(bed: &'a Bed) -> Self {
+    /// One for the fixture's namespace, cluster and Consul, that looks at Consul every second.
+    pub(crate) fn new(fixture: &'a Fixture) -> Self {
         Self {
-            bed,
-            consul: bed.consul_address(),
-            namespace: bed.namespace.name().to_owned(),
-            kubeconfig: bed.kubeconfig.clone(),
-            sweep: "1s",
+            fixture,
+            consul: fixture.consul_address(),
+            namespace: fixture.namespace.name().to_owned(),
+            kubeconfig: fixture.kubeconfig.clone(),
+            resync: "1s",
             args: Vec::new(),
             envs: Vec::new(),
         }
@@ -45,15 +45,15 @@ impl<'a> Launch<'a> {
         self
     }
 
-    /// Another namespace in place of the bed's.
+    /// Another namespace in place of the fixture's.
     pub(crate) fn namespace(mut self, name: &str) -> Self {
         name.clone_into(&mut self.namespace);
         self
     }
 
     /// No looks at Consul that nothing asks for.
-    pub(crate) fn without_sweeps(mut self) -> Self {
-        self.sweep = "1h";
+    pub(crate) fn without_resyncs(mut self) -> Self {
+        self.resync = "1h";
         self
     }
 
@@ -69,9 +69,9 @@ impl<'a> Launch<'a> {
         self
     }
 
-    /// Lets resources have checks where no agent runs them: consul-esm does, which [`Bed::esm`] starts.
+    /// Lets resources have checks where no agent runs them: consul-esm does, which [`Fixture::esm`] starts.
     pub(crate) fn with_checks(self) -> Self {
-        match self.bed.mode {
+        match self.fixture.mode {
             Mode::Agent => self,
             Mode::Catalog => self.switch("--consul-esm"),
         }
@@ -87,9 +87,9 @@ impl<'a> Launch<'a> {
     pub(crate) fn start(self) -> Result<Arc<Operator>> {
         let mut args = vec![
             "--registration",
-            self.bed.mode.as_str(),
+            self.fixture.mode.as_str(),
             "--cluster-name",
-            &self.bed.cluster,
+            &self.fixture.cluster,
             "--namespace",
             &self.namespace,
             "--consul-address",
@@ -97,13 +97,13 @@ impl<'a> Launch<'a> {
             "--kubeconfig",
             arg(&self.kubeconfig)?,
             "--resync-interval",
-            self.sweep,
+            self.resync,
             "--log-level",
             "info,lictor=debug",
         ];
         args.extend(self.args.iter().map(String::as_str));
         let envs: Vec<(&str, &str)> = self.envs.iter().map(|(name, value)| (*name, value.as_str())).collect();
-        Ok(self.bed.keep(Operator::start(Path::new(LICTOR), &args, &envs)?))
+        Ok(self.fixture.keep(Operator::start(Path::new(LICTOR), &args, &envs)?))
     }
 
     /// Starts it and waits until it is ready.

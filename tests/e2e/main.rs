@@ -2,12 +2,12 @@
 //!
 //! Each scenario is written once, in a room of its own kind, and run in both modes of registration; the list is in
 //! [`scenarios`], that of the resource's fields in [`fields`]. A blank in `docs/scenarios.md` is a test that is ignored,
-//! with the same reason. What a scenario stands on is its [`bed::Bed`].
+//! with the same reason. What a scenario stands on is its [`fixture::Fixture`].
 //!
 //! Nearly all of the time is waiting: `cargo test --test e2e -- --test-threads 8`.
 
 mod answering;
-mod bed;
+mod fixture;
 mod launch;
 mod listening;
 mod reader;

@@ -10,7 +10,7 @@ use lictor_testbed::{Consul, ConsulApi, ConsulOptions, NewEndpoint, Operator, wa
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
-use crate::bed::{Bed, Mode, SOON, wait_for_metric};
+use crate::fixture::{Fixture, Mode, SOON, wait_for_metric};
 use crate::outages::wait_not_ready;
 
 /// So many looks at least show something.
@@ -72,44 +72,44 @@ async fn wait_for_places(consul: &ConsulApi, service: &str, addresses: &[&str], 
     .await
 }
 
-async fn another(bed: &Bed, server: &Consul, address: &str) -> Result<Consul> {
+async fn another(fixture: &Fixture, server: &Consul, address: &str) -> Result<Consul> {
     let options =
         ConsulOptions { join: Some(server.serf_addr()), address: address.parse()?, ..ConsulOptions::default() };
-    Consul::start(bed.programs, options).await
+    Consul::start(fixture.programs, options).await
 }
 
-pub(crate) async fn another_agent(bed: &Bed) -> Result<()> {
-    let pods = bed.web(3).await?;
-    let first = bed.own_consul(ConsulOptions::default()).await?;
-    let second = another(bed, first, "127.0.0.2").await?;
+pub(crate) async fn another_agent(fixture: &Fixture) -> Result<()> {
+    let pods = fixture.web(3).await?;
+    let first = fixture.own_consul(ConsulOptions::default()).await?;
+    let second = another(fixture, first, "127.0.0.2").await?;
     let (api, nodes) = (first.api(), [first.node_name(), second.node_name()]);
     let addresses: Vec<String> = pods.iter().map(|pod| pod.ip.to_string()).collect();
     let [one, two, three] = [0, 1, 2].map(|nth| addresses[nth].as_str());
-    let operator = bed.operate().await?;
-    bed.apply_web(json!({})).await?;
-    wait_for_places(&api, &bed.service, &[one, two, three], &nodes[..1]).await?;
-    bed.wait_ready("web").await?;
+    let operator = fixture.operate().await?;
+    fixture.apply_web(json!({})).await?;
+    wait_for_places(&api, &fixture.service, &[one, two, three], &nodes[..1]).await?;
+    fixture.wait_ready("web").await?;
     operator.terminate(SOON).await?;
 
     // Nobody has named the first agent: what it holds stays, and that is said everywhere.
-    let says = |command| crate::commands::says(bed, command, &["--consul-address", &second.http_addr()], 1);
-    let operator = bed.operator().consul(&second.http_addr()).start()?;
-    let message = bed.wait_for_condition("web", "Registered", "False", "OnAnotherAgent").await?;
+    let says = |command| crate::commands::says(fixture, command, &["--consul-address", &second.http_addr()], 1);
+    let operator = fixture.operator().consul(&second.http_addr()).start()?;
+    let message = fixture.wait_for_condition("web", "Registered", "False", "OnAnotherAgent").await?;
     for part in ["3 of 3 instances", nodes[0], "--previous-agent", "consul services deregister -id="] {
         ensure!(message.contains(part), "it does not say {part:?}: {message}");
     }
-    bed.wait_for_event("web", "OnAnotherAgent").await?;
+    fixture.wait_for_event("web", "OnAnotherAgent").await?;
     wait_for_metric(&operator, "lictor_instances_on_other_agents", |count| count > 2.5).await?;
     let told = says("plan")?;
-    ensure!(told.contains("3 to remove") && told.contains("note:") && told.contains("--previous-agent"), "{told}");
+    ensure!(told.contains("3 to deregister") && told.contains("note:") && told.contains("--previous-agent"), "{told}");
     let told = says("doctor")?;
     ensure!(told.contains("FAIL") && told.contains(&format!("3 of them with {}", nodes[0])), "{told}");
-    wait_for_places(&api, &bed.service, &[one, two, three], &nodes).await?;
+    wait_for_places(&api, &fixture.service, &[one, two, three], &nodes).await?;
 
     // One of the pods goes: the first agent still has it.
-    bed.namespace.force_delete("web-2").await?;
+    fixture.namespace.force_delete("web-2").await?;
     wait::until("the second agent to follow", SOON, || async {
-        let found = passing(&api, &bed.service).await?;
+        let found = passing(&api, &fixture.service).await?;
         let has = |node: &str| found.iter().filter(|(_, on)| on == node).count();
         Ok((has(nodes[1]) == 2 && has(nodes[0]) == 3).then_some(()))
     })
@@ -117,11 +117,11 @@ pub(crate) async fn another_agent(bed: &Bed) -> Result<()> {
     operator.terminate(SOON).await?;
 
     // With its name it is asked, and only what lives is left.
-    let reader = Reader::begin(first.api(), &bed.service, &addresses[..2]);
+    let reader = Reader::begin(first.api(), &fixture.service, &addresses[..2]);
     let operator =
-        bed.operator().consul(&second.http_addr()).flag("--previous-agent", &first.http_addr()).ready().await?;
-    wait_for_places(&api, &bed.service, &[one, two], &nodes[1..]).await?;
-    bed.wait_ready("web").await?;
+        fixture.operator().consul(&second.http_addr()).flag("--previous-agent", &first.http_addr()).ready().await?;
+    wait_for_places(&api, &fixture.service, &[one, two], &nodes[1..]).await?;
+    fixture.wait_ready("web").await?;
     ensure!(reader.end().await? == 2, "one that lives was missing");
     wait_for_metric(&operator, "lictor_instances_on_other_agents", |left| left < 0.5).await?;
     let held = first.api().get("/v1/agent/services").await?;
@@ -130,15 +130,15 @@ pub(crate) async fn another_agent(bed: &Bed) -> Result<()> {
 
     // An agent that is gone for good cannot bring anything back: the catalog is enough.
     second.kill()?;
-    let operator = bed.operator().ready().await?;
-    wait_for_places(&api, &bed.service, &[one, two], &nodes[..1]).await?;
+    let operator = fixture.operator().ready().await?;
+    wait_for_places(&api, &fixture.service, &[one, two], &nodes[..1]).await?;
     wait::until("nothing of the agent that is gone", 2 * SOON, || async {
-        let left = bed.instances().await?;
+        let left = fixture.instances().await?;
         ensure!(left.iter().all(|instance| instance.node == nodes[0]), "there is {left:?}");
         Ok(Some(()))
     })
     .await?;
-    bed.wait_ready("web").await?;
+    fixture.wait_ready("web").await?;
     operator.terminate(SOON).await.map(drop).context("the last one")
 }
 
@@ -148,28 +148,28 @@ const OLD_UID: &str = "11111111-0000-0000-0000-000000000000";
 const TAKEOVER: [&str; 2] = ["--from-uid", OLD_UID];
 
 /// What `lictor takeover` says with these flags, which ends with this code.
-fn takeover(bed: &Bed, more: &[&str], code: i32) -> Result<String> {
-    crate::commands::says(bed, "takeover", &[&TAKEOVER, more].concat(), code)
+fn takeover(fixture: &Fixture, more: &[&str], code: i32) -> Result<String> {
+    crate::commands::says(fixture, "takeover", &[&TAKEOVER, more].concat(), code)
 }
 
 /// Two pods and an endpoint by hand, registered by the old cluster: its operator, and the address by hand.
-async fn an_old_cluster(bed: &Bed) -> Result<(Arc<Operator>, &'static str)> {
-    let pods = bed.web(2).await?;
+async fn an_old_cluster(fixture: &Fixture) -> Result<(Arc<Operator>, &'static str)> {
+    let pods = fixture.web(2).await?;
     let by_hand = "10.1.0.1";
     let endpoint = NewEndpoint::new(by_hand.parse()?);
-    bed.namespace.apply_slice("web-by-hand", "web", &[("http", 8080)], &[endpoint]).await?;
-    bed.apply_web(json!({})).await?;
-    let operator = bed.operator().flag("--cluster-uid", OLD_UID).ready().await?;
+    fixture.namespace.apply_slice("web-by-hand", "web", &[("http", 8080)], &[endpoint]).await?;
+    fixture.apply_web(json!({})).await?;
+    let operator = fixture.operator().flag("--cluster-uid", OLD_UID).ready().await?;
     let wanted: BTreeSet<String> = pods.iter().map(|pod| pod.ip.to_string()).chain([by_hand.to_owned()]).collect();
-    wait_for_addresses(bed, &wanted).await?;
-    bed.wait_ready("web").await?;
+    wait_for_addresses(fixture, &wanted).await?;
+    fixture.wait_ready("web").await?;
     Ok((operator, by_hand))
 }
 
 /// Waits until just these addresses pass.
-async fn wait_for_addresses(bed: &Bed, wanted: &BTreeSet<String>) -> Result<()> {
+async fn wait_for_addresses(fixture: &Fixture, wanted: &BTreeSet<String>) -> Result<()> {
     wait::until(format!("just {wanted:?}, passing"), SOON, || async {
-        let found = passing(&bed.consul(), &bed.service).await?.into_iter().map(|(address, _)| address);
+        let found = passing(&fixture.consul(), &fixture.service).await?.into_iter().map(|(address, _)| address);
         let found: BTreeSet<String> = found.collect();
         ensure!(found == *wanted, "they are {found:?}");
         Ok(Some(()))
@@ -178,69 +178,69 @@ async fn wait_for_addresses(bed: &Bed, wanted: &BTreeSet<String>) -> Result<()> 
 }
 
 /// The pods of the old cluster are gone, and others run: their addresses, with the one by hand.
-async fn new_pods(bed: &Bed, by_hand: &str) -> Result<BTreeSet<String>> {
+async fn new_pods(fixture: &Fixture, by_hand: &str) -> Result<BTreeSet<String>> {
     let mut living = BTreeSet::from([by_hand.to_owned()]);
     for (gone, new, node) in [("web-0", "web-2", "a"), ("web-1", "web-3", "b")] {
-        bed.namespace.force_delete(gone).await?;
-        living.insert(bed.web_pod(new, node).await?.ip.to_string());
+        fixture.namespace.force_delete(gone).await?;
+        living.insert(fixture.web_pod(new, node).await?.ip.to_string());
     }
     Ok(living)
 }
 
-pub(crate) async fn a_cluster_built_anew(bed: &Bed) -> Result<()> {
-    let (old, by_hand) = an_old_cluster(bed).await?;
+pub(crate) async fn a_cluster_built_anew(fixture: &Fixture) -> Result<()> {
+    let (old, by_hand) = an_old_cluster(fixture).await?;
     // While the other one writes, nothing is taken; and it goes on.
-    let told = takeover(bed, &["--yes", "--wait", "20s"], 2)?;
+    let told = takeover(fixture, &["--yes", "--wait", "20s"], 2)?;
     ensure!(told.contains("still writes"), "{told}");
-    bed.namespace.set_ready("web-0", false).await?;
-    bed.wait_for_counts("web", [3, 3, 2, 1]).await?;
-    bed.namespace.set_ready("web-0", true).await?;
-    bed.wait_for_counts("web", [3, 3, 3, 0]).await?;
+    fixture.namespace.set_ready("web-0", false).await?;
+    fixture.wait_for_counts("web", [3, 3, 2, 1]).await?;
+    fixture.namespace.set_ready("web-0", true).await?;
+    fixture.wait_for_counts("web", [3, 3, 3, 0]).await?;
     old.kill()?;
 
     // The cluster is built anew: another uid, other pods, and what never was a pod.
-    let living = new_pods(bed, by_hand).await?;
-    let reader = Reader::begin(bed.consul(), &bed.service, &[by_hand.to_owned()]);
-    let operator = bed.operator().start()?;
-    match bed.mode {
+    let living = new_pods(fixture, by_hand).await?;
+    let reader = Reader::begin(fixture.consul(), &fixture.service, &[by_hand.to_owned()]);
+    let operator = fixture.operator().start()?;
+    match fixture.mode {
         Mode::Agent => {
-            bed.wait_for_condition("web", "Registered", "False", "IdTaken").await?;
-            let told = crate::commands::says(bed, "doctor", &[], 1)?;
-            ensure!(told.contains(&format!("3 instances are of another cluster {}", bed.cluster)), "{told}");
+            fixture.wait_for_condition("web", "Registered", "False", "IdTaken").await?;
+            let told = crate::commands::says(fixture, "doctor", &[], 1)?;
+            ensure!(told.contains(&format!("3 instances are of another cluster {}", fixture.cluster)), "{told}");
         }
         Mode::Catalog => {
             let why = wait_not_ready(&operator, "lictor takeover").await?;
             ensure!(why.contains(OLD_UID), "it does not say from whom: {why}");
         }
     }
-    let told = takeover(bed, &[], 1)?;
-    ensure!(told.contains(&format!("service {}: 3 instances", bed.service)), "{told}");
-    ensure!(told.contains("2 to remove") && told.contains("nothing was changed"), "{told}");
-    let told = takeover(bed, &["--yes", "--wait", "4s"], 0)?;
+    let told = takeover(fixture, &[], 1)?;
+    ensure!(told.contains(&format!("service {}: 3 instances", fixture.service)), "{told}");
+    ensure!(told.contains("2 to deregister") && told.contains("nothing was changed"), "{told}");
+    let told = takeover(fixture, &["--yes", "--wait", "4s"], 0)?;
     ensure!(told.contains("taken over: 3 instances"), "{told}");
-    wait_for_addresses(bed, &living).await?;
-    bed.wait_ready("web").await?;
+    wait_for_addresses(fixture, &living).await?;
+    fixture.wait_ready("web").await?;
     operator.wait_ready(SOON).await?;
     ensure!(reader.end().await? == 1, "what lives in both was missing");
-    let told = takeover(bed, &[], 0)?;
+    let told = takeover(fixture, &[], 0)?;
     ensure!(told.contains("nothing in Consul"), "{told}");
 
     // From here on it is followed as if it had never been otherwise.
-    bed.delete("web").await?;
-    bed.wait_gone("web").await?;
-    bed.wait_for("nothing", <[_]>::is_empty).await.map(drop)
+    fixture.delete("web").await?;
+    fixture.wait_gone("web").await?;
+    fixture.wait_for("nothing", <[_]>::is_empty).await.map(drop)
 }
 
-pub(crate) async fn a_cluster_built_anew_and_the_marker_deleted(bed: &Bed) -> Result<()> {
-    let (old, by_hand) = an_old_cluster(bed).await?;
+pub(crate) async fn a_cluster_built_anew_and_the_marker_deleted(fixture: &Fixture) -> Result<()> {
+    let (old, by_hand) = an_old_cluster(fixture).await?;
     old.kill()?;
-    let living = new_pods(bed, by_hand).await?;
-    let marker = json!({ "Node": format!("lictor-{}", bed.cluster) });
-    bed.consul().put("/v1/catalog/deregister", &marker).await?;
-    let operator = bed.operate().await?;
-    let told = takeover(bed, &["--yes", "--wait", "1s"], 0)?;
+    let living = new_pods(fixture, by_hand).await?;
+    let marker = json!({ "Node": format!("lictor-{}", fixture.cluster) });
+    fixture.consul().put("/v1/catalog/deregister", &marker).await?;
+    let operator = fixture.operate().await?;
+    let told = takeover(fixture, &["--yes", "--wait", "1s"], 0)?;
     ensure!(told.contains("taken over: 3 instances"), "{told}");
-    wait_for_addresses(bed, &living).await?;
-    bed.wait_ready("web").await?;
+    wait_for_addresses(fixture, &living).await?;
+    fixture.wait_ready("web").await?;
     operator.wait_ready(SOON).await
 }

@@ -8,15 +8,15 @@ use kube::api::{DeleteParams, DynamicObject};
 use lictor_testbed::{Instance, NewEndpoint, Operator, TestNamespace, wait};
 use serde_json::json;
 
-use crate::bed::{Bed, SOON, apply, resources, wait_for_condition};
+use crate::fixture::{Fixture, SOON, apply, resources, wait_for_condition};
 use crate::launch::Launch;
 
 /// What the other namespace has behind its Service `web`.
 const THEIRS: &str = "10.1.0.9";
 
 /// Another namespace, with a Service `web`.
-async fn neighbour(bed: &Bed) -> Result<(Arc<TestNamespace>, Api<DynamicObject>)> {
-    let other = bed.other_namespace("z").await?;
+async fn neighbour(fixture: &Fixture) -> Result<(Arc<TestNamespace>, Api<DynamicObject>)> {
+    let other = fixture.other_namespace("z").await?;
     other.apply_service("web", &[], &[("http", 80, "8080")]).await?;
     other.apply_slice("web-1", "web", &[("http", 8080)], &[NewEndpoint::new(THEIRS.parse()?)]).await?;
     let resources = resources(&other);
@@ -24,15 +24,15 @@ async fn neighbour(bed: &Bed) -> Result<(Arc<TestNamespace>, Api<DynamicObject>)
 }
 
 /// An operator for both namespaces.
-fn operator<'a>(bed: &'a Bed, other: &TestNamespace) -> Launch<'a> {
-    bed.operator().flag("--namespace", other.name())
+fn operator<'a>(fixture: &'a Fixture, other: &TestNamespace) -> Launch<'a> {
+    fixture.operator().flag("--namespace", other.name())
 }
 
-async fn wait_for(bed: &Bed, service: &str, addresses: &[&str]) -> Result<()> {
+async fn wait_for(fixture: &Fixture, service: &str, addresses: &[&str]) -> Result<()> {
     let are = |found: &[Instance]| {
         found.len() == addresses.len() && addresses.iter().all(|address| found.iter().any(|i| i.address == **address))
     };
-    bed.consul().wait_for(service, &format!("just {addresses:?}"), are, SOON).await.map(drop)
+    fixture.consul().wait_for(service, &format!("just {addresses:?}"), are, SOON).await.map(drop)
 }
 
 async fn wait_gone(resources: &Api<DynamicObject>, name: &str) -> Result<()> {
@@ -43,141 +43,143 @@ async fn wait_gone(resources: &Api<DynamicObject>, name: &str) -> Result<()> {
     .await
 }
 
-pub(crate) async fn a_name_of_two_namespaces(bed: &Bed) -> Result<()> {
-    let pods = bed.web(1).await?;
+pub(crate) async fn a_name_of_two_namespaces(fixture: &Fixture) -> Result<()> {
+    let pods = fixture.web(1).await?;
     let ours = pods[0].ip.to_string();
-    let (other, theirs) = neighbour(bed).await?;
-    let running = operator(bed, &other).ready().await?;
-    bed.apply_web(json!({})).await?;
-    wait_for(bed, &bed.service, &[&ours]).await?;
-    bed.wait_ready("web").await?;
+    let (other, theirs) = neighbour(fixture).await?;
+    let running = operator(fixture, &other).ready().await?;
+    fixture.apply_web(json!({})).await?;
+    wait_for(fixture, &fixture.service, &[&ours]).await?;
+    fixture.wait_ready("web").await?;
 
     // The younger one gets another name first, and then wants ours, in other letters: Consul compares without case.
-    let elsewhere = bed.service_named("elsewhere");
-    apply(&theirs, "web", &bed.spec(json!({ "name": elsewhere }))).await?;
-    wait_for(bed, &elsewhere, &[THEIRS]).await?;
-    let shouted = bed.service.to_uppercase();
-    apply(&theirs, "web", &bed.spec(json!({ "name": shouted }))).await?;
+    let elsewhere = fixture.service_named("elsewhere");
+    apply(&theirs, "web", &fixture.spec(json!({ "name": elsewhere }))).await?;
+    wait_for(fixture, &elsewhere, &[THEIRS]).await?;
+    let shouted = fixture.service.to_uppercase();
+    apply(&theirs, "web", &fixture.spec(json!({ "name": shouted }))).await?;
     let refused = async || wait_for_condition(&theirs, "web", "Accepted", "False", "NameConflict").await;
     let message = refused().await?;
-    let holder = format!("{}/web", bed.namespace.name());
+    let holder = format!("{}/web", fixture.namespace.name());
     ensure!(message.contains(&holder) && message.contains("--allow-shared-names"), "{message}");
     wait_for_condition(&theirs, "web", "Ready", "False", "NameConflict").await?;
     // What it has registered stays, and follows its endpoints, and ours is ours.
     let more = [NewEndpoint::new(THEIRS.parse()?), NewEndpoint::new("10.1.0.10".parse()?)];
     other.apply_slice("web-1", "web", &[("http", 8080)], &more).await?;
-    wait_for(bed, &elsewhere, &[THEIRS, "10.1.0.10"]).await?;
-    wait_for(bed, &bed.service, &[&ours]).await?;
-    bed.wait_ready("web").await?;
+    wait_for(fixture, &elsewhere, &[THEIRS, "10.1.0.10"]).await?;
+    wait_for(fixture, &fixture.service, &[&ours]).await?;
+    fixture.wait_ready("web").await?;
 
     // So it is after a restart.
     running.terminate(SOON).await?;
-    let running = operator(bed, &other).ready().await?;
-    bed.wait_for_a_look(&running).await?;
+    let running = operator(fixture, &other).ready().await?;
+    fixture.wait_for_a_look(&running).await?;
     refused().await?;
-    wait_for(bed, &elsewhere, &[THEIRS, "10.1.0.10"]).await?;
-    wait_for(bed, &bed.service, &[&ours]).await?;
+    wait_for(fixture, &elsewhere, &[THEIRS, "10.1.0.10"]).await?;
+    wait_for(fixture, &fixture.service, &[&ours]).await?;
 
     // When the older one goes, the younger takes over; and the next one of ours is the younger.
-    bed.delete("web").await?;
-    bed.wait_gone("web").await?;
-    wait_for(bed, &bed.service, &[THEIRS, "10.1.0.10"]).await?;
-    wait_for(bed, &elsewhere, &[]).await?;
+    fixture.delete("web").await?;
+    fixture.wait_gone("web").await?;
+    wait_for(fixture, &fixture.service, &[THEIRS, "10.1.0.10"]).await?;
+    wait_for(fixture, &elsewhere, &[]).await?;
     wait_for_condition(&theirs, "web", "Ready", "True", "Ready").await?;
-    bed.apply_web(json!({})).await?;
-    bed.wait_for_condition("web", "Accepted", "False", "NameConflict").await?;
-    wait_for(bed, &bed.service, &[THEIRS, "10.1.0.10"]).await?;
+    fixture.apply_web(json!({})).await?;
+    fixture.wait_for_condition("web", "Accepted", "False", "NameConflict").await?;
+    wait_for(fixture, &fixture.service, &[THEIRS, "10.1.0.10"]).await?;
     // Renamed away, the name is free.
-    apply(&theirs, "web", &bed.spec(json!({ "name": elsewhere }))).await?;
-    wait_for(bed, &bed.service, &[&ours]).await?;
-    bed.wait_flawless("web").await
+    apply(&theirs, "web", &fixture.spec(json!({ "name": elsewhere }))).await?;
+    wait_for(fixture, &fixture.service, &[&ours]).await?;
+    fixture.wait_flawless("web").await
 }
 
-pub(crate) async fn the_older_one_has_the_name(bed: &Bed) -> Result<()> {
-    let pods = bed.web(1).await?;
+pub(crate) async fn the_older_one_has_the_name(fixture: &Fixture) -> Result<()> {
+    let pods = fixture.web(1).await?;
     let ours = pods[0].ip.to_string();
-    let (other, theirs) = neighbour(bed).await?;
+    let (other, theirs) = neighbour(fixture).await?;
     // While nobody acts, theirs is made first, by a second: that is as fine as Kubernetes tells.
-    apply(&theirs, "web", &bed.spec(json!({}))).await?;
+    apply(&theirs, "web", &fixture.spec(json!({}))).await?;
     let made = theirs.get("web").await?.metadata.creation_timestamp.context("no creationTimestamp")?.0;
     wait::until("the next second", SOON, || async {
-        bed.apply_web(json!({})).await?;
-        let later = bed.resources().get("web").await?.metadata.creation_timestamp.is_some_and(|at| at.0 > made);
+        fixture.apply_web(json!({})).await?;
+        let later = fixture.resources().get("web").await?.metadata.creation_timestamp.is_some_and(|at| at.0 > made);
         if !later {
-            bed.delete("web").await?;
+            fixture.delete("web").await?;
         }
         Ok(later.then_some(()))
     })
     .await?;
-    let running = operator(bed, &other).ready().await?;
-    wait_for(bed, &bed.service, &[THEIRS]).await?;
-    bed.wait_for_condition("web", "Accepted", "False", "NameConflict").await?;
+    let running = operator(fixture, &other).ready().await?;
+    wait_for(fixture, &fixture.service, &[THEIRS]).await?;
+    fixture.wait_for_condition("web", "Accepted", "False", "NameConflict").await?;
     wait_for_condition(&theirs, "web", "Ready", "True", "Ready").await?;
 
     // One that is older still, and renames into the name, does not get it from whoever has it: neither now nor after a
     // restart.
-    let own = bed.service_named("own");
-    apply(&theirs, "web", &bed.spec(json!({ "name": own }))).await?;
-    wait_for(bed, &bed.service, &[&ours]).await?;
-    wait_for(bed, &own, &[THEIRS]).await?;
-    bed.wait_ready("web").await?;
+    let own = fixture.service_named("own");
+    apply(&theirs, "web", &fixture.spec(json!({ "name": own }))).await?;
+    wait_for(fixture, &fixture.service, &[&ours]).await?;
+    wait_for(fixture, &own, &[THEIRS]).await?;
+    fixture.wait_ready("web").await?;
     wait_for_condition(&theirs, "web", "Ready", "True", "Ready").await?;
-    apply(&theirs, "web", &bed.spec(json!({}))).await?;
+    apply(&theirs, "web", &fixture.spec(json!({}))).await?;
     let held = async |running: &Operator| -> Result<()> {
         wait_for_condition(&theirs, "web", "Accepted", "False", "NameConflict").await?;
-        bed.wait_for_a_look(running).await?;
-        wait_for(bed, &bed.service, &[&ours]).await?;
-        wait_for(bed, &own, &[THEIRS]).await?;
-        bed.wait_ready("web").await
+        fixture.wait_for_a_look(running).await?;
+        wait_for(fixture, &fixture.service, &[&ours]).await?;
+        wait_for(fixture, &own, &[THEIRS]).await?;
+        fixture.wait_ready("web").await
     };
     held(&running).await?;
     running.kill()?;
-    held(&*operator(bed, &other).ready().await?).await
+    held(&*operator(fixture, &other).ready().await?).await
 }
 
-pub(crate) async fn names_that_are_shared(bed: &Bed) -> Result<()> {
-    let pods = bed.web(1).await?;
+pub(crate) async fn names_that_are_shared(fixture: &Fixture) -> Result<()> {
+    let pods = fixture.web(1).await?;
     let ours = pods[0].ip.to_string();
-    let (other, theirs) = neighbour(bed).await?;
-    operator(bed, &other).switch("--allow-shared-names").ready().await?;
-    bed.apply_web(json!({})).await?;
-    apply(&theirs, "web", &bed.spec(json!({}))).await?;
-    wait_for(bed, &bed.service, &[&ours, THEIRS]).await?;
-    bed.wait_flawless("web").await?;
+    let (other, theirs) = neighbour(fixture).await?;
+    operator(fixture, &other).switch("--allow-shared-names").ready().await?;
+    fixture.apply_web(json!({})).await?;
+    apply(&theirs, "web", &fixture.spec(json!({}))).await?;
+    wait_for(fixture, &fixture.service, &[&ours, THEIRS]).await?;
+    fixture.wait_flawless("web").await?;
     wait_for_condition(&theirs, "web", "Ready", "True", "Ready").await?;
     // Each has its own part of it.
     wait_gone(&theirs, "web").await?;
-    wait_for(bed, &bed.service, &[&ours]).await
+    wait_for(fixture, &fixture.service, &[&ours]).await
 }
 
-pub(crate) async fn blue_and_green(bed: &Bed) -> Result<()> {
-    let blue = bed.web(2).await?;
-    bed.namespace.apply_service("green", &[("app", "green")], &[("http", 80, "8080")]).await?;
+pub(crate) async fn blue_and_green(fixture: &Fixture) -> Result<()> {
+    let blue = fixture.web(2).await?;
+    fixture.namespace.apply_service("green", &[("app", "green")], &[("http", 80, "8080")]).await?;
     let green = |name: &str| lictor_testbed::NewPod::new(name, &blue[0].node).label("app", "green");
-    let green = [bed.namespace.create_pod(green("g-0")).await?, bed.namespace.create_pod(green("g-1")).await?];
-    let running = bed.operate().await?;
-    bed.apply("blue", &bed.spec(json!({ "tags": ["blue"] }))).await?;
-    bed.wait_for_pods(&[&blue[0], &blue[1]]).await?;
-    bed.apply("green", &bed.spec(json!({ "tags": ["green"], "source": { "service": { "name": "green" } } }))).await?;
-    let found = bed.wait_for_pods(&[&blue[0], &blue[1], &green[0], &green[1]]).await?;
+    let green = [fixture.namespace.create_pod(green("g-0")).await?, fixture.namespace.create_pod(green("g-1")).await?];
+    let running = fixture.operate().await?;
+    fixture.apply("blue", &fixture.spec(json!({ "tags": ["blue"] }))).await?;
+    fixture.wait_for_pods(&[&blue[0], &blue[1]]).await?;
+    fixture
+        .apply("green", &fixture.spec(json!({ "tags": ["green"], "source": { "service": { "name": "green" } } })))
+        .await?;
+    let found = fixture.wait_for_pods(&[&blue[0], &blue[1], &green[0], &green[1]]).await?;
     let tagged = |tag: &str| found.iter().filter(|i| i.tags == [tag]).count();
     ensure!((tagged("blue"), tagged("green")) == (2, 2), "{found:?}");
-    bed.wait_flawless("blue").await?;
-    bed.wait_flawless("green").await?;
+    fixture.wait_flawless("blue").await?;
+    fixture.wait_flawless("green").await?;
     for name in ["blue", "green"] {
-        bed.wait_for_counts(name, [2, 2, 2, 0]).await?;
+        fixture.wait_for_counts(name, [2, 2, 2, 0]).await?;
     }
     // The same pods under the same name twice are two instances each, and the one goes without the other.
-    bed.apply("cyan", &bed.spec(json!({ "tags": ["cyan"] }))).await?;
-    bed.wait_for("six", |found| found.len() == 6).await?;
-    bed.delete("blue").await?;
-    bed.wait_gone("blue").await?;
+    fixture.apply("cyan", &fixture.spec(json!({ "tags": ["cyan"] }))).await?;
+    fixture.wait_for("six", |found| found.len() == 6).await?;
+    fixture.delete("blue").await?;
+    fixture.wait_gone("blue").await?;
     let ids = |found: &[Instance]| found.iter().map(|i| (i.id.clone(), i.service_modify_index)).collect::<Vec<_>>();
-    let left = bed.wait_for("cyan and green", |found| {
+    let left = fixture.wait_for("cyan and green", |found| {
         found.len() == 4 && found.iter().all(|i| i.tags == ["cyan"] || i.tags == ["green"])
     });
     let left = left.await?;
-    bed.wait_for_a_look(&running).await?;
-    ensure!(ids(&bed.instances().await?) == ids(&left), "what was left was written again");
+    fixture.wait_for_a_look(&running).await?;
+    ensure!(ids(&fixture.instances().await?) == ids(&left), "what was left was written again");
     Ok(())
 }

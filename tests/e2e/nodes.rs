@@ -7,8 +7,8 @@ use anyhow::{Context, Result, ensure};
 use lictor_testbed::{Consul, ConsulOptions, Instance, NewPod, TestPod, wait};
 use serde_json::json;
 
-use crate::bed::{Bed, SOON};
 use crate::commands::says;
+use crate::fixture::{Fixture, SOON};
 
 /// As AKS calls its nodes, shorter by what the testbed puts before it.
 const LONG: &str = "aks-vmss000000";
@@ -17,21 +17,25 @@ fn stands_on(found: &[Instance], pod: &TestPod, node: impl Fn(&str) -> bool) -> 
     found.iter().any(|i| i.address == pod.ip.to_string() && i.status == "passing" && node(&i.node))
 }
 
-pub(crate) async fn an_agent_with_our_nodes_name(bed: &Bed) -> Result<()> {
-    let pods = bed.web(2).await?;
-    let [first, second] = [bed.consul_node_of(&pods[0].node)?, bed.consul_node_of(&pods[1].node)?];
-    let consul = bed.own_consul(ConsulOptions { node_name: Some(first.clone()), ..ConsulOptions::default() }).await?;
-    let told = says(bed, "doctor", &[], 0)?;
+pub(crate) async fn an_agent_with_our_nodes_name(fixture: &Fixture) -> Result<()> {
+    let pods = fixture.web(2).await?;
+    let [first, second] = [fixture.consul_node_of(&pods[0].node)?, fixture.consul_node_of(&pods[1].node)?];
+    let consul =
+        fixture.own_consul(ConsulOptions { node_name: Some(first.clone()), ..ConsulOptions::default() }).await?;
+    let told = says(fixture, "doctor", &[], 0)?;
     ensure!(told.contains("note  names of Consul nodes") && told.contains(&pods[0].node), "{told}");
 
-    let operator = bed.operate().await?;
-    bed.apply_web(json!({})).await?;
+    let operator = fixture.operate().await?;
+    fixture.apply_web(json!({})).await?;
     let is_shared = |node: &str| node != first && node != second;
-    bed.wait_for("one on a shared node, one on its own", |found| {
-        found.len() == 2 && stands_on(found, &pods[0], is_shared) && stands_on(found, &pods[1], |node| node == second)
-    })
-    .await?;
-    bed.wait_ready("web").await?;
+    fixture
+        .wait_for("one on a shared node, one on its own", |found| {
+            found.len() == 2
+                && stands_on(found, &pods[0], is_shared)
+                && stands_on(found, &pods[1], |node| node == second)
+        })
+        .await?;
+    fixture.wait_ready("web").await?;
     wait::until("a word about the name", SOON, || async {
         Ok(operator.log().contains("the Consul node of this name is not ours").then_some(()))
     })
@@ -44,48 +48,49 @@ pub(crate) async fn an_agent_with_our_nodes_name(bed: &Bed) -> Result<()> {
         address: "127.0.0.2".parse()?,
         ..ConsulOptions::default()
     };
-    let _agent = Consul::start(bed.programs, joins).await?;
-    bed.wait_for("both on shared nodes", |found| {
-        found.len() == 2 && pods.iter().all(|pod| stands_on(found, pod, is_shared))
-    })
-    .await?;
-    bed.wait_ready("web").await?;
-    bed.namespace.force_delete("web-1").await?;
-    bed.wait_for_pods(&[&pods[0]]).await?;
-    bed.delete("web").await?;
-    bed.wait_gone("web").await?;
-    bed.wait_for_pods(&[]).await.map(drop)
+    let _agent = Consul::start(fixture.programs, joins).await?;
+    fixture
+        .wait_for("both on shared nodes", |found| {
+            found.len() == 2 && pods.iter().all(|pod| stands_on(found, pod, is_shared))
+        })
+        .await?;
+    fixture.wait_ready("web").await?;
+    fixture.namespace.force_delete("web-1").await?;
+    fixture.wait_for_pods(&[&pods[0]]).await?;
+    fixture.delete("web").await?;
+    fixture.wait_gone("web").await?;
+    fixture.wait_for_pods(&[]).await.map(drop)
 }
 
 /// What the doctor says about SRV answers, which it asks for over TCP: over UDP without EDNS Consul leaves out what
 /// does not fit, and answers.
-fn dns(bed: &Bed, code: i32) -> Result<String> {
-    says(bed, "doctor", &["--dns-address", &bed.dns_address().to_string()], code)
+fn dns(fixture: &Fixture, code: i32) -> Result<String> {
+    says(fixture, "doctor", &["--dns-address", &fixture.dns_address().to_string()], code)
 }
 
-pub(crate) async fn long_names_answer_srv(bed: &Bed) -> Result<()> {
-    let node = bed.namespace.create_node(LONG, "192.0.2.10".parse()?, "zone-1").await?;
-    bed.namespace.apply_service("web", &[("app", "web")], &[("http", 80, "8080")]).await?;
+pub(crate) async fn long_names_answer_srv(fixture: &Fixture) -> Result<()> {
+    let node = fixture.namespace.create_node(LONG, "192.0.2.10".parse()?, "zone-1").await?;
+    fixture.namespace.apply_service("web", &[("app", "web")], &[("http", 80, "8080")]).await?;
     let mut pods = Vec::new();
     for number in 0..2 {
         let pod = NewPod::new(&format!("web-{number}"), &node).label("app", "web").port("http", 8080);
-        pods.push(bed.namespace.create_pod(pod).await?);
+        pods.push(fixture.namespace.create_pod(pod).await?);
     }
-    let operator = bed.operate().await?;
-    bed.apply_web(json!({})).await?;
-    let found = bed.wait_for_pods(&[&pods[0], &pods[1]]).await?;
-    bed.wait_ready("web").await?;
-    let short = bed.consul_node_of(&node)?;
+    let operator = fixture.operate().await?;
+    fixture.apply_web(json!({})).await?;
+    let found = fixture.wait_for_pods(&[&pods[0], &pods[1]]).await?;
+    fixture.wait_ready("web").await?;
+    let short = fixture.consul_node_of(&node)?;
     ensure!(short.len() <= 63, "{short}");
     ensure!(found.iter().all(|i| i.node == short && i.meta.get("k8s-node") == Some(&node)), "{found:?}");
-    let shown = bed.consul().get(&format!("/v1/catalog/node-services/{short}")).await?;
+    let shown = fixture.consul().get(&format!("/v1/catalog/node-services/{short}")).await?;
     ensure!(shown["Node"]["Address"] == "192.0.2.10", "{shown}");
-    let told = dns(bed, 0)?;
+    let told = dns(fixture, 0)?;
     ensure!(told.contains("ok    Consul's DNS"), "{told}");
 
     // As a Lictor left it that knew nothing of this.
     operator.kill()?;
-    let long = format!("{}-{node}", bed.cluster);
+    let long = format!("{}-{node}", fixture.cluster);
     ensure!(long.len() > 63, "{long}");
     for instance in &found {
         let check = instance.checks.iter().find(|check| check.service_id == instance.id).context("no check")?;
@@ -95,7 +100,7 @@ pub(crate) async fn long_names_answer_srv(bed: &Bed) -> Result<()> {
             "NodeMeta": shown["Node"]["Meta"],
             "Service": {
                 "ID": instance.id,
-                "Service": bed.service,
+                "Service": fixture.service,
                 "Address": instance.address,
                 "Port": instance.port,
                 "Meta": instance.meta,
@@ -108,23 +113,24 @@ pub(crate) async fn long_names_answer_srv(bed: &Bed) -> Result<()> {
                 "ServiceID": instance.id,
             },
         });
-        bed.consul().put("/v1/catalog/register", &row).await?;
+        fixture.consul().put("/v1/catalog/register", &row).await?;
     }
-    bed.consul().put("/v1/catalog/deregister", &json!({ "Node": short })).await?;
-    let told = dns(bed, 1)?;
+    fixture.consul().put("/v1/catalog/deregister", &json!({ "Node": short })).await?;
+    let told = dns(fixture, 1)?;
     ensure!(told.contains("FAIL  Consul's DNS") && told.contains("sends no SRV answer"), "{told}");
 
     let moved = async {
-        bed.operate().await?;
-        bed.wait_for("both on the shorter name alone", |found| {
-            found.len() == 2 && found.iter().all(|i| i.node == short)
-        })
-        .await
+        fixture.operate().await?;
+        fixture
+            .wait_for("both on the shorter name alone", |found| {
+                found.len() == 2 && found.iter().all(|i| i.node == short)
+            })
+            .await
     };
     let fewest = async {
         let (mut fewest, mut looks) = (usize::MAX, 0);
         loop {
-            let passing = bed.instances().await?.into_iter().filter(|i| i.status == "passing");
+            let passing = fixture.instances().await?.into_iter().filter(|i| i.status == "passing");
             let addresses: BTreeSet<String> = passing.map(|i| i.address).collect();
             fewest = fewest.min(addresses.len());
             looks += 1;
@@ -136,8 +142,8 @@ pub(crate) async fn long_names_answer_srv(bed: &Bed) -> Result<()> {
         moved = moved => moved.map(drop)?,
         missed = fewest => return missed,
     }
-    bed.wait_ready("web").await?;
-    let told = dns(bed, 0)?;
+    fixture.wait_ready("web").await?;
+    let told = dns(fixture, 0)?;
     ensure!(told.contains("ok    Consul's DNS"), "{told}");
     Ok(())
 }

@@ -18,34 +18,34 @@ use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
-use crate::bed::{Bed, Mode, SOON, apply, install_crd, merged, metric, resources};
+use crate::fixture::{Fixture, Mode, SOON, apply, install_crd, merged, metric, resources};
 use crate::listening::{Listening, Way};
 use crate::rows::{fingerprint, remove};
 
 /// How often the operator is killed.
 const KILLS: usize = 8;
 
-pub(crate) async fn killed_in_a_loop_under_change(bed: &Bed) -> Result<()> {
-    let mut pods = bed.web(4).await?;
-    let proxy = Proxy::start(&bed.consul_address()).await?;
-    let operator = bed.operator().consul(&proxy.addr()).ready().await?;
-    bed.apply_web(json!({})).await?;
-    bed.wait_for_pods(&[&pods[0], &pods[1], &pods[2], &pods[3]]).await?;
+pub(crate) async fn killed_in_a_loop_under_change(fixture: &Fixture) -> Result<()> {
+    let mut pods = fixture.web(4).await?;
+    let proxy = Proxy::start(&fixture.consul_address()).await?;
+    let operator = fixture.operator().consul(&proxy.addr()).ready().await?;
+    fixture.apply_web(json!({})).await?;
+    fixture.wait_for_pods(&[&pods[0], &pods[1], &pods[2], &pods[3]]).await?;
     operator.kill()?;
 
     let stable = pods[0].ip.to_string();
-    let names: Vec<String> = (0..KILLS).map(|round| bed.service_named(&format!("extra-{round}"))).collect();
+    let names: Vec<String> = (0..KILLS).map(|round| fixture.service_named(&format!("extra-{round}"))).collect();
     let churn = async {
         for (round, name) in names.iter().enumerate() {
             proxy.clear();
-            let operator = bed.operator().consul(&proxy.addr()).start()?;
-            bed.namespace.set_ready("web-1", round % 2 == 0).await?;
-            bed.namespace.force_delete("web-2").await?;
-            pods[2] = bed.web_pod("web-2", if round % 2 == 0 { "b" } else { "a" }).await?;
-            bed.apply_web(json!({ "tags": [format!("round-{round}")] })).await?;
-            bed.apply(&format!("extra-{round}"), &bed.spec(json!({ "name": name }))).await?;
+            let operator = fixture.operator().consul(&proxy.addr()).start()?;
+            fixture.namespace.set_ready("web-1", round % 2 == 0).await?;
+            fixture.namespace.force_delete("web-2").await?;
+            pods[2] = fixture.web_pod("web-2", if round % 2 == 0 { "b" } else { "a" }).await?;
+            fixture.apply_web(json!({ "tags": [format!("round-{round}")] })).await?;
+            fixture.apply(&format!("extra-{round}"), &fixture.spec(json!({ "name": name }))).await?;
             if round > 0 {
-                bed.delete(&format!("extra-{}", round - 1)).await?;
+                fixture.delete(&format!("extra-{}", round - 1)).await?;
             }
             // Each time at another point: looks at Consul make sure that it comes.
             let requests = 3 + 3 * round;
@@ -59,31 +59,31 @@ pub(crate) async fn killed_in_a_loop_under_change(bed: &Bed) -> Result<()> {
     };
     tokio::select! {
         done = churn => done?,
-        gone = missing(bed, &stable) => bail!("{stable}, ready all the time, was {}", gone?),
+        gone = missing(fixture, &stable) => bail!("{stable}, ready all the time, was {}", gone?),
     }
 
-    bed.operate().await?;
-    bed.namespace.set_ready("web-1", true).await?;
+    fixture.operate().await?;
+    fixture.namespace.set_ready("web-1", true).await?;
     let last = format!("round-{}", KILLS - 1);
-    bed.wait_for_pods(&[&pods[0], &pods[1], &pods[2], &pods[3]]).await?;
+    fixture.wait_for_pods(&[&pods[0], &pods[1], &pods[2], &pods[3]]).await?;
     let as_last = |found: &[Instance]| found.iter().all(|instance| instance.tags == [last.clone()]);
-    bed.wait_for("all as specified last", as_last).await?;
-    bed.wait_ready("web").await?;
-    bed.wait_ready(&format!("extra-{}", KILLS - 1)).await?;
+    fixture.wait_for("all as specified last", as_last).await?;
+    fixture.wait_ready("web").await?;
+    fixture.wait_ready(&format!("extra-{}", KILLS - 1)).await?;
     for (round, name) in names.iter().enumerate() {
         let wanted = if round + 1 == KILLS { 4 } else { 0 };
-        bed.consul().wait_for(name, &format!("{wanted} instances"), |found| found.len() == wanted, SOON).await?;
+        fixture.consul().wait_for(name, &format!("{wanted} instances"), |found| found.len() == wanted, SOON).await?;
         if wanted == 0 {
-            bed.wait_gone(&format!("extra-{round}")).await?;
+            fixture.wait_gone(&format!("extra-{round}")).await?;
         }
     }
     Ok(())
 }
 
 /// Looks all the time, and ends when no passing instance at this address is there.
-async fn missing(bed: &Bed, address: &str) -> Result<String> {
+async fn missing(fixture: &Fixture, address: &str) -> Result<String> {
     loop {
-        let found = bed.instances().await?;
+        let found = fixture.instances().await?;
         match found.iter().find(|instance| instance.address == address) {
             Some(instance) if instance.status == "passing" => {}
             Some(instance) => return Ok(format!("{}: {instance:?}", instance.status)),
@@ -92,30 +92,30 @@ async fn missing(bed: &Bed, address: &str) -> Result<String> {
     }
 }
 
-pub(crate) async fn consul_absent_at_start(bed: &Bed) -> Result<()> {
-    let pods = bed.web(2).await?;
+pub(crate) async fn consul_absent_at_start(fixture: &Fixture) -> Result<()> {
+    let pods = fixture.web(2).await?;
     let port = ports::free()?;
-    let operator = bed.operator().consul(&format!("http://127.0.0.1:{port}")).start()?;
-    bed.apply_web(json!({})).await?;
-    let message = bed.wait_for_condition("web", "Ready", "False", "ConsulUnavailable").await?;
+    let operator = fixture.operator().consul(&format!("http://127.0.0.1:{port}")).start()?;
+    fixture.apply_web(json!({})).await?;
+    let message = fixture.wait_for_condition("web", "Ready", "False", "ConsulUnavailable").await?;
     ensure!(message.contains(&port.to_string()), "it does not say which: {message}");
-    bed.wait_for_event("web", "ConsulUnavailable").await?;
+    fixture.wait_for_event("web", "ConsulUnavailable").await?;
     wait_not_ready(&operator, "Consul").await?;
     operator.get("/healthz").await?;
 
-    bed.own_consul(ConsulOptions { http_port: Some(port), ..ConsulOptions::default() }).await?;
-    bed.wait_for_pods(&[&pods[0], &pods[1]]).await?;
+    fixture.own_consul(ConsulOptions { http_port: Some(port), ..ConsulOptions::default() }).await?;
+    fixture.wait_for_pods(&[&pods[0], &pods[1]]).await?;
     operator.wait_ready(SOON).await?;
-    bed.wait_ready("web").await
+    fixture.wait_ready("web").await
 }
 
-pub(crate) async fn one_server_of_three_is_cut_off(bed: &Bed) -> Result<()> {
-    let mut pods = bed.web(3).await?;
-    let one = bed.own_consul(ConsulOptions { persistent: true, ..ConsulOptions::default() }).await?;
+pub(crate) async fn one_server_of_three_is_cut_off(fixture: &Fixture) -> Result<()> {
+    let mut pods = fixture.web(3).await?;
+    let one = fixture.own_consul(ConsulOptions { persistent: true, ..ConsulOptions::default() }).await?;
     let joins = format!("bootstrap_expect = 0\nretry_join = [\"{}\"]\nretry_interval = \"1s\"", one.serf_addr());
     let joining = || ConsulOptions { persistent: true, extra_hcl: joins.clone(), ..ConsulOptions::default() };
     let (two, three) =
-        tokio::try_join!(Consul::start(bed.programs, joining()), Consul::start(bed.programs, joining()))?;
+        tokio::try_join!(Consul::start(fixture.programs, joining()), Consul::start(fixture.programs, joining()))?;
     let peers = || async {
         let raft = one.api().get("/v1/operator/raft/configuration").await?;
         Ok::<Vec<Value>, anyhow::Error>(raft["Servers"].as_array().cloned().unwrap_or_default())
@@ -127,15 +127,15 @@ pub(crate) async fn one_server_of_three_is_cut_off(bed: &Bed) -> Result<()> {
     wait::until("three servers that vote", SOON, all_vote).await?;
 
     let all = [&two, &three, one].map(Consul::http_addr).join(",");
-    let operator = bed.operator().consul(&all).ready().await?;
-    bed.apply_web(json!({})).await?;
-    bed.wait_for_pods(&[&pods[0], &pods[1], &pods[2]]).await?;
-    bed.wait_ready("web").await?;
+    let operator = fixture.operator().consul(&all).ready().await?;
+    fixture.apply_web(json!({})).await?;
+    fixture.wait_for_pods(&[&pods[0], &pods[1], &pods[2]]).await?;
+    fixture.wait_ready("web").await?;
 
     two.kill()?;
-    bed.namespace.force_delete("web-2").await?;
-    pods[2] = bed.web_pod("web-2", "a").await?;
-    bed.wait_for_pods(&[&pods[0], &pods[1], &pods[2]]).await?;
+    fixture.namespace.force_delete("web-2").await?;
+    pods[2] = fixture.web_pod("web-2", "a").await?;
+    fixture.wait_for_pods(&[&pods[0], &pods[1], &pods[2]]).await?;
     ensure!(operator.log().contains(&format!("to={}", three.http_addr())), "it did not go on with the second");
     two.start_again().await?;
     wait::until("three servers that vote again", SOON, all_vote).await?;
@@ -150,32 +150,32 @@ pub(crate) async fn one_server_of_three_is_cut_off(bed: &Bed) -> Result<()> {
         Ok((leader == "").then_some(()))
     })
     .await?;
-    bed.namespace.force_delete("web-1").await?;
-    pods[1] = bed.web_pod("web-1", "b").await?;
-    bed.wait_for_pods(&[&pods[0], &pods[1], &pods[2]]).await?;
-    bed.wait_ready("web").await?;
+    fixture.namespace.force_delete("web-1").await?;
+    pods[1] = fixture.web_pod("web-1", "b").await?;
+    fixture.wait_for_pods(&[&pods[0], &pods[1], &pods[2]]).await?;
+    fixture.wait_ready("web").await?;
     operator.wait_ready(SOON).await?;
     ensure!(operator.log().contains(&format!("to={}", one.http_addr())), "it did not go on with the third");
     ensure!(!operator.log().contains("the session with Consul was reset"), "it began anew between the servers");
     Ok(())
 }
 
-pub(crate) async fn sigterm_and_not_one_request_more(bed: &Bed) -> Result<()> {
+pub(crate) async fn sigterm_and_not_one_request_more(fixture: &Fixture) -> Result<()> {
     /// More than one bundle holds.
     const MANY: u8 = 150;
-    let node = bed.namespace.create_node("a", "192.0.2.10".parse()?, "zone-1").await?;
-    bed.namespace.apply_service("web", &[], &[("http", 80, "8080")]).await?;
+    let node = fixture.namespace.create_node("a", "192.0.2.10".parse()?, "zone-1").await?;
+    fixture.namespace.apply_service("web", &[], &[("http", 80, "8080")]).await?;
     let endpoint =
         |octet| NewEndpoint { node: Some(node.clone()), ..NewEndpoint::new(Ipv4Addr::new(10, 1, 1, octet).into()) };
     let endpoints: Vec<NewEndpoint> = (1..=MANY).map(endpoint).collect();
-    bed.namespace.apply_slice("web-1", "web", &[("http", 8080)], &endpoints).await?;
-    let proxy = Proxy::start(&bed.consul_address()).await?;
-    let operator = bed.operator().consul(&proxy.addr()).without_sweeps().ready().await?;
+    fixture.namespace.apply_slice("web-1", "web", &[("http", 8080)], &endpoints).await?;
+    let proxy = Proxy::start(&fixture.consul_address()).await?;
+    let operator = fixture.operator().consul(&proxy.addr()).without_resyncs().ready().await?;
     let hold = Hold::default();
     let fault = Fault::Hold(hold.clone());
     proxy.set_fault(Fault::Rule(Arc::new(move |record| record.is_write().then(|| fault.clone()))));
     proxy.clear();
-    bed.apply_web(json!({})).await?;
+    fixture.apply_web(json!({})).await?;
     wait::until("a write under way", SOON, || async { Ok((!proxy.writes().is_empty()).then_some(())) }).await?;
 
     // Nothing else begins: that write waits for its answer until the signal has arrived.
@@ -188,116 +188,118 @@ pub(crate) async fn sigterm_and_not_one_request_more(bed: &Bed) -> Result<()> {
     let records = proxy.records();
     let more = &records[before..];
     // An agent is told of an instance and then of its check: that much completes what was under way.
-    let allowed = match bed.mode {
+    let allowed = match fixture.mode {
         Mode::Agent => 1,
         Mode::Catalog => 0,
     };
     ensure!(more.len() <= allowed, "{} requests more: {more:?}", more.len());
     ensure!(records.iter().all(|record| record.status == Some(200)), "a write was given up: {records:?}");
-    let left = bed.wait_for("what was written stays, and is passing", |found| {
+    let left = fixture.wait_for("what was written stays, and is passing", |found| {
         !found.is_empty() && found.iter().all(|i| i.status == "passing")
     });
     ensure!(left.await?.len() < usize::from(MANY), "there was nothing left to do: this shows nothing");
 
-    bed.operate().await?;
-    bed.wait_for("all of them", |found| found.len() == usize::from(MANY)).await?;
-    bed.wait_ready("web").await
+    fixture.operate().await?;
+    fixture.wait_for("all of them", |found| found.len() == usize::from(MANY)).await?;
+    fixture.wait_ready("web").await
 }
 
-pub(crate) async fn kubernetes_absent_at_start(bed: &Bed) -> Result<()> {
-    let pods = bed.web(1).await?;
-    bed.apply_web(json!({})).await?;
-    let gate = Gate::to(&bed.kubeconfig).await?;
-    let operator = bed.operator().kubeconfig(&gate.kubeconfig).start()?;
+pub(crate) async fn kubernetes_absent_at_start(fixture: &Fixture) -> Result<()> {
+    let pods = fixture.web(1).await?;
+    fixture.apply_web(json!({})).await?;
+    let gate = Gate::to(&fixture.kubeconfig).await?;
+    let operator = fixture.operator().kubeconfig(&gate.kubeconfig).start()?;
     wait_not_ready(&operator, "waiting for Kubernetes").await?;
     ensure!(operator.log().contains("waiting for Kubernetes"), "not in its log");
     operator.get("/healthz").await?;
     let _open = gate.open().await?;
     operator.wait_ready(SOON).await?;
-    bed.wait_for_pods(&[&pods[0]]).await?;
-    bed.wait_ready("web").await
+    fixture.wait_for_pods(&[&pods[0]]).await?;
+    fixture.wait_ready("web").await
 }
 
-pub(crate) async fn kubernetes_goes_away(bed: &Bed) -> Result<()> {
-    let pods = bed.web(3).await?;
-    let gate = Gate::to(&bed.kubeconfig).await?;
+pub(crate) async fn kubernetes_goes_away(fixture: &Fixture) -> Result<()> {
+    let pods = fixture.web(3).await?;
+    let gate = Gate::to(&fixture.kubeconfig).await?;
     let open = gate.open().await?;
-    let operator = bed.operator().kubeconfig(&gate.kubeconfig).ready().await?;
-    bed.apply_web(json!({})).await?;
-    let other = bed.service_named("other");
-    bed.apply("other", &bed.spec(json!({ "name": other }))).await?;
-    let found = bed.wait_for_pods(&[&pods[0], &pods[1], &pods[2]]).await?;
-    bed.wait_ready("web").await?;
-    bed.wait_ready("other").await?;
+    let operator = fixture.operator().kubeconfig(&gate.kubeconfig).ready().await?;
+    fixture.apply_web(json!({})).await?;
+    let other = fixture.service_named("other");
+    fixture.apply("other", &fixture.spec(json!({ "name": other }))).await?;
+    let found = fixture.wait_for_pods(&[&pods[0], &pods[1], &pods[2]]).await?;
+    fixture.wait_ready("web").await?;
+    fixture.wait_ready("other").await?;
 
     drop(open);
-    bed.delete("other").await?;
-    bed.namespace.force_delete("web-0").await?;
-    bed.namespace.set_ready("web-1", false).await?;
+    fixture.delete("other").await?;
+    fixture.namespace.force_delete("web-0").await?;
+    fixture.namespace.set_ready("web-1", false).await?;
     // What was true last is kept up meanwhile, and nothing is taken away.
-    remove(bed, &found[2]).await?;
-    bed.wait_for("the last true state", |now| {
-        now.len() == 3
-            && now.iter().any(|i| i.id == found[2].id && i.service_modify_index > found[2].service_modify_index)
-    })
-    .await?;
+    remove(fixture, &found[2]).await?;
+    fixture
+        .wait_for("the last true state", |now| {
+            now.len() == 3
+                && now.iter().any(|i| i.id == found[2].id && i.service_modify_index > found[2].service_modify_index)
+        })
+        .await?;
     wait_not_ready(&operator, "").await?;
-    bed.wait_for_a_look(&operator).await?;
-    bed.wait_for_pods(&[&pods[0], &pods[1], &pods[2]]).await?;
-    ensure!(bed.consul().instances(&other).await?.len() == 3, "a resource's instances went without Kubernetes");
+    fixture.wait_for_a_look(&operator).await?;
+    fixture.wait_for_pods(&[&pods[0], &pods[1], &pods[2]]).await?;
+    ensure!(fixture.consul().instances(&other).await?.len() == 3, "a resource's instances went without Kubernetes");
 
     let _open = gate.open().await?;
-    bed.wait_gone("other").await?;
-    bed.wait_for_counts("web", [2, 2, 1, 1]).await?;
-    ensure!(bed.consul().instances(&other).await?.is_empty(), "the deletion was missed");
+    fixture.wait_gone("other").await?;
+    fixture.wait_for_counts("web", [2, 2, 1, 1]).await?;
+    ensure!(fixture.consul().instances(&other).await?.is_empty(), "the deletion was missed");
     let address = pods[1].ip.to_string();
-    bed.wait_for("web-1 critical, web-2 passing", |now| {
-        now.len() == 2 && now.iter().all(|i| (i.status == "critical") == (i.address == address))
-    })
-    .await?;
+    fixture
+        .wait_for("web-1 critical, web-2 passing", |now| {
+            now.len() == 2 && now.iter().all(|i| (i.status == "critical") == (i.address == address))
+        })
+        .await?;
     operator.wait_ready(SOON).await
 }
 
-pub(crate) async fn a_permission_is_taken_away(bed: &Bed) -> Result<()> {
-    let pods = bed.web(2).await?;
-    let kubeconfig = limited(bed).await?;
+pub(crate) async fn a_permission_is_taken_away(fixture: &Fixture) -> Result<()> {
+    let pods = fixture.web(2).await?;
+    let kubeconfig = limited(fixture).await?;
     let gate = Gate::to(&kubeconfig.join("kubeconfig")).await?;
     let open = gate.open().await?;
-    let operator = bed.operator().kubeconfig(&gate.kubeconfig).ready().await?;
-    bed.apply_web(json!({})).await?;
-    bed.wait_for_pods(&[&pods[0], &pods[1]]).await?;
-    bed.wait_ready("web").await?;
+    let operator = fixture.operator().kubeconfig(&gate.kubeconfig).ready().await?;
+    fixture.apply_web(json!({})).await?;
+    fixture.wait_for_pods(&[&pods[0], &pods[1]]).await?;
+    fixture.wait_ready("web").await?;
 
     // A watch is not ended for it: the connection is.
-    bed.namespace.kubectl(&["delete", "rolebinding", "lictor"]).await?;
+    fixture.namespace.kubectl(&["delete", "rolebinding", "lictor"]).await?;
     drop(open);
     let _open = gate.open().await?;
     wait_not_ready(&operator, "forbidden").await?;
-    bed.namespace.force_delete("web-0").await?;
-    bed.wait_for_a_look(&operator).await?;
-    bed.wait_for_pods(&[&pods[0], &pods[1]]).await?;
+    fixture.namespace.force_delete("web-0").await?;
+    fixture.wait_for_a_look(&operator).await?;
+    fixture.wait_for_pods(&[&pods[0], &pods[1]]).await?;
 
-    bind(bed).await?;
-    bed.wait_for_pods(&[&pods[1]]).await?;
+    bind(fixture).await?;
+    fixture.wait_for_pods(&[&pods[1]]).await?;
     operator.wait_ready(SOON).await
 }
 
-pub(crate) async fn kubernetes_limits_requests(bed: &Bed) -> Result<()> {
+pub(crate) async fn kubernetes_limits_requests(fixture: &Fixture) -> Result<()> {
     /// More than the first pauses that Lictor makes of its own accord, together.
     const AFTER: u32 = 4;
-    let pods = bed.web(1).await?;
-    bed.apply_web(json!({})).await?;
-    let listening = Listening::to(&bed.kubeconfig).await?;
+    let pods = fixture.web(1).await?;
+    fixture.apply_web(json!({})).await?;
+    let listening = Listening::to(&fixture.kubeconfig).await?;
     let limited = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&limited);
     listening.rule(move |look| {
         let list = look.is_some_and(|look| !look.is_watch && look.kind == "consulservices");
         (list && count.fetch_add(1, Ordering::SeqCst) < 2).then_some(Way::TooMany(AFTER))
     });
-    let operator = bed.operator().kubeconfig(&listening.kubeconfig).start()?;
+    let operator = fixture.operator().kubeconfig(&listening.kubeconfig).start()?;
     wait_not_ready(&operator, "Too many requests").await?;
     operator.wait_ready(SOON).await?;
-    bed.wait_for_pods(&[&pods[0]]).await?;
+    fixture.wait_for_pods(&[&pods[0]]).await?;
     let lists: Vec<_> =
         listening.looks().into_iter().filter(|look| !look.is_watch && look.kind == "consulservices").collect();
     ensure!(lists.len() == 3, "{lists:?}");
@@ -310,9 +312,9 @@ pub(crate) async fn kubernetes_limits_requests(bed: &Bed) -> Result<()> {
 
 /// A kubeconfig, `kubeconfig` in this folder, of a user who may do in this namespace what the operator does, and no
 /// more. What is outside of the namespace goes with it.
-async fn limited(bed: &Bed) -> Result<WorkDir> {
-    let namespace = bed.namespace.name();
-    let namespaces: Api<Namespace> = Api::all(bed.namespace.client().clone());
+async fn limited(fixture: &Fixture) -> Result<WorkDir> {
+    let namespace = fixture.namespace.name();
+    let namespaces: Api<Namespace> = Api::all(fixture.namespace.client().clone());
     let uid = namespaces.get(namespace).await?.metadata.uid;
     let owner = json!([{ "apiVersion": "v1", "kind": "Namespace", "name": namespace, "uid": uid }]);
     let rule = |groups: &[&str], resources: &[&str], verbs: &[&str]| json!({ "apiGroups": groups, "resources": resources, "verbs": verbs });
@@ -347,10 +349,10 @@ async fn limited(bed: &Bed) -> Result<WorkDir> {
             }),
         ),
     ];
-    bed.namespace.apply_yaml(&json!({ "apiVersion": "v1", "kind": "List", "items": items }).to_string()).await?;
-    bind(bed).await?;
-    let token = bed.namespace.kubectl(&["create", "token", "lictor"]).await?;
-    let mut kubeconfig = Kubeconfig::read_from(&bed.kubeconfig)?;
+    fixture.namespace.apply_yaml(&json!({ "apiVersion": "v1", "kind": "List", "items": items }).to_string()).await?;
+    bind(fixture).await?;
+    let token = fixture.namespace.kubectl(&["create", "token", "lictor"]).await?;
+    let mut kubeconfig = Kubeconfig::read_from(&fixture.kubeconfig)?;
     for user in kubeconfig.auth_infos.iter_mut().filter_map(|named| named.auth_info.as_mut()) {
         *user = serde_json::from_value(json!({ "token": token.trim() }))?;
     }
@@ -360,9 +362,9 @@ async fn limited(bed: &Bed) -> Result<WorkDir> {
 }
 
 /// Lets that user do it.
-async fn bind(bed: &Bed) -> Result<()> {
-    let account = format!("--serviceaccount={}:lictor", bed.namespace.name());
-    bed.namespace.kubectl(&["create", "rolebinding", "lictor", "--role=lictor", &account]).await.map(drop)
+async fn bind(fixture: &Fixture) -> Result<()> {
+    let account = format!("--serviceaccount={}:lictor", fixture.namespace.name());
+    fixture.namespace.kubectl(&["create", "rolebinding", "lictor", "--role=lictor", &account]).await.map(drop)
 }
 
 /// A cluster's address behind a port of our own, at which somebody answers only while it is [open](Self::open).
@@ -412,27 +414,27 @@ impl Gate {
     }
 }
 
-pub(crate) async fn consul_hangs(bed: &Bed) -> Result<()> {
-    let pods = bed.web(2).await?;
-    let consul = bed.own_consul(ConsulOptions::default()).await?;
-    let operator = bed.operate().await?;
-    bed.apply_web(json!({})).await?;
-    bed.wait_for_pods(&[&pods[0], &pods[1]]).await?;
-    bed.wait_ready("web").await?;
+pub(crate) async fn consul_hangs(fixture: &Fixture) -> Result<()> {
+    let pods = fixture.web(2).await?;
+    let consul = fixture.own_consul(ConsulOptions::default()).await?;
+    let operator = fixture.operate().await?;
+    fixture.apply_web(json!({})).await?;
+    fixture.wait_for_pods(&[&pods[0], &pods[1]]).await?;
+    fixture.wait_ready("web").await?;
     consul.signal("STOP")?;
-    bed.namespace.force_delete("web-0").await?;
-    let new = bed.web_pod("web-2", "a").await?;
+    fixture.namespace.force_delete("web-0").await?;
+    let new = fixture.web_pod("web-2", "a").await?;
     wait_not_ready(&operator, "Consul").await?;
     consul.signal("CONT")?;
-    bed.wait_for_pods(&[&pods[1], &new]).await?;
-    bed.wait_ready("web").await?;
+    fixture.wait_for_pods(&[&pods[1], &new]).await?;
+    fixture.wait_ready("web").await?;
     operator.wait_ready(SOON).await
 }
 
-pub(crate) async fn answers_are_lost(bed: &Bed) -> Result<()> {
-    let mut pods = bed.web(3).await?;
-    let proxy = Proxy::start(&bed.consul_address()).await?;
-    let operator = bed.operator().consul(&proxy.addr()).ready().await?;
+pub(crate) async fn answers_are_lost(fixture: &Fixture) -> Result<()> {
+    let mut pods = fixture.web(3).await?;
+    let proxy = Proxy::start(&fixture.consul_address()).await?;
+    let operator = fixture.operator().consul(&proxy.addr()).ready().await?;
     // Of the next writes every other one is carried out without an answer, or answered without being carried out.
     let seen = Arc::new(AtomicUsize::new(0));
     let counter = Arc::clone(&seen);
@@ -445,34 +447,35 @@ pub(crate) async fn answers_are_lost(bed: &Bed) -> Result<()> {
             _ => None,
         }
     })));
-    bed.apply_web(json!({})).await?;
+    fixture.apply_web(json!({})).await?;
     // Rounds until every one of these has happened: how many changes one write takes in is a matter of time.
     let mut round = 0;
     while round < 3 || seen.load(Ordering::SeqCst) <= 11 {
-        bed.apply_web(json!({ "tags": [format!("round-{round}")] })).await?;
-        bed.namespace.set_ready("web-1", round % 2 == 0).await?;
-        bed.namespace.force_delete("web-2").await?;
-        pods[2] = bed.web_pod("web-2", "b").await?;
-        bed.wait_for("this round's truth", |found| {
-            found.len() == 3
-                && found.iter().all(|i| {
-                    let critical = round % 2 == 1 && i.address == pods[1].ip.to_string();
-                    i.tags == [format!("round-{round}")]
-                        && pods.iter().any(|pod| pod.ip.to_string() == i.address)
-                        && i.status == if critical { "critical" } else { "passing" }
-                })
-        })
-        .await?;
+        fixture.apply_web(json!({ "tags": [format!("round-{round}")] })).await?;
+        fixture.namespace.set_ready("web-1", round % 2 == 0).await?;
+        fixture.namespace.force_delete("web-2").await?;
+        pods[2] = fixture.web_pod("web-2", "b").await?;
+        fixture
+            .wait_for("this round's truth", |found| {
+                found.len() == 3
+                    && found.iter().all(|i| {
+                        let critical = round % 2 == 1 && i.address == pods[1].ip.to_string();
+                        i.tags == [format!("round-{round}")]
+                            && pods.iter().any(|pod| pod.ip.to_string() == i.address)
+                            && i.status == if critical { "critical" } else { "passing" }
+                    })
+            })
+            .await?;
         round += 1;
     }
-    bed.wait_ready("web").await?;
+    fixture.wait_ready("web").await?;
     operator.wait_ready(SOON).await
 }
 
-pub(crate) async fn the_crd_comes_later(bed: &Bed) -> Result<()> {
-    let plane = ControlPlane::start(bed.programs).await?;
+pub(crate) async fn the_crd_comes_later(fixture: &Fixture) -> Result<()> {
+    let plane = ControlPlane::start(fixture.programs).await?;
     let shop = TestNamespace::create(&plane, "shop").await?;
-    let operator = bed.operator().kubeconfig(plane.kubeconfig()).namespace(shop.name()).start()?;
+    let operator = fixture.operator().kubeconfig(plane.kubeconfig()).namespace(shop.name()).start()?;
     wait_not_ready(&operator, "lictor crd | kubectl apply").await?;
     ensure!(operator.log().contains("lictor crd | kubectl apply"), "how to install it is not in its log");
 
@@ -480,10 +483,10 @@ pub(crate) async fn the_crd_comes_later(bed: &Bed) -> Result<()> {
     operator.wait_ready(SOON).await?;
     shop.apply_service("web", &[], &[("http", 80, "8080")]).await?;
     shop.apply_slice("web-1", "web", &[("http", 8080)], &[NewEndpoint::new("10.1.0.1".parse()?)]).await?;
-    apply(&resources(&shop), "web", &bed.spec(json!({ "tags": ["good"] }))).await?;
-    bed.wait_for("registered", |found| found.len() == 1).await?;
+    apply(&resources(&shop), "web", &fixture.spec(json!({ "tags": ["good"] }))).await?;
+    fixture.wait_for("registered", |found| found.len() == 1).await?;
     shop.wait_for_condition("csvc/web", "Ready", "True", SOON).await?;
-    let before = fingerprint(bed, &bed.service).await?;
+    let before = fingerprint(fixture, &fixture.service).await?;
 
     // A CRD that lets anything through, and a spec that this version cannot read.
     let crd = plane.kubectl(&["get", "crd", "consulservices.lictor.dev", "-o", "json"]).await?;
@@ -492,35 +495,35 @@ pub(crate) async fn the_crd_comes_later(bed: &Bed) -> Result<()> {
         json!({ "type": "object", "x-kubernetes-preserve-unknown-fields": true });
     plane.kubectl_program().run_with_input(&["replace", "-f", "-"], &crd.to_string()).await?;
     wait::until("the spec that nobody can read", SOON, || async {
-        apply(&resources(&shop), "web", &bed.spec(json!({ "tags": "bad" }))).await.map(Some)
+        apply(&resources(&shop), "web", &fixture.spec(json!({ "tags": "bad" }))).await.map(Some)
     })
     .await?;
     shop.wait_for_condition("csvc/web", "Accepted", "False", SOON).await?;
     let resource = resources(&shop).get("web").await?;
     let reason =
-        crate::bed::conditions(&resource).find(|found| found["type"] == "Accepted").map(|found| &found["reason"]);
+        crate::fixture::conditions(&resource).find(|found| found["type"] == "Accepted").map(|found| &found["reason"]);
     ensure!(reason == Some(&json!("Undecodable")), "{resource:?}");
-    let after = fingerprint(bed, &bed.service).await?;
+    let after = fingerprint(fixture, &fixture.service).await?;
     ensure!(after == before, "what was registered did not stay:\n{before:?}\n{after:?}");
-    apply(&resources(&shop), "web", &bed.spec(json!({ "tags": ["better"] }))).await?;
-    bed.wait_for("read again", |found| matches!(found, [one] if one.tags == ["better"])).await?;
+    apply(&resources(&shop), "web", &fixture.spec(json!({ "tags": ["better"] }))).await?;
+    fixture.wait_for("read again", |found| matches!(found, [one] if one.tags == ["better"])).await?;
 
     // Whoever uninstalls takes the CRD away, and with it every resource: that is nobody's wish to deregister.
     plane.kubectl(&["delete", "crd", "consulservices.lictor.dev", "--timeout=60s"]).await?;
     wait_not_ready(&operator, "lictor crd | kubectl apply").await?;
-    bed.wait_for_a_look(&operator).await?;
-    ensure!(bed.instances().await?.len() == 1, "an instance went with the CRD");
+    fixture.wait_for_a_look(&operator).await?;
+    ensure!(fixture.instances().await?.len() == 1, "an instance went with the CRD");
     Ok(())
 }
 
-pub(crate) async fn the_crd_goes_where_it_may_not_be_read(bed: &Bed) -> Result<()> {
-    let plane = ControlPlane::start(bed.programs).await?;
+pub(crate) async fn the_crd_goes_where_it_may_not_be_read(fixture: &Fixture) -> Result<()> {
+    let plane = ControlPlane::start(fixture.programs).await?;
     install_crd(&plane).await?;
     let shop = TestNamespace::create(&plane, "shop").await?;
     let kubeconfig = bounded(&plane, &shop).await?;
-    let mut operator = bed.operator().kubeconfig(&kubeconfig.path().join("kubeconfig")).namespace(shop.name());
+    let mut operator = fixture.operator().kubeconfig(&kubeconfig.path().join("kubeconfig")).namespace(shop.name());
     operator = operator.flag("--cluster-uid", "5f0c");
-    if bed.mode == Mode::Catalog {
+    if fixture.mode == Mode::Catalog {
         operator = operator.switch("--without-nodes");
     }
     let operator = operator.ready().await?;
@@ -528,15 +531,15 @@ pub(crate) async fn the_crd_goes_where_it_may_not_be_read(bed: &Bed) -> Result<(
         shop.apply_service(name, &[], &[("http", 80, "8080")]).await?;
         let endpoints = [NewEndpoint::new(address.parse()?)];
         shop.apply_slice(&format!("{name}-1"), name, &[("http", 8080)], &endpoints).await?;
-        let spec = json!({ "name": bed.service, "source": { "service": { "name": name } } });
+        let spec = json!({ "name": fixture.service, "source": { "service": { "name": name } } });
         apply(&resources(&shop), name, &spec).await?;
         shop.wait_for_condition(&format!("csvc/{name}"), "Ready", "True", SOON).await?;
     }
-    bed.wait_for("all three", |found| found.len() == 3).await?;
+    fixture.wait_for("all three", |found| found.len() == 3).await?;
 
     // A user deletes one, and it goes.
     shop.kubectl(&["delete", "csvc", "job", "--timeout=30s"]).await?;
-    bed.wait_for("two", |found| found.len() == 2).await?;
+    fixture.wait_for("two", |found| found.len() == 2).await?;
 
     // Where not even discovery may be asked, nobody can tell what that means: of many, all stay.
     let role = plane.kubectl(&["get", "clusterrolebinding", "system:discovery", "-o", "json"]).await?;
@@ -548,17 +551,17 @@ pub(crate) async fn the_crd_goes_where_it_may_not_be_read(bed: &Bed) -> Result<(
     })
     .await?;
     ensure!(operator.log().contains("nor discovery"), "why is not in its log");
-    bed.wait_for_a_look(&operator).await?;
-    ensure!(bed.instances().await?.len() == 2, "an instance went although nobody could tell");
+    fixture.wait_for_a_look(&operator).await?;
+    ensure!(fixture.instances().await?.len() == 2, "an instance went although nobody could tell");
     let mut role: Value = serde_json::from_str(&role)?;
     role["metadata"] = json!({ "name": role["metadata"]["name"] });
     plane.kubectl_program().run_with_input(&["apply", "-f", "-"], &role.to_string()).await?;
-    bed.wait_for("one", |found| found.len() == 1).await?;
+    fixture.wait_for("one", |found| found.len() == 1).await?;
     shop.kubectl(&["wait", "csvc/api", "--for=delete", "--timeout=30s"]).await?;
 
     plane.kubectl(&["delete", "crd", "consulservices.lictor.dev", "--timeout=60s"]).await?;
-    bed.wait_for_a_look(&operator).await?;
-    ensure!(bed.instances().await?.len() == 1, "an instance went with the CRD");
+    fixture.wait_for_a_look(&operator).await?;
+    ensure!(fixture.instances().await?.len() == 1, "an instance went with the CRD");
     ensure!(operator.log().contains("the CRD is being deleted"), "{}", operator.log());
     Ok(())
 }

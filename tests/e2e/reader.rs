@@ -9,12 +9,12 @@ use lictor_testbed::wait;
 use serde_json::Value;
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::bed::{Bed, SOON};
+use crate::fixture::{Fixture, SOON};
 
 const EVERY: Duration = Duration::from_millis(10);
 
 /// Asks while `act` goes on, and fails where fewer than `least` addresses pass at any moment. Answers how often it asked.
-pub(crate) async fn watched(bed: &Bed, least: usize, act: impl Future<Output = Result<()>>) -> Result<usize> {
+pub(crate) async fn watched(fixture: &Fixture, least: usize, act: impl Future<Output = Result<()>>) -> Result<usize> {
     let looks = Cell::new(0);
     let act = async {
         act.await?;
@@ -22,7 +22,7 @@ pub(crate) async fn watched(bed: &Bed, least: usize, act: impl Future<Output = R
     };
     tokio::select! {
         done = act => done?,
-        failure = too_few(bed, least, &looks) => bail!(failure?),
+        failure = too_few(fixture, least, &looks) => bail!(failure?),
     }
     Ok(looks.get())
 }
@@ -33,8 +33,8 @@ pub(crate) async fn looked(looks: &Cell<usize>) -> Result<()> {
 }
 
 /// Ends with a moment at which fewer pass.
-async fn too_few(bed: &Bed, least: usize, looks: &Cell<usize>) -> Result<String> {
-    let url = format!("{}/v1/health/service/{}?passing", bed.consul_address(), bed.service);
+async fn too_few(fixture: &Fixture, least: usize, looks: &Cell<usize>) -> Result<String> {
+    let url = format!("{}/v1/health/service/{}?passing", fixture.consul_address(), fixture.service);
     let client = reqwest::Client::new();
     let mut ticks = interval(EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

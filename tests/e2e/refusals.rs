@@ -7,166 +7,168 @@ use anyhow::{Result, ensure};
 use lictor_testbed::{ConsulOptions, Fault, NewEndpoint, Proxy, Record, wait};
 use serde_json::{Value, json};
 
-use crate::bed::{Bed, Mode, SOON, merged};
+use crate::fixture::{Fixture, Mode, SOON, merged};
 use crate::rows::fingerprint;
 
-pub(crate) async fn a_service_that_does_not_exist(bed: &Bed) -> Result<()> {
-    bed.operate().await?;
-    bed.apply_web(json!({})).await?;
-    let message = bed.wait_for_condition("web", "Resolved", "False", "ServiceNotFound").await?;
+pub(crate) async fn a_service_that_does_not_exist(fixture: &Fixture) -> Result<()> {
+    fixture.operate().await?;
+    fixture.apply_web(json!({})).await?;
+    let message = fixture.wait_for_condition("web", "Resolved", "False", "ServiceNotFound").await?;
     ensure!(message.contains("\"web\""), "it does not say which: {message}");
-    bed.wait_for_condition("web", "Ready", "False", "ServiceNotFound").await?;
-    let told = bed.wait_for_event("web", "ServiceNotFound").await?;
+    fixture.wait_for_condition("web", "Ready", "False", "ServiceNotFound").await?;
+    let told = fixture.wait_for_event("web", "ServiceNotFound").await?;
     ensure!(told == message, "{told}");
-    let pods = bed.web(1).await?;
-    bed.wait_for_pods(&[&pods[0]]).await?;
-    bed.wait_ready("web").await?;
+    let pods = fixture.web(1).await?;
+    fixture.wait_for_pods(&[&pods[0]]).await?;
+    fixture.wait_ready("web").await?;
 
     // A new name that may be mistyped: what the old one registered stays.
-    let before = fingerprint(bed, &bed.service).await?;
-    bed.apply_web(json!({ "source": { "service": { "name": "wbe" } } })).await?;
-    bed.wait_for_condition("web", "Resolved", "False", "ServiceNotFound").await?;
-    let after = fingerprint(bed, &bed.service).await?;
+    let before = fingerprint(fixture, &fixture.service).await?;
+    fixture.apply_web(json!({ "source": { "service": { "name": "wbe" } } })).await?;
+    fixture.wait_for_condition("web", "Resolved", "False", "ServiceNotFound").await?;
+    let after = fingerprint(fixture, &fixture.service).await?;
     ensure!(after == before, "what was registered did not stay:\n{before:?}\n{after:?}");
-    bed.apply_web(json!({})).await?;
-    bed.wait_ready("web").await?;
+    fixture.apply_web(json!({})).await?;
+    fixture.wait_ready("web").await?;
 
     // One that was there and is deleted takes its endpoints with it.
-    bed.namespace.kubectl(&["delete", "service", "web"]).await?;
-    bed.wait_for_condition("web", "Resolved", "False", "ServiceNotFound").await?;
-    bed.wait_for_pods(&[]).await.map(drop)
+    fixture.namespace.kubectl(&["delete", "service", "web"]).await?;
+    fixture.wait_for_condition("web", "Resolved", "False", "ServiceNotFound").await?;
+    fixture.wait_for_pods(&[]).await.map(drop)
 }
 
-pub(crate) async fn consul_refuses_one(bed: &Bed) -> Result<()> {
-    let pods = bed.web(2).await?;
-    bed.own_consul(ConsulOptions { acl: true, ..ConsulOptions::default() }).await?;
-    let denied = bed.service_named("denied");
-    let token = token(bed, &format!("service {:?} {{ policy = \"write\" }}", bed.service)).await?;
-    bed.operator().token(&token).ready().await?;
-    bed.apply("denied", &bed.spec(json!({ "name": denied }))).await?;
-    bed.apply_web(json!({})).await?;
-    bed.wait_for_pods(&[&pods[0], &pods[1]]).await?;
-    bed.wait_ready("web").await?;
+pub(crate) async fn consul_refuses_one(fixture: &Fixture) -> Result<()> {
+    let pods = fixture.web(2).await?;
+    fixture.own_consul(ConsulOptions { acl: true, ..ConsulOptions::default() }).await?;
+    let denied = fixture.service_named("denied");
+    let token = token(fixture, &format!("service {:?} {{ policy = \"write\" }}", fixture.service)).await?;
+    fixture.operator().token(&token).ready().await?;
+    fixture.apply("denied", &fixture.spec(json!({ "name": denied }))).await?;
+    fixture.apply_web(json!({})).await?;
+    fixture.wait_for_pods(&[&pods[0], &pods[1]]).await?;
+    fixture.wait_ready("web").await?;
 
-    let message = bed.wait_for_condition("denied", "Registered", "False", "Refused").await?;
+    let message = fixture.wait_for_condition("denied", "Registered", "False", "Refused").await?;
     ensure!(message.contains("Permission denied"), "not Consul's own words: {message}");
-    bed.wait_for_condition("denied", "Ready", "False", "Refused").await?;
-    let told = bed.wait_for_event("denied", "Refused").await?;
+    fixture.wait_for_condition("denied", "Ready", "False", "Refused").await?;
+    let told = fixture.wait_for_event("denied", "Refused").await?;
     ensure!(told.contains("Permission denied"), "{told}");
-    let status = &bed.resources().get("denied").await?.data["status"];
+    let status = &fixture.resources().get("denied").await?.data["status"];
     ensure!(status["problems"].as_array().is_some_and(|problems| !problems.is_empty()), "no problems: {status}");
-    ensure!(bed.consul().instances(&denied).await?.is_empty(), "it is registered all the same");
+    ensure!(fixture.consul().instances(&denied).await?.is_empty(), "it is registered all the same");
     // Deleting what could never be registered waits for nothing.
-    bed.delete("denied").await?;
-    bed.wait_gone("denied").await
+    fixture.delete("denied").await?;
+    fixture.wait_gone("denied").await
 }
 
 /// Makes a token for an operator, with this rule besides what it needs to work at all.
-async fn token(bed: &Bed, rule: &str) -> Result<String> {
+async fn token(fixture: &Fixture, rule: &str) -> Result<String> {
     let rules = format!(
         "agent_prefix \"\" {{ policy = \"read\" }}\n\
          node_prefix \"\" {{ policy = \"write\" }}\n\
          service_prefix \"\" {{ policy = \"read\" }}\n{rule}"
     );
-    let consul = bed.consul();
+    let consul = fixture.consul();
     consul.put("/v1/acl/policy", &json!({ "Name": "lictor", "Rules": rules })).await?;
     let token = consul.put("/v1/acl/token", &json!({ "Policies": [{ "Name": "lictor" }] })).await?;
     ensure!(token["SecretID"].is_string(), "{token}");
     Ok(token["SecretID"].as_str().unwrap_or_default().to_owned())
 }
 
-pub(crate) async fn what_is_not_supported(bed: &Bed) -> Result<()> {
-    let pods = bed.web(1).await?;
-    bed.operate().await?;
-    bed.apply_web(json!({ "namespace": "default", "partition": "default" })).await?;
-    bed.wait_for_pods(&[&pods[0]]).await?;
-    bed.wait_ready("web").await?;
-    let before = fingerprint(bed, &bed.service).await?;
+pub(crate) async fn what_is_not_supported(fixture: &Fixture) -> Result<()> {
+    let pods = fixture.web(1).await?;
+    fixture.operate().await?;
+    fixture.apply_web(json!({ "namespace": "default", "partition": "default" })).await?;
+    fixture.wait_for_pods(&[&pods[0]]).await?;
+    fixture.wait_ready("web").await?;
+    let before = fingerprint(fixture, &fixture.service).await?;
 
     let mut not_supported: Vec<(&str, Value, &[&str])> = vec![
         ("namespace", json!({ "namespace": "team-a" }), &["spec.namespace", "\"team-a\"", "Enterprise"]),
         ("partition", json!({ "partition": "part-b" }), &["spec.partition", "\"part-b\"", "Enterprise"]),
     ];
-    if bed.mode == Mode::Catalog {
+    if fixture.mode == Mode::Catalog {
         not_supported.push(("checks", json!({ "checks": [{ "name": "http", "http": {} }] }), &["spec.checks"]));
     }
     for (name, more, words) in &not_supported {
-        let service = bed.service_named(name);
-        bed.apply(name, &merged(bed.spec(json!({ "name": service })), more.clone())).await?;
-        let message = bed.wait_for_condition(name, "Accepted", "False", "NotSupported").await?;
+        let service = fixture.service_named(name);
+        fixture.apply(name, &merged(fixture.spec(json!({ "name": service })), more.clone())).await?;
+        let message = fixture.wait_for_condition(name, "Accepted", "False", "NotSupported").await?;
         ensure!(words.iter().all(|words| message.contains(words)), "{name}: {message}");
-        bed.wait_for_condition(name, "Ready", "False", "NotSupported").await?;
-        bed.wait_for_event(name, "NotSupported").await?;
-        ensure!(bed.consul().instances(&service).await?.is_empty(), "{name} is registered all the same");
+        fixture.wait_for_condition(name, "Ready", "False", "NotSupported").await?;
+        fixture.wait_for_event(name, "NotSupported").await?;
+        ensure!(fixture.consul().instances(&service).await?.is_empty(), "{name} is registered all the same");
     }
 
     // An edit to something that is not supported: what was registered stays, and still follows the pods.
-    bed.apply_web(json!({ "namespace": "team-a", "tags": ["other"] })).await?;
-    bed.wait_for_condition("web", "Accepted", "False", "NotSupported").await?;
-    let after = fingerprint(bed, &bed.service).await?;
+    fixture.apply_web(json!({ "namespace": "team-a", "tags": ["other"] })).await?;
+    fixture.wait_for_condition("web", "Accepted", "False", "NotSupported").await?;
+    let after = fingerprint(fixture, &fixture.service).await?;
     ensure!(after == before, "what was registered did not stay:\n{before:?}\n{after:?}");
-    let more = bed.web_pod("web-1", "b").await?;
-    bed.wait_for_pods(&[&pods[0], &more]).await?;
-    bed.apply_web(json!({ "tags": ["fine"] })).await?;
-    bed.wait_for("as specified again", |found| found.len() == 2 && found.iter().all(|i| i.tags == ["fine"])).await?;
-    bed.wait_ready("web").await
+    let more = fixture.web_pod("web-1", "b").await?;
+    fixture.wait_for_pods(&[&pods[0], &more]).await?;
+    fixture.apply_web(json!({ "tags": ["fine"] })).await?;
+    fixture
+        .wait_for("as specified again", |found| found.len() == 2 && found.iter().all(|i| i.tags == ["fine"]))
+        .await?;
+    fixture.wait_ready("web").await
 }
 
-pub(crate) async fn a_check_that_consul_does_not_know(bed: &Bed) -> Result<()> {
+pub(crate) async fn a_check_that_consul_does_not_know(fixture: &Fixture) -> Result<()> {
     /// What a Consul says that is older than a kind of check: it passes over what it does not know, and finds nothing
     /// else.
     const WORDS: &str = "Invalid check: TTL must be > 0 for TTL checks";
-    let pods = bed.web(2).await?;
-    let proxy = Proxy::start(&bed.consul_address()).await?;
+    let pods = fixture.web(2).await?;
+    let proxy = Proxy::start(&fixture.consul_address()).await?;
     let is_new = |record: &Record| record.is_write() && String::from_utf8_lossy(&record.body).contains("\"H2PING\"");
     proxy.set_fault(Fault::Rule(Arc::new(move |record| {
         is_new(record).then(|| Fault::Status(400, WORDS.to_owned(), Vec::new()))
     })));
-    bed.operator().consul(&proxy.addr()).ready().await?;
-    let refused = bed.service_named("refused");
+    fixture.operator().consul(&proxy.addr()).ready().await?;
+    let refused = fixture.service_named("refused");
     let check = json!({ "checks": [{ "name": "ping", "h2ping": {} }] });
-    bed.apply("refused", &merged(bed.spec(json!({ "name": refused })), check.clone())).await?;
-    bed.apply_web(json!({})).await?;
-    bed.wait_for_pods(&[&pods[0], &pods[1]]).await?;
-    bed.wait_flawless("web").await?;
-    let message = bed.wait_for_condition("refused", "Registered", "False", "Refused").await?;
+    fixture.apply("refused", &merged(fixture.spec(json!({ "name": refused })), check.clone())).await?;
+    fixture.apply_web(json!({})).await?;
+    fixture.wait_for_pods(&[&pods[0], &pods[1]]).await?;
+    fixture.wait_flawless("web").await?;
+    let message = fixture.wait_for_condition("refused", "Registered", "False", "Refused").await?;
     ensure!(message.contains(WORDS) && message.contains("0 of 2"), "not Consul's own words: {message}");
-    bed.wait_for_condition("refused", "Ready", "False", "Refused").await?;
-    ensure!(bed.wait_for_event("refused", "Refused").await?.contains(WORDS), "not in the Event");
-    ensure!(bed.consul().instances(&refused).await?.is_empty(), "it is registered all the same");
+    fixture.wait_for_condition("refused", "Ready", "False", "Refused").await?;
+    ensure!(fixture.wait_for_event("refused", "Refused").await?.contains(WORDS), "not in the Event");
+    ensure!(fixture.consul().instances(&refused).await?.is_empty(), "it is registered all the same");
 
     // An edit to such a check: what is registered stays as it is, and goes on once the check is gone.
-    let before = fingerprint(bed, &bed.service).await?;
-    bed.apply_web(merged(check, json!({ "tags": ["new"] }))).await?;
-    bed.wait_for_condition("web", "Registered", "False", "Refused").await?;
-    let after = fingerprint(bed, &bed.service).await?;
+    let before = fingerprint(fixture, &fixture.service).await?;
+    fixture.apply_web(merged(check, json!({ "tags": ["new"] }))).await?;
+    fixture.wait_for_condition("web", "Registered", "False", "Refused").await?;
+    let after = fingerprint(fixture, &fixture.service).await?;
     ensure!(after == before, "what was registered did not stay:\n{before:?}\n{after:?}");
-    bed.apply_web(json!({ "tags": ["new"] })).await?;
-    bed.wait_for("as specified again", |found| found.len() == 2 && found.iter().all(|i| i.tags == ["new"])).await?;
-    bed.wait_flawless("web").await
+    fixture.apply_web(json!({ "tags": ["new"] })).await?;
+    fixture.wait_for("as specified again", |found| found.len() == 2 && found.iter().all(|i| i.tags == ["new"])).await?;
+    fixture.wait_flawless("web").await
 }
 
-pub(crate) async fn an_address_that_is_not_allowed(bed: &Bed) -> Result<()> {
-    let pods = bed.web(1).await?;
-    bed.operator().flag("--allow-static", "198.51.100.0/24").ready().await?;
+pub(crate) async fn an_address_that_is_not_allowed(fixture: &Fixture) -> Result<()> {
+    let pods = fixture.web(1).await?;
+    fixture.operator().flag("--allow-static", "198.51.100.0/24").ready().await?;
     let wan = |address: &str| json!({ "taggedAddresses": { "wan": { "address": address, "port": 443 } } });
-    bed.apply_web(wan("198.51.100.1")).await?;
-    bed.wait_for_pods(&[&pods[0]]).await?;
-    bed.wait_ready("web").await?;
-    let before = fingerprint(bed, &bed.service).await?;
-    bed.apply_web(wan("203.0.113.1")).await?;
-    let message = bed.wait_for_condition("web", "Accepted", "False", "NotAllowed").await?;
+    fixture.apply_web(wan("198.51.100.1")).await?;
+    fixture.wait_for_pods(&[&pods[0]]).await?;
+    fixture.wait_ready("web").await?;
+    let before = fingerprint(fixture, &fixture.service).await?;
+    fixture.apply_web(wan("203.0.113.1")).await?;
+    let message = fixture.wait_for_condition("web", "Accepted", "False", "NotAllowed").await?;
     ensure!(message.contains("203.0.113.1") && message.contains("--allow-static"), "{message}");
-    ensure!(fingerprint(bed, &bed.service).await? == before, "what was registered did not stay");
+    ensure!(fingerprint(fixture, &fixture.service).await? == before, "what was registered did not stay");
     // What is registered still follows the pods.
-    bed.namespace.set_ready("web-0", false).await?;
+    fixture.namespace.set_ready("web-0", false).await?;
     let critical = |found: &[lictor_testbed::Instance]| matches!(found, [one] if one.status == "critical");
-    bed.consul().wait_for(&bed.service, "critical", critical, SOON).await.map(drop)
+    fixture.consul().wait_for(&fixture.service, "critical", critical, SOON).await.map(drop)
 }
 
-pub(crate) async fn a_write_that_fails_each_time(bed: &Bed) -> Result<()> {
-    let pods = bed.web(4).await?;
-    let proxy = Proxy::start(&bed.consul_address()).await?;
+pub(crate) async fn a_write_that_fails_each_time(fixture: &Fixture) -> Result<()> {
+    let pods = fixture.web(4).await?;
+    let proxy = Proxy::start(&fixture.consul_address()).await?;
     let (lost, stumbles) = (pods[1].uid.clone(), pods[2].uid.clone());
     proxy.set_fault(Fault::Rule(Arc::new(move |record: &Record| {
         let about = |uid: &str| record.path.contains(uid) || String::from_utf8_lossy(&record.body).contains(uid);
@@ -174,41 +176,41 @@ pub(crate) async fn a_write_that_fails_each_time(bed: &Bed) -> Result<()> {
         let failed = about(&stumbles).then(|| Fault::Status(500, words, Vec::new()));
         if about(&lost) { Some(Fault::Refuse) } else { failed }
     })));
-    let operator = bed.operator().consul(&proxy.addr()).ready().await?;
-    bed.apply_web(json!({})).await?;
-    bed.wait_for_pods(&[&pods[0], &pods[3]]).await?;
-    let message = bed.wait_for_condition("web", "Registered", "False", "Refused").await?;
+    let operator = fixture.operator().consul(&proxy.addr()).ready().await?;
+    fixture.apply_web(json!({})).await?;
+    fixture.wait_for_pods(&[&pods[0], &pods[3]]).await?;
+    let message = fixture.wait_for_condition("web", "Registered", "False", "Refused").await?;
     ensure!(message.contains("while Consul carries out others"), "{message}");
-    bed.wait_for_counts("web", [4, 2, 2, 0]).await?;
+    fixture.wait_for_counts("web", [4, 2, 2, 0]).await?;
     let of_both = |problems: &Vec<Value>| {
         let of = |pod: usize| problems.iter().any(|problem| problem["instance"].to_string().contains(&pods[pod].uid));
         of(1) && of(2)
     };
     wait::until("a problem of each", SOON, || async {
-        let web = bed.resources().get("web").await?;
+        let web = fixture.resources().get("web").await?;
         Ok(web.data["status"]["problems"].as_array().is_some_and(of_both).then_some(()))
     })
     .await?;
 
     // Others go on, and Consul is not said to be away.
-    bed.namespace.set_ready("web-0", false).await?;
-    bed.wait_for_counts("web", [4, 2, 1, 1]).await?;
-    let other = bed.service_named("other");
-    bed.apply("other", &bed.spec(json!({ "name": other, "port": "http", "tags": ["other"] }))).await?;
-    bed.consul().wait_for(&other, "the two that can be", |found| found.len() == 2, SOON).await?;
-    bed.wait_for_a_look(&operator).await?;
+    fixture.namespace.set_ready("web-0", false).await?;
+    fixture.wait_for_counts("web", [4, 2, 1, 1]).await?;
+    let other = fixture.service_named("other");
+    fixture.apply("other", &fixture.spec(json!({ "name": other, "port": "http", "tags": ["other"] }))).await?;
+    fixture.consul().wait_for(&other, "the two that can be", |found| found.len() == 2, SOON).await?;
+    fixture.wait_for_a_look(&operator).await?;
     let ready = operator.get("/readyz").await?;
     ensure!(ready.starts_with("ok"), "{ready}");
 
     proxy.set_fault(Fault::None);
-    bed.namespace.set_ready("web-0", true).await?;
-    bed.wait_for_pods(&[&pods[0], &pods[1], &pods[2], &pods[3]]).await?;
-    bed.wait_ready("web").await
+    fixture.namespace.set_ready("web-0", true).await?;
+    fixture.wait_for_pods(&[&pods[0], &pods[1], &pods[2], &pods[3]]).await?;
+    fixture.wait_ready("web").await
 }
 
-pub(crate) async fn a_target_that_names_no_pod(bed: &Bed) -> Result<()> {
-    bed.nodes().await?;
-    bed.namespace.apply_service("web", &[], &[("http", 80, "8080")]).await?;
+pub(crate) async fn a_target_that_names_no_pod(fixture: &Fixture) -> Result<()> {
+    fixture.nodes().await?;
+    fixture.namespace.apply_service("web", &[], &[("http", 80, "8080")]).await?;
     let address = |octet| Ipv4Addr::new(10, 1, 1, octet);
     let uid = "0b4f2a6e-9c1d-4e3f-8a7b-5c6d7e8f9a0b";
     let long = ":".repeat(20_000);
@@ -220,10 +222,10 @@ pub(crate) async fn a_target_that_names_no_pod(bed: &Bed) -> Result<()> {
             ..NewEndpoint::new(address(octet).into())
         })
         .collect();
-    bed.namespace.apply_slice("web-1", "web", &[("http", 8080)], &endpoints).await?;
-    let operator = bed.operate().await?;
-    bed.apply_web(json!({})).await?;
-    let found = bed.wait_for("all of them, passing", |found| {
+    fixture.namespace.apply_slice("web-1", "web", &[("http", 8080)], &endpoints).await?;
+    let operator = fixture.operate().await?;
+    fixture.apply_web(json!({})).await?;
+    let found = fixture.wait_for("all of them, passing", |found| {
         found.len() == pods.len() && found.iter().all(|instance| instance.status == "passing")
     });
     for instance in found.await? {
@@ -232,6 +234,6 @@ pub(crate) async fn a_target_that_names_no_pod(bed: &Bed) -> Result<()> {
         ensure!(instance.id.contains(&format!(":{target}:")), "{instance:?}");
         ensure!(instance.meta.contains_key("k8s-pod") == is_a_pods, "{instance:?}");
     }
-    bed.wait_ready("web").await?;
+    fixture.wait_ready("web").await?;
     operator.wait_ready(SOON).await
 }

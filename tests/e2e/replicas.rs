@@ -13,7 +13,7 @@ use kube::api::ListParams;
 use lictor_testbed::{Fault, Hold, Operator, Proxy, Record, TestPod, wait};
 use serde_json::json;
 
-use crate::bed::{Bed, SOON};
+use crate::fixture::{Fixture, SOON};
 use crate::launch::Launch;
 use crate::listening::{Listening, Way};
 use crate::outages::wait_not_ready;
@@ -29,11 +29,11 @@ struct Replica {
 }
 
 impl Replica {
-    async fn start(bed: &Bed, number: usize) -> Result<Self> {
+    async fn start(fixture: &Fixture, number: usize) -> Result<Self> {
         let identity = format!("replica-{number}");
-        let proxy = Proxy::start(&bed.consul_address()).await?;
-        let launch = bed.operator().consul(&proxy.addr()).switch("--leader-election");
-        let launch = launch.flag("--lease-namespace", bed.namespace.name()).flag("--identity", &identity);
+        let proxy = Proxy::start(&fixture.consul_address()).await?;
+        let launch = fixture.operator().consul(&proxy.addr()).switch("--leader-election");
+        let launch = launch.flag("--lease-namespace", fixture.namespace.name()).flag("--identity", &identity);
         Ok(Self { identity, operator: launch.ready().await?, proxy })
     }
 
@@ -61,22 +61,22 @@ fn changes_an_instance(record: &Record) -> bool {
 }
 
 /// A leader that has registered two pods, and a replica that stands by.
-async fn two(bed: &Bed) -> Result<(Replica, Replica, Vec<TestPod>)> {
-    let pods = bed.web(2).await?;
-    bed.apply_web(json!({})).await?;
-    let first = Replica::start(bed, 0).await?;
+async fn two(fixture: &Fixture) -> Result<(Replica, Replica, Vec<TestPod>)> {
+    let pods = fixture.web(2).await?;
+    fixture.apply_web(json!({})).await?;
+    let first = Replica::start(fixture, 0).await?;
     first.until_it_leads().await?;
-    bed.wait_for_pods(&pods.iter().collect::<Vec<_>>()).await?;
-    let second = Replica::start(bed, 1).await?;
+    fixture.wait_for_pods(&pods.iter().collect::<Vec<_>>()).await?;
+    let second = Replica::start(fixture, 1).await?;
     ensure!(second.operator.get("/readyz").await?.contains("standing by"));
     Ok((first, second, pods))
 }
 
 /// Flips a third pod's readiness, so that there is always something to write.
-async fn keep_changing(bed: &Bed, pod: &str, done: &AtomicBool) -> Result<()> {
+async fn keep_changing(fixture: &Fixture, pod: &str, done: &AtomicBool) -> Result<()> {
     let mut ready = false;
     while !done.load(Ordering::SeqCst) {
-        bed.namespace.set_ready(pod, ready).await?;
+        fixture.namespace.set_ready(pod, ready).await?;
         ready = !ready;
         // The pace of the changes, not a wait for anything.
         tokio::time::sleep(Duration::from_millis(100)).await;
@@ -85,10 +85,10 @@ async fn keep_changing(bed: &Bed, pod: &str, done: &AtomicBool) -> Result<()> {
 }
 
 /// Looks all the time whether an instance that lives is gone.
-async fn keep_looking(bed: &Bed, pods: &[TestPod], done: &AtomicBool) -> Result<()> {
+async fn keep_looking(fixture: &Fixture, pods: &[TestPod], done: &AtomicBool) -> Result<()> {
     let mut looks = 0;
     while looks < LOOKS || !done.load(Ordering::SeqCst) {
-        let found = bed.instances().await?;
+        let found = fixture.instances().await?;
         for pod in pods {
             let there = found.iter().any(|i| i.address == pod.ip.to_string() && i.status == "passing");
             ensure!(there, "{} was not there, or not passing: {found:#?}", pod.name);
@@ -102,9 +102,9 @@ async fn keep_looking(bed: &Bed, pods: &[TestPod], done: &AtomicBool) -> Result<
 /// So many looks at least show something.
 const LOOKS: usize = 100;
 
-pub(crate) async fn one_takes_over_from_one_that_is_killed(bed: &Bed) -> Result<()> {
-    let (mut leader, mut standby, pods) = two(bed).await?;
-    let restless = bed.web_pod("restless", "a").await?;
+pub(crate) async fn one_takes_over_from_one_that_is_killed(fixture: &Fixture) -> Result<()> {
+    let (mut leader, mut standby, pods) = two(fixture).await?;
+    let restless = fixture.web_pod("restless", "a").await?;
     let kills = std::env::var("LICTOR_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(KILLS);
     let done = AtomicBool::new(false);
     let kill_in_turn = async {
@@ -115,64 +115,67 @@ pub(crate) async fn one_takes_over_from_one_that_is_killed(bed: &Bed) -> Result<
             let killed = Instant::now();
             leader.operator.kill()?;
             gaps.push(standby.first_change().await?.saturating_duration_since(killed));
-            leader = std::mem::replace(&mut standby, Replica::start(bed, number + 2).await?);
+            leader = std::mem::replace(&mut standby, Replica::start(fixture, number + 2).await?);
         }
         done.store(true, Ordering::SeqCst);
         anyhow::Ok(gaps)
     };
-    let (gaps, (), ()) =
-        tokio::try_join!(kill_in_turn, keep_changing(bed, &restless.name, &done), keep_looking(bed, &pods, &done))?;
-    println!("next write after a kill, {} mode: {gaps:?}", bed.mode.as_str());
+    let (gaps, (), ()) = tokio::try_join!(
+        kill_in_turn,
+        keep_changing(fixture, &restless.name, &done),
+        keep_looking(fixture, &pods, &done)
+    )?;
+    println!("next write after a kill, {} mode: {gaps:?}", fixture.mode.as_str());
     Ok(())
 }
 
-pub(crate) async fn one_hands_over_when_it_is_told_to_stop(bed: &Bed) -> Result<()> {
-    let (leader, standby, mut pods) = two(bed).await?;
+pub(crate) async fn one_hands_over_when_it_is_told_to_stop(fixture: &Fixture) -> Result<()> {
+    let (leader, standby, mut pods) = two(fixture).await?;
     standby.proxy.clear();
     let stopped = Instant::now();
     leader.operator.terminate(SOON).await?;
     standby.until_it_leads().await?;
-    println!("handover, {} mode: {:?}", bed.mode.as_str(), stopped.elapsed());
-    pods.push(bed.web_pod("web-2", "a").await?);
-    bed.wait_for_pods(&pods.iter().collect::<Vec<_>>()).await?;
+    println!("handover, {} mode: {:?}", fixture.mode.as_str(), stopped.elapsed());
+    pods.push(fixture.web_pod("web-2", "a").await?);
+    fixture.wait_for_pods(&pods.iter().collect::<Vec<_>>()).await?;
     standby.first_change().await?;
     Ok(())
 }
 
-pub(crate) async fn one_that_slept_past_its_time_begins_no_request(bed: &Bed) -> Result<()> {
-    let (leader, standby, mut pods) = two(bed).await?;
+pub(crate) async fn one_that_slept_past_its_time_begins_no_request(fixture: &Fixture) -> Result<()> {
+    let (leader, standby, mut pods) = two(fixture).await?;
     leader.operator.process().signal("STOP")?;
     standby.until_it_leads().await?;
     // Something to do for whoever thinks that it leads.
-    pods.push(bed.web_pod("web-2", "a").await?);
-    bed.wait_for_pods(&pods.iter().collect::<Vec<_>>()).await?;
+    pods.push(fixture.web_pod("web-2", "a").await?);
+    fixture.wait_for_pods(&pods.iter().collect::<Vec<_>>()).await?;
     leader.proxy.clear();
     leader.operator.process().signal("CONT")?;
     wait::until("the sleeper knows that it leads no more", SOON, || async {
         Ok((!leader.leads().await?).then_some(()))
     })
     .await?;
-    pods.push(bed.web_pod("web-3", "b").await?);
-    bed.wait_for_pods(&pods.iter().collect::<Vec<_>>()).await?;
+    pods.push(fixture.web_pod("web-3", "b").await?);
+    fixture.wait_for_pods(&pods.iter().collect::<Vec<_>>()).await?;
     let asked = leader.proxy.records();
     ensure!(asked.is_empty(), "the sleeper asked Consul: {asked:?}");
     Ok(())
 }
 
 /// A write that hangs in the network until another replica has written is rolled back.
-pub(crate) async fn a_late_write_of_the_old_leader_is_fenced_off(bed: &Bed) -> Result<()> {
-    let (leader, standby, pods) = two(bed).await?;
+pub(crate) async fn a_late_write_of_the_old_leader_is_fenced_off(fixture: &Fixture) -> Result<()> {
+    let (leader, standby, pods) = two(fixture).await?;
     let hold = Hold::default();
     leader.proxy.clear();
     leader.proxy.set_fault(Fault::Hold(hold.clone()));
     // The old leader sends that it is not ready, and sleeps before it could give the request up.
-    bed.namespace.set_ready(&pods[0].name, false).await?;
+    fixture.namespace.set_ready(&pods[0].name, false).await?;
     wait::until("the old leader's write", SOON, || async { Ok((!leader.proxy.writes().is_empty()).then_some(())) })
         .await?;
     leader.operator.process().signal("STOP")?;
     standby.until_it_leads().await?;
-    bed.namespace.set_ready(&pods[0].name, true).await?;
-    bed.wait_for_pods(&pods.iter().collect::<Vec<_>>()).await?;
+    fixture.namespace.set_ready(&pods[0].name, true).await?;
+    fixture.wait_for_pods(&pods.iter().collect::<Vec<_>>()).await?;
     // Its own way to Consul may have been in trouble for a moment, too.
     wait::until("the new leader stands", SOON, || async { standby.operator.get("/readyz").await.map(Some) }).await?;
     hold.release();
@@ -182,26 +185,26 @@ pub(crate) async fn a_late_write_of_the_old_leader_is_fenced_off(bed: &Bed) -> R
     };
     let (status, writes) = wait::until("Consul's answer to the late write", SOON, answered).await?;
     ensure!(status == 409, "the late write was not rolled back: {writes:?}");
-    bed.wait_for_pods(&pods.iter().collect::<Vec<_>>()).await?;
+    fixture.wait_for_pods(&pods.iter().collect::<Vec<_>>()).await?;
     leader.operator.process().signal("CONT")?;
-    ensure!(leases(bed).list(&ListParams::default()).await?.items.len() == 1);
+    ensure!(leases(fixture).list(&ListParams::default()).await?.items.len() == 1);
     Ok(())
 }
 
-fn leases(bed: &Bed) -> Api<Lease> {
-    Api::namespaced(bed.namespace.client().clone(), bed.namespace.name())
+fn leases(fixture: &Fixture) -> Api<Lease> {
+    Api::namespaced(fixture.namespace.client().clone(), fixture.namespace.name())
 }
 
 /// Whom the one Lease names; nobody if that is empty.
-async fn holder(bed: &Bed) -> Result<String> {
-    let found = leases(bed).list(&ListParams::default()).await?.items.pop();
+async fn holder(fixture: &Fixture) -> Result<String> {
+    let found = leases(fixture).list(&ListParams::default()).await?.items.pop();
     Ok(found.and_then(|lease| lease.spec).and_then(|spec| spec.holder_identity).unwrap_or_default())
 }
 
 /// An operator that takes part in the election, by way of a proxy before the apiserver.
-fn behind<'a>(bed: &'a Bed, listening: &Listening, identity: &str) -> Launch<'a> {
-    let launch = bed.operator().kubeconfig(&listening.kubeconfig).switch("--leader-election");
-    launch.flag("--lease-namespace", bed.namespace.name()).flag("--identity", identity)
+fn behind<'a>(fixture: &'a Fixture, listening: &Listening, identity: &str) -> Launch<'a> {
+    let launch = fixture.operator().kubeconfig(&listening.kubeconfig).switch("--leader-election");
+    launch.flag("--lease-namespace", fixture.namespace.name()).flag("--identity", identity)
 }
 
 async fn leads(operator: &Operator) -> Result<bool> {
@@ -209,37 +212,38 @@ async fn leads(operator: &Operator) -> Result<bool> {
 }
 
 /// What is logged where a lead ends.
-const LOST: &str = "leads no more";
+const LOST: &str = "lost leadership";
 
-pub(crate) async fn one_leads_where_kubernetes_is_slow(bed: &Bed) -> Result<()> {
-    let mut pods = bed.web(2).await?;
-    bed.apply_web(json!({})).await?;
-    let listening = Listening::to(&bed.kubeconfig).await?;
+pub(crate) async fn one_leads_where_kubernetes_is_slow(fixture: &Fixture) -> Result<()> {
+    let mut pods = fixture.web(2).await?;
+    fixture.apply_web(json!({})).await?;
+    let listening = Listening::to(&fixture.kubeconfig).await?;
     let slow = |millis| listening.rule(move |_| Some(Way::Late(Duration::from_millis(millis))));
     // With the default of 4 s, which can be kept where a request takes less than 2.66 s: with some to spare for a busy
     // machine.
     slow(2000);
-    let first = behind(bed, &listening, "default").ready().await?;
+    let first = behind(fixture, &listening, "default").ready().await?;
     wait::until("it leads", SOON, || async { Ok(leads(&first).await?.then_some(())) }).await?;
-    bed.wait_for_pods(&pods.iter().collect::<Vec<_>>()).await?;
+    fixture.wait_for_pods(&pods.iter().collect::<Vec<_>>()).await?;
     first.terminate(SOON).await?;
-    wait::until("the Lease is nobody's", SOON, || async { Ok(holder(bed).await?.is_empty().then_some(())) }).await?;
+    wait::until("the Lease is nobody's", SOON, || async { Ok(holder(fixture).await?.is_empty().then_some(())) })
+        .await?;
 
     // So slow that renewals have to overlap: a Lease of 6 s can be kept where a request takes less than 4 s.
     slow(3000);
-    let first = behind(bed, &listening, "first").flag("--lease-duration", "6s").ready().await?;
+    let first = behind(fixture, &listening, "first").flag("--lease-duration", "6s").ready().await?;
     wait::until("it leads", SOON, || async { Ok(leads(&first).await?.then_some(())) }).await?;
-    let second = behind(bed, &listening, "second").flag("--lease-duration", "6s").ready().await?;
+    let second = behind(fixture, &listening, "second").flag("--lease-duration", "6s").ready().await?;
     let since = Instant::now();
     while since.elapsed() < Duration::from_secs(12) {
         let acts = (leads(&first).await?, leads(&second).await?);
         ensure!(acts == (true, false), "who acts: {acts:?}");
-        let named = holder(bed).await?;
+        let named = holder(fixture).await?;
         ensure!(named.starts_with("first_"), "the Lease names {named:?}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    pods.push(bed.web_pod("web-2", "a").await?);
-    bed.wait_for_pods(&pods.iter().collect::<Vec<_>>()).await?;
+    pods.push(fixture.web_pod("web-2", "a").await?);
+    fixture.wait_for_pods(&pods.iter().collect::<Vec<_>>()).await?;
     ensure!(!first.log().contains(LOST), "it lost the lead");
 
     // Too slow for anybody: nobody acts, and nobody is named. What is registered stays.
@@ -247,19 +251,20 @@ pub(crate) async fn one_leads_where_kubernetes_is_slow(bed: &Bed) -> Result<()> 
     for operator in [&first, &second] {
         wait_not_ready(operator, "raise --lease-duration").await?;
     }
-    wait::until("the Lease is nobody's", SOON, || async { Ok(holder(bed).await?.is_empty().then_some(())) }).await?;
+    wait::until("the Lease is nobody's", SOON, || async { Ok(holder(fixture).await?.is_empty().then_some(())) })
+        .await?;
     ensure!(!leads(&first).await? && !leads(&second).await?);
-    bed.wait_for_pods(&pods.iter().collect::<Vec<_>>()).await?;
+    fixture.wait_for_pods(&pods.iter().collect::<Vec<_>>()).await?;
     slow(0);
-    pods.push(bed.web_pod("web-3", "b").await?);
-    bed.wait_for_pods(&pods.iter().collect::<Vec<_>>()).await?;
+    pods.push(fixture.web_pod("web-3", "b").await?);
+    fixture.wait_for_pods(&pods.iter().collect::<Vec<_>>()).await?;
     Ok(())
 }
 
-pub(crate) async fn a_long_list_costs_no_lead(bed: &Bed) -> Result<()> {
-    let pods = bed.web(2).await?;
-    bed.apply_web(json!({})).await?;
-    let listening = Listening::to(&bed.kubeconfig).await?;
+pub(crate) async fn a_long_list_costs_no_lead(fixture: &Fixture) -> Result<()> {
+    let pods = fixture.web(2).await?;
+    fixture.apply_web(json!({})).await?;
+    let listening = Listening::to(&fixture.kubeconfig).await?;
     // Longer than the Lease holds without a renewal.
     let long = Duration::from_secs(6);
     let kinds = ["consulservices", "services", "endpointslices", "nodes", "pods"];
@@ -267,14 +272,16 @@ pub(crate) async fn a_long_list_costs_no_lead(bed: &Bed) -> Result<()> {
         let list = look.is_some_and(|look| !look.is_watch && kinds.contains(&look.kind.as_str()));
         list.then_some(Way::LateBody(long))
     });
-    let operator = behind(bed, &listening, "first").start()?;
-    wait::until("the Lease names it", SOON, || async { Ok(holder(bed).await?.starts_with("first_").then_some(())) })
-        .await?;
+    let operator = behind(fixture, &listening, "first").start()?;
+    wait::until("the Lease names it", SOON, || async {
+        Ok(holder(fixture).await?.starts_with("first_").then_some(()))
+    })
+    .await?;
     let begun = Instant::now();
-    bed.wait_for_pods(&pods.iter().collect::<Vec<_>>()).await?;
+    fixture.wait_for_pods(&pods.iter().collect::<Vec<_>>()).await?;
     ensure!(begun.elapsed() > long, "the lists were not held back");
     operator.wait_ready(SOON).await?;
-    ensure!(leads(&operator).await? && holder(bed).await?.starts_with("first_"));
+    ensure!(leads(&operator).await? && holder(fixture).await?.starts_with("first_"));
     ensure!(!operator.log().contains(LOST), "a list cost the lead:\n{}", operator.log());
     Ok(())
 }

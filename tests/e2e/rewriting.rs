@@ -15,7 +15,7 @@ use lictor_testbed::{
 use serde_json::json;
 use tokio::sync::OnceCell;
 
-use crate::bed::{Bed, LARGE, apply, install_crd, resources};
+use crate::fixture::{Fixture, LARGE, apply, install_crd, resources};
 
 const SLICES: usize = 60;
 
@@ -53,7 +53,7 @@ async fn gradual(programs: &Programs) -> Result<&'static ControlPlane> {
 
 /// A Service of many pods on two nodes, with a resource.
 struct Shop<'a> {
-    bed: &'a Bed,
+    fixture: &'a Fixture,
     namespace: TestNamespace,
     pods: Vec<TestPod>,
     made: usize,
@@ -63,18 +63,18 @@ struct Shop<'a> {
 
 impl<'a> Shop<'a> {
     /// Makes so many pods, and has an operator register them.
-    async fn open(bed: &'a Bed, plane: &ControlPlane, many: usize) -> Result<Self> {
-        bed.own_consul(ConsulOptions::default()).await?;
-        let namespace = TestNamespace::create(plane, &format!("shop-{}", bed.mode.as_str())).await?;
+    async fn open(fixture: &'a Fixture, plane: &ControlPlane, many: usize) -> Result<Self> {
+        fixture.own_consul(ConsulOptions::default()).await?;
+        let namespace = TestNamespace::create(plane, &format!("shop-{}", fixture.mode.as_str())).await?;
         for (name, address) in [("a", "192.0.2.10"), ("b", "192.0.2.11")] {
             namespace.create_node(name, address.parse()?, "zone-1").await?;
         }
-        let mut shop = Self { bed, namespace, pods: Vec::new(), made: 0, seen: Vec::new() };
+        let mut shop = Self { fixture, namespace, pods: Vec::new(), made: 0, seen: Vec::new() };
         shop.ports(&[("http", 80, "8080")]).await?;
         shop.grow(many).await?;
-        let operator = bed.operator().kubeconfig(plane.kubeconfig()).namespace(shop.namespace.name());
+        let operator = fixture.operator().kubeconfig(plane.kubeconfig()).namespace(shop.namespace.name());
         operator.ready().await?;
-        apply(&resources(&shop.namespace), "web", &bed.spec(json!({ "port": 80 }))).await?;
+        apply(&resources(&shop.namespace), "web", &fixture.spec(json!({ "port": 80 }))).await?;
         shop.settle(&[("http", 8080)]).await?;
         Ok(shop)
     }
@@ -129,19 +129,19 @@ impl<'a> Shop<'a> {
         };
         self.namespace.wait_for_slices("web", &format!("{many} endpoints with {ports:?}"), followed, STEP).await?;
         let just_these = |found: &[lictor_testbed::Instance]| found.len() == many;
-        let consul = self.bed.consul();
-        consul.wait_for(&self.bed.service, &format!("{many} instances"), just_these, STEP).await?;
+        let consul = self.fixture.consul();
+        consul.wait_for(&self.fixture.service, &format!("{many} instances"), just_these, STEP).await?;
         self.namespace.wait_for_condition("csvc/web", "Ready", "True", STEP).await
     }
 
     fn reader(&self, living: &[TestPod]) -> Reader {
         let living = living.iter().map(|pod| pod.ip.to_string());
-        Reader::begin(&self.bed.consul_address(), &self.bed.service, living)
+        Reader::begin(&self.fixture.consul_address(), &self.fixture.service, living)
     }
 
     async fn note(&mut self, step: &str, reader: Reader) -> Result<()> {
         let seen = reader.end().await?;
-        println!("{}: {step}: {seen}", self.bed.mode.as_str());
+        println!("{}: {step}: {seen}", self.fixture.mode.as_str());
         self.seen.push((step.to_owned(), seen));
         Ok(())
     }
@@ -161,9 +161,9 @@ fn has_ports(slice: &EndpointSlice, ports: &[(&str, u16)]) -> bool {
     slice.ports.iter().flatten().count() == ports.len() && ports.iter().all(has)
 }
 
-pub(crate) async fn slices_are_rewritten_one_by_one(bed: &Bed) -> Result<()> {
+pub(crate) async fn slices_are_rewritten_one_by_one(fixture: &Fixture) -> Result<()> {
     let many = endpoints();
-    let mut shop = Shop::open(bed, gradual(bed.programs).await?, many).await?;
+    let mut shop = Shop::open(fixture, gradual(fixture.programs).await?, many).await?;
 
     for (step, ports, numbers) in [
         (
@@ -221,11 +221,11 @@ pub(crate) async fn slices_are_rewritten_one_by_one(bed: &Bed) -> Result<()> {
 
 /// What takes slices away as a whole: somebody deletes all of them, the Service is deleted and made anew, its Node is away for
 /// a moment; and the controller ends in the middle of writing them.
-pub(crate) async fn all_slices_go_and_come_back(bed: &Bed) -> Result<()> {
+pub(crate) async fn all_slices_go_and_come_back(fixture: &Fixture) -> Result<()> {
     let options = gradually();
-    let plane = ControlPlane::start_with(bed.programs, &options).await?;
+    let plane = ControlPlane::start_with(fixture.programs, &options).await?;
     install_crd(&plane).await?;
-    let mut shop = Shop::open(bed, &plane, endpoints()).await?;
+    let mut shop = Shop::open(fixture, &plane, endpoints()).await?;
     let ports = [("http", 8080)];
     let (http, metrics) = (("http", 80, "8080"), ("metrics", 90, "9090"));
 
@@ -254,7 +254,7 @@ pub(crate) async fn all_slices_go_and_come_back(bed: &Bed) -> Result<()> {
         slices.iter().any(follow)
     };
     shop.namespace.wait_for_slices("web", "some that follow", begun, STEP).await?;
-    plane.restart_controllers(bed.programs, &options)?;
+    plane.restart_controllers(fixture.programs, &options)?;
     let ports = [("http", 8080), ("metrics", 9090)];
     shop.settle(&ports).await?;
     shop.note("the controller starts anew in the middle of its writes", reader).await?;

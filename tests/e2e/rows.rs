@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use lictor_testbed::Instance;
 use serde_json::{Value, json};
 
-use crate::bed::{Bed, Mode, path_segment};
+use crate::fixture::{Fixture, Mode, path_segment};
 
 /// An instance to be put into Consul.
 #[derive(Clone, Debug)]
@@ -22,11 +22,11 @@ pub(crate) struct Row {
 
 impl Row {
     /// One that nobody but a test could have made: a virtual machine on a node of its own.
-    pub(crate) fn of_a_machine(bed: &Bed) -> Self {
+    pub(crate) fn of_a_machine(fixture: &Fixture) -> Self {
         Self {
-            node: format!("vm-{}", bed.cluster),
+            node: format!("vm-{}", fixture.cluster),
             id: "vm-1".to_owned(),
-            service: bed.service.clone(),
+            service: fixture.service.clone(),
             address: "198.51.100.77".to_owned(),
             port: 9090,
             tags: vec!["vm".to_owned()],
@@ -35,11 +35,11 @@ impl Row {
     }
 
     /// A copy of what is there.
-    pub(crate) fn of(bed: &Bed, instance: &Instance) -> Self {
+    pub(crate) fn of(fixture: &Fixture, instance: &Instance) -> Self {
         Self {
             node: instance.node.clone(),
             id: instance.id.clone(),
-            service: bed.service.clone(),
+            service: fixture.service.clone(),
             address: instance.address.clone(),
             port: instance.port,
             tags: instance.tags.clone(),
@@ -54,16 +54,16 @@ impl Row {
     }
 
     /// Writes it through the catalog, whatever its node.
-    pub(crate) async fn put_in_catalog(&self, bed: &Bed) -> Result<()> {
-        self.write_to_catalog(bed, false).await
+    pub(crate) async fn put_in_catalog(&self, fixture: &Fixture) -> Result<()> {
+        self.write_to_catalog(fixture, false).await
     }
 
     /// Likewise, as a user does whom `EnableTagOverride` lets edit the tags.
-    pub(crate) async fn put_in_catalog_overriding(&self, bed: &Bed) -> Result<()> {
-        self.write_to_catalog(bed, true).await
+    pub(crate) async fn put_in_catalog_overriding(&self, fixture: &Fixture) -> Result<()> {
+        self.write_to_catalog(fixture, true).await
     }
 
-    async fn write_to_catalog(&self, bed: &Bed, enable_tag_override: bool) -> Result<()> {
+    async fn write_to_catalog(&self, fixture: &Fixture, enable_tag_override: bool) -> Result<()> {
         let body = json!({
             "Node": self.node,
             "Address": "192.0.2.77",
@@ -78,11 +78,11 @@ impl Row {
                 "EnableTagOverride": enable_tag_override,
             },
         });
-        bed.consul().put("/v1/catalog/register", &body).await.map(drop)
+        fixture.consul().put("/v1/catalog/register", &body).await.map(drop)
     }
 
     /// Writes it through the shared agent, whose node it is then on.
-    pub(crate) async fn put_on_agent(&self, bed: &Bed) -> Result<()> {
+    pub(crate) async fn put_on_agent(&self, fixture: &Fixture) -> Result<()> {
         let body = json!({
             "ID": self.id,
             "Name": self.service,
@@ -91,22 +91,22 @@ impl Row {
             "Tags": self.tags,
             "Meta": self.meta,
         });
-        bed.consul().put("/v1/agent/service/register", &body).await.map(drop)
+        fixture.consul().put("/v1/agent/service/register", &body).await.map(drop)
     }
 
     /// Writes it where the mode's own rows are written.
-    pub(crate) async fn put(&self, bed: &Bed) -> Result<()> {
-        match bed.mode {
-            Mode::Agent => self.put_on_agent(bed).await,
-            Mode::Catalog => self.put_in_catalog(bed).await,
+    pub(crate) async fn put(&self, fixture: &Fixture) -> Result<()> {
+        match fixture.mode {
+            Mode::Agent => self.put_on_agent(fixture).await,
+            Mode::Catalog => self.put_in_catalog(fixture).await,
         }
     }
 }
 
 /// Removes an instance by hand, where the mode's own rows are.
-pub(crate) async fn remove(bed: &Bed, instance: &Instance) -> Result<()> {
-    let consul = bed.consul();
-    match bed.mode {
+pub(crate) async fn remove(fixture: &Fixture, instance: &Instance) -> Result<()> {
+    let consul = fixture.consul();
+    match fixture.mode {
         Mode::Agent => {
             let path = format!("/v1/agent/service/deregister/{}", path_segment(&instance.id));
             consul.put(&path, &Value::Null).await?;
@@ -120,10 +120,10 @@ pub(crate) async fn remove(bed: &Bed, instance: &Instance) -> Result<()> {
 }
 
 /// Sets the readiness check of an instance by hand, where the mode's own checks are.
-pub(crate) async fn set_readiness(bed: &Bed, instance: &Instance, status: &str) -> Result<()> {
+pub(crate) async fn set_readiness(fixture: &Fixture, instance: &Instance, status: &str) -> Result<()> {
     let check = instance.checks.iter().find(|check| check.service_id == instance.id).context("no check")?;
-    let consul = bed.consul();
-    match bed.mode {
+    let consul = fixture.consul();
+    match fixture.mode {
         Mode::Agent => {
             let path = format!("/v1/agent/check/update/{}", path_segment(&check.id));
             consul.put(&path, &json!({ "Status": status })).await?;
@@ -149,9 +149,9 @@ pub(crate) async fn set_readiness(bed: &Bed, instance: &Instance, status: &str) 
 
 /// The services and their checks of one name in Consul, to the letter, with the index of each one's last write, by
 /// node and ID.
-pub(crate) async fn fingerprint(bed: &Bed, service: &str) -> Result<BTreeMap<String, Value>> {
+pub(crate) async fn fingerprint(fixture: &Fixture, service: &str) -> Result<BTreeMap<String, Value>> {
     let mut prints = BTreeMap::new();
-    for entry in bed.consul().services(service).await?.as_array().into_iter().flatten() {
+    for entry in fixture.consul().services(service).await?.as_array().into_iter().flatten() {
         let of_the_service = |check: &&Value| check["ServiceID"].as_str().is_some_and(|id| !id.is_empty());
         let checks: Vec<&Value> = entry["Checks"].as_array().into_iter().flatten().filter(of_the_service).collect();
         let key = format!("{} on {}", entry["Service"]["ID"], entry["Node"]["Node"]);

@@ -36,10 +36,10 @@ macro_rules! case {
     ($mode:ident yes $room:ident $name:ident) => {
         #[test]
         fn $name() {
-            fn scenario(bed: &crate::bed::Bed) -> futures::future::LocalBoxFuture<'_, anyhow::Result<()>> {
-                Box::pin(crate::$room::$name(bed))
+            fn scenario(fixture: &crate::fixture::Fixture) -> futures::future::LocalBoxFuture<'_, anyhow::Result<()>> {
+                Box::pin(crate::$room::$name(fixture))
             }
-            crate::bed::run(stringify!($name), crate::bed::Mode::$mode, scenario);
+            crate::fixture::run(stringify!($name), crate::fixture::Mode::$mode, scenario);
         }
     };
     ($mode:ident $reason:literal $room:ident $name:ident) => {
@@ -56,7 +56,7 @@ macro_rules! cell {
         Cell::Runs
     };
     ($reason:literal) => {
-        Cell::Blank($reason)
+        Cell::MissingValue($reason)
     };
 }
 
@@ -84,7 +84,7 @@ scenarios! {
     /// one pod behind two Services.
     appearing::slices_by_hand(agent: yes, catalog: yes);
 
-    /// Pods that a selector picks appear with no Service anywhere; labels decide, also when they or the selector are edited.
+    /// Pods that a selector matches appear with no Service anywhere; labels decide, also when they or the selector are edited.
     selected::pods_are_picked(agent: yes, catalog: yes);
     /// Such pods are critical while not ready; those that terminate or have ended leave at once, though they keep their address.
     selected::pods_live_and_die(agent: yes, catalog: yes);
@@ -307,14 +307,14 @@ scenarios! {
     /// Lists that take longer than the Lease's duration cost no lead.
     replicas::a_long_list_costs_no_lead(agent: yes, catalog: yes);
     /// A write of the old leader that arrives after the new one has written is rolled back.
-    replicas::a_late_write_of_the_old_leader_is_fenced_off(agent: "agents have no means to fence a write that is under way; the sweep puts it right", catalog: yes);
+    replicas::a_late_write_of_the_old_leader_is_fenced_off(agent: "agents have no means to fence a write that is under way; the resync puts it right", catalog: yes);
 
     /// `lictor plan` says what `run` would do, changes nothing, and ends with 0, 1 or 2.
     commands::a_plan_is_what_would_be_done(agent: yes, catalog: yes);
     /// `lictor doctor` registers a test instance, deregisters it, and says what is missing.
     commands::a_doctor_says_what_is_missing(agent: yes, catalog: yes);
-    /// `lictor release` takes the finalizers off while an operator runs, which stands by; `--deregister` leaves nothing.
-    commands::a_release_lets_go_of_the_cluster(agent: yes, catalog: yes);
+    /// `lictor detach` takes the finalizers off while an operator runs, which stands by; `--deregister` leaves nothing.
+    commands::detaching_leaves_nothing_behind(agent: yes, catalog: yes);
     /// A certificate of X.509 version 1, an encrypted key, a key of another certificate, authorities that are none, no PEM, nothing: one sentence with file, fault and remedy, for Consul and for Kubernetes.
     credentials::certificates_that_cannot_be_used(agent: yes, catalog: yes);
     /// A client certificate expires while Lictor runs: what is registered stays, and `/readyz` names the file and its time.

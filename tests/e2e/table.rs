@@ -26,7 +26,7 @@ pub(crate) enum Cells {
 /// A scenario in a mode.
 pub(crate) enum Cell {
     Runs,
-    Blank(&'static str),
+    MissingValue(&'static str),
 }
 
 /// The whole document.
@@ -43,7 +43,7 @@ pub(crate) fn document(lines: &[Line]) -> String {
     for line in lines {
         let mut cell = |cell: &Cell| match cell {
             Cell::Runs => "yes".to_owned(),
-            Cell::Blank(reason) => {
+            Cell::MissingValue(reason) => {
                 let known = blanks.iter().position(|known| known == reason);
                 let number = known.unwrap_or_else(|| {
                     blanks.push(*reason);

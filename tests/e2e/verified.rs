@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use lictor_testbed::{Instance, NewEndpoint, NewPod};
 use serde_json::json;
 
-use crate::bed::Bed;
+use crate::fixture::Fixture;
 
 fn addresses(found: &[Instance]) -> Vec<&str> {
     let mut addresses: Vec<_> = found.iter().map(|i| i.address.as_str()).collect();
@@ -12,46 +12,46 @@ fn addresses(found: &[Instance]) -> Vec<&str> {
     addresses
 }
 
-pub(crate) async fn endpoints_need_a_pod(bed: &Bed) -> Result<()> {
-    bed.namespace.apply_service("web", &[], &[("http", 80, "8080")]).await?;
+pub(crate) async fn endpoints_need_a_pod(fixture: &Fixture) -> Result<()> {
+    fixture.namespace.apply_service("web", &[], &[("http", 80, "8080")]).await?;
     let pod = |name: &str, ip| NewPod::new(name, "nowhere").ip(ip);
     let (there, later, wrong) = ("10.1.0.1".parse()?, "10.1.0.2".parse()?, "10.1.0.3".parse()?);
-    let real = bed.namespace.create_pod(pod("real", there)).await?;
+    let real = fixture.namespace.create_pod(pod("real", there)).await?;
     // The second has no pod. The third names one that has another address.
     let endpoints = [
         NewEndpoint::new(there),
         NewEndpoint::new(later),
         NewEndpoint { pod: Some((real.name.clone(), real.uid.clone())), ..NewEndpoint::new(wrong) },
     ];
-    bed.namespace.apply_slice("web-1", "web", &[("http", 8080)], &endpoints).await?;
-    let operator = bed.operator().switch("--verify-endpoints").ready().await?;
-    bed.apply_web(json!({})).await?;
-    bed.wait_for("the one with a pod", |found| addresses(found) == ["10.1.0.1"]).await?;
+    fixture.namespace.apply_slice("web-1", "web", &[("http", 8080)], &endpoints).await?;
+    let operator = fixture.operator().switch("--verify-endpoints").ready().await?;
+    fixture.apply_web(json!({})).await?;
+    fixture.wait_for("the one with a pod", |found| addresses(found) == ["10.1.0.1"]).await?;
     for (instance, address) in [("10.1.0.2", "10.1.0.2"), ("real", "10.1.0.3")] {
-        let message = bed.wait_for_problem("web", instance, "NotVerified").await?;
+        let message = fixture.wait_for_problem("web", instance, "NotVerified").await?;
         ensure!(message.contains(address), "{message}");
     }
-    bed.wait_for_condition("web", "Ready", "False", "NotVerified").await?;
-    bed.wait_for_counts("web", [1, 1, 1, 0]).await?;
+    fixture.wait_for_condition("web", "Ready", "False", "NotVerified").await?;
+    fixture.wait_for_counts("web", [1, 1, 1, 0]).await?;
 
     // It counts once there is a pod, and no longer than there is one. A pod of another namespace is not one of it.
-    let elsewhere = bed.other_namespace("elsewhere").await?;
+    let elsewhere = fixture.other_namespace("elsewhere").await?;
     elsewhere.create_pod(pod("web-2", later)).await?;
-    bed.wait_for_a_look(&operator).await?;
-    ensure!(addresses(&bed.instances().await?) == ["10.1.0.1"], "a pod of another namespace counts");
-    bed.namespace.create_pod(pod("web-2", later)).await?;
-    bed.wait_for("both", |found| addresses(found) == ["10.1.0.1", "10.1.0.2"]).await?;
-    bed.namespace.force_delete("web-2").await?;
-    bed.wait_for("the first alone", |found| addresses(found) == ["10.1.0.1"]).await?;
-    bed.wait_for_problem("web", "10.1.0.2", "NotVerified").await?;
+    fixture.wait_for_a_look(&operator).await?;
+    ensure!(addresses(&fixture.instances().await?) == ["10.1.0.1"], "a pod of another namespace counts");
+    fixture.namespace.create_pod(pod("web-2", later)).await?;
+    fixture.wait_for("both", |found| addresses(found) == ["10.1.0.1", "10.1.0.2"]).await?;
+    fixture.namespace.force_delete("web-2").await?;
+    fixture.wait_for("the first alone", |found| addresses(found) == ["10.1.0.1"]).await?;
+    fixture.wait_for_problem("web", "10.1.0.2", "NotVerified").await?;
 
     // Without the flag, slices are trusted as kube-proxy trusts them; with it again, what has no pod goes.
-    operator.terminate(crate::bed::SOON).await?;
-    let trusting = bed.operate().await?;
-    bed.wait_for("all three", |found| addresses(found) == ["10.1.0.1", "10.1.0.2", "10.1.0.3"]).await?;
-    bed.wait_flawless("web").await?;
-    trusting.terminate(crate::bed::SOON).await?;
-    bed.operator().switch("--verify-endpoints").ready().await?;
-    bed.wait_for("the first alone", |found| addresses(found) == ["10.1.0.1"]).await?;
+    operator.terminate(crate::fixture::SOON).await?;
+    let trusting = fixture.operate().await?;
+    fixture.wait_for("all three", |found| addresses(found) == ["10.1.0.1", "10.1.0.2", "10.1.0.3"]).await?;
+    fixture.wait_flawless("web").await?;
+    trusting.terminate(crate::fixture::SOON).await?;
+    fixture.operator().switch("--verify-endpoints").ready().await?;
+    fixture.wait_for("the first alone", |found| addresses(found) == ["10.1.0.1"]).await?;
     Ok(())
 }

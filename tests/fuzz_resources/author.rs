@@ -10,7 +10,7 @@ use crate::schema::Generator;
 /// Ports that there are: of Services, of containers, and of hand-made endpoints.
 pub(crate) const PORTS: [u16; 6] = [80, 81, 8080, 9090, 443, 53];
 
-/// The Services of [`crate::ground`], and one that is not there.
+/// The Services of [`crate::environment`], and one that is not there.
 pub(crate) const SERVICES: [&str; 8] = ["web", "two", "headless", "hand", "six", "names", "empty", "absent"];
 
 /// Labels that pods have, and values that they or others have.

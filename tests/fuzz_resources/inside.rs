@@ -11,7 +11,7 @@ use lictor::model::facts::{
     ContainerKind, ContainerPort, Endpoint, Facts, Family, Node, Pod, PodRef, Protocol, Service, ServicePort, Slice,
     SlicePort,
 };
-use lictor::model::names::{ClusterName, Identity, ResourceKey, Str};
+use lictor::model::ids::{ClusterName, Identity, ResourceKey, Str};
 use lictor::model::registration::Registration;
 use lictor::model::resolve::{Before, resolve};
 use lictor::model::resource::{Limits, Source, Spec};
@@ -166,11 +166,11 @@ impl Picture {
             slices.insert(name.into(), (0..many).map(|_| slice(generator, name, &service.ports, &pods)).collect());
             services.insert(name.into(), service);
         }
-        let picks = |pod: &Pod| match &spec.source {
-            Source::Pods { selector } => selector.picks(&pod.labels),
+        let matches = |pod: &Pod| match &spec.source {
+            Source::Pods { selector } => selector.matches(&pod.labels),
             Source::Service { .. } | Source::Static { .. } => false,
         };
-        let picked = pods.iter().filter(|(_, pod)| picks(pod)).map(|(name, _)| name.clone()).collect();
+        let picked = pods.iter().filter(|(_, pod)| matches(pod)).map(|(name, _)| name.clone()).collect();
         let node = Node { address: None, zone: Some("zone-1".into()), region: None };
         Self { namespace: "shop".into(), services, slices, pods, picked, nodes: [("node-0".into(), node)].into() }
     }
@@ -280,7 +280,7 @@ impl Facts for Picture {
         self.slices.get(service).into_iter().flatten()
     }
 
-    fn picked(&self) -> impl Iterator<Item = (&Str, &Pod)> + Clone {
+    fn matching(&self) -> impl Iterator<Item = (&Str, &Pod)> + Clone {
         self.picked.iter().filter_map(|name| self.pods.get_key_value(name))
     }
 

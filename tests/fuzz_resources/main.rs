@@ -4,8 +4,8 @@
 //! - `schema`: random values of a schema; `author`: what a schema does not say, such as which Services there are;
 //!   `resources`: whole resources out of both.
 //! - `inside`: in this process, from a resource to its registrations.
-//! - `outside`: Lictor's own program between a real apiserver and a real Consul, in both modes; `ground`: what is
-//!   there to be found; `bed`: the servers.
+//! - `outside`: Lictor's own program between a real apiserver and a real Consul, in both modes; `environment`: what is
+//!   there to be found; `fixture`: the servers.
 //!
 //! A seed makes the resources, whatever becomes of the earlier ones; how they meet in time differs from run to run.
 //!
@@ -16,8 +16,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test says so by failing")]
 
 mod author;
-mod bed;
-mod ground;
+mod environment;
+mod fixture;
 mod inside;
 mod outside;
 mod resources;
@@ -45,10 +45,10 @@ fn what_the_schema_lets_through_becomes_registrations_within_consuls_limits() {
 
 #[test]
 fn an_agent_is_left_as_it_was_found() {
-    outside::run(bed::Mode::Agent, seed(), how_many().div_ceil(2));
+    outside::run(fixture::Mode::Agent, seed(), how_many().div_ceil(2));
 }
 
 #[test]
 fn a_catalog_is_left_as_it_was_found() {
-    outside::run(bed::Mode::Catalog, seed(), how_many().div_ceil(2));
+    outside::run(fixture::Mode::Catalog, seed(), how_many().div_ceil(2));
 }

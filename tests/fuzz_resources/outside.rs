@@ -11,13 +11,13 @@ use anyhow::{Context, Result, bail, ensure};
 use futures::{FutureExt, StreamExt, stream};
 use kube::api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams};
 use lictor::cluster::api::CONDITION_TYPES;
-use lictor::model::names::{ClusterName, meta, owner_of_id};
+use lictor::model::ids::{ClusterName, meta, owner_of_id};
 use lictor::model::resource::{FINALIZER, PAUSED};
 use lictor_testbed::wait;
 use serde_json::{Value, json};
 
-use crate::bed::{Bed, Mode, SOON, kind};
-use crate::ground::WEB_PODS;
+use crate::environment::WEB_PODS;
+use crate::fixture::{Fixture, Mode, SOON, kind};
 use crate::resources::{Draft, Resources, is_paused};
 
 /// How many requests are under way at once.
@@ -38,8 +38,8 @@ const NODES_GO: Duration = Duration::from_secs(240);
 pub(crate) fn run(mode: Mode, seed: u64, many: u64) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
-        let bed = Bed::make(mode).await.unwrap_or_else(|error| panic!("there is no bed: {error:#}"));
-        let mut field = Field::new(bed, Resources::new(seed.wrapping_mul(2) + u64::from(mode == Mode::Catalog)));
+        let fixture = Fixture::make(mode).await.unwrap_or_else(|error| panic!("there is no fixture: {error:#}"));
+        let mut field = Field::new(fixture, Resources::new(seed.wrapping_mul(2) + u64::from(mode == Mode::Catalog)));
         let ended = AssertUnwindSafe(field.fuzz(many)).catch_unwind().await;
         println!("mode {}, seed {seed}: {:#?}", mode.as_str(), field.tally);
         let failure = match ended {
@@ -48,11 +48,11 @@ pub(crate) fn run(mode: Mode, seed: u64, many: u64) {
             Err(_) => Some("it panicked, see above".to_owned()),
         };
         if failure.is_some() {
-            eprintln!("--- the operator\n{}", field.bed.operator.process().log_tail(60));
-            let metrics = field.bed.operator.metrics().await.unwrap_or_else(|error| format!("{error:#}"));
+            eprintln!("--- the operator\n{}", field.fixture.operator.process().log_tail(60));
+            let metrics = field.fixture.operator.metrics().await.unwrap_or_else(|error| format!("{error:#}"));
             eprintln!("--- its metrics\n{metrics}");
         }
-        field.bed.clear_away().await;
+        field.fixture.clear_away().await;
         if let Some(failure) = failure {
             panic!("mode {}, seed {seed}: {failure}", mode.as_str());
         }
@@ -62,7 +62,7 @@ pub(crate) fn run(mode: Mode, seed: u64, many: u64) {
 /// A resource that Kubernetes took, as it was last written.
 #[derive(Clone, Debug)]
 struct Known {
-    ground: usize,
+    environment: usize,
     draft: Draft,
     edits: u64,
     leaving: bool,
@@ -107,7 +107,7 @@ struct Tally {
 }
 
 struct Field {
-    bed: Bed,
+    fixture: Fixture,
     resources: Resources,
     known: BTreeMap<u64, Known>,
     next: u64,
@@ -117,9 +117,9 @@ struct Field {
 }
 
 impl Field {
-    fn new(bed: Bed, resources: Resources) -> Self {
+    fn new(fixture: Fixture, resources: Resources) -> Self {
         let (known, retained) = (BTreeMap::new(), BTreeSet::new());
-        Self { bed, resources, known, next: 0, retained, tally: Tally::default() }
+        Self { fixture, resources, known, next: 0, retained, tally: Tally::default() }
     }
 
     async fn fuzz(&mut self, many: u64) -> Result<()> {
@@ -139,8 +139,8 @@ impl Field {
     async fn batch(&mut self, batch: u64) -> Result<()> {
         let mut chance = self.resources.chance(u64::MAX - batch);
         for round in 0..ROUNDS {
-            let ground = chance.rng.usize(..self.bed.grounds.len());
-            self.bed.grounds[ground].stir(&mut chance).await?;
+            let environment = chance.rng.usize(..self.fixture.grounds.len());
+            self.fixture.grounds[environment].stir(&mut chance).await?;
             let mut requests = Vec::new();
             let surplus = if round == 0 { self.known.len().saturating_sub(MOST) } else { 0 };
             for (number, known) in &self.known {
@@ -151,12 +151,12 @@ impl Field {
                     42..60 if is_paused(&known.draft.annotations) => Request::Unpause,
                     _ => continue,
                 };
-                requests.push((*number, known.ground, known.draft.name.clone(), request));
+                requests.push((*number, known.environment, known.draft.name.clone(), request));
             }
             for number in self.next..self.next + ROUND {
                 let draft = self.resources.draw(number, 0);
-                let ground = chance.rng.usize(..self.bed.grounds.len());
-                requests.push((number, ground, draft.name.clone(), Request::Create(draft)));
+                let environment = chance.rng.usize(..self.fixture.grounds.len());
+                requests.push((number, environment, draft.name.clone(), Request::Create(draft)));
             }
             self.next += ROUND;
             self.make(requests).await?;
@@ -164,23 +164,23 @@ impl Field {
         self.settle().await?;
         self.probe(batch).await?;
         self.clear_retained().await?;
-        self.bed.ensure_alive().await
+        self.fixture.ensure_alive().await
     }
 
     /// Makes requests side by side.
     async fn make(&mut self, requests: Vec<(u64, usize, String, Request)>) -> Result<()> {
         let begun = Instant::now();
-        let bed = &self.bed;
-        let answers = stream::iter(requests).map(|(number, ground, name, request)| async move {
-            let answer = ask(bed, ground, &name, &request).await;
-            (number, ground, request, answer)
+        let fixture = &self.fixture;
+        let answers = stream::iter(requests).map(|(number, environment, name, request)| async move {
+            let answer = ask(fixture, environment, &name, &request).await;
+            (number, environment, request, answer)
         });
         let answers: Vec<_> = answers.buffer_unordered(AT_ONCE).collect().await;
         self.tally.requests_took += begun.elapsed();
-        for (number, ground, request, answer) in answers {
+        for (number, environment, request, answer) in answers {
             let what = || format!("resource {number}: {request:#?}");
             match answer.with_context(what)? {
-                Answer::Taken => self.note(number, ground, request),
+                Answer::Taken => self.note(number, environment, request),
                 Answer::Refused(causes) => self.note_refusal(&causes).with_context(what)?,
                 Answer::Gone => {
                     ensure!(self.known.get(&number).is_some_and(|known| known.leaving), "{} is gone", what());
@@ -190,12 +190,12 @@ impl Field {
         Ok(())
     }
 
-    fn note(&mut self, number: u64, ground: usize, request: Request) {
+    fn note(&mut self, number: u64, environment: usize, request: Request) {
         match request {
             Request::Create(draft) => {
                 self.tally.created += 1;
                 let retains = retains(&draft);
-                self.known.insert(number, Known { ground, draft, edits: 0, leaving: false, retains });
+                self.known.insert(number, Known { environment, draft, edits: 0, leaving: false, retains });
             }
             Request::Edit(draft) => {
                 self.tally.edited += 1;
@@ -258,9 +258,13 @@ impl Field {
         for object in found.values() {
             self.tally.tell(object);
         }
-        let is_there = |known: &Known| found.contains_key(&(known.ground, known.draft.name.clone()));
+        let is_there = |known: &Known| found.contains_key(&(known.environment, known.draft.name.clone()));
         for known in self.known.values().filter(|known| known.retains && !is_there(known)) {
-            self.retained.insert(format!("{}/{}", self.bed.grounds[known.ground].namespace.name(), known.draft.name));
+            self.retained.insert(format!(
+                "{}/{}",
+                self.fixture.grounds[known.environment].namespace.name(),
+                known.draft.name
+            ));
         }
         self.known.retain(|_, known| is_there(known));
         Ok(())
@@ -270,7 +274,7 @@ impl Field {
     fn waiting(&self, found: &BTreeMap<(usize, String), DynamicObject>) -> Vec<String> {
         let mut waiting = Vec::new();
         for (number, known) in &self.known {
-            let object = found.get(&(known.ground, known.draft.name.clone()));
+            let object = found.get(&(known.environment, known.draft.name.clone()));
             if let Err(error) = judge(known, object) {
                 waiting.push(format!("resource {number}: {error:#}; {:#?}", object.map(|object| &object.data)));
             }
@@ -281,9 +285,9 @@ impl Field {
     /// All resources, by namespace and name.
     async fn list(&self) -> Result<BTreeMap<(usize, String), DynamicObject>> {
         let mut found = BTreeMap::new();
-        for ground in 0..self.bed.grounds.len() {
-            for object in self.bed.resources(ground).list(&ListParams::default()).await? {
-                found.insert((ground, object.metadata.name.clone().unwrap_or_default()), object);
+        for environment in 0..self.fixture.grounds.len() {
+            for object in self.fixture.resources(environment).list(&ListParams::default()).await? {
+                found.insert((environment, object.metadata.name.clone().unwrap_or_default()), object);
             }
         }
         Ok(found)
@@ -294,12 +298,12 @@ impl Field {
         let begun = Instant::now();
         let service = format!("probe_{batch}");
         let name = format!("probe-{batch}");
-        let ground = usize::try_from(batch)? % self.bed.grounds.len();
-        let resources = self.bed.resources(ground);
+        let environment = usize::try_from(batch)? % self.fixture.grounds.len();
+        let resources = self.fixture.resources(environment);
         let spec = json!({ "name": service, "source": { "service": { "name": "web" } } });
         let probe = DynamicObject::new(&name, &kind()).data(json!({ "spec": spec }));
         resources.create(&PostParams::default(), &probe).await?;
-        let consul = self.bed.consul.api();
+        let consul = self.fixture.consul.api();
         consul.wait_for(&service, "the probe's instances", |found| found.len() == WEB_PODS, SOON).await?;
         // Only then is the finalizer surely on it, for which the deletion waits.
         wait::until("the probe is ready", SOON, || async {
@@ -321,8 +325,10 @@ impl Field {
     async fn end(&mut self) -> Result<()> {
         let all = |request: &dyn Fn(&Known) -> Option<Request>| -> Vec<_> {
             let each = self.known.iter();
-            each.filter_map(|(number, known)| Some((*number, known.ground, known.draft.name.clone(), request(known)?)))
-                .collect()
+            each.filter_map(|(number, known)| {
+                Some((*number, known.environment, known.draft.name.clone(), request(known)?))
+            })
+            .collect()
         };
         let deletions = all(&|known| (!known.leaving).then_some(Request::Delete));
         let unpausings = all(&|known| is_paused(&known.draft.annotations).then_some(Request::Unpause));
@@ -331,18 +337,18 @@ impl Field {
         self.settle().await?;
         let left = self.list().await?;
         ensure!(left.is_empty(), "Kubernetes has {:?} still", left.keys());
-        self.bed.ensure_alive().await?;
+        self.fixture.ensure_alive().await?;
         self.ensure_empty().await?;
-        let ended = self.bed.operator.terminate(Duration::from_secs(20)).await?;
+        let ended = self.fixture.operator.terminate(Duration::from_secs(20)).await?;
         ensure!(ended.success(), "the operator ended with {ended}");
         Ok(())
     }
 
     /// What is in Consul and not Consul's own: each instance with its Consul node.
     async fn instances(&self) -> Result<Vec<(String, Value)>> {
-        let consul = self.bed.consul.api();
-        let own_node = self.bed.consul.node_name();
-        if self.bed.mode == Mode::Agent {
+        let consul = self.fixture.consul.api();
+        let own_node = self.fixture.consul.node_name();
+        if self.fixture.mode == Mode::Agent {
             let services = consul.get("/v1/agent/services").await?;
             let services = services.as_object().into_iter().flat_map(|services| services.values());
             return Ok(services.map(|service| (own_node.to_owned(), service.clone())).collect());
@@ -356,22 +362,22 @@ impl Field {
     }
 
     async fn nodes(&self) -> Result<BTreeSet<String>> {
-        let nodes = self.bed.consul.api().get("/v1/catalog/nodes").await?;
+        let nodes = self.fixture.consul.api().get("/v1/catalog/nodes").await?;
         let names = nodes.as_array().into_iter().flatten().filter_map(|node| node["Node"].as_str());
         Ok(names.map(str::to_owned).collect())
     }
 
     /// Removes, as a user would, what Retain left: instances of a resource that is gone, without anybody's mark.
     async fn clear_retained(&self) -> Result<()> {
-        let consul = self.bed.consul.api();
-        let cluster = ClusterName::new(&self.bed.cluster)?;
+        let consul = self.fixture.consul.api();
+        let cluster = ClusterName::new(&self.fixture.cluster)?;
         for (node, service) in self.instances().await? {
             let id = service["ID"].as_str().unwrap_or_default();
             let retained = owner_of_id(&cluster, id).is_some_and(|owner| self.retained.contains(&owner.to_string()));
             if !retained || meta::OWNERSHIP.iter().any(|key| service["Meta"].get(key).is_some()) {
                 continue;
             }
-            let (path, body) = match self.bed.mode {
+            let (path, body) = match self.fixture.mode {
                 Mode::Agent => (format!("/v1/agent/service/deregister/{}", path_segment(id)), Value::Null),
                 Mode::Catalog => ("/v1/catalog/deregister".to_owned(), json!({ "Node": node, "ServiceID": id })),
             };
@@ -382,11 +388,11 @@ impl Field {
 
     /// That nothing is left of anything, but for what Retain leaves.
     async fn ensure_empty(&self) -> Result<()> {
-        let consul = self.bed.consul.api();
-        let own_node = self.bed.consul.node_name().to_owned();
+        let consul = self.fixture.consul.api();
+        let own_node = self.fixture.consul.node_name().to_owned();
         let mut nodes = BTreeSet::from([own_node.clone()]);
-        if self.bed.mode == Mode::Catalog {
-            nodes.insert(format!("lictor-{}", self.bed.cluster));
+        if self.fixture.mode == Mode::Catalog {
+            nodes.insert(format!("lictor-{}", self.fixture.cluster));
         }
         wait::until("nothing in Consul", NODES_GO, || async {
             self.clear_retained().await?;
@@ -429,8 +435,8 @@ fn ready(object: &DynamicObject) -> Option<&Value> {
 }
 
 /// Asks Kubernetes for something.
-async fn ask(bed: &Bed, ground: usize, name: &str, request: &Request) -> Result<Answer> {
-    let resources = bed.resources(ground);
+async fn ask(fixture: &Fixture, environment: usize, name: &str, request: &Request) -> Result<Answer> {
+    let resources = fixture.resources(environment);
     let asked = match request {
         Request::Create(draft) => {
             let object: DynamicObject = serde_json::from_value(draft.object())?;

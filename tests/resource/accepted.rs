@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::{Map, Value, json};
 
-use crate::bed::{self, Bed};
+use crate::fixture::{self, Fixture};
 
 /// Specs in YAML.
 const ACCEPTED: &[&str] = &[
@@ -45,20 +45,20 @@ class: second
 
 #[tokio::test]
 async fn what_makes_sense_is_taken() -> Result<()> {
-    let bed = Bed::make().await?;
+    let fixture = Fixture::make().await?;
     for yaml in ACCEPTED {
-        bed.accepts(&bed::spec(yaml)).await?;
+        fixture.accepts(&fixture::spec(yaml)).await?;
     }
-    let other = bed.create("consul", &bed::spec("name: other")).await?;
+    let other = fixture.create("consul", &fixture::spec("name: other")).await?;
     other.map_err(|status| anyhow!("a resource called consul with a name of its own: {}", status.message))?;
-    bed.clear_away().await;
+    fixture.clear_away().await;
     Ok(())
 }
 
 #[tokio::test]
 async fn what_is_left_out_has_its_default() -> Result<()> {
-    let bed = Bed::make().await?;
-    let stored = bed.accepts(&bed::spec("{checks: [{name: a, http: {}}], weights: {}}")).await?;
+    let fixture = Fixture::make().await?;
+    let stored = fixture.accepts(&fixture::spec("{checks: [{name: a, http: {}}], weights: {}}")).await?;
     let defaults = json!({
         "source": { "service": { "name": "user" } },
         "weights": { "passing": 1, "warning": 1 },
@@ -67,7 +67,7 @@ async fn what_is_left_out_has_its_default() -> Result<()> {
         "checks": [{ "name": "a", "interval": "10s", "http": { "path": "/", "scheme": "http", "method": "GET" } }],
     });
     ensure!(stored == defaults, "the defaults that a user sees: {stored}");
-    bed.clear_away().await;
+    fixture.clear_away().await;
     Ok(())
 }
 
@@ -75,12 +75,12 @@ async fn what_is_left_out_has_its_default() -> Result<()> {
 /// everything both bounds must hold, or a user would meet them in place of a limit that is explained.
 #[tokio::test]
 async fn the_largest_resource_is_taken() -> Result<()> {
-    let bed = Bed::make().await?;
+    let fixture = Fixture::make().await?;
     for (name, spec) in [("pods", largest_of_pods()), ("static", largest_of_static())] {
-        let made = bed.send("POST", &bed.path(), &bed::resource(name, &spec)).await?;
+        let made = fixture.send("POST", &fixture.path(), &fixture::resource(name, &spec)).await?;
         made.map_err(|status| anyhow!("{name}: {}", status.message)).context("the largest resource")?;
     }
-    bed.clear_away().await;
+    fixture.clear_away().await;
     Ok(())
 }
 

@@ -5,7 +5,7 @@ use lictor::cluster::convert::{self, ChecksRunBy, Rules};
 use lictor::cluster::event::ObjectKey;
 use lictor::model::reasons::Refusal;
 
-use crate::bed;
+use crate::fixture;
 
 /// Something that gets a condition.
 pub(crate) struct Row {
@@ -68,7 +68,7 @@ pub(crate) fn refusal(row: &Row, setup: Setup) -> Option<Refusal> {
         Setup::Esm => ChecksRunBy::Esm,
     };
     let rules = Rules { allow_static, checks, ..Rules::default() };
-    let object = serde_json::from_value(bed::resource("user", &bed::spec(&row.yaml))).unwrap();
+    let object = serde_json::from_value(fixture::resource("user", &fixture::spec(&row.yaml))).unwrap();
     convert::resource(ObjectKey::new("shop", "user"), object, &rules).resource.spec.err()
 }
 

@@ -6,29 +6,29 @@
 use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::Value;
 
-use crate::bed::{self, Bed};
 use crate::examples::{self, Example};
+use crate::fixture::{self, Fixture};
 
 #[tokio::test]
 async fn whatever_may_be_empty_may_be_emptied() -> Result<()> {
-    let bed = Bed::make().await?;
+    let fixture = Fixture::make().await?;
     let mut emptied = 0;
     for Example { path, yaml } in examples::of_spec() {
-        let full = bed::spec(yaml);
+        let full = fixture::spec(yaml);
         let mut applied = false;
         for place in places(&full) {
             let mut spec = full.clone();
             let there = spec.pointer_mut(&place).context("a place of its own")?;
             *there = if there.is_array() { Value::Array(Vec::new()) } else { Value::Object(serde_json::Map::new()) };
-            if bed.create("fresh", &spec).await?.is_err() {
+            if fixture.create("fresh", &spec).await?.is_err() {
                 continue;
             }
             if !applied {
-                let made = bed.apply("edited", &full, "&force=true").await?;
+                let made = fixture.apply("edited", &full, "&force=true").await?;
                 made.map_err(|status| anyhow!("the example of {path}: {}", status.message))?;
                 applied = true;
             }
-            let edited = bed.apply("edited", &spec, "&force=true&dryRun=All").await?;
+            let edited = fixture.apply("edited", &spec, "&force=true&dryRun=All").await?;
             let edited = edited.map_err(|status| anyhow!("{path}, with nothing at {place}: {}", status.message))?;
             let left = edited.pointer(&place);
             ensure!(left.is_none_or(|left| !left.is_null()), "{path}: a null at {place}: {edited}");
@@ -36,7 +36,7 @@ async fn whatever_may_be_empty_may_be_emptied() -> Result<()> {
         }
     }
     ensure!(emptied > 50, "{emptied} edits were made: is this test blind?");
-    bed.clear_away().await;
+    fixture.clear_away().await;
     Ok(())
 }
 

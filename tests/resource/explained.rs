@@ -4,14 +4,14 @@ use anyhow::{Result, ensure};
 use lictor_testbed::wait;
 use serde_json::Value;
 
-use crate::bed::{Bed, SOON};
+use crate::fixture::{Fixture, SOON};
 
 #[tokio::test]
 async fn every_field_is_explained() -> Result<()> {
-    let bed = Bed::make().await?;
+    let fixture = Fixture::make().await?;
     // What `kubectl explain` reads.
     let read = || async {
-        let text = bed.plane.kubectl(&["get", "--raw", "/openapi/v3/apis/lictor.dev/v1alpha1"]).await?;
+        let text = fixture.plane.kubectl(&["get", "--raw", "/openapi/v3/apis/lictor.dev/v1alpha1"]).await?;
         let document: Value = serde_json::from_str(&text)?;
         let schema = &document["components"]["schemas"]["dev.lictor.v1alpha1.ConsulService"]["properties"];
         Ok(schema.get("spec").is_some().then(|| schema.clone()))
@@ -23,9 +23,9 @@ async fn every_field_is_explained() -> Result<()> {
     }
     ensure!(missing.is_empty(), "fields without a description: {missing:#?}");
 
-    let explained = bed.plane.kubectl(&["explain", "consulservices.spec.checks.http.path"]).await?;
+    let explained = fixture.plane.kubectl(&["explain", "consulservices.spec.checks.http.path"]).await?;
     ensure!(explained.contains("it begins with '/'"), "{explained}");
-    bed.clear_away().await;
+    fixture.clear_away().await;
     Ok(())
 }
 

@@ -12,7 +12,7 @@
 //! `LICTOR_UPDATE=1 cargo test --test resource` writes the pages anew.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test says so by failing")]
 
-mod bed;
+mod fixture;
 
 mod accepted;
 mod conditioned;

@@ -6,8 +6,8 @@ use std::fmt::Write as _;
 use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::Value;
 
-use crate::bed::{self, Bed};
 use crate::examples::{self, Example};
+use crate::fixture::{self, Fixture};
 use crate::{check_page, file, schema};
 
 /// A field, as the CRD has it.
@@ -39,16 +39,19 @@ fn every_field_has_an_example() {
 
 #[tokio::test]
 async fn the_apiserver_takes_every_example() -> Result<()> {
-    let bed = Bed::make().await?;
+    let fixture = Fixture::make().await?;
     for Example { path, yaml } in examples::of_spec() {
-        bed.accepts(&bed::spec(yaml)).await.with_context(|| format!("the example of {path}"))?;
+        fixture.accepts(&fixture::spec(yaml)).await.with_context(|| format!("the example of {path}"))?;
     }
     let refused = |status: Box<kube::core::Status>| anyhow!("{}", status.message);
-    let mut made = bed.send("POST", &bed.path(), &bed::resource("user", &bed::smallest())).await?.map_err(refused)?;
+    let mut made = fixture
+        .send("POST", &fixture.path(), &fixture::resource("user", &fixture::smallest()))
+        .await?
+        .map_err(refused)?;
     made["status"] = serde_saphyr::from_str(examples::STATUS)?;
-    let status = format!("{}/user/status?fieldValidation=Strict", bed.path());
-    bed.send("PUT", &status, &made).await?.map_err(refused).context("the example of a status")?;
-    bed.clear_away().await;
+    let status = format!("{}/user/status?fieldValidation=Strict", fixture.path());
+    fixture.send("PUT", &status, &made).await?.map_err(refused).context("the example of a status")?;
+    fixture.clear_away().await;
     Ok(())
 }
 
@@ -57,18 +60,18 @@ const PAGES: [&str; 4] = ["README.md", "docs/introduction.md", "docs/getting-sta
 
 #[tokio::test]
 async fn the_apiserver_takes_what_the_pages_show() -> Result<()> {
-    let bed = Bed::make().await?;
+    let fixture = Fixture::make().await?;
     for page in PAGES {
         let text = std::fs::read_to_string(file(page))?;
         let blocks: Vec<&str> = text.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
         ensure!(!blocks.is_empty(), "{page} shows nothing");
         for yaml in blocks {
             let value: Value = serde_saphyr::from_str(yaml).with_context(|| format!("{page}:\n{yaml}"))?;
-            let spec = if value["kind"].is_string() { value["spec"].clone() } else { bed::spec(yaml) };
-            bed.accepts(&spec).await.with_context(|| format!("{page} shows:\n{yaml}"))?;
+            let spec = if value["kind"].is_string() { value["spec"].clone() } else { fixture::spec(yaml) };
+            fixture.accepts(&spec).await.with_context(|| format!("{page} shows:\n{yaml}"))?;
         }
     }
-    bed.clear_away().await;
+    fixture.clear_away().await;
     Ok(())
 }
 

@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 use anyhow::{Result, anyhow, ensure};
 use kube::core::Status;
 
-use crate::bed::{self, Bed};
 use crate::conditioned::{self, How};
+use crate::fixture::{self, Fixture};
 use crate::{check_page, code, file, refused};
 
 /// A line of the first table.
@@ -17,13 +17,13 @@ struct Answer {
 
 #[tokio::test]
 async fn what_is_refused_is_refused_in_the_words_of_the_page() -> Result<()> {
-    let bed = Bed::make().await?;
+    let fixture = Fixture::make().await?;
     let mut sections = Vec::new();
     for (title, rows) in refused::sections() {
         let mut answers = Vec::new();
         for row in rows {
-            let spec = if row.whole { serde_saphyr::from_str(&row.yaml)? } else { bed::spec(&row.yaml) };
-            let message = match bed.create(row.resource, &spec).await? {
+            let spec = if row.whole { serde_saphyr::from_str(&row.yaml)? } else { fixture::spec(&row.yaml) };
+            let message = match fixture.create(row.resource, &spec).await? {
                 Ok(_) => return Err(anyhow!("{title}: {} is not refused: {}", row.what, row.yaml)),
                 Err(status) => told(&status, row.resource),
             };
@@ -33,7 +33,7 @@ async fn what_is_refused_is_refused_in_the_words_of_the_page() -> Result<()> {
         }
         sections.push((title, answers));
     }
-    bed.clear_away().await;
+    fixture.clear_away().await;
     // Another apiserver may choose other words for what it checks by itself.
     if std::env::var_os("KUBECONFIG").is_none() || std::env::var_os("LICTOR_UPDATE").is_some() {
         check_page("docs/refusals.md", &page(&sections));
@@ -79,11 +79,11 @@ fn every_reason_is_in_the_page_of_conditions() {
 
 #[tokio::test]
 async fn what_gets_a_condition_gets_by_the_apiserver() -> Result<()> {
-    let bed = Bed::make().await?;
+    let fixture = Fixture::make().await?;
     for row in conditioned::rows() {
-        bed.accepts(&bed::spec(&row.yaml)).await?;
+        fixture.accepts(&fixture::spec(&row.yaml)).await?;
     }
-    bed.clear_away().await;
+    fixture.clear_away().await;
     Ok(())
 }
 

@@ -8,11 +8,11 @@ use jiff::Timestamp;
 use lictor::cluster::event::{Change, Event, Kind, Scope, Step};
 use lictor::cluster::world::{Wanted, World};
 use lictor::cluster::{Kubernetes, ReadError, Write, WriteError};
-use lictor::model::guard::CrdState;
+use lictor::model::cause::CrdState;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep};
 
-use crate::plants::Plant;
+use crate::planted_faults::PlantedFault;
 use crate::setup::CrdRights;
 use crate::sim::Sim;
 use crate::watches::{Watches, pause, seen, step};
@@ -34,7 +34,7 @@ impl ApiServer {
         let lost = |why: &str| WriteError::Unavailable(why.to_owned());
         let (there, back, fails, lands) = {
             let mut state = self.sim.state();
-            let fails = state.weather.kubernetes_fails;
+            let fails = state.network_faults.kubernetes_fails;
             let fails = state.strikes(fails);
             (pause(&mut state), pause(&mut state), fails, state.random.kubernetes.bool())
         };
@@ -82,13 +82,13 @@ impl ApiServer {
 
     /// Whether the definition stays, as the API server or, a moment later, discovery has it.
     async fn ask_for_definition(&self) -> Result<CrdState, ReadError> {
-        let (there, back, fails, rights, plant) = {
+        let (there, back, fails, rights, planted) = {
             let mut state = self.sim.state();
-            let fails = state.weather.kubernetes_fails;
+            let fails = state.network_faults.kubernetes_fails;
             // Whoever notices that a right is missing gives it in the end.
             let rights = if state.calm { CrdRights::Discovers } else { state.setup.crd_rights };
-            let plant = state.setup.plant;
-            (pause(&mut state), pause(&mut state), state.strikes(fails), rights, plant)
+            let planted = state.setup.planted;
+            (pause(&mut state), pause(&mut state), state.strikes(fails), rights, planted)
         };
         sleep(there).await;
         if fails {
@@ -100,7 +100,7 @@ impl ApiServer {
         let answer = {
             let mut state = self.sim.state();
             let answer = match rights {
-                _ if plant == Some(Plant::CrdStays) => CrdState::Stays,
+                _ if planted == Some(PlantedFault::CrdStays) => CrdState::Stays,
                 CrdRights::None => CrdState::Unknown,
                 _ if state.cluster.crd_deleted => CrdState::Goes,
                 CrdRights::Reads | CrdRights::Discovers => CrdState::Stays,
@@ -133,16 +133,16 @@ impl ApiServer {
     async fn read(&self, kind: Kind, scope: &Scope, world: &mut World) -> Result<(), ReadError> {
         let (wait, fails, cut) = {
             let mut state = self.sim.state();
-            let fails = state.weather.kubernetes_fails;
-            (pause(&mut state), state.strikes(fails), state.setup.plant == Some(Plant::EarlySweep))
+            let fails = state.network_faults.kubernetes_fails;
+            (pause(&mut state), state.strikes(fails), state.setup.planted == Some(PlantedFault::EarlyResync))
         };
         sleep(wait).await;
         if fails {
             return Err(ReadError { what: format!("{kind} of {scope}"), reason: "unavailable".to_owned(), code: None });
         }
         let objects = self.sim.state().cluster.list(kind, scope);
-        let (annotations, plant) = (world.wanted().annotations, self.sim.state().setup.plant);
-        let mut objects: Vec<Change> = objects.into_iter().map(|object| seen(object, &annotations, plant)).collect();
+        let (annotations, planted) = (world.wanted().annotations, self.sim.state().setup.planted);
+        let mut objects: Vec<Change> = objects.into_iter().map(|object| seen(object, &annotations, planted)).collect();
         if cut {
             objects.truncate(objects.len() / 2);
         }

@@ -10,7 +10,7 @@ use lictor::cluster::api::ConsulServiceStatus;
 use lictor::cluster::event::{Change, Kind, ObjectKey, Scope, SeenResource, Step};
 use lictor::cluster::{Finalizers, Write, WriteError, status};
 use lictor::model::facts::{Endpoint, Node, Pod, PodRef, Service, Slice};
-use lictor::model::names::{ResourceKey, Str};
+use lictor::model::ids::{ResourceKey, Str};
 use lictor::model::reasons::Refusal;
 use lictor::model::resource::{DeletionPolicy, FINALIZER, Resource, Spec};
 use tokio::time::Instant;

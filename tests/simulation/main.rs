@@ -1,14 +1,14 @@
 //! The whole of Lictor under a seed: the real engine and the real registries over small models of Kubernetes and
 //! of Consul, in simulated time. A seed decides everything; the same seed always goes the same way.
 //!
-//! - `setup`: what a seed decides once; `schedule` and `hands`: what happens to Kubernetes and to Consul.
+//! - `setup`: what a seed decides once; `schedule` and `actors`: what happens to Kubernetes and to Consul.
 //! - `cluster`, `consul`: the models; `watches`, `apiserver`, `network`: the ways to them, with delays, losses and
 //!   faults.
 //! - `run`: Lictor lives, dies, and lives again; then everything settles.
-//! - `truth`: what Consul should hold, worked out afresh; `oracle`: what must hold at every moment; `verdict`: what
+//! - `expected`: what Consul should hold, worked out afresh; `oracle`: what must hold at every moment; `verdict`: what
 //!   must hold in the end.
 //! - `conformance`: the model of Consul against a real one.
-//! - `plants`: faults planted at the seams, each of which has to be caught.
+//! - `planted_faults`: faults planted at the seams, each of which has to be caught.
 //!
 //! ```text
 //! cargo test --test simulation                                         # 700 seeds
@@ -19,21 +19,21 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
 #![allow(clippy::struct_field_names, reason = "Consul calls its fields so")]
 
+mod actors;
 mod apiserver;
 mod cluster;
 mod conformance;
 mod consul;
-mod hands;
+mod expected;
 mod moves;
 mod network;
 mod oracle;
-mod plants;
+mod planted_faults;
 mod regressions;
 mod run;
 mod schedule;
 mod setup;
 mod sim;
-mod truth;
 mod verdict;
 mod watches;
 
@@ -41,7 +41,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use plants::{BLIND_LIMIT, Plant};
+use planted_faults::{BLIND_LIMIT, PlantedFault};
 use run::Outcome;
 use setup::Setup;
 use sim::Stats;
@@ -146,37 +146,37 @@ fn seeds_that_failed_once() {
 
 #[test]
 fn planted_faults_are_caught() {
-    for (plant, promises) in [
-        (Plant::NoOwnershipCheck, &["nothing foreign"][..]),
-        (Plant::EarlySweep, &["nothing lost"]),
-        // The next sweep mends it: it shows for a while only, in what is removed or told.
-        (Plant::SwappedLanes, &["true", "nothing lost", "nothing stale", "nothing hidden"]),
-        (Plant::FalseAnswers, &["true", "nothing stale"]),
-        (Plant::NoRivals, &["one name, one namespace"]),
-        (Plant::NoPause, &["paused"]),
-        (Plant::RowsMisread, &["one name, one namespace"]),
-        (Plant::DeadWatch, &["true", "nothing hidden"]),
-        (Plant::CrdStays, &["nothing lost"]),
-        (Plant::NoElsewhere, &["nothing stale"]),
-        (Plant::HastyMove, &["nothing lost"]),
-        (Plant::BlindLimit, &["nothing lost"]),
-        (Plant::AlwaysAnOutage, &["true", "nothing hidden"]),
-        (Plant::OneSliceEach, &["nothing hidden"]),
-        (Plant::OneFamily, &["true"]),
-        (Plant::NoProtocols, &["true"]),
-        (Plant::NoLastOnes, &["nothing lost"]),
-        (Plant::NoEarlyOnes, &["true", "nothing lost"]),
-        (Plant::FalseEnds, &["nothing lost"]),
-        (Plant::NoDiversion, &["true"]),
-        (Plant::NodesByMark, &["true", "nothing stale"]),
-        (Plant::RowsByMark, &["true", "nothing stale"]),
-        (Plant::NoLongNames, &["true", "nothing stale"]),
-        (Plant::PortsForgotten, &["nothing lost"]),
-        (Plant::FirstPort, &["nothing lost"]),
+    for (fault, promises) in [
+        (PlantedFault::NoOwnershipCheck, &["nothing foreign"][..]),
+        (PlantedFault::EarlyResync, &["nothing lost"]),
+        // The next resync mends it: it shows for a while only, in what is removed or told.
+        (PlantedFault::SwappedLanes, &["true", "nothing lost", "nothing stale", "nothing hidden"]),
+        (PlantedFault::FalseAnswers, &["true", "nothing stale"]),
+        (PlantedFault::NoRivals, &["one name, one namespace"]),
+        (PlantedFault::NoPause, &["paused"]),
+        (PlantedFault::RowsMisread, &["one name, one namespace"]),
+        (PlantedFault::DeadWatch, &["true", "nothing hidden"]),
+        (PlantedFault::CrdStays, &["nothing lost"]),
+        (PlantedFault::NoElsewhere, &["nothing stale"]),
+        (PlantedFault::HastyMove, &["nothing lost"]),
+        (PlantedFault::BlindLimit, &["nothing lost"]),
+        (PlantedFault::AlwaysAnOutage, &["true", "nothing hidden"]),
+        (PlantedFault::OneSliceEach, &["nothing hidden"]),
+        (PlantedFault::OneFamily, &["true"]),
+        (PlantedFault::NoProtocols, &["true"]),
+        (PlantedFault::NoLastOnes, &["nothing lost"]),
+        (PlantedFault::NoEarlyOnes, &["true", "nothing lost"]),
+        (PlantedFault::FalseEnds, &["nothing lost"]),
+        (PlantedFault::NoDiversion, &["true"]),
+        (PlantedFault::NodesByMark, &["true", "nothing stale"]),
+        (PlantedFault::RowsByMark, &["true", "nothing stale"]),
+        (PlantedFault::NoLongNames, &["true", "nothing stale"]),
+        (PlantedFault::PortsForgotten, &["nothing lost"]),
+        (PlantedFault::FirstPort, &["nothing lost"]),
     ] {
         let planted = |seed| {
-            let mut setup = Setup { plant: Some(plant), ..Setup::draw(seed) };
-            if plant == Plant::BlindLimit {
+            let mut setup = Setup { planted: Some(fault), ..Setup::draw(seed) };
+            if fault == PlantedFault::BlindLimit {
                 setup.limits.instances = BLIND_LIMIT;
             }
             setup
@@ -186,7 +186,7 @@ fn planted_faults_are_caught() {
             let breaks = |found: &String| promises.iter().any(|promise| found.starts_with(promise));
             violations.into_iter().find(breaks).map(|found| (seed, found))
         });
-        let (seed, found) = caught.unwrap_or_else(|| panic!("nobody noticed {plant:?}"));
-        println!("{plant:?} is caught by seed {seed}: {found}");
+        let (seed, found) = caught.unwrap_or_else(|| panic!("nobody noticed {fault:?}"));
+        println!("{fault:?} is caught by seed {seed}: {found}");
     }
 }

@@ -2,10 +2,10 @@
 
 use crate::consul::agent::Agent;
 use crate::consul::store::Check;
+use crate::expected::owner;
 use crate::oracle::is_marked;
 use crate::setup::AGENT_NODE;
 use crate::sim::State;
-use crate::truth::owner;
 
 /// The node of the agent that was there before.
 pub const FORMER_NODE: &str = "agent-0";
@@ -61,7 +61,7 @@ impl State {
     }
 
     /// Whether the agent of before holds instances of a resource.
-    pub fn former_holds(&self, key: &lictor::model::names::ResourceKey) -> bool {
+    pub fn former_holds(&self, key: &lictor::model::ids::ResourceKey) -> bool {
         let held = self.consul.store.services_on(FORMER_NODE);
         held.into_iter().any(|service| {
             let ours = is_marked(service) && !self.oracle.is_foreign(FORMER_NODE, &service.id);

@@ -244,12 +244,12 @@ fn failing(state: &mut State, by: By) -> Fate {
 }
 
 fn draw_fate(state: &mut State, writes: bool) -> Fate {
-    let weather = state.weather;
-    if state.strikes(weather.refused) {
+    let network_faults = state.network_faults;
+    if state.strikes(network_faults.refused) {
         state.stats.count("connections refused");
         return Fate::NotSent;
     }
-    if state.strikes(weather.lost) {
+    if state.strikes(network_faults.lost) {
         if !writes || state.random.network.u8(..3) == 0 {
             state.stats.count("requests lost");
             return Fate::RequestLost;
@@ -258,8 +258,8 @@ fn draw_fate(state: &mut State, writes: bool) -> Fate {
         let late = if state.random.network.bool() { state.random.network.u64(1..20_000) } else { 0 };
         return Fate::AnswerLost { late: Duration::from_millis(late) };
     }
-    if state.strikes(weather.trouble) {
-        state.stats.count("answers of trouble");
+    if state.strikes(network_faults.outage) {
+        state.stats.count("answers of an outage");
         return match state.random.network.u8(..6) {
             0 => Fate::Instead(Reply::text(429, "rate limit exceeded, try again later")),
             1 => Fate::Instead(Reply::text(503, "rate limit exceeded, try again later or against a different server")),
@@ -274,7 +274,7 @@ fn draw_fate(state: &mut State, writes: bool) -> Fate {
 
 /// How long one way takes: mostly little, sometimes the longest.
 fn way(state: &mut State) -> Duration {
-    let slow = if state.calm { 3 } else { state.weather.slow };
+    let slow = if state.calm { 3 } else { state.network_faults.slow };
     let slow = if state.random.network.u8(..4) == 0 { slow } else { slow.min(20) };
     Duration::from_millis(state.random.network.u64(1..=slow.max(1)))
 }

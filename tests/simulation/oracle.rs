@@ -12,17 +12,17 @@ use std::time::Duration;
 use lictor::cluster::api::ConsulServiceStatus;
 use lictor::cluster::event::{Kind, ObjectKey, Scope};
 use lictor::model::facts::{Endpoint, Pod, Service as KubernetesService, ServicePort, Slice};
-use lictor::model::names::{ResourceKey, Str};
+use lictor::model::ids::{ResourceKey, Str};
 use lictor::model::port::PortRef;
 use lictor::model::resource::{DeletionPolicy, Source, Spec};
 
 use crate::cluster::{Cluster, EndpointId, Object, endpoint_id};
 use crate::consul::agent::Agent as LocalAgent;
 use crate::consul::store::{Change, Check, Entity, Node, Service, fold};
+use crate::expected::{Expected, Place, Rows, Want, has_port, lives_without_port, owner, place, told};
 use crate::moves::FORMER_NODE;
 use crate::setup::{AGENT_NODE, CLUSTER, CLUSTER_UID, MARKER, Mode, PREFIX};
 use crate::sim::{Sim, State};
-use crate::truth::{Expected, Place, Rows, Want, has_port, lives_without_port, owner, place, told};
 
 /// Who did something in Consul.
 #[derive(Clone, Debug)]

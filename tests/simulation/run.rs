@@ -20,19 +20,19 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
+use crate::actors::Ends;
 use crate::apiserver::ApiServer;
 use crate::consul::agent::Agent as LocalAgent;
-use crate::hands::Ends;
 use crate::network::Network;
 use crate::oracle::Origin;
-use crate::plants::Watched;
+use crate::planted_faults::Watched;
 use crate::schedule::{Consequences, Later};
 use crate::setup::{Mode, Setup};
 use crate::sim::{Sim, State, Stats};
 use crate::verdict;
 
 /// How often Lictor looks at everything in Consul.
-const SWEEP: Duration = Duration::from_secs(30);
+const RESYNC: Duration = Duration::from_secs(30);
 /// How long things may take to settle once nothing changes any more.
 const SETTLING: Duration = Duration::from_secs(240);
 /// How long nothing may be written after that.
@@ -65,7 +65,7 @@ pub fn run(setup: Setup, traced: bool) -> Outcome {
         {
             let sim = sim.clone();
             tasks.spawn(async move {
-                tokio::join!(script(&sim, begun), weather(&sim), meddling(&sim));
+                tokio::join!(script(&sim, begun), network_faults(&sim), meddling(&sim));
                 settle(&sim, &ask).await;
             });
         }
@@ -129,7 +129,7 @@ fn random_wait(random: &mut fastrand::Rng, mean: Duration) -> u64 {
     if random.u8(..4) == 0 { random.u64(0..5) } else { random.u64(0..2 * mean) }
 }
 
-async fn weather(sim: &Sim) {
+async fn network_faults(sim: &Sim) {
     let end = Instant::now() + sim.state().setup.length;
     while Instant::now() < end {
         sim.state().change_weather();
@@ -171,7 +171,7 @@ async fn settle(sim: &Sim, ask: &mpsc::Sender<Question>) {
     {
         let mut state = sim.state();
         state.calm = true;
-        state.weather = crate::sim::Weather::FINE;
+        state.network_faults = crate::sim::NetworkFaults::FINE;
         state.trace(|| "calm");
     }
     sim.cluster_has_moved();
@@ -365,10 +365,10 @@ fn engine(sim: &Sim, setup: &Setup, life: u32, sink: mpsc::Sender<Event>) -> Eng
         }
         Mode::Catalog => Arc::new(Catalog::new(identity.clone(), transport)),
     };
-    let registry = Arc::new(Watched::new(sim.clone(), registry, setup.plant));
+    let registry = Arc::new(Watched::new(sim.clone(), registry, setup.planted));
     let config = Config {
         identity,
-        resync_interval: SWEEP,
+        resync_interval: RESYNC,
         hold_mass_unready: setup.hold_mass_unready,
         concurrency: 4,
         status_rate: 20,

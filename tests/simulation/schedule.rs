@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use lictor::cluster::event::ObjectKey;
 use lictor::model::facts::{Node, Service};
-use lictor::model::names::{ResourceKey, Str};
+use lictor::model::ids::{ResourceKey, Str};
 use lictor::model::reasons::Refusal;
 use lictor::model::resource::{DeletionPolicy, Spec};
 
@@ -438,22 +438,22 @@ impl State {
 
     /// How things go between Lictor and the servers from now on.
     pub fn change_weather(&mut self) {
-        use crate::sim::Weather;
+        use crate::sim::NetworkFaults;
         if !self.setup.faults || self.random.script.u8(..5) < 2 {
-            self.weather = Weather::FINE;
+            self.network_faults = NetworkFaults::FINE;
             return;
         }
         let random = &mut self.random.script;
         let share = |random: &mut fastrand::Rng, most: u8| if random.bool() { 0 } else { random.u8(..most) };
-        self.weather = Weather {
+        self.network_faults = NetworkFaults {
             slow: *random.choice(&[3, 50, 500, 3_000, 12_000]).unwrap_or(&3),
             refused: if random.u8(..10) == 0 { 100 } else { share(random, 30) },
             lost: share(random, 30),
-            trouble: if random.u8(..10) == 0 { 100 } else { share(random, 30) },
+            outage: if random.u8(..10) == 0 { 100 } else { share(random, 30) },
             watch_slow: *random.choice(&[5, 100, 1_000, 15_000]).unwrap_or(&5),
             kubernetes_fails: share(random, 50),
         };
-        let weather = self.weather;
-        self.trace(|| format!("weather: {weather:?}"));
+        let network_faults = self.network_faults;
+        self.trace(|| format!("network_faults: {network_faults:?}"));
     }
 }

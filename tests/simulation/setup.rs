@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use lictor::cluster::event::Scope;
-use lictor::model::names::{ClusterName, Identity};
+use lictor::model::ids::{ClusterName, Identity};
 use lictor::model::resource::Limits;
 
-use crate::plants::Plant;
+use crate::planted_faults::PlantedFault;
 
 /// The cluster that Lictor acts for.
 pub const CLUSTER: &str = "c1";
@@ -96,7 +96,7 @@ pub struct Setup {
     /// How long Lictor keeps most instances passing that stop being ready at once.
     pub hold_mass_unready: Duration,
     /// A fault of the product's that is to be caught.
-    pub plant: Option<Plant>,
+    pub planted: Option<PlantedFault>,
 }
 
 impl Setup {
@@ -131,7 +131,7 @@ impl Setup {
                 .then(|| Failing { share: random.u8(2..6), by: *random.choice(&By::ALL).expect("some") }),
             former_named: random.bool(),
             hold_mass_unready: Duration::from_secs(if random.bool() { 0 } else { random.u64(1..40) }),
-            plant: None,
+            planted: None,
         }
     }
 

@@ -1,4 +1,4 @@
-//! What all parts of one simulation share: both servers' models, the weather, chance, and what was found.
+//! What all parts of one simulation share: both servers' models, the faults of the network, chance, and what was found.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Display;
@@ -8,11 +8,11 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use crate::actors::Snapshot;
 use crate::cluster::Cluster;
 use crate::consul::Consul;
-use crate::hands::Snapshot;
 use crate::oracle::Oracle;
-use crate::plants::Plant;
+use crate::planted_faults::PlantedFault;
 use crate::setup::Setup;
 
 /// One simulation; cheap to clone.
@@ -31,7 +31,7 @@ pub struct State {
     pub setup: Setup,
     pub consul: Consul,
     pub cluster: Cluster,
-    pub weather: Weather,
+    pub network_faults: NetworkFaults,
     /// No more faults, crashes or changes: what is unsettled may settle.
     pub calm: bool,
     /// Whether what is happening to Kubernetes ends the life of Lictor, too.
@@ -64,23 +64,23 @@ pub struct Streams {
 
 /// How things go between Lictor and the servers. Shares are in percent.
 #[derive(Clone, Copy, Debug)]
-pub struct Weather {
+pub struct NetworkFaults {
     /// The longest way of a request or an answer, in milliseconds.
     pub slow: u64,
     /// Connections that are refused.
     pub refused: u8,
     /// Requests or answers that are lost.
     pub lost: u8,
-    /// Requests that Consul answers with trouble.
-    pub trouble: u8,
+    /// Requests that Consul answers as in an outage.
+    pub outage: u8,
     /// The longest delay of an event of a watch, in milliseconds.
     pub watch_slow: u64,
     /// Calls to Kubernetes that fail.
     pub kubernetes_fails: u8,
 }
 
-impl Weather {
-    pub const FINE: Self = Self { slow: 3, refused: 0, lost: 0, trouble: 0, watch_slow: 5, kubernetes_fails: 0 };
+impl NetworkFaults {
+    pub const FINE: Self = Self { slow: 3, refused: 0, lost: 0, outage: 0, watch_slow: 5, kubernetes_fails: 0 };
 }
 
 /// What happened, by name.
@@ -107,9 +107,9 @@ impl Sim {
         let stream = |n: u64| fastrand::Rng::with_seed(setup.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(n));
         let random = Streams { script: stream(1), network: stream(2), kubernetes: stream(3), lives: stream(4) };
         let state = State {
-            consul: Consul { hides_unmarked: setup.plant == Some(Plant::NodesByMark), ..Consul::default() },
+            consul: Consul { hides_unmarked: setup.planted == Some(PlantedFault::NodesByMark), ..Consul::default() },
             cluster: Cluster::default(),
-            weather: Weather::FINE,
+            network_faults: NetworkFaults::FINE,
             calm: false,
             kills_lictor: false,
             random,

@@ -5,16 +5,16 @@ use std::net::IpAddr;
 
 use lictor::cluster::api::ConsulServiceStatus;
 use lictor::engine::Snapshot;
-use lictor::model::names::{ResourceKey, Str};
+use lictor::model::ids::{ResourceKey, Str};
 use lictor::model::resource::Source;
 
 use crate::cluster::Object;
 use crate::consul::store::{Service, fold};
+use crate::expected::{Expected, Place, Rows, SHARD, Want, could_go_on, lives_without_port, owner, place};
 use crate::moves::FORMER_NODE;
 use crate::oracle::{asked, is_marked};
 use crate::setup::{CLUSTER, CLUSTER_UID, MARKER, Mode, UNWATCHED};
 use crate::sim::State;
-use crate::truth::{Expected, Place, Rows, SHARD, Want, could_go_on, lives_without_port, owner, place};
 
 /// How a place that a resource wants came out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -258,7 +258,8 @@ fn rows(state: &State, wants: &BTreeMap<ResourceKey, Want>, found: &mut Found) -
     for (place, stand) in stands.iter_mut().filter(|(_, stand)| **stand == Stands::Missing) {
         let (_, id) = place;
         let taken = state.consul.store.services().any(|(on, service)| {
-            crate::truth::place(on, &service.id) == *place && service.meta.keys().any(|key| key.starts_with("lictor-"))
+            crate::expected::place(on, &service.id) == *place
+                && service.meta.keys().any(|key| key.starts_with("lictor-"))
         });
         // On a node of ours, a mark that somebody has put on a row of ours is put right.
         if taken && state.setup.mode == Mode::Agent {
@@ -383,7 +384,7 @@ fn nodes(state: &State, found: &mut Found) {
         .cluster
         .nodes
         .iter()
-        .filter_map(|(key, node)| Some((crate::truth::node_of(&key.name), node.address?)))
+        .filter_map(|(key, node)| Some((crate::expected::node_of(&key.name), node.address?)))
         .collect();
     for node in state.consul.store.nodes() {
         let is = |key: &str, value: &str| node.meta.get(key).is_some_and(|there| there == value);

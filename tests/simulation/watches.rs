@@ -11,13 +11,13 @@ use futures::FutureExt;
 use lictor::cluster::event::{Change, Event, Kind, Scope, Step};
 use lictor::cluster::world::Wanted;
 use lictor::model::facts::{Endpoint, Family, Pod, Protocol};
-use lictor::model::names::Str;
+use lictor::model::ids::Str;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::cluster::{EndpointId, endpoint_id};
-use crate::plants::{BLIND_LIMIT, Plant};
+use crate::planted_faults::{BLIND_LIMIT, PlantedFault};
 use crate::schedule::OTHER_PORT;
 use crate::sim::{Sim, State};
 
@@ -85,7 +85,7 @@ impl Watches {
             if is_again {
                 state.stats.count("watches begun again");
             }
-            if is_again && state.setup.plant == Some(Plant::DeadWatch) {
+            if is_again && state.setup.planted == Some(PlantedFault::DeadWatch) {
                 continue;
             }
             running.insert(watch.clone(), self.begin(watch, *time, &wanted.annotations));
@@ -159,7 +159,7 @@ impl Watch {
                 let mut state = self.sim.state();
                 state.strikes(15).then(|| state.random.kubernetes.usize(..=objects.len()))
             };
-            let early = self.sim.state().setup.plant == Some(Plant::EarlySweep);
+            let early = self.sim.state().setup.planted == Some(PlantedFault::EarlyResync);
             let early = early.then_some(objects.len() / 2);
             for (nth, object) in objects.into_iter().enumerate() {
                 if Some(nth) == early {
@@ -218,7 +218,7 @@ impl Watch {
                 return Ok(());
             }
             self.pause().await;
-            if self.sim.state().setup.plant == Some(Plant::FalseEnds) {
+            if self.sim.state().setup.planted == Some(PlantedFault::FalseEnds) {
                 self.tell_of_false_end(position, &change).await?;
             }
             let twice = self.sim.state().strikes(5) && !matches!(&change, Change::Resource(Step::Delete(_)));
@@ -250,7 +250,7 @@ impl Watch {
     }
 
     async fn tell(&self, change: Change) -> Result<(), Ended> {
-        let change = seen(change, &self.annotations, self.sim.state().setup.plant);
+        let change = seen(change, &self.annotations, self.sim.state().setup.planted);
         self.sim.state().trace(|| format!("tells {} of {}: {}", self.kind, self.scope, summary(&change)));
         self.sink.send(Event { scope: self.scope.clone(), change }).await.map_err(|_| Ended)
     }
@@ -262,43 +262,45 @@ impl Watch {
 }
 
 /// A change as Lictor gets it: of a pod only the annotations that it asks for.
-pub fn seen(change: Change, annotations: &BTreeSet<Str>, plant: Option<Plant>) -> Change {
+pub fn seen(change: Change, annotations: &BTreeSet<Str>, planted: Option<PlantedFault>) -> Change {
     match change {
         Change::Pod(step) => Change::Pod(step.map(|_, pod| {
             let kept = annotations.iter().map(|key| (key.clone(), pod.annotations.get(key).cloned().flatten()));
             Pod { annotations: kept.collect(), ..pod }
         })),
         Change::Resource(step) => Change::Resource(step.map(|_, mut seen| {
-            match (plant, &mut seen.resource.spec) {
-                (Some(Plant::NoRivals), Ok(spec)) => Arc::make_mut(spec).limits.shares_name = true,
-                (Some(Plant::NoPause), _) => seen.resource.paused = false,
-                (Some(Plant::PortsForgotten), _) => Arc::make_mut(&mut seen.resource.status).port_in_use = None,
+            match (planted, &mut seen.resource.spec) {
+                (Some(PlantedFault::NoRivals), Ok(spec)) => Arc::make_mut(spec).limits.shares_name = true,
+                (Some(PlantedFault::NoPause), _) => seen.resource.paused = false,
+                (Some(PlantedFault::PortsForgotten), _) => Arc::make_mut(&mut seen.resource.status).port_in_use = None,
                 _ => {}
             }
             seen
         })),
         Change::Slice(step) => Change::Slice(step.map(|_, mut slice| {
-            match plant {
-                Some(Plant::OneSliceEach) if slice.ports.iter().all(|port| port.number == OTHER_PORT) => {
+            match planted {
+                Some(PlantedFault::OneSliceEach) if slice.ports.iter().all(|port| port.number == OTHER_PORT) => {
                     slice.endpoints.iter_mut().for_each(|e| e.address = IpAddr::from([10, 1, 0, 1]));
                 }
-                Some(Plant::BlindLimit) => {
+                Some(PlantedFault::BlindLimit) => {
                     slice.endpoints.sort_by_key(|endpoint| endpoint.pod.as_ref().map(|pod| pod.uid.clone()));
                     slice.endpoints.truncate(BLIND_LIMIT);
                 }
-                Some(Plant::OneFamily) if slice.family == Family::V6 => slice.endpoints.clear(),
-                Some(Plant::NoProtocols) => slice.ports.iter_mut().for_each(|port| port.protocol = Protocol::Tcp),
-                Some(Plant::NoLastOnes) => slice.endpoints.iter_mut().for_each(|e| e.serving &= !e.terminating),
-                Some(Plant::NoEarlyOnes) => slice.endpoints.iter_mut().for_each(|e| e.ready &= e.serving),
+                Some(PlantedFault::OneFamily) if slice.family == Family::V6 => slice.endpoints.clear(),
+                Some(PlantedFault::NoProtocols) => {
+                    slice.ports.iter_mut().for_each(|port| port.protocol = Protocol::Tcp);
+                }
+                Some(PlantedFault::NoLastOnes) => slice.endpoints.iter_mut().for_each(|e| e.serving &= !e.terminating),
+                Some(PlantedFault::NoEarlyOnes) => slice.endpoints.iter_mut().for_each(|e| e.ready &= e.serving),
                 _ => {}
             }
             slice
         })),
         Change::Service(step) => Change::Service(step.map(|_, mut service| {
-            if plant == Some(Plant::NoProtocols) {
+            if planted == Some(PlantedFault::NoProtocols) {
                 service.ports.iter_mut().for_each(|port| port.protocol = Protocol::Tcp);
             }
-            if plant == Some(Plant::FirstPort) {
+            if planted == Some(PlantedFault::FirstPort) {
                 service.ports.truncate(1);
             }
             service
@@ -309,7 +311,7 @@ pub fn seen(change: Change, annotations: &BTreeSet<Str>, plant: Option<Plant>) -
 
 /// How long something takes between Lictor and Kubernetes.
 pub fn pause(state: &mut State) -> Duration {
-    let slow = if state.calm { 5 } else { state.weather.watch_slow };
+    let slow = if state.calm { 5 } else { state.network_faults.watch_slow };
     let slow = if state.random.kubernetes.u8(..3) == 0 { slow } else { slow.min(30) };
     Duration::from_millis(state.random.kubernetes.u64(0..=slow))
 }

@@ -12,7 +12,7 @@ use lictor::model::check::Checks;
 use lictor::model::desired::Placement;
 use lictor::model::diff::Op;
 use lictor::model::health::Health;
-use lictor::model::names::{ClusterName, Identity, Str, meta};
+use lictor::model::ids::{ClusterName, Identity, Str, meta};
 use lictor::model::registration::{Registration, RowKey, TaggedAddress, Weights};
 use lictor_testbed::{Consul, ConsulOptions, Programs, wait};
 
@@ -94,11 +94,11 @@ pub(crate) fn full(address: &str, readiness: Option<Health>) -> Registration {
 }
 
 pub(crate) fn put(key: &RowKey, registration: &Registration) -> Op {
-    Op::Put { key: key.clone(), registration: Arc::new(registration.clone()), drop_checks: Vec::new() }
+    Op::Register { key: key.clone(), registration: Arc::new(registration.clone()), drop_checks: Vec::new() }
 }
 
 pub(crate) fn remove(key: &RowKey) -> Op {
-    Op::Remove { key: key.clone(), service: "user_service".into() }
+    Op::Deregister { key: key.clone(), service: "user_service".into() }
 }
 
 pub(crate) async fn apply(registry: &dyn Registry, node: &Str, ops: Vec<Op>) -> Vec<Outcome> {

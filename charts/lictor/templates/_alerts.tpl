@@ -43,7 +43,7 @@ an old answer. Labels of single replicas are left out where a change of replica 
   annotations:
     summary: A replica of Lictor could not take over.
     description: {{ `"{{ $labels.instance }} stands by and is not ready. Its /readyz says why."` }}
-- alert: LictorSweepOverdue
+- alert: LictorResyncOverdue
   expr: max by (namespace, job) (lictor_resync_age_seconds{ {{- $s -}} } {{ $acts }}) > {{ $stale }}
   for: 5m
   labels:
@@ -81,7 +81,7 @@ an old answer. Labels of single replicas are left out where a change of replica 
     severity: warning
   annotations:
     summary: Writes to Consul fail again and again.
-    description: Consul does not answer writes, or is in trouble while they are made. They are tried again.
+    description: Consul does not answer writes, or is unavailable while they are made. They are tried again.
 - alert: LictorBacklog
   expr: min by (namespace, job) (min_over_time(lictor_outstanding_writes{ {{- $s -}} }[15m]) {{ $acts }}) > 0
   for: 5m

@@ -24,8 +24,8 @@
 {{- if and (gt (int $values.replicaCount) 1) (not $values.leaderElection.enabled) }}
 {{- fail "replicaCount: without leaderElection.enabled there may be one replica only" }}
 {{- end }}
-{{- if and $values.uninstall.release (not $values.leaderElection.enabled) }}
-{{- fail "uninstall.release: without leaderElection.enabled the replica that still runs would undo it; set uninstall.release=false, and see to the finalizers yourself" }}
+{{- if and $values.uninstall.detach (not $values.leaderElection.enabled) }}
+{{- fail "uninstall.detach: without leaderElection.enabled the replica that still runs would undo it; set uninstall.detach=false, and see to the finalizers yourself" }}
 {{- end }}
 {{- if and (ne $values.registration "catalog") (contains "," $values.consul.address) }}
 {{- fail "consul.address: several addresses are for registration: catalog; with agent there is one agent" }}
@@ -38,11 +38,11 @@
 {{- fail "consul.tls.ca: give existingSecret or existingConfigMap, not both" }}
 {{- end }}
 {{- end }}
-{{- if and (not $values.crds.keep) $values.crds.install (not $values.uninstall.release) }}
-{{- fail "crds.keep: without it and without uninstall.release, resources would be stuck for ever when the chart is uninstalled: set one of them" }}
+{{- if and (not $values.crds.keep) $values.crds.install (not $values.uninstall.detach) }}
+{{- fail "crds.keep: without it and without uninstall.detach, resources would be stuck for ever when the chart is uninstalled: set one of them" }}
 {{- end }}
-{{- if and $values.uninstall.deregister (not $values.uninstall.release) }}
-{{- fail "uninstall.deregister: it needs uninstall.release" }}
+{{- if and $values.uninstall.deregister (not $values.uninstall.detach) }}
+{{- fail "uninstall.deregister: it needs uninstall.detach" }}
 {{- end }}
 {{- if and $values.metrics.serviceMonitor.enabled (not $values.metrics.service.enabled) }}
 {{- fail "metrics.serviceMonitor.enabled: it needs metrics.service.enabled" }}
@@ -50,8 +50,8 @@
 {{- if gt (include "lictor.seconds" $values.holdMassUnready | int) 3600 }}
 {{- fail (printf "holdMassUnready: %s is not from 0s to 1h" $values.holdMassUnready) }}
 {{- end }}
-{{- $sweep := include "lictor.seconds" $values.resyncInterval | int }}
-{{- if or (lt $sweep 1) (gt $sweep 86400) }}
+{{- $resync := include "lictor.seconds" $values.resyncInterval | int }}
+{{- if or (lt $resync 1) (gt $resync 86400) }}
 {{- fail (printf "resyncInterval: %s is not from 1s to 24h" $values.resyncInterval) }}
 {{- end }}
 {{- $lease := include "lictor.seconds" $values.leaderElection.leaseDuration | int }}

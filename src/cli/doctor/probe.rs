@@ -18,7 +18,7 @@ use crate::consul::transport::Transport;
 use crate::consul::wire::{AgentSelf, Node, TxnCheck, TxnOp, Verb, txn_body};
 use crate::model::check::Checks;
 use crate::model::health::Health;
-use crate::model::names::{ClusterName, Str};
+use crate::model::ids::{ClusterName, Str};
 use crate::model::nodes::{NODE_NAME_MAX, node_name};
 use crate::model::registration::{Registration, Weights};
 
@@ -190,7 +190,7 @@ impl Probe<'_> {
     async fn put(&self, path: String, body: Option<Bytes>) -> Result<(), Broken> {
         self.client.put(path, body).await.map(drop).map_err(|failed| {
             let words = match failed {
-                Failed::NotTried(trouble) | Failed::NoAnswer(trouble) | Failed::Stumbled(trouble) => trouble.message,
+                Failed::NotTried(outage) | Failed::NoAnswer(outage) | Failed::Stumbled(outage) => outage.message,
                 Failed::Refused { status, words, .. } => format!("Consul answered {status}: {words}"),
             };
             Broken(format!("registering in service {:?}: {words}", self.service))
@@ -199,7 +199,7 @@ impl Probe<'_> {
 }
 
 async fn read<T: serde::de::DeserializeOwned>(client: &Client, path: String) -> Result<T, Broken> {
-    client.get(path).await.map(|answer| answer.value).map_err(|trouble| Broken(trouble.to_string()))
+    client.get(path).await.map(|answer| answer.value).map_err(|outage| Broken(outage.to_string()))
 }
 
 /// An address for documentation, where nothing answers.

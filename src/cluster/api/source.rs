@@ -20,7 +20,7 @@ pub struct Source {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service: Option<ServiceSource>,
 
-    /// The pods of this namespace that a selector picks, with no Service needed. Each that has an address is an
+    /// The pods of this namespace that a selector matches, with no Service needed. Each that has an address is an
     /// instance until it begins to terminate. Where no other pod is ready, one that terminates stays while it is ready.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::pod_selector")]

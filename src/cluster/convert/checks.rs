@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::{Rules, invalid, not_supported, port, refuse};
 use crate::cluster::api::{self, TlsOptions};
 use crate::model::check::{Check, CheckSpec, Probe, Tls};
-use crate::model::names::{READINESS, Str};
+use crate::model::ids::{READINESS, Str};
 use crate::model::reasons::Refusal;
 
 /// Consul runs a check at most once a second.

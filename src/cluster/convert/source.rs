@@ -8,10 +8,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelecto
 
 use super::{Rules, invalid, pairs, refuse, tags};
 use crate::cluster::api;
-use crate::model::names::Str;
+use crate::model::ids::Str;
 use crate::model::reasons::Refusal;
 use crate::model::registration::TaggedAddress;
-use crate::model::resource::{Own, Source, StaticAddress};
+use crate::model::resource::{PerAddress, Source, StaticAddress};
 use crate::model::selector::{Requirement, Selector};
 
 pub(super) fn source(source: api::Source, rules: &Rules) -> Result<Source, Refusal> {
@@ -65,7 +65,7 @@ fn static_addresses(given: Vec<api::StaticAddress>, rules: &Rules) -> Result<Vec
             if !seen.insert((address, port)) {
                 return invalid(format!("{field}: {address} port {port} stands there twice"));
             }
-            let own = Own { tags: tags(field, &given.tags)?, meta: pairs(field, &given.meta)? };
+            let own = PerAddress { tags: tags(field, &given.tags)?, meta: pairs(field, &given.meta)? };
             Ok(StaticAddress { address, port, own: Arc::new(own) })
         })
         .collect()

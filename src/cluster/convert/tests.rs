@@ -3,7 +3,7 @@ use serde_json::json;
 use super::*;
 use crate::model::check::{Probe, Tls};
 use crate::model::registration::TaggedAddress;
-use crate::model::resource::Own;
+use crate::model::resource::PerAddress;
 use crate::model::selector::{Requirement, Selector};
 
 fn read_with(rules: &Rules, spec: &Value) -> SeenResource {
@@ -195,13 +195,16 @@ fn static_addresses_are_read_with_what_is_their_own() {
         { "address": "198.51.100.1", "port": 81 },
         { "address": "::ffff:198.51.100.2", "port": 80 },
     ]));
-    let own = Own {
+    let own = PerAddress {
         tags: vec![Template::Plain("old".into()), Template::parse("${ports['a']}").unwrap()],
         meta: [("rack".into(), Template::Plain("7".into()))].into(),
     };
-    let at =
-        |last: u8, port, own: Own| StaticAddress { address: [198, 51, 100, last].into(), port, own: Arc::new(own) };
-    let addresses = vec![at(1, 80, own), at(1, 81, Own::default()), at(2, 80, Own::default())];
+    let at = |last: u8, port, own: PerAddress| StaticAddress {
+        address: [198, 51, 100, last].into(),
+        port,
+        own: Arc::new(own),
+    };
+    let addresses = vec![at(1, 80, own), at(1, 81, PerAddress::default()), at(2, 80, PerAddress::default())];
     assert_eq!(spec.unwrap().source, Source::Static { addresses });
 }
 

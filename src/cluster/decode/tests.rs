@@ -1,7 +1,7 @@
 use serde_json::{Value, json};
 
 use super::*;
-use crate::model::names::Str;
+use crate::model::ids::Str;
 
 fn fact<K: Watched>(object: Value) -> Option<K::Fact> {
     fact_with::<K>(object, &[])
@@ -307,7 +307,7 @@ fn one_that_is_no_longer_of_interest_is_as_good_as_deleted() {
     let mut decoder = Decoder::new(Arc::default(), BTreeSet::new());
     let gone = Change::Slice(Step::Delete(ObjectKey::new("shop", "user")));
     assert_eq!(decoder.decode(watcher::Event::Apply(object.clone())), Some(gone));
-    assert_eq!(decoder.decode(watcher::Event::InitApply(object)), None, "a list that lacks it will sweep it");
+    assert_eq!(decoder.decode(watcher::Event::InitApply(object)), None, "a list that lacks it will resync it");
 }
 
 #[test]

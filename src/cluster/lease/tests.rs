@@ -299,11 +299,11 @@ async fn where_a_lead_cannot_be_kept_the_lease_is_left_alone() {
         let (api, duration) = (Apiserver::default(), Duration::from_secs(seconds));
         api.takes(Duration::from_millis(request));
         let (candidate, leads) = Candidate::new(api.client(), LeaseSettings { duration, ..settings() });
-        let trouble = candidate.trouble();
+        let failure = candidate.failure();
         tokio::spawn(candidate.run(std::future::pending()));
         let (acted, named) = (longest(20 * duration, || acts(&leads)).await, api.holder());
         assert_eq!((acted, named), (Duration::ZERO, String::new()), "a Lease of {seconds} s, {request} ms a request");
-        let why = trouble.get().unwrap_or_default();
+        let why = failure.get().unwrap_or_default();
         assert!(why.contains("Kubernetes "), "{seconds} {request} {why:?}");
     }
 }
@@ -386,10 +386,10 @@ async fn whoever_may_not_renew_takes_nothing_and_says_so() {
     let api = Apiserver::default();
     api.stored().no_patch = true;
     let (candidate, leads) = Candidate::new(api.client(), settings());
-    let trouble = candidate.trouble();
+    let failure = candidate.failure();
     tokio::spawn(candidate.run(std::future::pending()));
     let acted = longest(Duration::from_secs(30), || acts(&leads) || !api.holder().is_empty()).await;
-    let why = trouble.get().unwrap_or_default();
+    let why = failure.get().unwrap_or_default();
     assert_eq!(acted, Duration::ZERO);
     assert!(why.contains("must grant get, create, update and patch on leases"), "{why}");
     api.stored().no_patch = false;
@@ -398,7 +398,7 @@ async fn whoever_may_not_renew_takes_nothing_and_says_so() {
     api.stored().no_patch = true;
     until("the end of the lead", || !acts(&leads)).await;
     let acted = longest(Duration::from_secs(30), || acts(&leads)).await;
-    let why = trouble.get().unwrap_or_default();
+    let why = failure.get().unwrap_or_default();
     assert_eq!((acted, why.contains("patch on leases")), (Duration::ZERO, true), "{why}");
 }
 

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use super::entry::{Entry, Granted, GrantedBy, compared};
 use super::index::unlink;
 use super::{Dirt, Dirtied, World};
-use crate::model::names::{ResourceKey, Str};
+use crate::model::ids::{ResourceKey, Str};
 use crate::model::registration::NameInUse;
 use crate::model::resolve::{Before, Resolution, resolve};
 use crate::model::resource::{Source, Spec};

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::cluster::event::SeenResource;
 use crate::cluster::status::Transitions;
-use crate::model::names::Str;
+use crate::model::ids::Str;
 use crate::model::resource::{Resource, Spec};
 use crate::model::status::{ConditionKind, Truth};
 

@@ -8,9 +8,9 @@ use super::entry::Entry;
 use super::{Dirt, World};
 use crate::cluster::event::{Kind, ObjectKey, Scope};
 use crate::cluster::table::Table;
+use crate::model::cause::Cause;
 use crate::model::facts::{Endpoint, Pod, Slice};
-use crate::model::guard::Cause;
-use crate::model::names::{ResourceKey, Str};
+use crate::model::ids::{ResourceKey, Str};
 use crate::model::resource::{Needs, Source};
 
 /// Holds what the indexes have of a resource.
@@ -25,14 +25,14 @@ pub(super) struct Links {
 
 /// Names what is behind an endpoint.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Behind {
+pub(super) enum EndpointTarget {
     /// The pod that it names.
     Pod(ObjectKey),
     /// Whatever has its address, where it names no pod.
     Address(Str, IpAddr),
 }
 
-impl Behind {
+impl EndpointTarget {
     pub(super) fn of(namespace: &Str, endpoint: &Endpoint) -> Self {
         match &endpoint.pod {
             Some(pod) => Self::Pod(ObjectKey { namespace: namespace.clone(), name: pod.name.clone() }),
@@ -133,14 +133,14 @@ impl World {
             self.forget(kind, &scope);
         }
         if old.selects {
-            self.picked.remove(key);
+            self.matching.remove(key);
             unlink(&mut self.selecting, &key.namespace, key);
         }
         if new.selects {
             self.selecting.entry(key.namespace.clone()).or_default().insert(key.clone());
             let of_namespace = self.pods.of_namespace(&key.namespace);
-            let picked = of_namespace.filter(|(_, pod)| picks(&self.resources, key, pod));
-            self.picked.insert(key.clone(), picked.map(|(key, _)| key.name.clone()).collect());
+            let picked = of_namespace.filter(|(_, pod)| matches(&self.resources, key, pod));
+            self.matching.insert(key.clone(), picked.map(|(key, _)| key.name.clone()).collect());
         }
         if new == Links::default() {
             self.links.remove(key);
@@ -216,7 +216,7 @@ impl World {
         let of_pod = move |pod: &ObjectKey| {
             let selecting = self.selecting.get(&pod.namespace).into_iter().flatten();
             let name = pod.name.clone();
-            selecting.filter(move |user| self.picked.get(*user).is_some_and(|picked| picked.contains(&name)))
+            selecting.filter(move |user| self.matching.get(*user).is_some_and(|picked| picked.contains(&name)))
         };
         let users = slices.flat_map(of_slice).chain(pods.flat_map(of_pod));
         users.filter(move |user| self.needs(user, Kind::Node))
@@ -251,10 +251,10 @@ impl World {
 }
 
 /// Says whether a resource selects a pod.
-pub(super) fn picks(resources: &Table<Entry>, key: &ResourceKey, pod: &Pod) -> bool {
+pub(super) fn matches(resources: &Table<Entry>, key: &ResourceKey, pod: &Pod) -> bool {
     let spec = resources.get(key).and_then(|entry| entry.last_good.as_ref());
     spec.is_some_and(|spec| match &spec.source {
-        Source::Pods { selector } => selector.picks(&pod.labels),
+        Source::Pods { selector } => selector.matches(&pod.labels),
         Source::Service { .. } | Source::Static { .. } => false,
     })
 }
@@ -270,8 +270,12 @@ pub(super) fn needs(needs: &Needs, kind: Kind) -> bool {
 }
 
 /// Lists what is behind the endpoints of a slice.
-pub(super) fn behind(namespace: &Str, slice: Option<&Slice>) -> BTreeSet<Behind> {
-    slice.into_iter().flat_map(|slice| &slice.endpoints).map(|endpoint| Behind::of(namespace, endpoint)).collect()
+pub(super) fn behind(namespace: &Str, slice: Option<&Slice>) -> BTreeSet<EndpointTarget> {
+    slice
+        .into_iter()
+        .flat_map(|slice| &slice.endpoints)
+        .map(|endpoint| EndpointTarget::of(namespace, endpoint))
+        .collect()
 }
 
 /// Lists the Nodes that the endpoints of a slice name.

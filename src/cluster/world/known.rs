@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use super::World;
 use crate::cluster::event::ObjectKey;
 use crate::model::facts::{Facts, Node, Pod, Service, Slice};
-use crate::model::names::{ResourceKey, Str};
+use crate::model::ids::{ResourceKey, Str};
 
 /// Holds what a World knows of a resource's namespace.
 pub(super) struct Known<'a> {
@@ -33,8 +33,8 @@ impl Facts for Known<'_> {
         slices.into_iter().flatten().filter_map(|key| self.world.slices.get(key))
     }
 
-    fn picked(&self) -> impl Iterator<Item = (&Str, &Pod)> + Clone {
-        let names = self.world.picked.get(self.key).into_iter().flatten();
+    fn matching(&self) -> impl Iterator<Item = (&Str, &Pod)> + Clone {
+        let names = self.world.matching.get(self.key).into_iter().flatten();
         names.filter_map(|name| Some((name, self.world.pods.get(&self.object(name))?)))
     }
 

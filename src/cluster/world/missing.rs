@@ -22,7 +22,7 @@ use super::World;
 use crate::cluster::event::{Kind, ObjectKey, Scope};
 use crate::model::desired::Desired;
 use crate::model::facts::{Endpoint, Family, Slice};
-use crate::model::names::{ClusterName, ResourceKey, Str, instance_id, meta};
+use crate::model::ids::{ClusterName, ResourceKey, Str, instance_id, meta};
 use crate::model::registration::{Registration, Row, RowKey};
 use crate::model::resource::{Source, Spec};
 

@@ -182,24 +182,24 @@ impl World {
     /// A World of the whole cluster whose resources were listed.
     fn of(resources: impl IntoIterator<Item = SeenResource>) -> Self {
         let mut world = Self::new([Scope::All], false);
-        world.hear(begins(Kind::Resource));
+        world.on_event(begins(Kind::Resource));
         for seen in resources {
-            world.hear(Change::Resource(Step::InitApply(seen.resource.key.clone(), seen)));
+            world.on_event(Change::Resource(Step::InitApply(seen.resource.key.clone(), seen)));
         }
-        world.hear(is_done(Kind::Resource));
+        world.on_event(is_done(Kind::Resource));
         world
     }
 
-    fn hear(&mut self, change: Change) -> Vec<Dirtied> {
+    fn on_event(&mut self, change: Change) -> Vec<Dirtied> {
         self.apply(event(&Scope::All, change), Instant::now())
     }
 
     fn edits(&mut self, seen: SeenResource) -> Vec<Dirtied> {
-        self.hear(Change::Resource(Step::Apply(seen.resource.key.clone(), seen)))
+        self.on_event(Change::Resource(Step::Apply(seen.resource.key.clone(), seen)))
     }
 
     fn deletes(&mut self, key: &ObjectKey) -> Vec<Dirtied> {
-        self.hear(Change::Resource(Step::Delete(key.clone())))
+        self.on_event(Change::Resource(Step::Delete(key.clone())))
     }
 
     /// Says whether something of this kind, namespace and name is held.
@@ -232,7 +232,7 @@ fn listed(spec: Spec) -> (World, ObjectKey) {
         Change::Node(Step::InitApply(key("", "n0"), node("z1"))),
         Change::Node(Step::InitDone),
     ] {
-        world.hear(change);
+        world.on_event(change);
     }
     (world, r)
 }
@@ -271,27 +271,27 @@ fn nodes_are_waited_for_unless_it_goes_without_them() {
 #[test]
 fn what_a_watch_says_is_observed_and_what_a_list_lacks_is_inferred() {
     let (mut world, r) = listed(spec("s"));
-    let mut hear = |change| world.hear(change);
+    let mut on_event = |change| world.on_event(change);
     let two = || slice("s", vec![endpoint(1, None), endpoint(2, None)]);
-    assert_eq!(hear(Change::Slice(Step::Apply(key("a", "s-1"), two()))), dirtied(&r, Some(Cause::Observed)));
-    assert_eq!(hear(Change::Slice(Step::Apply(key("a", "s-1"), two()))), []);
-    assert_eq!(hear(Change::Slice(Step::Apply(key("a", "t-1"), slice("t", Vec::new())))), []);
-    assert_eq!(hear(Change::Slice(Step::Init)), []);
-    assert_eq!(hear(Change::Slice(Step::InitApply(key("a", "t-1"), slice("t", Vec::new())))), []);
-    assert_eq!(hear(Change::Slice(Step::InitDone)), dirtied(&r, Some(Cause::Inferred)));
-    assert_eq!(hear(Change::Service(Step::Delete(key("a", "s")))), dirtied(&r, Some(Cause::Observed)));
-    assert_eq!(hear(Change::Resource(Step::Delete(r.clone()))), dirtied(&r, Some(Cause::Observed)));
-    assert_eq!(hear(Change::Resource(Step::Delete(r.clone()))), []);
+    assert_eq!(on_event(Change::Slice(Step::Apply(key("a", "s-1"), two()))), dirtied(&r, Some(Cause::Observed)));
+    assert_eq!(on_event(Change::Slice(Step::Apply(key("a", "s-1"), two()))), []);
+    assert_eq!(on_event(Change::Slice(Step::Apply(key("a", "t-1"), slice("t", Vec::new())))), []);
+    assert_eq!(on_event(Change::Slice(Step::Init)), []);
+    assert_eq!(on_event(Change::Slice(Step::InitApply(key("a", "t-1"), slice("t", Vec::new())))), []);
+    assert_eq!(on_event(Change::Slice(Step::InitDone)), dirtied(&r, Some(Cause::Inferred)));
+    assert_eq!(on_event(Change::Service(Step::Delete(key("a", "s")))), dirtied(&r, Some(Cause::Observed)));
+    assert_eq!(on_event(Change::Resource(Step::Delete(r.clone()))), dirtied(&r, Some(Cause::Observed)));
+    assert_eq!(on_event(Change::Resource(Step::Delete(r.clone()))), []);
 }
 
 #[test]
 fn a_list_that_is_begun_again_forgets_none_of_the_deletions() {
     let (mut world, r) = listed(spec("s"));
-    let mut hear = |step| world.hear(Change::Slice(step));
-    hear(Step::Init);
-    hear(Step::InitApply(key("a", "s-1"), slice("s", vec![endpoint(1, Some("p"))])));
-    assert_eq!(hear(Step::Init), [], "nothing goes by a list that is not done");
-    assert_eq!(hear(Step::InitDone), dirtied(&r, Some(Cause::Inferred)), "what only the void list had is gone");
+    let mut on_event = |step| world.on_event(Change::Slice(step));
+    on_event(Step::Init);
+    on_event(Step::InitApply(key("a", "s-1"), slice("s", vec![endpoint(1, Some("p"))])));
+    assert_eq!(on_event(Step::Init), [], "nothing goes by a list that is not done");
+    assert_eq!(on_event(Step::InitDone), dirtied(&r, Some(Cause::Inferred)), "what only the void list had is gone");
     assert_eq!(world.facts(&r).slices("s").count(), 0);
 }
 
@@ -337,18 +337,18 @@ fn a_second_look_remembers_what_only_time_tells() {
 fn a_pod_concerns_those_who_pick_it_or_hold_values_of_it() {
     let moved = |app: &str| Change::Pod(Step::Apply(key("a", "p"), pod("p", 2, app)));
     let (mut world, _) = listed(spec("s"));
-    assert_eq!(world.hear(moved("s")), [], "what is registered by a slice alone has nothing to do with it");
+    assert_eq!(world.on_event(moved("s")), [], "what is registered by a slice alone has nothing to do with it");
     for spec in [tagged("${pod.labels['app']}", spec("s")), Spec { limits: verified(), ..spec("s") }, pods_of("s")] {
         let (mut world, r) = listed(spec);
-        assert_eq!(world.hear(moved("s")), dirtied(&r, Some(Cause::Observed)));
-        assert_eq!(world.hear(moved("s")), [], "nothing has changed");
-        world.hear(Change::Pod(Step::Apply(key("b", "p"), pod("p", 1, "s"))));
-        assert_eq!(world.hear(Change::Pod(Step::Delete(key("b", "p")))), [], "of another namespace");
-        assert_eq!(world.hear(Change::Pod(Step::Delete(key("a", "p")))), dirtied(&r, Some(Cause::Observed)));
+        assert_eq!(world.on_event(moved("s")), dirtied(&r, Some(Cause::Observed)));
+        assert_eq!(world.on_event(moved("s")), [], "nothing has changed");
+        world.on_event(Change::Pod(Step::Apply(key("b", "p"), pod("p", 1, "s"))));
+        assert_eq!(world.on_event(Change::Pod(Step::Delete(key("b", "p")))), [], "of another namespace");
+        assert_eq!(world.on_event(Change::Pod(Step::Delete(key("a", "p")))), dirtied(&r, Some(Cause::Observed)));
     }
     let (mut world, r) = listed(pods_of("s"));
-    assert_eq!(world.hear(moved("t")), dirtied(&r, Some(Cause::Observed)), "it is picked no more");
-    assert_eq!(world.hear(Change::Pod(Step::Delete(key("a", "p")))), []);
+    assert_eq!(world.on_event(moved("t")), dirtied(&r, Some(Cause::Observed)), "it is picked no more");
+    assert_eq!(world.on_event(Change::Pod(Step::Delete(key("a", "p")))), []);
 }
 
 fn verified() -> Limits {
@@ -358,13 +358,13 @@ fn verified() -> Limits {
 #[test]
 fn a_pod_that_comes_to_an_address_concerns_endpoints_that_name_no_pod() {
     let (mut world, r) = listed(Spec { limits: verified(), ..spec("s") });
-    world.hear(Change::Slice(Step::Apply(key("a", "s-1"), slice("s", vec![endpoint(7, None)]))));
+    world.on_event(Change::Slice(Step::Apply(key("a", "s-1"), slice("s", vec![endpoint(7, None)]))));
     let q = |last| Change::Pod(Step::Apply(key("a", "q"), pod("q", last, "t")));
-    assert_eq!(world.hear(q(6)), []);
+    assert_eq!(world.on_event(q(6)), []);
     assert!(!world.facts(&r).has_pod_at(address(7)));
-    assert_eq!(world.hear(q(7)), dirtied(&r, Some(Cause::Observed)));
+    assert_eq!(world.on_event(q(7)), dirtied(&r, Some(Cause::Observed)));
     assert!(world.facts(&r).has_pod_at(address(7)));
     assert!(!world.facts(&key("b", "r")).has_pod_at(address(7)), "of another namespace");
-    assert_eq!(world.hear(q(6)), dirtied(&r, Some(Cause::Observed)));
+    assert_eq!(world.on_event(q(6)), dirtied(&r, Some(Cause::Observed)));
     assert!(!world.facts(&r).has_pod_at(address(7)));
 }

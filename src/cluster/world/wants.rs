@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::cluster::event::{Kind, Scope};
-use crate::model::names::Str;
+use crate::model::ids::Str;
 use crate::model::resource::Needs;
 
 /// Says what is to be watched.

@@ -10,10 +10,10 @@ use super::{Agent, name_and_id};
 use crate::consul::client::path;
 use crate::consul::marked::marked_rows;
 use crate::consul::wire::{AgentSelf, By, Check, TxnOp, txn_body};
-use crate::consul::{Bundle, Outcome, Rows, Trouble};
+use crate::consul::{Bundle, Outcome, Rows, Unavailable};
 use crate::model::diff::Op;
 use crate::model::health::Health;
-use crate::model::names::{Str, meta};
+use crate::model::ids::{Str, meta};
 use crate::model::registration::RowKey;
 
 /// The check by which Consul's servers tell whether the agent of a node lives.
@@ -49,7 +49,7 @@ impl Agent {
 
     /// Reads what carries our mark on other nodes than the agent's own. Nodes of our own making are left out: those
     /// are of the other mode.
-    pub(super) async fn rows_elsewhere(&self, own: &Str) -> Result<Rows, Trouble> {
+    pub(super) async fn rows_elsewhere(&self, own: &Str) -> Result<Rows, Unavailable> {
         let cluster = self.identity.cluster.as_str();
         let mut filter = format!("NodeMeta[\"{}\"] != \"{cluster}\"", meta::CLUSTER);
         // Consul takes any name for a node, and a filter has no quotes within quotes.
@@ -68,7 +68,7 @@ impl Agent {
         let (named, mut silent) = self.named(&bundle.node).await;
         let health = match self.serf_health(&bundle.node).await {
             Ok(health) => health,
-            Err(trouble) => return all(Outcome::NotTried(trouble)),
+            Err(outage) => return all(Outcome::NotTried(outage)),
         };
         match way(named, health) {
             Way::Agent(place) => {
@@ -82,14 +82,14 @@ impl Agent {
                     match self.change_catalog(op).await {
                         OpResult::Done { .. } => outcomes.push(Outcome::Written { shown: true }),
                         OpResult::Refused(words) => outcomes.push(Outcome::Refused(words)),
-                        OpResult::Doubtful(trouble) => outcomes.push(Outcome::Unknown(trouble)),
-                        OpResult::Lost(trouble) => {
-                            outcomes.push(Outcome::Unknown(trouble.clone()));
-                            outcomes.resize(bundle.ops.len(), Outcome::NotTried(trouble));
+                        OpResult::Doubtful(outage) => outcomes.push(Outcome::Unknown(outage)),
+                        OpResult::Lost(outage) => {
+                            outcomes.push(Outcome::Unknown(outage.clone()));
+                            outcomes.resize(bundle.ops.len(), Outcome::NotTried(outage));
                             break;
                         }
-                        OpResult::Stop(trouble) => {
-                            outcomes.resize(bundle.ops.len(), Outcome::NotTried(trouble));
+                        OpResult::Stop(outage) => {
+                            outcomes.resize(bundle.ops.len(), Outcome::NotTried(outage));
                             break;
                         }
                     }
@@ -119,13 +119,13 @@ impl Agent {
             match agent.client.get::<AgentSelf>(path(&["agent", "self"], &[])).await {
                 Ok(answer) if answer.value.config.node_name.as_deref() == Some(node) => return (Some(place), silent),
                 Ok(_) => {}
-                Err(trouble) => silent.push(format!("the one at {address} does not answer: {trouble}")),
+                Err(outage) => silent.push(format!("the one at {address} does not answer: {outage}")),
             }
         }
         (None, silent)
     }
 
-    async fn serf_health(&self, node: &str) -> Result<Option<Health>, Trouble> {
+    async fn serf_health(&self, node: &str) -> Result<Option<Health>, Unavailable> {
         let checks = self.client.get::<Option<Vec<Check>>>(path(&["health", "node", node], &[])).await?.value;
         let found = checks.into_iter().flatten().find(|check| check.id.as_deref() == Some(SERF_HEALTH));
         Ok(found.map(|check| Health::parse(check.status.as_deref().unwrap_or_default())))
@@ -135,9 +135,11 @@ impl Agent {
     async fn change_catalog(&self, op: &Op) -> OpResult {
         let RowKey { node, id } = op.key();
         let body = match op {
-            Op::Remove { service, .. } => txn_body(&[TxnOp::service_delete(node, id, service)]),
+            Op::Deregister { service, .. } => txn_body(&[TxnOp::service_delete(node, id, service)]),
             // Of one that is gone the first fails.
-            Op::Put { registration, .. } | Op::Readiness { registration, .. } | Op::Release { registration, .. } => {
+            Op::Register { registration, .. }
+            | Op::Readiness { registration, .. }
+            | Op::Disown { registration, .. } => {
                 txn_body(&[TxnOp::service_get(node, id), TxnOp::service_set(node, id, registration)])
             }
         };
@@ -149,7 +151,7 @@ impl Agent {
 /// then the row counts as it was read last.
 fn alone(outcome: Outcome, who: &str) -> Outcome {
     match outcome {
-        Outcome::NotTried(trouble) | Outcome::Unknown(trouble) => Outcome::Refused(format!("{who}: {trouble}")),
+        Outcome::NotTried(outage) | Outcome::Unknown(outage) => Outcome::Refused(format!("{who}: {outage}")),
         Outcome::Written { .. } | Outcome::Refused(_) => outcome,
     }
 }

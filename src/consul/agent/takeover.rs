@@ -1,7 +1,7 @@
 //! Taking over what another cluster of our name has left with the agent.
 //!
 //! Agents cannot be fenced. So one instance of each resource of the other cluster gets a meta pair that its Lictor would
-//! take off again at its next sweep, and our mark comes only after that has not happened.
+//! take off again at its next resync, and our mark comes only after that has not happened.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,10 +10,10 @@ use futures::future::BoxFuture;
 
 use super::Agent;
 use crate::consul::takeover::{self, Left, TAKEOVER, Taken, Takeover};
-use crate::consul::{Bundle, Outcome, Registry, Rows, Trouble};
+use crate::consul::{Bundle, Outcome, Registry, Rows, Unavailable};
 use crate::model::desired::Placement;
 use crate::model::diff::Op;
-use crate::model::names::{Identity, ResourceKey, Str};
+use crate::model::ids::{Identity, ResourceKey, Str};
 use crate::model::registration::{Ownership, Registration, Row, RowKey};
 
 /// Taking over through one agent.
@@ -38,7 +38,7 @@ impl AgentTakeover {
         self.challenged.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn look(&self) -> Result<Left, Trouble> {
+    async fn look(&self) -> Result<Left, Unavailable> {
         // It forgets what it knows: whose an instance is goes by its mark alone here.
         let placement = self.theirs.introduce().await?;
         let (mut rows, mut own) = (Rows::new(), Rows::new());
@@ -55,7 +55,7 @@ impl AgentTakeover {
         Ok(Left { placement, rows, own, nodes: [].into(), marker: None })
     }
 
-    async fn challenge_one_of_each(&self) -> Result<bool, Trouble> {
+    async fn challenge_one_of_each(&self) -> Result<bool, Unavailable> {
         let left = self.look().await?;
         let mut one_of_each: BTreeMap<ResourceKey, (RowKey, Arc<Registration>)> = BTreeMap::new();
         for (key, Row { ownership, registration, .. }) in left.rows {
@@ -69,7 +69,7 @@ impl AgentTakeover {
         let changed = changed.map(|(key, registration)| (key, takeover::challenged(&registration, &self.ours.uid)));
         let (written, refused) = self.rewrite(changed).await?;
         match refused {
-            Some(words) if written.is_empty() => Err(Trouble::passing(words)),
+            Some(words) if written.is_empty() => Err(Unavailable::transient(words)),
             _ => {
                 let is_any = !written.is_empty();
                 *self.challenged() = written;
@@ -78,7 +78,7 @@ impl AgentTakeover {
         }
     }
 
-    async fn is_put_right(&self) -> Result<bool, Trouble> {
+    async fn is_put_right(&self) -> Result<bool, Unavailable> {
         let challenged = self.challenged().clone();
         let rows = self.theirs.rows().await?;
         let stands = |key: &RowKey| {
@@ -88,7 +88,7 @@ impl AgentTakeover {
         Ok(!challenged.iter().all(stands))
     }
 
-    async fn take_all(&self) -> Result<Taken, Trouble> {
+    async fn take_all(&self) -> Result<Taken, Unavailable> {
         if self.is_put_right().await? {
             return Err(takeover::still_writes());
         }
@@ -104,11 +104,11 @@ impl AgentTakeover {
     async fn rewrite(
         &self,
         changed: impl Iterator<Item = (RowKey, Registration)>,
-    ) -> Result<(Vec<RowKey>, Option<String>), Trouble> {
+    ) -> Result<(Vec<RowKey>, Option<String>), Unavailable> {
         let mut by_node: BTreeMap<Str, Vec<Op>> = BTreeMap::new();
         for (key, registration) in changed {
             let node = key.node.clone();
-            by_node.entry(node).or_default().push(Op::Release { key, registration: Arc::new(registration) });
+            by_node.entry(node).or_default().push(Op::Disown { key, registration: Arc::new(registration) });
         }
         let (mut written, mut refused) = (Vec::new(), None);
         for (node, ops) in by_node {
@@ -117,7 +117,7 @@ impl AgentTakeover {
                 match outcome {
                     Outcome::Written { .. } => written.push(op.key().clone()),
                     Outcome::Refused(words) => _ = refused.get_or_insert_with(|| format!("{}: {words}", op.key())),
-                    Outcome::NotTried(trouble) | Outcome::Unknown(trouble) => return Err(trouble),
+                    Outcome::NotTried(outage) | Outcome::Unknown(outage) => return Err(outage),
                 }
             }
         }
@@ -126,19 +126,19 @@ impl AgentTakeover {
 }
 
 impl Takeover for AgentTakeover {
-    fn survey(&self) -> BoxFuture<'_, Result<Left, Trouble>> {
+    fn survey(&self) -> BoxFuture<'_, Result<Left, Unavailable>> {
         Box::pin(self.look())
     }
 
-    fn challenge(&self) -> BoxFuture<'_, Result<bool, Trouble>> {
+    fn challenge(&self) -> BoxFuture<'_, Result<bool, Unavailable>> {
         Box::pin(self.challenge_one_of_each())
     }
 
-    fn is_answered(&self) -> BoxFuture<'_, Result<bool, Trouble>> {
+    fn is_answered(&self) -> BoxFuture<'_, Result<bool, Unavailable>> {
         Box::pin(self.is_put_right())
     }
 
-    fn take(&self) -> BoxFuture<'_, Result<Taken, Trouble>> {
+    fn take(&self) -> BoxFuture<'_, Result<Taken, Unavailable>> {
         Box::pin(self.take_all())
     }
 }

@@ -11,10 +11,10 @@ use tokio::time::Instant;
 use super::{Agent, read_all};
 use crate::consul::client::{Failed, path};
 use crate::consul::wire::{AgentService, AgentUpdate, Healths, NodeServices, Pool, Service};
-use crate::consul::{Bundle, Outcome, Trouble, WINDING_DOWN};
+use crate::consul::{Bundle, Outcome, Unavailable, WINDING_DOWN};
 use crate::model::diff::Op;
 use crate::model::health::Health;
-use crate::model::names::{READINESS, Str, check_id, id_prefix};
+use crate::model::ids::{READINESS, Str, check_id, id_prefix};
 use crate::model::registration::Registration;
 
 /// The longest time that the catalog may take to show what the agent has accepted. Then we go on without.
@@ -34,11 +34,11 @@ pub(super) enum OpResult {
     /// The agent refuses it.
     Refused(String),
     /// It surely had no effect, and those after it would fare no better.
-    Stop(Trouble),
+    Stop(Unavailable),
     /// It may have had an effect; those after it are not tried.
-    Lost(Trouble),
+    Lost(Unavailable),
     /// It may have had an effect; those after it may well work.
-    Doubtful(Trouble),
+    Doubtful(Unavailable),
 }
 
 impl Agent {
@@ -48,7 +48,7 @@ impl Agent {
         let mut to_confirm: BTreeMap<&str, Option<&Registration>> = BTreeMap::new();
         for op in &bundle.ops {
             if self.winding_down.load(Ordering::SeqCst) {
-                outcomes.push(Outcome::NotTried(Trouble::passing(WINDING_DOWN)));
+                outcomes.push(Outcome::NotTried(Unavailable::transient(WINDING_DOWN)));
                 break;
             }
             let outcome = match self.write(op).await {
@@ -60,20 +60,20 @@ impl Agent {
                     Outcome::Written { shown: true }
                 }
                 OpResult::Refused(words) => Outcome::Refused(words),
-                OpResult::Doubtful(trouble) => Outcome::Unknown(trouble),
-                OpResult::Stop(trouble) => {
-                    outcomes.push(Outcome::NotTried(trouble));
+                OpResult::Doubtful(outage) => Outcome::Unknown(outage),
+                OpResult::Stop(outage) => {
+                    outcomes.push(Outcome::NotTried(outage));
                     break;
                 }
-                OpResult::Lost(trouble) => {
-                    outcomes.push(Outcome::Unknown(trouble));
+                OpResult::Lost(outage) => {
+                    outcomes.push(Outcome::Unknown(outage));
                     break;
                 }
             };
             outcomes.push(outcome);
         }
-        if let Some(Outcome::NotTried(trouble) | Outcome::Unknown(trouble)) = outcomes.last().cloned() {
-            outcomes.resize(bundle.ops.len(), Outcome::NotTried(trouble));
+        if let Some(Outcome::NotTried(outage) | Outcome::Unknown(outage)) = outcomes.last().cloned() {
+            outcomes.resize(bundle.ops.len(), Outcome::NotTried(outage));
         }
         let unconfirmed = self.unconfirmed(&bundle.node, to_confirm).await;
         for (op, outcome) in bundle.ops.iter().zip(&mut outcomes) {
@@ -94,20 +94,20 @@ impl Agent {
         let mut known = self.known();
         known.writes += 1;
         match op {
-            Op::Put { .. } | Op::Readiness { .. } => known.ours.insert(Arc::clone(id)),
-            Op::Release { .. } | Op::Remove { .. } => known.ours.remove(id),
+            Op::Register { .. } | Op::Readiness { .. } => known.ours.insert(Arc::clone(id)),
+            Op::Disown { .. } | Op::Deregister { .. } => known.ours.remove(id),
         };
     }
 
     async fn write(&self, op: &Op) -> OpResult {
         let id = &*op.key().id;
         match op {
-            Op::Put { registration, drop_checks, .. } => self.register(id, registration, drop_checks).await,
+            Op::Register { registration, drop_checks, .. } => self.register(id, registration, drop_checks).await,
             Op::Readiness { registration, .. } => match self.update_readiness(id, registration).await {
                 Err(Failed::Refused { status: 404, .. }) => self.register(id, registration, &[]).await,
                 answer => op_result(answer),
             },
-            Op::Release { registration, .. } => {
+            Op::Disown { registration, .. } => {
                 // Registering what is gone would bring it back without anybody to remove it later.
                 match self.client.get_if_there::<Service>(path(&["agent", "service", id], &[])).await {
                     Ok(Some(_)) => op_result(self.put_service(&AgentService::without_checks(id, registration)).await),
@@ -115,7 +115,7 @@ impl Agent {
                     Err(failed) => op_result(Err(failed)),
                 }
             }
-            Op::Remove { .. } => match self.put(&["agent", "service", "deregister", id], None).await {
+            Op::Deregister { .. } => match self.put(&["agent", "service", "deregister", id], None).await {
                 Err(Failed::Refused { status: 404, .. }) => OpResult::Done { confirm: false },
                 answer => op_result(answer),
             },
@@ -130,9 +130,9 @@ impl Agent {
         }
         match self.after_registering(id, registration, drop_checks).await {
             Ok(()) => OpResult::Done { confirm: true },
-            Err(Failed::NotTried(trouble) | Failed::NoAnswer(trouble)) => OpResult::Lost(trouble),
-            Err(Failed::Stumbled(trouble)) => OpResult::Doubtful(trouble),
-            Err(Failed::Refused { words, .. }) => OpResult::Doubtful(Trouble::passing(format!(
+            Err(Failed::NotTried(outage) | Failed::NoAnswer(outage)) => OpResult::Lost(outage),
+            Err(Failed::Stumbled(outage)) => OpResult::Doubtful(outage),
+            Err(Failed::Refused { words, .. }) => OpResult::Doubtful(Unavailable::transient(format!(
                 "Consul has the instance, but refused a change to its checks: {words}"
             ))),
         }
@@ -164,12 +164,12 @@ impl Agent {
     }
 
     /// Updates a check that is not there: the agent looks at the token and then for the check, and finds none.
-    pub(super) async fn update_nothing(&self) -> Result<(), Trouble> {
+    pub(super) async fn update_nothing(&self) -> Result<(), Unavailable> {
         self.recognise().await?;
         let check = format!("{}{NO_CHECK}", id_prefix(&self.identity.cluster));
         match self.put(&["agent", "check", "update", &check], Some(AgentUpdate::of(Health::Critical).body())).await {
             Ok(()) | Err(Failed::Refused { .. }) => Ok(()),
-            Err(Failed::NotTried(trouble) | Failed::NoAnswer(trouble) | Failed::Stumbled(trouble)) => Err(trouble),
+            Err(Failed::NotTried(outage) | Failed::NoAnswer(outage) | Failed::Stumbled(outage)) => Err(outage),
         }
     }
 
@@ -221,9 +221,9 @@ impl Agent {
 pub(super) fn op_result(answer: Result<(), Failed>) -> OpResult {
     match answer {
         Ok(()) => OpResult::Done { confirm: false },
-        Err(Failed::NotTried(trouble)) => OpResult::Stop(trouble),
-        Err(Failed::NoAnswer(trouble)) => OpResult::Lost(trouble),
-        Err(Failed::Stumbled(trouble)) => OpResult::Doubtful(trouble),
+        Err(Failed::NotTried(outage)) => OpResult::Stop(outage),
+        Err(Failed::NoAnswer(outage)) => OpResult::Lost(outage),
+        Err(Failed::Stumbled(outage)) => OpResult::Doubtful(outage),
         Err(Failed::Refused { words, .. }) => OpResult::Refused(words),
     }
 }

@@ -9,9 +9,9 @@ use super::marker::Fence;
 use super::transaction::{Part, SeenChecks, Transaction, writes_checks};
 use super::{Catalog, NO_ADDRESS, Recovery, TxnResult, unexplained};
 use crate::consul::wire::{Fault, Node, TxnError};
-use crate::consul::{Bundle, Outcome, Trouble, WINDING_DOWN};
+use crate::consul::{Bundle, Outcome, Unavailable, WINDING_DOWN};
 use crate::model::diff::Op;
-use crate::model::names::{Str, meta};
+use crate::model::ids::{Str, meta};
 use crate::model::nodes::NodeOwner;
 
 /// The most times that a transaction is mended and tried again before we give up on finding out what Consul means.
@@ -57,7 +57,7 @@ impl Attempt<'_> {
 
     /// Says whether an operation is in vain without its node.
     fn needs_node(&self, index: usize) -> bool {
-        matches!(self.bundle.ops[index], Op::Put { .. }) || self.unregistered.contains(&index)
+        matches!(self.bundle.ops[index], Op::Register { .. }) || self.unregistered.contains(&index)
     }
 
     /// Takes into account what a fault says of the operation at this place, and answers whether the next transaction may
@@ -112,36 +112,36 @@ impl Catalog {
             repairs: 0,
         };
         let end = self.run(&mut attempt).await;
-        let trouble = end.err().unwrap_or_else(|| Trouble::passing("not reached"));
-        let outcome = |outcome: Option<Outcome>| outcome.unwrap_or_else(|| Outcome::NotTried(trouble.clone()));
+        let outage = end.err().unwrap_or_else(|| Unavailable::transient("not reached"));
+        let outcome = |outcome: Option<Outcome>| outcome.unwrap_or_else(|| Outcome::NotTried(outage.clone()));
         attempt.outcomes.into_iter().map(outcome).collect()
     }
 
     /// Sends transactions until each operation has an outcome, or nothing more can be done: then says why.
-    async fn run(&self, attempt: &mut Attempt<'_>) -> Result<(), Trouble> {
+    async fn run(&self, attempt: &mut Attempt<'_>) -> Result<(), Unavailable> {
         loop {
             let pending = attempt.pending();
             if pending.is_empty() {
                 return Ok(());
             }
             if self.winding_down.load(Ordering::SeqCst) {
-                return Err(Trouble::passing(WINDING_DOWN));
+                return Err(Unavailable::transient(WINDING_DOWN));
             }
             if attempt.seen.is_none() && pending.iter().any(|&index| attempt.writes_checks(index)) {
                 attempt.seen = Some(self.seen_checks(&attempt.bundle.node).await?);
             }
-            let fence = self.standing().await?;
+            let fence = self.current_fence().await?;
             let transaction = self.compose(attempt, &pending[..pending.len().min(attempt.most)], fence);
             match self.transact(transaction.body()).await {
                 TxnResult::Done(nodes) => {
                     self.note_written(attempt, &transaction, &nodes);
                     attempt.set(transaction.ops(), &Outcome::Written { shown: true });
                 }
-                TxnResult::NotTried(trouble) => return Err(trouble),
-                TxnResult::Unknown(trouble) => {
+                TxnResult::NotTried(outage) => return Err(outage),
+                TxnResult::Unknown(outage) => {
                     self.doubt(fence);
-                    attempt.set(transaction.ops(), &Outcome::Unknown(trouble.clone()));
-                    return Err(trouble);
+                    attempt.set(transaction.ops(), &Outcome::Unknown(outage.clone()));
+                    return Err(outage);
                 }
                 TxnResult::Rejected(words) => self.reject(attempt, &transaction, words).await?,
                 TxnResult::Conflict(errors) => self.recover(attempt, &pending, &transaction, &errors, fence).await?,
@@ -157,13 +157,13 @@ impl Catalog {
         transaction: &Transaction,
         errors: &[TxnError],
         fence: Fence,
-    ) -> Result<(), Trouble> {
+    ) -> Result<(), Unavailable> {
         match self.recovery(attempt, transaction, errors, fence).await {
             Recovery::Again if attempt.repairs < REPAIRS => attempt.repairs += 1,
             Recovery::Again => {
                 let refused = in_conflict(attempt, transaction, errors);
                 if refused.is_empty() {
-                    return Err(Trouble::passing(unexplained(errors)));
+                    return Err(Unavailable::transient(unexplained(errors)));
                 }
                 attempt.repairs = 0;
                 attempt.refuse(refused);
@@ -174,14 +174,19 @@ impl Catalog {
                 let in_vain = pending.iter().copied().filter(|&index| attempt.needs_node(index)).collect();
                 attempt.set(in_vain, &Outcome::Refused(words));
             }
-            Recovery::Stop(trouble) => return Err(trouble),
+            Recovery::Stop(outage) => return Err(outage),
         }
         Ok(())
     }
 
     /// Finds the operation for which Consul refuses a transaction as a whole, unless Consul refuses every one: then
     /// says so.
-    async fn reject(&self, attempt: &mut Attempt<'_>, transaction: &Transaction, words: String) -> Result<(), Trouble> {
+    async fn reject(
+        &self,
+        attempt: &mut Attempt<'_>,
+        transaction: &Transaction,
+        words: String,
+    ) -> Result<(), Unavailable> {
         if !attempt.others_pass {
             self.transact_nothing().await?;
             attempt.others_pass = true;
@@ -221,12 +226,12 @@ impl Catalog {
                 state.note_checks_written(&bundle.node);
             }
             match &bundle.ops[index] {
-                Op::Remove { .. } => {
+                Op::Deregister { .. } => {
                     if state.nodes.contains_key(&bundle.node) {
                         state.empty.entry(Arc::clone(&bundle.node)).or_default();
                     }
                 }
-                Op::Put { .. } | Op::Readiness { .. } | Op::Release { .. } => {
+                Op::Register { .. } | Op::Readiness { .. } | Op::Disown { .. } => {
                     state.empty.remove(&bundle.node);
                 }
             }
@@ -275,14 +280,14 @@ impl Catalog {
 
     pub(super) async fn fence_failed(&self, fence: Fence, fault: Fault, words: &str) -> Recovery {
         if fault == Fault::PermissionDenied {
-            return Recovery::Stop(Trouble::passing(format!(
+            return Recovery::Stop(Unavailable::transient(format!(
                 "the Consul token may not write the node {}: it needs node:write on it ({words})",
                 self.marker
             )));
         }
         match self.stand_again(fence).await {
             Ok(()) => Recovery::Again,
-            Err(trouble) => Recovery::Stop(trouble),
+            Err(outage) => Recovery::Stop(outage),
         }
     }
 
@@ -293,7 +298,7 @@ impl Catalog {
         }
         let (found, checks) = match self.read_services(name).await {
             Ok(found) => found,
-            Err(trouble) => return Recovery::Stop(trouble),
+            Err(outage) => return Recovery::Stop(outage),
         };
         let Some(node) = found.node else {
             self.state().nodes.remove(name);

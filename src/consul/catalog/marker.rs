@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use super::transaction::Transaction;
-use super::{Catalog, Footing, NO_ADDRESS, Recovery, TxnResult, unexplained};
-use crate::consul::Trouble;
+use super::{Catalog, FenceState, NO_ADDRESS, Recovery, TxnResult, unexplained};
+use crate::consul::Unavailable;
 use crate::consul::client::path;
 use crate::consul::wire::{Fault, Node, TxnOp, txn_body};
-use crate::model::names::meta;
+use crate::model::ids::meta;
 use crate::model::nodes::NodeMark;
 
 /// The meta key of the marker's term.
@@ -46,13 +46,13 @@ impl Catalog {
         self.marker_at(fence.term, fence.index)
     }
 
-    async fn marker_node(&self) -> Result<Option<Node>, Trouble> {
+    async fn marker_node(&self) -> Result<Option<Node>, Unavailable> {
         Ok(self.node_services(&self.marker).await?.node)
     }
 
     /// The marker, where there is one; another cluster's is an error. One without a mark is ours where this process has
     /// written it, or where nodes carry our mark: a plain registration of somebody else has emptied the marker's meta.
-    pub(super) async fn find_marker(&self) -> Result<Option<Node>, Trouble> {
+    pub(super) async fn find_marker(&self) -> Result<Option<Node>, Unavailable> {
         let Some(node) = self.marker_node().await? else { return Ok(None) };
         match self.mark(&node) {
             NodeMark::Ours => Ok(Some(node)),
@@ -66,7 +66,7 @@ impl Catalog {
     }
 
     /// Says whether any node carries our mark.
-    async fn has_nodes(&self) -> Result<bool, Trouble> {
+    async fn has_nodes(&self) -> Result<bool, Unavailable> {
         let ours = [(meta::CLUSTER, self.identity.cluster.as_str()), (meta::CLUSTER_UID, &*self.identity.uid)];
         let filter = ours.map(|(key, value)| format!("Meta[\"{key}\"] == \"{value}\"")).join(" and ");
         let query = path(&["catalog", "nodes"], &[("consistent", ""), ("filter", &filter)]);
@@ -74,7 +74,7 @@ impl Catalog {
     }
 
     /// Raises the term and forgets what was known: from here on nothing that was sent before can land.
-    pub(super) async fn take_footing(&self) -> Result<(), Trouble> {
+    pub(super) async fn raise_fence(&self) -> Result<(), Unavailable> {
         let _alone = self.raising.lock().await;
         for _ in 0..ATTEMPTS {
             let (term, index) = match &self.find_marker().await? {
@@ -89,25 +89,25 @@ impl Catalog {
                 TxnResult::Done(nodes) => {
                     let fence = self.fence_of(term + 1, &nodes)?;
                     let mut state = self.state();
-                    state.footing = Footing::Firm(fence);
+                    state.fence = FenceState::Firm(fence);
                     state.nodes.clear();
                     state.empty.clear();
                     return Ok(());
                 }
                 TxnResult::Conflict(errors) => {
                     if let Some(denied) = errors.iter().find(|error| error.fault != Fault::StaleIndex) {
-                        return Err(Trouble::passing(format!(
+                        return Err(Unavailable::transient(format!(
                             "the marker node {} cannot be written: {} (the Consul token needs node:write and \
                              node:read on it)",
                             self.marker, denied.what
                         )));
                     }
                 }
-                TxnResult::Rejected(words) => return Err(Trouble::passing(words)),
-                TxnResult::NotTried(trouble) | TxnResult::Unknown(trouble) => return Err(trouble),
+                TxnResult::Rejected(words) => return Err(Unavailable::transient(words)),
+                TxnResult::NotTried(outage) | TxnResult::Unknown(outage) => return Err(outage),
             }
         }
-        Err(Trouble::passing(format!(
+        Err(Unavailable::transient(format!(
             "the marker node {} changes all the time, or the Consul token may not read it (it needs node:read)",
             self.marker
         )))
@@ -117,7 +117,7 @@ impl Catalog {
         self.transact(txn_body(&[self.marker_at(term + 1, index)])).await
     }
 
-    fn fence_of(&self, term: u64, nodes: &[Node]) -> Result<Fence, Trouble> {
+    fn fence_of(&self, term: u64, nodes: &[Node]) -> Result<Fence, Unavailable> {
         nodes
             .iter()
             .find(|node| node.node.as_deref() == Some(&self.marker))
@@ -126,33 +126,33 @@ impl Catalog {
                 self.state().term = term;
                 Fence { term, index }
             })
-            .ok_or_else(|| Trouble::passing("Consul does not say at which index it wrote the marker node"))
+            .ok_or_else(|| Unavailable::transient("Consul does not say at which index it wrote the marker node"))
     }
 
     /// The fence to write under. If a write went without answer, it is raised first.
-    pub(super) async fn standing(&self) -> Result<Fence, Trouble> {
+    pub(super) async fn current_fence(&self) -> Result<Fence, Unavailable> {
         let _alone = self.raising.lock().await;
-        let fence = match &self.state().footing {
-            Footing::Firm(fence) => return Ok(*fence),
-            Footing::Lost(trouble) => return Err(trouble.clone()),
-            Footing::Stale { fence, .. } => *fence,
+        let fence = match &self.state().fence {
+            FenceState::Firm(fence) => return Ok(*fence),
+            FenceState::Lost(outage) => return Err(outage.clone()),
+            FenceState::Stale { fence, .. } => *fence,
         };
         match self.raise(fence.term, fence.index).await {
             TxnResult::Done(nodes) => {
                 let fence = self.fence_of(fence.term + 1, &nodes)?;
-                self.state().footing = Footing::Firm(fence);
+                self.state().fence = FenceState::Firm(fence);
                 Ok(fence)
             }
             TxnResult::Conflict(errors) => {
                 let marker = self.marker_node().await?;
-                Err(self.judge(marker.as_ref(), fence).unwrap_or_else(|| Trouble::passing(unexplained(&errors))))
+                Err(self.judge(marker.as_ref(), fence).unwrap_or_else(|| Unavailable::transient(unexplained(&errors))))
             }
-            TxnResult::Unknown(trouble) => {
-                self.state().footing = Footing::Stale { fence, raised_perhaps: true };
-                Err(trouble)
+            TxnResult::Unknown(outage) => {
+                self.state().fence = FenceState::Stale { fence, raised_perhaps: true };
+                Err(outage)
             }
-            TxnResult::NotTried(trouble) => Err(trouble),
-            TxnResult::Rejected(words) => Err(Trouble::passing(words)),
+            TxnResult::NotTried(outage) => Err(outage),
+            TxnResult::Rejected(words) => Err(Unavailable::transient(words)),
         }
     }
 
@@ -160,42 +160,42 @@ impl Catalog {
     pub(super) fn doubt(&self, fence: Fence) {
         let mut state = self.state();
         // Under an older fence nothing can land any more.
-        if matches!(state.footing, Footing::Firm(present) if present == fence) {
-            state.footing = Footing::Stale { fence, raised_perhaps: false };
+        if matches!(state.fence, FenceState::Firm(present) if present == fence) {
+            state.fence = FenceState::Stale { fence, raised_perhaps: false };
         }
     }
 
     /// Compares the marker and writes nothing else: whether transactions are carried out at all.
-    pub(super) async fn transact_nothing(&self) -> Result<(), Trouble> {
-        let fence = self.standing().await?;
+    pub(super) async fn transact_nothing(&self) -> Result<(), Unavailable> {
+        let fence = self.current_fence().await?;
         match self.transact(Transaction::new(&self.fence_op(fence)).body()).await {
             TxnResult::Done(_) => Ok(()),
             TxnResult::Conflict(errors) => {
                 let fault = errors.first().map_or(Fault::Other, |error| error.fault);
                 match self.fence_failed(fence, fault, &unexplained(&errors)).await {
-                    Recovery::Stop(trouble) => Err(trouble),
+                    Recovery::Stop(outage) => Err(outage),
                     // The term was raised meanwhile, which is a write that was carried out.
                     Recovery::Again | Recovery::Blame(_) | Recovery::NoNode(_) | Recovery::Split(_) => Ok(()),
                 }
             }
-            TxnResult::Rejected(words) => Err(Trouble::passing(words)),
-            TxnResult::NotTried(trouble) => Err(trouble),
-            TxnResult::Unknown(trouble) => {
+            TxnResult::Rejected(words) => Err(Unavailable::transient(words)),
+            TxnResult::NotTried(outage) => Err(outage),
+            TxnResult::Unknown(outage) => {
                 self.doubt(fence);
-                Err(trouble)
+                Err(outage)
             }
         }
     }
 
     /// Makes sure before a read that no earlier write of ours can land after it, and that Consul is the one
     /// that we know.
-    pub(super) async fn confirm_standing(&self) -> Result<(), Trouble> {
-        let fence = self.standing().await?;
+    pub(super) async fn confirm_standing(&self) -> Result<(), Unavailable> {
+        let fence = self.current_fence().await?;
         self.stand_again(fence).await
     }
 
     /// Looks whether a fence, or one that we have raised since, still stands; if not, says why.
-    pub(super) async fn stand_again(&self, fence: Fence) -> Result<(), Trouble> {
+    pub(super) async fn stand_again(&self, fence: Fence) -> Result<(), Unavailable> {
         if self.has_moved_on(fence) {
             return Ok(());
         }
@@ -207,44 +207,47 @@ impl Catalog {
     }
 
     fn has_moved_on(&self, fence: Fence) -> bool {
-        matches!(self.state().footing, Footing::Firm(present) if present != fence)
+        matches!(self.state().fence, FenceState::Firm(present) if present != fence)
     }
 
-    /// Says what has become of the marker, if it is not as we left it. Our footing is lost then.
-    fn judge(&self, marker: Option<&Node>, fence: Fence) -> Option<Trouble> {
+    /// Says what has become of the marker, if it is not as we left it. The session is lost then.
+    fn judge(&self, marker: Option<&Node>, fence: Fence) -> Option<Unavailable> {
         let name = &self.marker;
         let mut state = self.state();
-        let raised_perhaps = matches!(state.footing, Footing::Stale { raised_perhaps: true, .. });
-        let trouble = match marker {
-            None => Trouble::lost_footing(format!("the marker node {name} is gone: Consul was emptied")),
-            Some(node) if self.mark(node) == NodeMark::None => Trouble::lost_footing(format!(
+        let raised_perhaps = matches!(state.fence, FenceState::Stale { raised_perhaps: true, .. });
+        let outage = match marker {
+            None => Unavailable::session_lost(format!("the marker node {name} is gone: Consul was emptied")),
+            Some(node) if self.mark(node) == NodeMark::None => Unavailable::session_lost(format!(
                 "the marker node {name} has lost its mark: somebody else has registered on it"
             )),
             Some(node) if !self.is_ours(node) => {
-                Trouble::lost_footing(format!("the marker node {name} belongs to another cluster now"))
+                Unavailable::session_lost(format!("the marker node {name} belongs to another cluster now"))
             }
             Some(node) => match term(node) {
                 found if found > fence.term => {
                     let own = raised_perhaps && found == fence.term + 1;
-                    Trouble {
+                    Unavailable {
                         retry_after: (!own).then_some(YIELD),
-                        ..Trouble::lost_footing(format!(
+                        ..Unavailable::session_lost(format!(
                             "another Lictor (term {found}) took over from us (term {})",
                             fence.term
                         ))
                     }
                 }
                 found if found == fence.term && node.modify_index == Some(fence.index) => return None,
-                _ => Trouble::lost_footing(format!("the marker node {name} is not as we left it: Consul was restored")),
+                _ => Unavailable::session_lost(format!(
+                    "the marker node {name} is not as we left it: Consul was restored"
+                )),
             },
         };
-        if matches!(state.footing, Footing::Firm(present) | Footing::Stale { fence: present, .. } if present == fence) {
-            state.footing = Footing::Lost(trouble.clone());
+        if matches!(state.fence, FenceState::Firm(present) | FenceState::Stale { fence: present, .. } if present == fence)
+        {
+            state.fence = FenceState::Lost(outage.clone());
         }
-        Some(trouble)
+        Some(outage)
     }
 
-    fn name_taken(&self, node: &Node) -> Trouble {
+    fn name_taken(&self, node: &Node) -> Unavailable {
         let uid = node.meta(meta::CLUSTER_UID);
         let by =
             if uid.is_empty() { "somebody else's node".to_owned() } else { format!("another cluster (uid {uid})") };
@@ -255,7 +258,7 @@ impl Catalog {
                 ", or if that cluster is gone for good and this one takes its place, run lictor takeover --from-uid={uid}"
             )
         };
-        Trouble::passing(format!(
+        Unavailable::transient(format!(
             "cluster name {} is already used in this Consul by {by}: {} exists; set --cluster-name{or}",
             self.identity.cluster, self.marker
         ))

@@ -10,9 +10,9 @@ use tokio::time::Instant;
 
 use super::transaction::{Part, Transaction};
 use super::{Catalog, Recovery, State, TxnResult, unexplained};
-use crate::consul::Trouble;
+use crate::consul::Unavailable;
 use crate::consul::wire::{Check, Node, TxnOp};
-use crate::model::names::{Str, id_prefix};
+use crate::model::ids::{Str, id_prefix};
 use crate::model::nodes::node_name;
 
 /// The time that a node has to have been empty before it is deleted.
@@ -130,7 +130,7 @@ impl Catalog {
         runs.any(|check| is_ours(&check)).then_some(true)
     }
 
-    pub(super) async fn tidy_nodes(&self, addresses: &BTreeMap<Str, IpAddr>) -> Result<(), Trouble> {
+    pub(super) async fn tidy_nodes(&self, addresses: &BTreeMap<Str, IpAddr>) -> Result<(), Unavailable> {
         let placement = self.where_to();
         let homes: BTreeMap<Str, IpAddr> =
             addresses.iter().filter_map(|(node, address)| Some((placement.node_for(node)?, *address))).collect();
@@ -169,14 +169,14 @@ impl Catalog {
         Ok(())
     }
 
-    /// Goes on with the next node where just this one fails; what is left of it is for the next sweep.
-    async fn unless_an_outage(&self, name: &Str, done: Result<(), Trouble>) -> Result<(), Trouble> {
-        let Err(trouble) = done else { return Ok(()) };
-        if trouble.lost_footing {
-            return Err(trouble);
+    /// Goes on with the next node where just this one fails; what is left of it is for the next resync.
+    async fn unless_an_outage(&self, name: &Str, done: Result<(), Unavailable>) -> Result<(), Unavailable> {
+        let Err(outage) = done else { return Ok(()) };
+        if outage.session_lost {
+            return Err(outage);
         }
         self.transact_nothing().await?;
-        tracing::warn!(node = %name, %trouble, "a node of ours was not brought up to date; the next sweep tries again");
+        tracing::warn!(node = %name, %outage, "a node of ours was not brought up to date; the next resync tries again");
         Ok(())
     }
 
@@ -199,7 +199,7 @@ impl Catalog {
     }
 
     /// Has consul-esm look at a node from now on, or no more, after its checks.
-    async fn point_esm(&self, name: &Str) -> Result<(), Trouble> {
+    async fn point_esm(&self, name: &Str) -> Result<(), Unavailable> {
         let _alone = self.deleting.write().await;
         let (found, checks) = self.read_services(name).await?;
         let Some(mut node) = found.node.filter(|node| self.is_ours(node)) else {
@@ -214,7 +214,7 @@ impl Catalog {
     }
 
     /// Deletes a node if it has been empty for long enough.
-    async fn consider_empty(&self, name: &Str) -> Result<(), Trouble> {
+    async fn consider_empty(&self, name: &Str) -> Result<(), Unavailable> {
         let found = self.node_services(name).await?;
         let due = {
             let mut state = self.state();
@@ -232,7 +232,7 @@ impl Catalog {
     }
 
     /// Deletes all nodes of our making that nobody has anything on, and with the last of them the marker.
-    pub(super) async fn dismantle_nodes(&self) -> Result<(), Trouble> {
+    pub(super) async fn dismantle_nodes(&self) -> Result<(), Unavailable> {
         // One whose mark was overwritten is ours to delete once it is marked again.
         self.tidy_nodes(&BTreeMap::new()).await?;
         let names: Vec<Str> = self.state().nodes.keys().cloned().collect();
@@ -252,7 +252,7 @@ impl Catalog {
         self.change_node(&name, &TxnOp::node_delete(&name, marker.modify_index.unwrap_or_default())).await
     }
 
-    async fn delete_if_empty(&self, name: &Str) -> Result<(), Trouble> {
+    async fn delete_if_empty(&self, name: &Str) -> Result<(), Unavailable> {
         let _alone = self.deleting.write().await;
         let found = self.node_services(name).await?;
         let is_empty = found.services.is_none_or(|services| services.is_empty());
@@ -279,8 +279,8 @@ impl Catalog {
     }
 
     /// Writes a change to a node. One that Consul refuses is left for the next time: nobody waits for it.
-    async fn change_node(&self, name: &Str, change: &TxnOp<'_>) -> Result<(), Trouble> {
-        let fence = self.standing().await?;
+    async fn change_node(&self, name: &Str, change: &TxnOp<'_>) -> Result<(), Unavailable> {
+        let fence = self.current_fence().await?;
         let mut transaction = Transaction::new(&self.fence_op(fence));
         transaction.make_node(change);
         match self.transact(transaction.body()).await {
@@ -288,17 +288,17 @@ impl Catalog {
                 self.know_all(&nodes);
                 Ok(())
             }
-            TxnResult::NotTried(trouble) => Err(trouble),
-            TxnResult::Unknown(trouble) => {
+            TxnResult::NotTried(outage) => Err(outage),
+            TxnResult::Unknown(outage) => {
                 self.doubt(fence);
                 self.forget(name);
-                Err(trouble)
+                Err(outage)
             }
-            TxnResult::Rejected(words) => Err(Trouble::passing(words)),
+            TxnResult::Rejected(words) => Err(Unavailable::transient(words)),
             TxnResult::Conflict(errors) => {
                 if let Some(error) = errors.iter().find(|error| transaction.part(error.op_index) == Some(Part::Fence)) {
                     return match self.fence_failed(fence, error.fault, &error.what).await {
-                        Recovery::Stop(trouble) => Err(trouble),
+                        Recovery::Stop(outage) => Err(outage),
                         Recovery::Again | Recovery::Blame(_) | Recovery::NoNode(_) | Recovery::Split(_) => Ok(()),
                     };
                 }

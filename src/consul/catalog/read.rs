@@ -8,8 +8,8 @@ use super::transaction::SeenChecks;
 use super::{Catalog, State};
 use crate::consul::client::path;
 use crate::consul::wire::{By, Check, Healths, Node, NodeServices, Pool};
-use crate::consul::{Rows, Trouble};
-use crate::model::names::{Str, id_prefix, meta};
+use crate::consul::{Rows, Unavailable};
+use crate::model::ids::{Str, id_prefix, meta};
 use crate::model::nodes::{NodeMark, NodeOwner, node_prefix};
 use crate::model::registration::{Ownership, Row, RowKey};
 
@@ -17,14 +17,14 @@ use crate::model::registration::{Ownership, Row, RowKey};
 const READS: usize = 8;
 
 impl Catalog {
-    pub(super) async fn rows(&self) -> Result<Rows, Trouble> {
+    pub(super) async fn rows(&self) -> Result<Rows, Unavailable> {
         self.confirm_standing().await?;
         self.read_rows().await
     }
 
     /// Reads the rows on all nodes that carry our mark or have a name like ours. A plain registration of somebody else
     /// empties a node's meta, so that the mark alone does not find them all.
-    pub(super) async fn read_rows(&self) -> Result<Rows, Trouble> {
+    pub(super) async fn read_rows(&self) -> Result<Rows, Unavailable> {
         let cluster = &self.identity.cluster;
         let filter =
             format!("Meta[\"{}\"] == \"{cluster}\" or Node matches \"(?i)^{}\"", meta::CLUSTER, node_prefix(cluster));
@@ -80,7 +80,7 @@ impl Catalog {
         Ok(rows)
     }
 
-    pub(super) async fn rows_of(&self, node: &Str) -> Result<Rows, Trouble> {
+    pub(super) async fn rows_of(&self, node: &Str) -> Result<Rows, Unavailable> {
         self.confirm_standing().await?;
         let (services, checks) = self.read_services(node).await?;
         let mut rows = Rows::new();
@@ -98,23 +98,23 @@ impl Catalog {
     }
 
     /// Says whether a row with an ID like ours is on a node.
-    async fn has_our_ids(&self, node: &str) -> Result<bool, Trouble> {
+    async fn has_our_ids(&self, node: &str) -> Result<bool, Unavailable> {
         let filter = format!("ID matches \"^{}\"", id_prefix(&self.identity.cluster));
         let query = path(&["catalog", "node-services", node], &[("consistent", ""), ("filter", &filter)]);
         let found: NodeServices = self.client.get(query).await?.value;
         Ok(found.services.is_some_and(|services| !services.is_empty()))
     }
 
-    pub(super) async fn read_services(&self, node: &str) -> Result<(NodeServices, Vec<Check>), Trouble> {
+    pub(super) async fn read_services(&self, node: &str) -> Result<(NodeServices, Vec<Check>), Unavailable> {
         try_join!(self.node_services(node), self.read_checks(node))
     }
 
-    async fn read_checks(&self, node: &str) -> Result<Vec<Check>, Trouble> {
+    async fn read_checks(&self, node: &str) -> Result<Vec<Check>, Unavailable> {
         let path = path(&["health", "node", node], &[("consistent", "")]);
         Ok(self.client.get::<Option<Vec<Check>>>(path).await?.value.unwrap_or_default())
     }
 
-    pub(super) async fn seen_checks(&self, node: &str) -> Result<SeenChecks, Trouble> {
+    pub(super) async fn seen_checks(&self, node: &str) -> Result<SeenChecks, Unavailable> {
         let checks = self.read_checks(node).await?;
         Ok(checks.into_iter().filter_map(|check| Some((check.id.clone()?, check))).collect())
     }

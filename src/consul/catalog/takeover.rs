@@ -16,9 +16,9 @@ use crate::consul::client::path;
 use crate::consul::marked::marked_rows;
 use crate::consul::takeover::{self, Left, TAKEOVER, Taken, Takeover};
 use crate::consul::wire::{By, Fault, Node, TxnError, TxnOp, txn_body};
-use crate::consul::{Rows, Trouble};
+use crate::consul::{Rows, Unavailable};
 use crate::model::diff::Op;
-use crate::model::names::{Identity, Str, meta};
+use crate::model::ids::{Identity, Str, meta};
 
 /// The most times that a write is tried again after what it is compared with has changed.
 const ATTEMPTS: usize = 5;
@@ -63,10 +63,10 @@ impl CatalogTakeover {
         Self { ours, theirs, fence: Mutex::default() }
     }
 
-    async fn marker(&self) -> Result<Marker, Trouble> {
+    async fn marker(&self) -> Result<Marker, Unavailable> {
         let node = self.ours.node_services(&self.ours.marker).await?.node;
         match whose(node, &self.ours.identity.uid, &self.theirs.uid) {
-            Marker::Others(uid) => Err(Trouble::passing(format!(
+            Marker::Others(uid) => Err(Unavailable::transient(format!(
                 "the marker node {} belongs to neither of the two clusters, but to one with uid {uid:?}",
                 self.ours.marker
             ))),
@@ -75,7 +75,7 @@ impl CatalogTakeover {
     }
 
     /// Nodes that carry the mark of the other cluster; the marker is none that anything is registered on.
-    async fn nodes(&self) -> Result<Vec<Node>, Trouble> {
+    async fn nodes(&self) -> Result<Vec<Node>, Unavailable> {
         let filter = format!("Meta[\"{}\"] == \"{}\"", meta::CLUSTER, self.theirs.cluster);
         let query = path(&["catalog", "nodes"], &[("consistent", ""), ("filter", &filter)]);
         let nodes: Option<Vec<Node>> = self.ours.client.get(query).await?.value;
@@ -85,12 +85,12 @@ impl CatalogTakeover {
         Ok(nodes.into_iter().flatten().filter(theirs).collect())
     }
 
-    async fn rows(&self, of: &Identity) -> Result<Rows, Trouble> {
+    async fn rows(&self, of: &Identity) -> Result<Rows, Unavailable> {
         let found = marked_rows(&self.ours.client, of, By::Catalog, None).await?;
         Ok(found.into_iter().map(|(_, key, row)| (key, row)).collect())
     }
 
-    async fn look(&self) -> Result<Left, Trouble> {
+    async fn look(&self) -> Result<Left, Unavailable> {
         let marker = match self.marker().await? {
             Marker::Theirs(_) => Some(Str::from(&*self.ours.marker)),
             Marker::Absent | Marker::Ours(_) | Marker::Others(_) => None,
@@ -122,7 +122,7 @@ impl CatalogTakeover {
     }
 
     /// Changes the marker without raising its term: a Lictor that lives finds it other than it left it, and raises the term at once.
-    async fn change_marker(&self) -> Result<bool, Trouble> {
+    async fn change_marker(&self) -> Result<bool, Unavailable> {
         let mut node = match self.marker().await? {
             Marker::Ours(node) => {
                 self.set_fence(node);
@@ -141,8 +141,8 @@ impl CatalogTakeover {
             TxnResult::Done(nodes) => {
                 let written = nodes.into_iter().find(|there| there.node == node.node);
                 let index = written.and_then(|there| there.modify_index);
-                let index =
-                    index.ok_or_else(|| Trouble::passing("Consul does not say at which index it wrote a node"))?;
+                let index = index
+                    .ok_or_else(|| Unavailable::transient("Consul does not say at which index it wrote a node"))?;
                 self.set_fence(Node { modify_index: Some(index), ..node });
                 Ok(true)
             }
@@ -150,13 +150,13 @@ impl CatalogTakeover {
             TxnResult::Conflict(errors) if errors.iter().all(|error| error.fault == Fault::StaleIndex) => {
                 Err(takeover::still_writes())
             }
-            TxnResult::Conflict(errors) => Err(Trouble::passing(unexplained(&errors))),
-            TxnResult::Rejected(words) => Err(Trouble::passing(words)),
-            TxnResult::NotTried(trouble) | TxnResult::Unknown(trouble) => Err(trouble),
+            TxnResult::Conflict(errors) => Err(Unavailable::transient(unexplained(&errors))),
+            TxnResult::Rejected(words) => Err(Unavailable::transient(words)),
+            TxnResult::NotTried(outage) | TxnResult::Unknown(outage) => Err(outage),
         }
     }
 
-    async fn has_moved(&self) -> Result<bool, Trouble> {
+    async fn has_moved(&self) -> Result<bool, Unavailable> {
         let fence = self.fence();
         Ok(match self.marker().await? {
             Marker::Theirs(node) => fence.is_none_or(|fence| fence.modify_index != node.modify_index),
@@ -171,7 +171,7 @@ impl CatalogTakeover {
     async fn send(
         &self,
         compose: impl Fn(&mut Transaction),
-    ) -> Result<(Transaction, Result<Vec<Node>, Vec<TxnError>>), Trouble> {
+    ) -> Result<(Transaction, Result<Vec<Node>, Vec<TxnError>>), Unavailable> {
         for _ in 0..ATTEMPTS {
             let fence = self.fence().ok_or_else(takeover::still_writes)?;
             let mut transaction = Transaction::new(&TxnOp::node_cas(fence.clone()));
@@ -179,8 +179,8 @@ impl CatalogTakeover {
             let errors = match self.ours.transact(transaction.body()).await {
                 TxnResult::Done(nodes) => return Ok((transaction, Ok(nodes))),
                 TxnResult::Conflict(errors) => errors,
-                TxnResult::Rejected(words) => return Err(Trouble::passing(words)),
-                TxnResult::NotTried(trouble) | TxnResult::Unknown(trouble) => return Err(trouble),
+                TxnResult::Rejected(words) => return Err(Unavailable::transient(words)),
+                TxnResult::NotTried(outage) | TxnResult::Unknown(outage) => return Err(outage),
             };
             if errors.iter().all(|error| transaction.part(error.op_index) != Some(Part::Fence)) {
                 return Ok((transaction, Err(errors)));
@@ -189,21 +189,21 @@ impl CatalogTakeover {
                 // A Lictor of ours that runs raises its own term now and then.
                 Marker::Ours(node) if node.modify_index != fence.modify_index => self.set_fence(node),
                 Marker::Theirs(node) if node.modify_index == fence.modify_index => {
-                    return Err(Trouble::passing(unexplained(&errors)));
+                    return Err(Unavailable::transient(unexplained(&errors)));
                 }
-                Marker::Ours(_) => return Err(Trouble::passing(unexplained(&errors))),
+                Marker::Ours(_) => return Err(Unavailable::transient(unexplained(&errors))),
                 Marker::Theirs(_) | Marker::Absent | Marker::Others(_) => return Err(takeover::still_writes()),
             }
         }
-        Err(Trouble::passing(format!("the marker node {} changes all the time", self.ours.marker)))
+        Err(Unavailable::transient(format!("the marker node {} changes all the time", self.ours.marker)))
     }
 
-    async fn take_all(&self) -> Result<Taken, Trouble> {
+    async fn take_all(&self) -> Result<Taken, Unavailable> {
         let mut taken = Taken::default();
         let mut by_node: BTreeMap<Str, Vec<Op>> = BTreeMap::new();
         for (key, row) in self.rows(&self.theirs).await? {
             let registration = Arc::new(takeover::taken(&row.registration, &self.ours.identity.uid));
-            by_node.entry(key.node.clone()).or_default().push(Op::Release { key, registration });
+            by_node.entry(key.node.clone()).or_default().push(Op::Disown { key, registration });
         }
         for ops in by_node.into_values() {
             self.take_rows(ops, &mut taken).await?;
@@ -219,7 +219,7 @@ impl CatalogTakeover {
         Ok(taken)
     }
 
-    async fn take_rows(&self, mut ops: Vec<Op>, taken: &mut Taken) -> Result<(), Trouble> {
+    async fn take_rows(&self, mut ops: Vec<Op>, taken: &mut Taken) -> Result<(), Unavailable> {
         let nothing_seen = SeenChecks::new();
         while !ops.is_empty() {
             let compose = |transaction: &mut Transaction| {
@@ -248,7 +248,7 @@ impl CatalogTakeover {
                         }
                     }
                     if culprits.is_empty() {
-                        return Err(Trouble::passing(unexplained(&errors)));
+                        return Err(Unavailable::transient(unexplained(&errors)));
                     }
                     let left = ops.into_iter().enumerate().filter(|(index, _)| !culprits.contains(index));
                     ops = left.map(|(_, op)| op).collect();
@@ -258,7 +258,7 @@ impl CatalogTakeover {
         Ok(())
     }
 
-    async fn take_node(&self, mut node: Node) -> Result<(), Trouble> {
+    async fn take_node(&self, mut node: Node) -> Result<(), Unavailable> {
         let name = node.node.clone().unwrap_or_default();
         for _ in 0..ATTEMPTS {
             let uid = self.ours.identity.uid.to_string();
@@ -267,18 +267,18 @@ impl CatalogTakeover {
             let (_, answer) = self.send(|transaction| transaction.make_node(&change)).await?;
             let Err(errors) = answer else { return Ok(()) };
             if errors.iter().any(|error| error.fault != Fault::StaleIndex) {
-                return Err(Trouble::passing(format!("the Consul node {name}: {}", unexplained(&errors))));
+                return Err(Unavailable::transient(format!("the Consul node {name}: {}", unexplained(&errors))));
             }
             match self.ours.node_services(&name).await?.node {
                 Some(found) if found.meta(meta::CLUSTER_UID) == &*self.theirs.uid => node = found,
                 _ => return Ok(()),
             }
         }
-        Err(Trouble::passing(format!("the Consul node {name} changes all the time")))
+        Err(Unavailable::transient(format!("the Consul node {name} changes all the time")))
     }
 
     /// Makes the marker ours, at a higher term.
-    async fn take_marker(&self) -> Result<(), Trouble> {
+    async fn take_marker(&self) -> Result<(), Unavailable> {
         let Some(fence) = self.fence().filter(|fence| fence.meta(meta::CLUSTER_UID) == &*self.theirs.uid) else {
             return Ok(());
         };
@@ -295,30 +295,30 @@ impl CatalogTakeover {
                     Marker::Absent | Marker::Theirs(_) | Marker::Others(_) => Err(takeover::still_writes()),
                 }
             }
-            TxnResult::Conflict(errors) => Err(Trouble::passing(unexplained(&errors))),
-            TxnResult::Rejected(words) => Err(Trouble::passing(words)),
-            TxnResult::NotTried(trouble) | TxnResult::Unknown(trouble) => Err(trouble),
+            TxnResult::Conflict(errors) => Err(Unavailable::transient(unexplained(&errors))),
+            TxnResult::Rejected(words) => Err(Unavailable::transient(words)),
+            TxnResult::NotTried(outage) | TxnResult::Unknown(outage) => Err(outage),
         }
     }
 }
 
 impl Takeover for CatalogTakeover {
-    fn survey(&self) -> BoxFuture<'_, Result<Left, Trouble>> {
+    fn survey(&self) -> BoxFuture<'_, Result<Left, Unavailable>> {
         Box::pin(async move {
             self.ours.client.may_conclude().await?;
             self.look().await
         })
     }
 
-    fn challenge(&self) -> BoxFuture<'_, Result<bool, Trouble>> {
+    fn challenge(&self) -> BoxFuture<'_, Result<bool, Unavailable>> {
         Box::pin(self.change_marker())
     }
 
-    fn is_answered(&self) -> BoxFuture<'_, Result<bool, Trouble>> {
+    fn is_answered(&self) -> BoxFuture<'_, Result<bool, Unavailable>> {
         Box::pin(self.has_moved())
     }
 
-    fn take(&self) -> BoxFuture<'_, Result<Taken, Trouble>> {
+    fn take(&self) -> BoxFuture<'_, Result<Taken, Unavailable>> {
         Box::pin(self.take_all())
     }
 }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use crate::consul::wire::{Check, TxnOp};
 use crate::model::diff::Op;
-use crate::model::names::check_id;
+use crate::model::ids::check_id;
 use crate::model::registration::Registration;
 
 /// The most operations in a transaction (fixed in Consul).
@@ -102,9 +102,9 @@ fn owner(part: Part) -> Option<usize> {
 /// Says whether an operation writes checks for consul-esm to run.
 pub(super) fn writes_checks(op: &Op, unregistered: bool) -> bool {
     match op {
-        Op::Put { registration, .. } => !registration.checks.placed().is_empty(),
+        Op::Register { registration, .. } => !registration.checks.placed().is_empty(),
         Op::Readiness { registration, .. } => unregistered && !registration.checks.placed().is_empty(),
-        Op::Release { .. } | Op::Remove { .. } => false,
+        Op::Disown { .. } | Op::Deregister { .. } => false,
     }
 }
 
@@ -124,7 +124,7 @@ fn parts<'a>(index: usize, op: &'a Op, unregistered: bool, seen: &'a SeenChecks)
         parts
     };
     match op {
-        Op::Put { registration, drop_checks, .. } => {
+        Op::Register { registration, drop_checks, .. } => {
             let mut parts = register(registration);
             for name in drop_checks {
                 parts.push((Part::Check(index), TxnOp::check_delete(node, id, &registration.service, name)));
@@ -134,11 +134,11 @@ fn parts<'a>(index: usize, op: &'a Op, unregistered: bool, seen: &'a SeenChecks)
         Op::Readiness { registration, .. } if unregistered => register(registration),
         Op::Readiness { registration, .. } => readiness(registration).into_iter().collect(),
         // Registering what is gone would bring it back without anybody to remove it later.
-        Op::Release { registration, .. } => vec![
+        Op::Disown { registration, .. } => vec![
             (Part::Look(index), TxnOp::service_get(node, id)),
             (Part::Service(index), TxnOp::service_set(node, id, registration)),
         ],
-        Op::Remove { service, .. } => vec![(Part::Service(index), TxnOp::service_delete(node, id, service))],
+        Op::Deregister { service, .. } => vec![(Part::Service(index), TxnOp::service_delete(node, id, service))],
     }
 }
 
@@ -148,7 +148,7 @@ mod tests {
     use crate::model::registration::RowKey;
 
     fn remove(id: &str) -> Op {
-        Op::Remove { key: RowKey { node: "n".into(), id: id.into() }, service: "s".into() }
+        Op::Deregister { key: RowKey { node: "n".into(), id: id.into() }, service: "s".into() }
     }
 
     fn fence() -> TxnOp<'static> {

@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::{Check, to_json};
 use crate::model::check::{PlacedCheck, Probe, Tls, fingerprint};
 use crate::model::health::Health;
-use crate::model::names::{READINESS, Str, check_id};
+use crate::model::ids::{READINESS, Str, check_id};
 use crate::model::registration::Registration;
 
 /// The name of a readiness check.

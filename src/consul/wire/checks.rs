@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Deserialize;
 
 use crate::model::health::Health;
-use crate::model::names::{READINESS, Str, check_name};
+use crate::model::ids::{READINESS, Str, check_name};
 
 /// A check, as `/v1/agent/checks` and `/v1/health/node` show it.
 #[derive(Debug, Default, Deserialize)]

@@ -11,7 +11,7 @@ use std::net::IpAddr;
 
 use super::ports::find;
 use crate::model::facts::{ContainerPort, Pod, Service, ServicePort, Slice};
-use crate::model::names::meta;
+use crate::model::ids::meta;
 use crate::model::port::{PortInUse, PortRef};
 use crate::model::registration::Registration;
 use crate::model::resource::{Resource, Source};

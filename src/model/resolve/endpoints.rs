@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use super::ports::PortKey;
 use crate::model::facts::{Endpoint, Slice};
-use crate::model::names::Str;
+use crate::model::ids::Str;
 
 /// An endpoint as one of the slices has it.
 #[derive(Clone, Copy)]

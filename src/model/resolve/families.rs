@@ -10,7 +10,7 @@ use std::net::IpAddr;
 
 use super::endpoints::Listed;
 use crate::model::facts::{Family, Service, Slice};
-use crate::model::names::Str;
+use crate::model::ids::Str;
 use crate::model::reasons::Remark;
 
 /// The endpoints of a Service by what becomes of them.

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{Instance, Resolution, text};
-use crate::model::names::Str;
+use crate::model::ids::Str;
 use crate::model::reasons::Unresolved;
 use crate::model::registration::Registration;
 use crate::model::resource::Spec;

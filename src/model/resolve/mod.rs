@@ -13,11 +13,11 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::facts::{Endpoint, Facts, Pod, PodRef};
-use super::names::{Str, meta};
+use super::ids::{Str, meta};
 use super::port::{PortInUse, PortRef};
 use super::reasons::{Problem, ProblemReason, Remark, Unresolved};
 use super::registration::Registration;
-use super::resource::{Own, Readiness, Source, Spec, StaticAddress};
+use super::resource::{PerAddress, Readiness, Source, Spec, StaticAddress};
 use super::template::{Values, Variable};
 pub use before::Before;
 pub use limit::limit;
@@ -42,7 +42,7 @@ pub struct Instance {
     /// The values that the spec's texts hold, as far as this instance has them.
     pub values: Values,
     /// The tags and meta that it has besides what all instances have.
-    pub own: Option<Arc<Own>>,
+    pub own: Option<Arc<PerAddress>>,
 }
 
 impl Instance {
@@ -176,7 +176,7 @@ pub fn are_terminating(spec: &Spec, facts: &impl Facts, addresses: &BTreeSet<IpA
             endpoints.for_each(|endpoint| add(&endpoint.address, endpoint.terminating));
         }
         Source::Pods { .. } => {
-            for (_, pod) in facts.picked() {
+            for (_, pod) in facts.matching() {
                 pod.addresses.iter().for_each(|address| add(address, pod.leaving));
             }
         }

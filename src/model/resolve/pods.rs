@@ -1,4 +1,4 @@
-//! The pods that a selector picks, with no Service between.
+//! The pods that a selector matches, with no Service between.
 
 use std::cell::OnceCell;
 
@@ -6,13 +6,13 @@ use super::before::{by_votes, of_container};
 use super::ports::listed;
 use super::{Before, Found, Instance, Resolution, Wanted, text, unresolved};
 use crate::model::facts::{ContainerKind, ContainerPort, Facts, Pod, PodRef};
-use crate::model::names::Str;
+use crate::model::ids::Str;
 use crate::model::port::{PortInUse, PortRef};
 use crate::model::reasons::{ProblemReason, Remark, Unresolved};
 use crate::model::registration::Registration;
 use crate::model::resource::Spec;
 
-/// Resolves the pods that the spec's selector picks: those that have an address, have not ended and are not being
+/// Resolves the pods that the spec's selector matches: those that have an address, have not ended and are not being
 /// deleted, as a Service of the same selector would have them; and where none of these is ready, those that are ready to
 /// their end.
 pub(super) fn resolve<'a>(
@@ -20,7 +20,7 @@ pub(super) fn resolve<'a>(
     facts: &impl Facts,
     before: &Before<'a, impl Iterator<Item = &'a Registration> + Clone>,
 ) -> Resolution {
-    let there = facts.picked().filter(|(_, pod)| !pod.addresses.is_empty());
+    let there = facts.matching().filter(|(_, pod)| !pod.addresses.is_empty());
     // Seldom is there more than one port.
     let going_on = OnceCell::new();
     let port = |pod: &Pod| match &spec.port {
@@ -83,7 +83,7 @@ pub(super) fn resolve<'a>(
         && let Some(first) = found.left_out.values().find(|problem| problem.reason == ProblemReason::PortNotFound)
     {
         let message = format!(
-            "none of the {} pods that the selector picks has the port; pod {:?}: {}",
+            "none of the {} pods that the selector matches has the port; pod {:?}: {}",
             found.without_port, first.instance, first.message
         );
         let addresses = living.filter_map(|(_, pod)| pod.addresses.first().copied().map(text)).collect();

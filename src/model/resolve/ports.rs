@@ -2,7 +2,7 @@
 
 use crate::model::check::CheckSpec;
 use crate::model::facts::{Protocol, Service, ServicePort, Slice};
-use crate::model::names::Str;
+use crate::model::ids::Str;
 use crate::model::port::PortRef;
 use crate::model::reasons::{Remark, Unresolved};
 

@@ -8,7 +8,7 @@ use super::families;
 use super::ports::{CheckPort, PortKey, check_ports, not_named, port};
 use super::{Before, Found, Hold, Instance, Resolution, Wanted, before, text, unresolved};
 use crate::model::facts::{Endpoint, Facts, Pod};
-use crate::model::names::Str;
+use crate::model::ids::Str;
 use crate::model::reasons::{ProblemReason, Unresolved};
 use crate::model::registration::Registration;
 use crate::model::resource::Spec;

@@ -32,7 +32,7 @@ impl Facts for Known {
         self.slices.iter().filter(move |slice| *slice.service == *service)
     }
 
-    fn picked(&self) -> impl Iterator<Item = (&Str, &Pod)> + Clone {
+    fn matching(&self) -> impl Iterator<Item = (&Str, &Pod)> + Clone {
         self.pods.iter()
     }
 

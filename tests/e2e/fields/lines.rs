@@ -9,9 +9,9 @@ mod requests;
 mod runs;
 mod sources;
 
-use super::ground::Server;
+use super::environment::Server;
 use super::reading::Reading;
-use crate::bed::Mode;
+use crate::fixture::Mode;
 
 /// A field.
 pub(crate) struct Line {

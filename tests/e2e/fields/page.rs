@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::lines::{Line, Step, Wanted};
 use super::reading::NOTHING;
-use crate::bed::Mode;
+use crate::fixture::Mode;
 
 const HEAD: &str = "<!-- generated from tests/e2e/fields/; `LICTOR_UPDATE=1 cargo test --test e2e fields::the_page_is_current` writes \
                     it anew -->\n\

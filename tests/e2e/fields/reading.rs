@@ -6,9 +6,9 @@ use anyhow::{Context, Result, bail, ensure};
 use lictor_testbed::wait;
 use serde_json::{Value, json};
 
-use super::ground::{Ground, Subject};
+use super::environment::{Environment, Subject};
 use super::lines::Step;
-use crate::bed::{Bed, Mode, SOON};
+use crate::fixture::{Fixture, Mode, SOON};
 
 /// Where Consul shows a field. A path is one in what `/v1/health/service` answers of an instance; below `Agent` it is one
 /// in what the agent says of its only check.
@@ -32,18 +32,18 @@ impl Reading {
         self,
         wanted: &str,
         step: &Step,
-        ground: &Ground<'_>,
+        environment: &Environment<'_>,
         subject: &mut Subject,
     ) -> Result<()> {
         if let Self::Runs(state) = self {
-            ground.bed.wait_ready(&subject.name).await?;
-            let read = runs_until(state, ground.bed, subject).await?;
+            environment.fixture.wait_ready(&subject.name).await?;
+            let read = runs_until(state, environment.fixture, subject).await?;
             ensure!(read == wanted, "not {wanted:?}, but {read:?}");
             return Ok(());
         }
         let subject = &*subject;
         wait::until(format!("{wanted:?}"), SOON, || async {
-            let read = self.read(step, ground, subject).await?;
+            let read = self.read(step, environment, subject).await?;
             ensure!(read == wanted, "read back was {read:?}");
             Ok(Some(()))
         })
@@ -60,15 +60,15 @@ impl Reading {
         }
     }
 
-    async fn read(self, step: &Step, ground: &Ground<'_>, subject: &Subject) -> Result<String> {
-        let instances = registered(ground.bed, &subject.services).await?;
-        match (instances.as_slice(), self.path(ground.bed.mode)) {
+    async fn read(self, step: &Step, environment: &Environment<'_>, subject: &Subject) -> Result<String> {
+        let instances = registered(environment.fixture, &subject.services).await?;
+        match (instances.as_slice(), self.path(environment.fixture.mode)) {
             ([], _) => Ok(NOTHING.to_owned()),
-            (_, None) if self == Self::Instances => Ok(listed(&instances, ground)),
-            ([_], None) => asked(ground.bed, step, subject).await,
+            (_, None) if self == Self::Instances => Ok(listed(&instances, environment)),
+            ([_], None) => asked(environment.fixture, step, subject).await,
             ([one], Some(path)) => match path.strip_prefix("Agent.") {
                 None => Ok(subject.told(&at(one, path))),
-                Some(field) => Ok(text(&agents_check(ground.bed, &subject.services[0]).await?[field])),
+                Some(field) => Ok(text(&agents_check(environment.fixture, &subject.services[0]).await?[field])),
             },
             _ => bail!("more than one instance: {instances:#?}"),
         }
@@ -79,10 +79,10 @@ impl Reading {
 pub(crate) const NOTHING: &str = "nothing";
 
 /// What Consul has under these names: each instance and its own checks.
-pub(crate) async fn registered(bed: &Bed, services: &[String]) -> Result<Vec<Value>> {
+pub(crate) async fn registered(fixture: &Fixture, services: &[String]) -> Result<Vec<Value>> {
     let mut all = Vec::new();
     for service in services {
-        let mut instances = bed.consul().services(service).await?;
+        let mut instances = fixture.consul().services(service).await?;
         for instance in instances.as_array_mut().context("not a list")? {
             let id = instance["Service"]["ID"].clone();
             let checks = instance["Checks"].as_array_mut().context("no checks")?;
@@ -95,16 +95,16 @@ pub(crate) async fn registered(bed: &Bed, services: &[String]) -> Result<Vec<Val
 }
 
 /// All instances and their states.
-fn listed(instances: &[Value], ground: &Ground<'_>) -> String {
+fn listed(instances: &[Value], environment: &Environment<'_>) -> String {
     let mut listed: Vec<String> =
-        instances.iter().map(|instance| format!("{} {}", end(instance, ground), state(instance))).collect();
+        instances.iter().map(|instance| format!("{} {}", end(instance, environment), state(instance))).collect();
     listed.sort();
     listed.join(", ")
 }
 
 /// What reached the instance since the step began, or why nothing does. The catalog hears of another reason only much later.
-async fn asked(bed: &Bed, step: &Step, subject: &Subject) -> Result<String> {
-    let check = agents_check(bed, &subject.services[0]).await?;
+async fn asked(fixture: &Fixture, step: &Step, subject: &Subject) -> Result<String> {
+    let check = agents_check(fixture, &subject.services[0]).await?;
     let (status, output) = (text(&check["Status"]), text(&check["Output"]));
     if status == "passing" {
         let heard = subject.heard(step.yaml.contains("OTHER"));
@@ -116,10 +116,10 @@ async fn asked(bed: &Bed, step: &Step, subject: &Subject) -> Result<String> {
 }
 
 /// How many runs in a row it takes to bring the check into a state.
-async fn runs_until(wanted: &'static str, bed: &Bed, subject: &mut Subject) -> Result<String> {
+async fn runs_until(wanted: &'static str, fixture: &Fixture, subject: &mut Subject) -> Result<String> {
     let run = if wanted == "passing" { "success" } else { "failure" };
     for _ in 0..ATTEMPTS {
-        if let Some(runs) = count_runs(wanted, bed, subject).await? {
+        if let Some(runs) = count_runs(wanted, fixture, subject).await? {
             return Ok(format!("{wanted} with {run} number {runs} in a row"));
         }
     }
@@ -132,22 +132,22 @@ const ATTEMPTS: usize = 10;
 const PATIENCE: Duration = Duration::from_millis(1500);
 
 /// Counts them once; none if the check may have given up waiting for an answer.
-async fn count_runs(wanted: &'static str, bed: &Bed, subject: &mut Subject) -> Result<Option<usize>> {
+async fn count_runs(wanted: &'static str, fixture: &Fixture, subject: &mut Subject) -> Result<Option<usize>> {
     let (start, answers) = if wanted == "passing" { ("critical", [500, 200]) } else { ("passing", [200, 500]) };
     let service = &subject.services[0];
     let server = subject.servers.first_mut().context("nobody to ask")?;
     server.set_status(answers[0]).await?;
     // The first run of a check decides at once, whatever the thresholds.
     server.next("a run", |_| true, SOON).await?;
-    let is = async |status: &str| Ok(agents_check(bed, service).await?["Status"] == status);
+    let is = async |status: &str| Ok(agents_check(fixture, service).await?["Status"] == status);
     wait::until(format!("a check that is {start}"), SOON, || async { Ok(is(start).await?.then_some(())) }).await?;
     server.answers_until(answers[1], async || is(wanted).await, PATIENCE, SOON).await
 }
 
 /// The only check of an instance, as its agent has it.
-async fn agents_check(bed: &Bed, service: &str) -> Result<Value> {
+async fn agents_check(fixture: &Fixture, service: &str) -> Result<Value> {
     let path = format!("/v1/agent/checks?filter=ServiceName%3D%3D%22{service}%22");
-    let checks = bed.consul().get(&path).await?;
+    let checks = fixture.consul().get(&path).await?;
     let check = checks.as_object().and_then(|checks| checks.values().next());
     Ok(check.context("there is no check")?.clone())
 }
@@ -160,9 +160,9 @@ fn state(instance: &Value) -> &str {
 }
 
 /// Where an instance is.
-fn end(instance: &Value, ground: &Ground<'_>) -> String {
+fn end(instance: &Value, environment: &Environment<'_>) -> String {
     let service = &instance["Service"];
-    format!("`{}:{}`", ground.name_of(&text(&service["Address"])), service["Port"])
+    format!("`{}:{}`", environment.name_of(&text(&service["Address"])), service["Port"])
 }
 
 /// The value at a path; of checks, of each.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use lictor::cluster::event::ObjectKey;
 use lictor::model::facts::{ContainerKind, ContainerPort, Endpoint, Family, Pod, Protocol};
-use lictor::model::names::Str;
+use lictor::model::ids::Str;
 
 use super::services::{SERVICES, is_of_controller};
 use super::{Consequences, Later, NODES};

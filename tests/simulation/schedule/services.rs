@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use lictor::cluster::event::ObjectKey;
 use lictor::model::facts::{Endpoint, Family, PodRef, Protocol, Service, ServicePort, Slice, SlicePort};
-use lictor::model::names::Str;
+use lictor::model::ids::Str;
 
 use super::pods::{APP, JOB};
 use super::{Consequences, Later};

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use lictor::model::names::Str;
+use lictor::model::ids::Str;
 use lictor::model::port::PortRef;
 use lictor::model::registration::{TaggedAddress, Weights};
-use lictor::model::resource::{Own, Readiness, Source, Spec, StaticAddress};
+use lictor::model::resource::{PerAddress, Readiness, Source, Spec, StaticAddress};
 use lictor::model::selector::{Requirement, Selector};
 use lictor::model::template::Template;
 
@@ -91,7 +91,7 @@ impl State {
             if last == 1 || self.random.script.bool() {
                 let tags = if self.chance(30) { vec![text("own"), text("blue")] } else { Vec::new() };
                 let meta = if self.chance(30) { [("version".into(), text("own"))].into() } else { BTreeMap::new() };
-                let (address, own) = (IpAddr::from([203, 0, 113, last]), Arc::new(Own { tags, meta }));
+                let (address, own) = (IpAddr::from([203, 0, 113, last]), Arc::new(PerAddress { tags, meta }));
                 all.push(StaticAddress { address, port: 7000 + u16::from(last), own });
             }
         }

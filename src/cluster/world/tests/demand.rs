@@ -42,7 +42,7 @@ fn what_nobody_needs_is_neither_taken_in_nor_kept() {
     assert!(!world.holds(Kind::Service, &key("a", "s")) && !world.holds(Kind::Slice, &key("a", "s-1")));
     world.deletes(&r);
     assert!(!world.holds(Kind::Pod, &key("a", "p")) && !world.holds(Kind::Node, &key("", "n0")));
-    world.hear(Change::Pod(Step::Apply(key("a", "p"), pod("p", 1, "s"))));
+    world.on_event(Change::Pod(Step::Apply(key("a", "p"), pod("p", 1, "s"))));
     assert!(!world.holds(Kind::Pod, &key("a", "p")), "a late word of a watch that ended");
 }
 
@@ -59,20 +59,20 @@ fn a_watch_that_is_wanted_again_is_another_one_and_waited_for() {
     assert_ne!(world.wanted().watches[&pods], first);
     assert_eq!(world.waits_for(&r), Some(Kind::Pod), "what was there before may have gone");
     // The last words of the first one mean nothing.
-    world.hear(Change::Pod(Step::Apply(key("a", "p"), pod("p", 1, "s"))));
-    world.hear(Change::Pod(Step::InitDone));
+    world.on_event(Change::Pod(Step::Apply(key("a", "p"), pod("p", 1, "s"))));
+    world.on_event(Change::Pod(Step::InitDone));
     assert_eq!(world.waits_for(&r), Some(Kind::Pod));
-    world.hear(Change::Pod(Step::Init));
-    assert_eq!(world.hear(Change::Pod(Step::InitDone)), dirtied(&r, Some(Cause::Inferred)));
+    world.on_event(Change::Pod(Step::Init));
+    assert_eq!(world.on_event(Change::Pod(Step::InitDone)), dirtied(&r, Some(Cause::Inferred)));
     assert_eq!(world.waits_for(&r), None);
-    assert_eq!(world.facts(&r).picked().count(), 0);
+    assert_eq!(world.facts(&r).matching().count(), 0);
 }
 
 #[test]
 fn an_edit_that_changes_nothing_about_a_need_drops_nothing() {
     let (mut world, r) = listed(spec("s"));
     world.act(&r);
-    world.hear(Change::Service(Step::Apply(key("b", "s"), service(80))));
+    world.on_event(Change::Service(Step::Apply(key("b", "s"), service(80))));
     world.edits(seen(&key("b", "holder"), "w", 1, Ok(named("taken", spec("s")))));
     world.act(&key("b", "holder"));
     world.note_rows(&r, in_use(&[("user", "service/s")]));
@@ -90,14 +90,17 @@ fn an_edit_that_changes_nothing_about_a_need_drops_nothing() {
 fn a_resource_waits_only_for_what_it_needs() {
     let r = key("a", "r");
     let mut world = World::new([Scope::All], false);
-    world.hear(begins(Kind::Resource));
-    world.hear(Change::Resource(Step::InitApply(r.clone(), seen(&r, "u", 1, Ok(tagged("${node.zone}", spec("s")))))));
+    world.on_event(begins(Kind::Resource));
+    world.on_event(Change::Resource(Step::InitApply(
+        r.clone(),
+        seen(&r, "u", 1, Ok(tagged("${node.zone}", spec("s")))),
+    )));
     assert_eq!(world.waits_for(&r), Some(Kind::Resource), "whose the name is only all resources tell");
-    assert_eq!(world.hear(is_done(Kind::Resource)), dirtied(&r, Some(Cause::Inferred)));
+    assert_eq!(world.on_event(is_done(Kind::Resource)), dirtied(&r, Some(Cause::Inferred)));
     for (kind, next) in [(Kind::Service, Some(Kind::Slice)), (Kind::Slice, Some(Kind::Node)), (Kind::Node, None)] {
         assert_eq!(world.waits_for(&r), Some(kind));
-        world.hear(begins(kind));
-        assert_eq!(world.hear(is_done(kind)), dirtied(&r, Some(Cause::Inferred)));
+        world.on_event(begins(kind));
+        assert_eq!(world.on_event(is_done(kind)), dirtied(&r, Some(Cause::Inferred)));
         assert_eq!(world.waits_for(&r), next);
     }
     assert!(world.is_synced() && world.is_whole("a"));

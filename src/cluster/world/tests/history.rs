@@ -475,7 +475,7 @@ impl<'a> History<'a> {
             | Change::Node(Step::Apply(..) | Step::Delete(_)) => Cause::Observed,
             _ => Cause::Inferred,
         };
-        let sweeps = event.change.completes_a_list();
+        let resyncs = event.change.completes_a_list();
         let (was_listed, before, objects) = (self.world.is_listed(kind, &scope), self.decisions(), self.objects());
         let needed: BTreeSet<ResourceKey> =
             self.world.keys().filter(|key| self.world.needs(key, kind)).cloned().collect();
@@ -486,7 +486,7 @@ impl<'a> History<'a> {
             statistics.events += 1;
             let late = self.watches.get(&(kind, scope.clone())).is_none_or(|watch| watch.time != time);
             statistics.words_of_ended_watches += u32::from(late);
-            let swept = if sweeps { objects.saturating_sub(self.objects()) } else { 0 };
+            let swept = if resyncs { objects.saturating_sub(self.objects()) } else { 0 };
             statistics.swept += u32::try_from(swept).unwrap();
             let refused = self.world.entries().filter(|entry| entry.resource.spec.is_err());
             statistics.last_good_specs_kept +=
@@ -747,7 +747,7 @@ fn inputs(world: &World, key: &ResourceKey) -> Inputs {
                 }
             }
             Source::Pods { selector } => {
-                let picked = |labels: &Labels| selector.picks(labels);
+                let picked = |labels: &Labels| selector.matches(labels);
                 facts
                     .extend(pods().filter(|(_, pod)| picked(&pod.labels)).map(|(_, pod)| Fact::Pod(Some(pod.clone()))));
             }
@@ -776,7 +776,7 @@ fn nodes(world: &World, key: &ResourceKey, spec: &Spec) -> BTreeSet<Str> {
             slices.flat_map(|(_, slice)| &slice.endpoints).filter_map(|endpoint| endpoint.node.clone()).collect()
         }
         Source::Pods { selector } => {
-            let picked = world.pods.iter().filter(|(pod, of)| here(pod) && selector.picks(&of.labels));
+            let picked = world.pods.iter().filter(|(pod, of)| here(pod) && selector.matches(&of.labels));
             picked.filter_map(|(_, pod)| pod.node.clone()).collect()
         }
         Source::Static { .. } => BTreeSet::new(),
@@ -837,7 +837,7 @@ fn check_indexes(world: &World) {
                 Source::Pods { selector } => {
                     selecting.entry(key.namespace.clone()).or_default().insert(key.clone());
                     let pods = world.pods.iter().filter(|(pod, _)| pod.namespace == key.namespace);
-                    let names = pods.filter(|(_, pod)| selector.picks(&pod.labels)).map(|(pod, _)| pod.name.clone());
+                    let names = pods.filter(|(_, pod)| selector.matches(&pod.labels)).map(|(pod, _)| pod.name.clone());
                     picked.insert(key.clone(), names.collect::<BTreeSet<_>>());
                 }
                 Source::Static { .. } => {}
@@ -845,7 +845,7 @@ fn check_indexes(world: &World) {
         }
     }
     assert_eq!(world.users_of, group(users));
-    assert_eq!((&world.selecting, &world.picked), (&selecting, &picked));
+    assert_eq!((&world.selecting, &world.matching), (&selecting, &picked));
     let wanted = wants.wanted();
     assert_eq!(
         world.wants.wanted().watches.into_keys().collect::<Vec<_>>(),
@@ -868,10 +868,10 @@ fn check_indexes(world: &World) {
         }
     }
     assert_eq!(world.pods_at, pods_at);
-    let mut slices_with = BTreeMap::<Behind, BTreeSet<ObjectKey>>::new();
+    let mut slices_with = BTreeMap::<EndpointTarget, BTreeSet<ObjectKey>>::new();
     for (key, slice) in world.slices.iter().filter(|_| world.watches_pods()) {
         for endpoint in &slice.endpoints {
-            slices_with.entry(Behind::of(&key.namespace, endpoint)).or_default().insert(key.clone());
+            slices_with.entry(EndpointTarget::of(&key.namespace, endpoint)).or_default().insert(key.clone());
         }
     }
     assert_eq!(world.slices_with, slices_with);

@@ -6,7 +6,7 @@ use super::*;
 use crate::cluster::world::missing::{MOST, SETTLED};
 use crate::model::desired::{Desired, Placement, desired};
 use crate::model::health::Health;
-use crate::model::names::{ClusterName, Identity};
+use crate::model::ids::{ClusterName, Identity};
 use crate::model::registration::{Ownership, Row, RowKey};
 use crate::model::resolve::{Before, resolve};
 
@@ -28,16 +28,16 @@ impl Registered {
         let identity = Identity { cluster: ClusterName::new("c").unwrap(), uid: "uid-1".into() };
         let mut this = Self { world, owner, identity, rows: BTreeMap::new(), now: Instant::now() };
         for kind in [Kind::Slice, Kind::Service, Kind::Pod, Kind::Node] {
-            this.hear(begins(kind));
+            this.on_event(begins(kind));
         }
         let service = Service { selects: true, ..service(80) };
-        this.hear(Change::Service(Step::InitApply(key("a", "s"), service)));
+        this.on_event(Change::Service(Step::InitApply(key("a", "s"), service)));
         for (number, endpoints) in (1..).zip(slices) {
             let slice = slice("s", endpoints.clone());
-            this.hear(Change::Slice(Step::InitApply(key("a", &format!("s-{number}")), slice)));
+            this.on_event(Change::Slice(Step::InitApply(key("a", &format!("s-{number}")), slice)));
         }
         for kind in [Kind::Slice, Kind::Service, Kind::Pod, Kind::Node] {
-            this.hear(is_done(kind));
+            this.on_event(is_done(kind));
         }
         let register = |registration| Row {
             registration,
@@ -56,7 +56,7 @@ impl Registered {
         this
     }
 
-    fn hear(&mut self, change: Change) {
+    fn on_event(&mut self, change: Change) {
         self.world.apply(event(&Scope::All, change), self.now);
     }
 
@@ -65,11 +65,11 @@ impl Registered {
     }
 
     fn write(&mut self, number: u8, endpoints: Vec<Endpoint>) {
-        self.hear(Change::Slice(Step::Apply(key("a", &format!("s-{number}")), slice("s", endpoints))));
+        self.on_event(Change::Slice(Step::Apply(key("a", &format!("s-{number}")), slice("s", endpoints))));
     }
 
     fn delete(&mut self, number: u8) {
-        self.hear(Change::Slice(Step::Delete(key("a", &format!("s-{number}")))));
+        self.on_event(Change::Slice(Step::Delete(key("a", &format!("s-{number}")))));
     }
 
     fn desired(&self) -> Desired {
@@ -177,7 +177,7 @@ fn slices_that_are_all_deleted_are_waited_for() {
 #[test]
 fn a_service_that_is_made_anew_within_seconds_loses_nothing() {
     let mut known = Registered::from(spec("s"), &[vec![of_pod(1), of_pod(2)], vec![of_pod(3), terminating(4)]]);
-    let deleted = |known: &mut Registered| known.hear(Change::Service(Step::Delete(key("a", "s"))));
+    let deleted = |known: &mut Registered| known.on_event(Change::Service(Step::Delete(key("a", "s"))));
     deleted(&mut known);
     assert_eq!(known.missing(), [1, 2, 3], "one that terminates goes");
     known.write(1, vec![terminating(1), of_pod(2)]);
@@ -186,7 +186,7 @@ fn a_service_that_is_made_anew_within_seconds_loses_nothing() {
     known.pass(NEARLY_SETTLED);
     assert_eq!(known.missing(), [2, 3], "the slices go with the Service");
     let anew = Service { selects: true, ..service(80) };
-    known.hear(Change::Service(Step::Apply(key("a", "s"), anew)));
+    known.on_event(Change::Service(Step::Apply(key("a", "s"), anew)));
     known.pass(SETTLED);
     assert_eq!(known.missing(), [2, 3], "its slices are to come");
     known.write(3, vec![of_pod(2), of_pod(3)]);
@@ -199,9 +199,9 @@ fn a_service_that_is_made_anew_within_seconds_loses_nothing() {
 #[test]
 fn what_another_source_registered_is_not_missing() {
     let mut known = Registered::from(spec("s"), &[vec![of_pod(1)]]);
-    known.hear(Change::Service(Step::Apply(key("a", "t"), service(80))));
+    known.on_event(Change::Service(Step::Apply(key("a", "t"), service(80))));
     let edited = seen(&known.owner, "u", 2, Ok(spec("t")));
-    known.hear(Change::Resource(Step::Apply(key("a", "r"), edited)));
+    known.on_event(Change::Resource(Step::Apply(key("a", "r"), edited)));
     assert_eq!(known.missing(), NONE);
 }
 
@@ -219,7 +219,7 @@ fn what_is_not_there_at_the_start_stays_for_some_seconds() {
 fn one_whose_pod_is_watched_and_gone_goes_at_once() {
     let mut known = Registered::from(tagged("${pod.labels['app']}", spec("s")), &[]);
     for last in [1, 2] {
-        known.hear(Change::Pod(Step::Apply(key("a", &format!("p{last}")), pod(&format!("p{last}"), last, "s"))));
+        known.on_event(Change::Pod(Step::Apply(key("a", &format!("p{last}")), pod(&format!("p{last}"), last, "s"))));
     }
     known.write(1, vec![of_pod(1), of_pod(2)]);
     let rows = known.desired().into_iter().map(|(row, registration)| {
@@ -228,7 +228,7 @@ fn one_whose_pod_is_watched_and_gone_goes_at_once() {
     });
     known.rows = rows.collect();
     assert_eq!(known.rows.len(), 2);
-    known.hear(Change::Pod(Step::Delete(key("a", "p2"))));
+    known.on_event(Change::Pod(Step::Delete(key("a", "p2"))));
     known.write(1, Vec::new());
     assert_eq!(known.missing(), [1]);
 }
@@ -237,14 +237,14 @@ fn one_whose_pod_is_watched_and_gone_goes_at_once() {
 fn the_endpoints_of_a_node_that_is_gone_are_waited_for() {
     let on_node = |last| Endpoint { node: Some("n0".into()), ..of_pod(last) };
     let mut known = Registered::from(tagged("${node.zone}", spec("s")), &[vec![on_node(1), of_pod(2)]]);
-    known.hear(Change::Node(Step::Apply(key("", "n0"), node("z"))));
+    known.on_event(Change::Node(Step::Apply(key("", "n0"), node("z"))));
     known.pass(2 * MOST);
-    known.hear(Change::Node(Step::Delete(key("", "n0"))));
+    known.on_event(Change::Node(Step::Delete(key("", "n0"))));
     known.write(1, Vec::new());
     known.pass(2 * SETTLED);
     assert_eq!(known.missing(), [1]);
     // The controller looks for the Node ever more seldom: it has not seen yet that it is back.
-    known.hear(Change::Node(Step::Apply(key("", "n0"), node("z"))));
+    known.on_event(Change::Node(Step::Apply(key("", "n0"), node("z"))));
     known.pass(2 * SETTLED);
     assert_eq!(known.missing(), [1]);
     known.pass(MOST);
@@ -256,7 +256,7 @@ fn an_endpoint_that_only_the_other_family_has_stays_at_its_address() {
     let mut known = Registered::from(spec("s"), &[vec![of_pod(1), of_pod(2)]]);
     let second = Endpoint { address: IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, 2]), ..of_pod(2) };
     let second = Slice { family: Family::V6, ..slice("s", vec![second]) };
-    known.hear(Change::Slice(Step::Apply(key("a", "s-v6"), second)));
+    known.on_event(Change::Slice(Step::Apply(key("a", "s-v6"), second)));
     assert_eq!(known.missing(), NONE);
     known.write(1, vec![of_pod(1)]);
     assert_eq!(known.missing(), [2], "the slice of the first family is being rewritten");
@@ -271,7 +271,7 @@ fn nothing_is_remembered_for_longer_than_it_matters() {
     assert!(known.world.remembers());
     for _ in 0..3 {
         known.pass(MOST);
-        known.hear(begins(Kind::Resource));
+        known.on_event(begins(Kind::Resource));
     }
     assert!(!known.world.remembers());
 }

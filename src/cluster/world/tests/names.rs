@@ -88,7 +88,7 @@ fn a_newcomer_that_cannot_be_registered_reserves_nothing() {
             Change::Service(Step::InitApply(key("b", "s"), service(80))),
             Change::Service(Step::InitDone),
         ] {
-            world.hear(change);
+            world.on_event(change);
         }
     };
     let found = || Change::Service(Step::Apply(key("a", "s"), service(80)));
@@ -99,7 +99,7 @@ fn a_newcomer_that_cannot_be_registered_reserves_nothing() {
     assert_eq!(losers(&world), ["a"]);
     assert_eq!(world.act(&key("a", "r")), [], "it has nothing to hold a name by");
     assert_eq!(
-        dirt_of(world.hear(found())),
+        dirt_of(world.on_event(found())),
         [("a/r".to_owned(), Some(Cause::Observed)), ("b/r".to_owned(), Some(Cause::Observed))]
     );
     assert_eq!(losers(&world), ["b"], "nobody has been registered yet");
@@ -111,7 +111,7 @@ fn a_newcomer_that_cannot_be_registered_reserves_nothing() {
     for edit in edits {
         let mut world = World::of([asks("a", 1, 1, "user"), asks("b", 2, 1, "user")]);
         lists(&mut world);
-        world.hear(found());
+        world.on_event(found());
         assert_eq!(losers(&world), ["b"]);
         world.edits(with(edit, asks("a", 1, 2, "user")));
         assert!(!losers(&world).contains(&"b"));
@@ -119,9 +119,9 @@ fn a_newcomer_that_cannot_be_registered_reserves_nothing() {
     // One that was acted on keeps the name, though its Service goes.
     let mut world = World::of([asks("a", 2, 1, "user"), asks("b", 1, 1, "api")]);
     lists(&mut world);
-    world.hear(found());
+    world.on_event(found());
     world.act(&key("a", "r"));
-    world.hear(Change::Service(Step::Delete(key("a", "s"))));
+    world.on_event(Change::Service(Step::Delete(key("a", "s"))));
     world.edits(asks("b", 1, 2, "user"));
     assert_eq!(losers(&world), ["b"]);
 }

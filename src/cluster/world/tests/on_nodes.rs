@@ -12,7 +12,7 @@ fn on(node: &str, endpoint: Endpoint) -> Endpoint {
 
 /// Gives the names of the resources that an event of a Node concerns.
 fn concerned(world: &mut World, step: Step<Node>) -> Vec<String> {
-    world.hear(Change::Node(step)).into_iter().map(|dirtied| dirtied.key.name.to_string()).collect()
+    world.on_event(Change::Node(step)).into_iter().map(|dirtied| dirtied.key.name.to_string()).collect()
 }
 
 fn put(name: &str, node: Node) -> Step<Node> {
@@ -25,18 +25,18 @@ fn world(resources: Vec<(String, Spec)>, services: impl IntoIterator<Item = (Str
     let resource = |(name, spec): (String, Spec)| seen(&key("a", &name), "u", 1, Ok(named(&name, spec)));
     let mut world = World::of(resources.into_iter().map(resource));
     for kind in KINDS {
-        world.hear(begins(kind));
+        world.on_event(begins(kind));
     }
     for (name, node) in services {
-        world.hear(Change::Service(Step::InitApply(key("a", &name), service(80))));
+        world.on_event(Change::Service(Step::InitApply(key("a", &name), service(80))));
         let slice = slice(&name, vec![on(node, endpoint(1, None))]);
-        world.hear(Change::Slice(Step::InitApply(key("a", &format!("{name}-1")), slice)));
+        world.on_event(Change::Slice(Step::InitApply(key("a", &format!("{name}-1")), slice)));
     }
     for name in ["n0", "n1"] {
-        world.hear(Change::Node(Step::InitApply(key("", name), node("z1"))));
+        world.on_event(Change::Node(Step::InitApply(key("", name), node("z1"))));
     }
     for kind in KINDS {
-        world.hear(is_done(kind));
+        world.on_event(is_done(kind));
     }
     world
 }
@@ -88,7 +88,7 @@ fn a_node_concerns_a_resource_by_what_the_resource_has_on_it() {
     ] {
         let mut world = world(vec![("r".to_owned(), spec)], [("s".to_owned(), "n0")]);
         for change in changes {
-            world.hear(change);
+            world.on_event(change);
         }
         let found = concerned(&mut world, put("n0", node("z2")));
         assert_eq!(found, if expected { vec!["r"] } else { vec![] }, "{what}");
@@ -103,7 +103,7 @@ fn what_is_on_nodes_is_known_from_the_first_resource_that_holds_values_of_them()
     world.edits(edited(2, tagged(ZONE, spec("s"))));
     // From now on they are watched.
     for step in [Step::Init, Step::InitApply(key("", "n0"), node("z1")), Step::InitDone] {
-        world.hear(Change::Node(step));
+        world.on_event(Change::Node(step));
     }
     assert_eq!(concerned(&mut world, put("n0", node("z2"))), ["r"]);
     world.edits(edited(3, spec("s")));

@@ -1,6 +1,6 @@
 //! Which checks there are, where each asks, and what it says of itself.
 
-use super::super::ground::{GRPC, H2, HTTP, TCP, UDP};
+use super::super::environment::{GRPC, H2, HTTP, TCP, UDP};
 use super::super::reading::Reading;
 use super::{Line, agents_only, at, both, check, each, every_second};
 

@@ -1,6 +1,6 @@
 //! How checks speak TLS. The servers' certificate is for `checks.example` and `other.example`.
 
-use super::super::ground::{GRPC, GRPC_TLS, H2, H2_TLS, HTTPS, TCP, TLS};
+use super::super::environment::{GRPC, GRPC_TLS, H2, H2_TLS, HTTPS, TCP, TLS};
 use super::super::reading::Reading;
 use super::checks::NO_H2PING;
 use super::{Line, agents_only, check, each, every_second};

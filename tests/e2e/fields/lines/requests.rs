@@ -1,6 +1,6 @@
 //! What checks ask for.
 
-use super::super::ground::{GRPC, HTTP, HTTPS};
+use super::super::environment::{GRPC, HTTP, HTTPS};
 use super::super::reading::Reading;
 use super::{Line, agents_only, check, each, every_second};
 

@@ -1,6 +1,6 @@
 //! How often checks run, how long they may take, and how many runs it takes.
 
-use super::super::ground::{HTTP, TCP};
+use super::super::environment::{HTTP, TCP};
 use super::super::reading::Reading::{self, Runs};
 use super::{Line, agents_only, both, check};
 

@@ -127,7 +127,7 @@ pub mod meta {
     pub const EXTERNAL_SOURCE: &str = "external-source";
     /// The value of [`EXTERNAL_SOURCE`].
     pub const KUBERNETES: &str = "kubernetes";
-    /// The keys that Retain takes off: with these gone, no sweep of ours removes the entry.
+    /// The keys that Retain takes off: with these gone, no resync of ours removes the entry.
     pub const OWNERSHIP: [&str; 7] = [MANAGED_BY, CLUSTER, CLUSTER_UID, OWNER, OWNER_UID, SOURCE, CHECKS];
 }
 

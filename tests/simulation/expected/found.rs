@@ -6,9 +6,9 @@ use std::net::IpAddr;
 use lictor::cluster::api;
 use lictor::cluster::event::ObjectKey;
 use lictor::model::facts::{ContainerKind, Endpoint, Family, Node, Pod, Protocol, Service, ServicePort, Slice};
-use lictor::model::names::Str;
+use lictor::model::ids::Str;
 use lictor::model::port::PortRef;
-use lictor::model::resource::{Own, Source, Spec};
+use lictor::model::resource::{PerAddress, Source, Spec};
 use lictor::model::selector::{Requirement, Selector};
 use lictor::model::template::Variable;
 
@@ -38,7 +38,7 @@ pub(super) struct Instance {
     pub(super) facts: Option<Pod>,
     pub(super) place: Option<Node>,
     pub(super) named_ports: BTreeMap<String, u16>,
-    pub(super) own: Option<Own>,
+    pub(super) own: Option<PerAddress>,
 }
 
 /// Instances by target and port.
@@ -332,7 +332,7 @@ pub fn could_go_on(cluster: &Cluster, object: &Object, rows: &[(IpAddr, u16)]) -
                 pod.addresses.contains(&at.0) && pod.ports.iter().any(|port| port.number == at.1)
             };
             let mut picked =
-                cluster.pods.iter().filter(|(key, pod)| key.namespace == *namespace && picks(selector, pod));
+                cluster.pods.iter().filter(|(key, pod)| key.namespace == *namespace && matches(selector, pod));
             let left_out = |pod: &Pod| !pod.leaving && pod_port(object, spec, pod).is_none();
             picked.find_map(|(key, pod)| {
                 let row = rows.iter().find(|row| left_out(pod) && is_there(pod, row))?;
@@ -368,7 +368,7 @@ fn of_pods(cluster: &Cluster, object: &Object, selector: &Selector, spec: &Spec)
     let picked = cluster
         .pods
         .iter()
-        .filter(|(key, pod)| key.namespace == *namespace && picks(selector, pod) && !pod.addresses.is_empty());
+        .filter(|(key, pod)| key.namespace == *namespace && matches(selector, pod) && !pod.addresses.is_empty());
     let mut first_ready = picked.clone().filter(|(_, pod)| pod.ready && !pod.leaving);
     let is_served = first_ready.any(|(_, pod)| pod_port(object, spec, pod).is_some());
     let living = picked.filter(|(_, pod)| !pod.leaving || (pod.ready && !is_served));
@@ -434,7 +434,7 @@ fn pod_port(object: &Object, spec: &Spec, pod: &Pod) -> Option<(u16, bool)> {
     the_one(&[Main, Own, Beside]).map(clear).or(goes_on).or(apps.map(clear))
 }
 
-fn picks(selector: &Selector, pod: &Pod) -> bool {
+fn matches(selector: &Selector, pod: &Pod) -> bool {
     selector.0.iter().all(|requirement| match requirement {
         Requirement::In(key, values) => pod.labels.get(key).is_some_and(|value| values.contains(value)),
         Requirement::NotIn(key, values) => pod.labels.get(key).is_none_or(|value| !values.contains(value)),

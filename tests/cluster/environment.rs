@@ -54,11 +54,11 @@ pub(crate) async fn until<T, F: Future<Output = Result<Option<T>>>>(
 
 /// Made by the test that is first; it goes after the last.
 #[derive(Default)]
-pub(crate) struct Ground {
+pub(crate) struct Environment {
     cluster: OnceCell<Result<Cluster, String>>,
 }
 
-impl Ground {
+impl Environment {
     pub(crate) async fn cluster(&self) -> Result<&Cluster> {
         let started = async { Box::pin(Cluster::start()).await.map_err(|error| format!("{error:#}")) };
         let started = Box::pin(self.cluster.get_or_init(|| started)).await;

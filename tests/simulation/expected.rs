@@ -6,7 +6,7 @@ mod texts;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lictor::model::names::ResourceKey;
+use lictor::model::ids::ResourceKey;
 use lictor::model::resource::{Readiness, Source, Spec};
 
 use crate::cluster::{Cluster, Object};

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::lines::Line;
 use crate::answering::own_address;
-use crate::bed::{Bed, merged};
+use crate::fixture::{Fixture, merged};
 
 /// Where static addresses may be, besides this machine's own.
 const ELSEWHERE: &str = "198.51.100.0/24,2001:db8::/32";
@@ -33,8 +33,8 @@ pub(crate) const H2: Server = Server(Protocol::H2Ping, false);
 pub(crate) const H2_TLS: Server = Server(Protocol::H2Ping, true);
 
 /// What all lines have in common.
-pub(crate) struct Ground<'a> {
-    pub(crate) bed: &'a Bed,
+pub(crate) struct Environment<'a> {
+    pub(crate) fixture: &'a Fixture,
     /// The pods' names by their addresses.
     pods: BTreeMap<String, String>,
     /// This machine's.
@@ -42,33 +42,34 @@ pub(crate) struct Ground<'a> {
     certificate: Pair,
 }
 
-impl<'a> Ground<'a> {
+impl<'a> Environment<'a> {
     /// Three pods with an address of each family: `web-0` is ready, `web-1` is not, and both are behind the Service `web`;
     /// `green-0` is ready, behind `green` and, with two ports, behind `two`. And a Consul that trusts the servers.
-    pub(crate) async fn lay(bed: &'a Bed) -> Result<Self> {
+    pub(crate) async fn lay(fixture: &'a Fixture) -> Result<Self> {
         let authority = Authority::new("fields")?;
-        bed.own_consul(ConsulOptions { trust: Some(authority.certificate().to_owned()), ..ConsulOptions::default() })
+        fixture
+            .own_consul(ConsulOptions { trust: Some(authority.certificate().to_owned()), ..ConsulOptions::default() })
             .await?;
-        bed.nodes().await?;
+        fixture.nodes().await?;
         let (http, grpc) = (("http", 80, "8080"), ("grpc", 90, "9000"));
-        bed.namespace.apply_service("web", &[("app", "web")], &[http]).await?;
-        bed.namespace.apply_service("green", &[("app", "green")], &[http]).await?;
-        bed.namespace.apply_service("two", &[("app", "green")], &[http, grpc]).await?;
+        fixture.namespace.apply_service("web", &[("app", "web")], &[http]).await?;
+        fixture.namespace.apply_service("green", &[("app", "green")], &[http]).await?;
+        fixture.namespace.apply_service("two", &[("app", "green")], &[http, grpc]).await?;
         let mut pods = BTreeMap::new();
         for (name, app, version, v6) in [
             ("web-0", "web", "1.0", "fd00:10:244::1"),
             ("web-1", "web", "1.1", "fd00:10:244::2"),
             ("green-0", "green", "2.0", "fd00:10:244::3"),
         ] {
-            let pod = bed.new_web_pod(name, "a").label("app", app).label("version", version);
+            let pod = fixture.new_web_pod(name, "a").label("app", app).label("version", version);
             let pod = pod.ip(lictor_testbed::pods::next_pod_ip()).ip(v6.parse()?);
             let pod = if name == "web-1" { pod.label("canary", "yes").not_ready() } else { pod };
-            let made = bed.namespace.create_pod(pod).await?;
+            let made = fixture.namespace.create_pod(pod).await?;
             pods.insert(made.ip.to_string(), made.name);
         }
         let address = own_address()?;
         let names = NAMES.map(str::to_owned).into_iter().chain([address.to_string()]);
-        Ok(Self { bed, pods, address, certificate: authority.server(names.collect())? })
+        Ok(Self { fixture, pods, address, certificate: authority.server(names.collect())? })
     }
 
     /// What `--allow-static` is to be.
@@ -96,16 +97,21 @@ pub(crate) struct Subject {
 }
 
 impl Subject {
-    pub(crate) async fn make(line: &Line, ground: &Ground<'_>) -> Result<Self> {
+    pub(crate) async fn make(line: &Line, environment: &Environment<'_>) -> Result<Self> {
         let mut servers = Vec::new();
         for Server(protocol, tls) in line.servers {
-            let certificate = tls.then_some(&ground.certificate);
-            servers.push(Listener::start(*protocol, ground.address, certificate).await?);
+            let certificate = tls.then_some(&environment.certificate);
+            servers.push(Listener::start(*protocol, environment.address, certificate).await?);
         }
         let name = line.field.trim_start_matches("spec.").to_lowercase();
         let name: Vec<&str> = name.split(|c: char| !c.is_alphanumeric()).filter(|part| !part.is_empty()).collect();
-        let mut subject =
-            Self { name: name.join("-"), services: Vec::new(), servers, address: ground.address, heard: Vec::new() };
+        let mut subject = Self {
+            name: name.join("-"),
+            services: Vec::new(),
+            servers,
+            address: environment.address,
+            heard: Vec::new(),
+        };
         for step in &line.steps {
             let service = subject.spec(step.yaml)?["name"].as_str().unwrap_or(&subject.name).to_owned();
             if !subject.services.contains(&service) {

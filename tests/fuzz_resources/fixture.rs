@@ -13,7 +13,7 @@ use serde_json::json;
 use tokio::sync::OnceCell;
 
 use crate::author::ALLOWED;
-use crate::ground::Ground;
+use crate::environment::Environment;
 
 const LICTOR: &str = env!("CARGO_BIN_EXE_lictor");
 
@@ -38,11 +38,11 @@ impl Mode {
 }
 
 /// What one run stands on.
-pub(crate) struct Bed {
+pub(crate) struct Fixture {
     pub(crate) mode: Mode,
     /// The cluster's name in Consul.
     pub(crate) cluster: String,
-    pub(crate) grounds: Vec<Ground>,
+    pub(crate) grounds: Vec<Environment>,
     pub(crate) consul: Consul,
     pub(crate) operator: Operator,
 }
@@ -66,13 +66,13 @@ async fn plane() -> Result<&'static ControlPlane> {
     started.as_ref().map_err(|error| anyhow!("no apiserver: {error}"))
 }
 
-impl Bed {
+impl Fixture {
     pub(crate) async fn make(mode: Mode) -> Result<Self> {
         let plane = plane().await?;
         let consul = Consul::start(&Programs::ensure().await?, ConsulOptions::default()).await?;
         let mut grounds = Vec::new();
         for number in 0..3 {
-            grounds.push(Ground::make(plane, &format!("fuzz-{}-{number}", mode.as_str())).await?);
+            grounds.push(Environment::make(plane, &format!("fuzz-{}-{number}", mode.as_str())).await?);
         }
         let cluster = format!("fuzz-{}", mode.as_str());
         let (address, kubeconfig) = (consul.http_addr(), plane.kubeconfig().display().to_string());
@@ -81,15 +81,15 @@ impl Bed {
         args.extend(["--allow-static", ALLOWED, "--resync-interval", "2s"]);
         // Nothing runs the checks; they are written as if.
         args.extend((mode == Mode::Catalog).then_some("--consul-esm"));
-        args.extend(grounds.iter().flat_map(|ground| ["--namespace", ground.namespace.name()]));
+        args.extend(grounds.iter().flat_map(|environment| ["--namespace", environment.namespace.name()]));
         let operator = Operator::start(Path::new(LICTOR), &args, &[])?;
         operator.wait_ready(SOON).await?;
         Ok(Self { mode, cluster, grounds, consul, operator })
     }
 
     /// The API of the resources of a namespace.
-    pub(crate) fn resources(&self, ground: usize) -> Api<DynamicObject> {
-        let namespace = &self.grounds[ground].namespace;
+    pub(crate) fn resources(&self, environment: usize) -> Api<DynamicObject> {
+        let namespace = &self.grounds[environment].namespace;
         Api::namespaced_with(namespace.client().clone(), namespace.name(), &kind())
     }
 
@@ -110,14 +110,14 @@ impl Bed {
     /// Leaves nothing behind in a cluster that stays. What fails here may have been what failed before.
     pub(crate) async fn clear_away(&self) {
         let _ = self.operator.kill();
-        for (number, ground) in self.grounds.iter().enumerate() {
+        for (number, environment) in self.grounds.iter().enumerate() {
             let resources = self.resources(number);
             let list = resources.list(&ListParams::default()).await.map(|list| list.items).unwrap_or_default();
             for name in list.iter().filter_map(|resource| resource.metadata.name.as_deref()) {
                 let without = Patch::Merge(json!({ "metadata": { "finalizers": null } }));
                 let _ = resources.patch(name, &PatchParams::default(), &without).await;
             }
-            ground.namespace.delete().await;
+            environment.namespace.delete().await;
         }
     }
 }

@@ -8,7 +8,7 @@ use lictor::consul::Registry;
 use lictor::model::check::{Checks, PlacedCheck};
 use lictor::model::diff::Op;
 use lictor::model::health::Health;
-use lictor::model::names::{Str, meta};
+use lictor::model::ids::{Str, meta};
 use lictor::model::port::PortRef;
 use lictor::model::registration::{Registration, Row, RowKey};
 use lictor_testbed::wait;
@@ -55,7 +55,7 @@ pub(crate) fn with_checks(registration: &Registration, checks: Checks) -> Regist
 /// What turns one registration into another.
 pub(crate) fn edit(key: &RowKey, from: &Registration, to: &Registration) -> Op {
     let drop_checks = from.check_names().difference(&to.check_names()).map(|name| Str::from(*name)).collect();
-    Op::Put { key: key.clone(), registration: to.clone().into(), drop_checks }
+    Op::Register { key: key.clone(), registration: to.clone().into(), drop_checks }
 }
 
 /// Waits until the registry reads of an instance what is wanted.

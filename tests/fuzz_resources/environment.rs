@@ -24,14 +24,14 @@ spec: { type: ExternalName, externalName: www.example.com }
 pub(crate) const WEB_PODS: usize = 3;
 
 /// A namespace.
-pub(crate) struct Ground {
+pub(crate) struct Environment {
     pub(crate) namespace: TestNamespace,
     nodes: [String; 2],
     /// The number of pods `back` so far: each has a name of its own.
     backs: usize,
 }
 
-impl Ground {
+impl Environment {
     pub(crate) async fn make(plane: &ControlPlane, prefix: &str) -> Result<Self> {
         let namespace = TestNamespace::create(plane, prefix).await?;
         let nodes = [
@@ -44,15 +44,15 @@ impl Ground {
         namespace.apply_service("hand", &[], &[("http", 80, "80")]).await?;
         namespace.apply_service("six", &[], &[("http", 80, "80")]).await?;
         namespace.apply_yaml(OTHER_SERVICES).await?;
-        let ground = Self { namespace, nodes, backs: 0 };
+        let environment = Self { namespace, nodes, backs: 0 };
         for number in 0..WEB_PODS {
-            let pod = ground.pod(&format!("web-{number}"), number).label("app", "web");
-            ground.namespace.create_pod(pod.port("http", 8080).port("grpc", 9090)).await?;
+            let pod = environment.pod(&format!("web-{number}"), number).label("app", "web");
+            environment.namespace.create_pod(pod.port("http", 8080).port("grpc", 9090)).await?;
         }
-        ground.namespace.create_pod(ground.pod("bare", 0).label("tier", "front").not_ready()).await?;
-        ground.hand("hand", &["203.0.113.1", "203.0.113.2"]).await?;
-        ground.hand("six", &["2001:db8::1"]).await?;
-        Ok(ground)
+        environment.namespace.create_pod(environment.pod("bare", 0).label("tier", "front").not_ready()).await?;
+        environment.hand("hand", &["203.0.113.1", "203.0.113.2"]).await?;
+        environment.hand("six", &["2001:db8::1"]).await?;
+        Ok(environment)
     }
 
     fn pod(&self, name: &str, node: usize) -> NewPod {

@@ -17,7 +17,7 @@ use futures::future::LocalBoxFuture;
 use k8s_openapi::api::core::v1::Event;
 use kube::Api;
 use kube::api::{ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams};
-use lictor::model::names::ClusterName;
+use lictor::model::ids::ClusterName;
 use lictor::model::nodes::node_name;
 use lictor_testbed::dns::{self, Kind};
 use lictor_testbed::{
@@ -100,7 +100,7 @@ pub(crate) async fn install_crd(plane: &ControlPlane) -> Result<()> {
 }
 
 /// One scenario's own part of the world.
-pub(crate) struct Bed {
+pub(crate) struct Fixture {
     pub(crate) mode: Mode,
     pub(crate) namespace: TestNamespace,
     /// The cluster's name in Consul: this scenario's alone.
@@ -120,17 +120,17 @@ pub(crate) struct Bed {
 }
 
 /// A scenario.
-pub(crate) type Scenario = for<'a> fn(&'a Bed) -> LocalBoxFuture<'a, Result<()>>;
+pub(crate) type Scenario = for<'a> fn(&'a Fixture) -> LocalBoxFuture<'a, Result<()>>;
 
-/// Runs a scenario on a bed of its own.
+/// Runs a scenario on a fixture of its own.
 pub(crate) fn run(name: &str, mode: Mode, scenario: Scenario) {
     block_on(async {
-        let bed = match Bed::make(name, mode).await {
-            Ok(bed) => bed,
-            Err(error) => panic!("there is no bed for {name}: {error:#}"),
+        let fixture = match Fixture::make(name, mode).await {
+            Ok(fixture) => fixture,
+            Err(error) => panic!("there is no fixture for {name}: {error:#}"),
         };
         let limit = if std::env::var_os(LARGE).is_some() { LARGE_SCENARIO } else { SCENARIO };
-        let ended = tokio::time::timeout(limit, AssertUnwindSafe(scenario(&bed)).catch_unwind()).await;
+        let ended = tokio::time::timeout(limit, AssertUnwindSafe(scenario(&fixture)).catch_unwind()).await;
         let failure = match ended {
             Ok(Ok(Ok(()))) => None,
             Ok(Ok(Err(error))) => Some(format!("{error:#}")),
@@ -138,9 +138,9 @@ pub(crate) fn run(name: &str, mode: Mode, scenario: Scenario) {
             Err(_) => Some(format!("it took longer than {limit:?}")),
         };
         if failure.is_some() {
-            eprintln!("{}", bed.dump().await);
+            eprintln!("{}", fixture.dump().await);
         }
-        bed.clear_away().await;
+        fixture.clear_away().await;
         if let Some(failure) = failure {
             panic!("{name} in mode {}: {failure}", mode.as_str());
         }
@@ -155,7 +155,7 @@ pub(crate) fn block_on(future: impl Future<Output = ()>) {
     }
 }
 
-impl Bed {
+impl Fixture {
     async fn make(name: &str, mode: Mode) -> Result<Self> {
         let servers = Servers::shared().await?;
         // The namespace's name is the cluster's too: a DNS label, with its random end.

@@ -63,7 +63,7 @@ pub(super) fn filled(spec: &Spec, instance: &Instance) -> (Vec<String>, BTreeMap
 }
 
 fn value(variable: &Variable, instance: &Instance) -> Option<String> {
-    let text = |value: &lictor::model::names::Str| value.to_string();
+    let text = |value: &lictor::model::ids::Str| value.to_string();
     match variable {
         Variable::PodName => instance.pod.as_ref().map(|(name, _)| text(name)),
         Variable::PodNamespace => instance.pod.as_ref().map(|_| text(&instance.namespace)),

@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use crate::consul::agent::Agent;
 use crate::consul::store::{CatalogRegistration, Check, Node, Service, Store};
+use crate::expected::{node_of, owner};
 use crate::moves::FORMER_NODE;
 use crate::oracle::{Origin, is_marked};
 use crate::schedule::{LONG_NODE, NODES};
 use crate::setup::{AGENT_NODE, CLUSTER, CLUSTER_UID, MARKER, Mode, UNWATCHED};
 use crate::sim::State;
-use crate::truth::{node_of, owner};
 
 /// A copy of the catalog, with what of it is foreign.
 #[derive(Clone)]

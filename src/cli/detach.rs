@@ -1,4 +1,4 @@
-//! `lictor release`: lets go of the cluster before Lictor is uninstalled.
+//! `lictor detach`: detaches Lictor from the cluster before Lictor is uninstalled.
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -16,16 +16,16 @@ use crate::cluster::lease::{self, LeaseSettings};
 use crate::cluster::watch::Orders;
 use crate::cluster::world::World;
 use crate::cluster::{Finalizers, Kubernetes, ReadError, Write, WriteError, connect};
-use crate::consul::transport::{Http, Leave, Transport};
+use crate::consul::transport::{Http, Transport, WriteLease};
 use crate::consul::{Bundle, Outcome, Registry};
 use crate::model::diff::Op;
-use crate::model::names::Str;
+use crate::model::ids::Str;
 use crate::model::registration::Ownership;
 use crate::settings::{Election, RunArgs, Settings};
 
-/// The flags of `lictor release`: those of `run`, and what becomes of the registrations.
+/// The flags of `lictor detach`: those of `run`, and what becomes of the registrations.
 #[derive(Debug, Args)]
-pub struct ReleaseArgs {
+pub struct DetachArgs {
     /// Also deregister everything that Lictor has registered for this cluster.
     #[arg(long)]
     deregister: bool,
@@ -41,15 +41,15 @@ const HOLD: Duration = Duration::from_secs(60);
 const ROUNDS: usize = 10;
 
 /// Takes our finalizers off all resources and, where asked, everything of ours out of Consul.
-pub(super) fn release(args: ReleaseArgs) -> anyhow::Result<ExitCode> {
+pub(super) fn detach(args: DetachArgs) -> anyhow::Result<ExitCode> {
     let settings = Settings::new(args.run)?;
     prepare(&settings)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
-    runtime.block_on(let_go(settings, args.deregister))?;
+    runtime.block_on(detach_all(settings, args.deregister))?;
     Ok(ExitCode::SUCCESS)
 }
 
-async fn let_go(settings: Settings, deregister: bool) -> anyhow::Result<()> {
+async fn detach_all(settings: Settings, deregister: bool) -> anyhow::Result<()> {
     // Its token and certificates may be gone already, and this alone needs them.
     let http = deregister.then(|| Http::new(&settings.consul)).transpose().context("reaching Consul")?;
     let client = connect::client(settings.kubeconfig.as_deref(), settings.context.as_deref())
@@ -65,11 +65,11 @@ async fn let_go(settings: Settings, deregister: bool) -> anyhow::Result<()> {
     if let Some(http) = http {
         let identity = identify(&client, &settings).await?;
         let transport: Arc<dyn Transport> = match &lead {
-            Some(lead) => Arc::new(http.with_leave(lead.leave.clone())),
+            Some(lead) => Arc::new(http.with_write_lease(lead.write_lease.clone())),
             None => Arc::new(http),
         };
-        let leave = lead.as_ref().map(|lead| &lead.leave);
-        registry = Some(super::registry(&settings, &identity, transport, leave)?);
+        let write_lease = lead.as_ref().map(|lead| &lead.write_lease);
+        registry = Some(super::registry(&settings, &identity, transport, write_lease)?);
     }
     let scopes = settings.scopes.clone();
     let kubernetes = ApiServer::new(client, settings.scopes, Arc::new(settings.rules), Orders::default());
@@ -80,8 +80,8 @@ async fn let_go(settings: Settings, deregister: bool) -> anyhow::Result<()> {
         println!("{removed} instances deregistered");
         refused = words;
     }
-    let released = release_all(&kubernetes).await?;
-    println!("{released} resources released");
+    let detached = remove_finalizers(&kubernetes).await?;
+    println!("{detached} finalizers removed");
     match refused {
         None => Ok(()),
         Some(words) => bail!("not all instances are deregistered: {words}"),
@@ -90,7 +90,7 @@ async fn let_go(settings: Settings, deregister: bool) -> anyhow::Result<()> {
 
 /// The Lease, held for as long as this lives and a while longer: every replica stands by.
 struct Lead {
-    leave: Leave,
+    write_lease: WriteLease,
     task: JoinHandle<()>,
 }
 
@@ -110,7 +110,7 @@ impl Lead {
         if !held.is_ok_and(|held| held.is_ok()) {
             bail!("the Lease {called} was taken, and lost again");
         }
-        Ok(Self { leave: Leave::new(leads, margin), task })
+        Ok(Self { write_lease: WriteLease::new(leads, margin), task })
     }
 }
 
@@ -139,7 +139,7 @@ async fn remove_all(registry: &dyn Registry, world: &World) -> anyhow::Result<(u
         let ours = world.resource(owner).is_none_or(|entry| entry.resource.ours);
         if ours && world.watches(&owner.namespace) {
             let service = row.registration.service.clone();
-            by_node.entry(key.node.clone()).or_default().push(Op::Remove { key, service });
+            by_node.entry(key.node.clone()).or_default().push(Op::Deregister { key, service });
         }
     }
     let (mut removed, mut refused) = (0, None);
@@ -150,8 +150,8 @@ async fn remove_all(registry: &dyn Registry, world: &World) -> anyhow::Result<(u
                 match outcome {
                     Outcome::Written { .. } => removed += 1,
                     Outcome::Refused(words) => _ = refused.get_or_insert_with(|| format!("{}: {words}", op.key())),
-                    Outcome::NotTried(trouble) | Outcome::Unknown(trouble) => {
-                        bail!("deregistering {}: {trouble}; run it again", op.key())
+                    Outcome::NotTried(outage) | Outcome::Unknown(outage) => {
+                        bail!("deregistering {}: {outage}; run it again", op.key())
                     }
                 }
             }
@@ -162,12 +162,12 @@ async fn remove_all(registry: &dyn Registry, world: &World) -> anyhow::Result<(u
 }
 
 /// Takes our finalizer off all resources that have it.
-async fn release_all(kubernetes: &ApiServer) -> anyhow::Result<usize> {
-    let mut released = 0;
+async fn remove_finalizers(kubernetes: &ApiServer) -> anyhow::Result<usize> {
+    let mut detached = 0;
     for _ in 0..ROUNDS {
         let Some(world) = read(kubernetes).await? else {
             println!("there are no resources: the CustomResourceDefinition is not there");
-            return Ok(released);
+            return Ok(detached);
         };
         let mut left = 0;
         for entry in world.entries() {
@@ -183,13 +183,13 @@ async fn release_all(kubernetes: &ApiServer) -> anyhow::Result<usize> {
                 ours: resource.finalizer.clone(),
             };
             match kubernetes.write(Write::RemoveFinalizer(seen)).await {
-                Ok(()) | Err(WriteError::Gone) => released += 1,
+                Ok(()) | Err(WriteError::Gone) => detached += 1,
                 Err(WriteError::Conflict) => left += 1,
-                Err(error) => bail!("releasing {}: {error}", resource.key),
+                Err(error) => bail!("removing the finalizer of {}: {error}", resource.key),
             }
         }
         if left == 0 {
-            return Ok(released);
+            return Ok(detached);
         }
     }
     bail!("resources change all the time: stop what changes them, and run it again")

@@ -6,23 +6,23 @@ use std::sync::{Arc, Mutex};
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use lictor::consul::{Bundle, Outcome, Registry, Rows, Trouble};
+use lictor::consul::{Bundle, Outcome, Registry, Rows, Unavailable};
 use lictor::model::desired::Placement;
 use lictor::model::diff::Op;
-use lictor::model::names::Str;
+use lictor::model::ids::Str;
 use lictor::model::registration::{Ownership, Row, RowKey};
 
+use crate::expected::owner;
 use crate::moves::FORMER_NODE;
 use crate::setup::{AGENT_NODE, CLUSTER_UID};
 use crate::sim::Sim;
-use crate::truth::owner;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Plant {
+pub enum PlantedFault {
     /// Whatever has an ID like ours counts as ours, whoever's mark it carries.
     NoOwnershipCheck,
     /// A list counts as whole before it is, and so does the second look.
-    EarlySweep,
+    EarlyResync,
     /// Writes to one node overtake each other.
     SwappedLanes,
     /// Now and then an answer says that something was written that was not.
@@ -71,48 +71,48 @@ pub enum Plant {
     NoLongNames,
 }
 
-/// The limit that a [`Plant::BlindLimit`] takes for itself.
+/// The limit that a [`PlantedFault::BlindLimit`] takes for itself.
 pub const BLIND_LIMIT: usize = 2;
 
 /// A registry, watched for when Lictor decides, with a fault planted in it or none.
 pub struct Watched {
     sim: Sim,
     inner: Arc<dyn Registry>,
-    plant: Option<Plant>,
+    planted: Option<PlantedFault>,
     /// What was held back, to be overtaken by what comes next.
     held_back: Mutex<BTreeMap<Str, Vec<Op>>>,
 }
 
 impl Watched {
-    pub fn new(sim: Sim, inner: Arc<dyn Registry>, plant: Option<Plant>) -> Self {
-        Self { sim, inner, plant, held_back: Mutex::default() }
+    pub fn new(sim: Sim, inner: Arc<dyn Registry>, planted: Option<PlantedFault>) -> Self {
+        Self { sim, inner, planted, held_back: Mutex::default() }
     }
 
     fn claimed(&self, mut rows: Rows) -> Rows {
-        match self.plant {
-            Some(Plant::NoElsewhere) => rows.retain(|key, _| *key.node != *FORMER_NODE),
-            Some(Plant::HastyMove) => {
+        match self.planted {
+            Some(PlantedFault::NoElsewhere) => rows.retain(|key, _| *key.node != *FORMER_NODE),
+            Some(PlantedFault::HastyMove) => {
                 let elsewhere: Rows = rows.clone().into_iter().filter(|(key, _)| *key.node == *FORMER_NODE).collect();
                 for (key, row) in elsewhere {
                     rows.entry(RowKey { node: AGENT_NODE.into(), ..key }).or_insert(row);
                 }
             }
-            Some(Plant::NoLongNames) => rows.retain(|key, _| key.node.len() <= 63),
-            Some(Plant::RowsByMark) => {
+            Some(PlantedFault::NoLongNames) => rows.retain(|key, _| key.node.len() <= 63),
+            Some(PlantedFault::RowsByMark) => {
                 for row in rows.values_mut().filter(|row| !has_our_mark(row)) {
                     row.ownership = Ownership::Other("somebody".to_owned());
                 }
             }
             _ => {}
         }
-        if self.plant == Some(Plant::NoOwnershipCheck) {
+        if self.planted == Some(PlantedFault::NoOwnershipCheck) {
             for (key, row) in &mut rows {
                 if let Some(owner) = owner(&key.id) {
                     row.ownership = Ownership::Ours(owner);
                 }
             }
         }
-        if self.plant == Some(Plant::RowsMisread) {
+        if self.planted == Some(PlantedFault::RowsMisread) {
             for row in rows.values_mut() {
                 let service = format!("{}-misread", row.registration.service).into();
                 Arc::make_mut(&mut row.registration).service = service;
@@ -145,49 +145,49 @@ fn has_our_mark(row: &Row) -> bool {
 }
 
 impl Registry for Watched {
-    fn connect(&self) -> BoxFuture<'_, Result<Placement, Trouble>> {
+    fn connect(&self) -> BoxFuture<'_, Result<Placement, Unavailable>> {
         self.inner.connect()
     }
 
-    fn survey(&self) -> BoxFuture<'_, Result<(Placement, Rows), Trouble>> {
+    fn survey(&self) -> BoxFuture<'_, Result<(Placement, Rows), Unavailable>> {
         self.inner.survey()
     }
 
     fn placement(&self) -> Option<Placement> {
         // Without an answer the engine goes by what `connect` has said.
-        self.inner.placement().filter(|_| self.plant != Some(Plant::NoDiversion))
+        self.inner.placement().filter(|_| self.planted != Some(PlantedFault::NoDiversion))
     }
 
-    fn read(&self) -> BoxFuture<'_, Result<Rows, Trouble>> {
+    fn read(&self) -> BoxFuture<'_, Result<Rows, Unavailable>> {
         async move { self.inner.read().await.map(|rows| self.claimed(rows)) }.boxed()
     }
 
-    fn read_node<'a>(&'a self, node: &'a Str) -> BoxFuture<'a, Result<Rows, Trouble>> {
+    fn read_node<'a>(&'a self, node: &'a Str) -> BoxFuture<'a, Result<Rows, Unavailable>> {
         async move { self.inner.read_node(node).await.map(|rows| self.claimed(rows)) }.boxed()
     }
 
     fn apply<'a>(&'a self, bundle: &'a Bundle) -> BoxFuture<'a, Vec<Outcome>> {
         self.sim.state().decides(&bundle.node);
-        match self.plant {
-            Some(Plant::SwappedLanes) => self.overtake(bundle).boxed(),
-            Some(Plant::FalseAnswers) => self.lie(bundle).boxed(),
+        match self.planted {
+            Some(PlantedFault::SwappedLanes) => self.overtake(bundle).boxed(),
+            Some(PlantedFault::FalseAnswers) => self.lie(bundle).boxed(),
             _ => self.inner.apply(bundle),
         }
     }
 
-    fn check_writes(&self) -> BoxFuture<'_, Result<(), Trouble>> {
-        if self.plant == Some(Plant::AlwaysAnOutage) {
-            let trouble = Trouble::passing("a write failed");
+    fn check_writes(&self) -> BoxFuture<'_, Result<(), Unavailable>> {
+        if self.planted == Some(PlantedFault::AlwaysAnOutage) {
+            let trouble = Unavailable::transient("a write failed");
             return std::future::ready(Err(trouble)).boxed();
         }
         self.inner.check_writes()
     }
 
-    fn tidy<'a>(&'a self, addresses: &'a BTreeMap<Str, IpAddr>) -> BoxFuture<'a, Result<(), Trouble>> {
+    fn tidy<'a>(&'a self, addresses: &'a BTreeMap<Str, IpAddr>) -> BoxFuture<'a, Result<(), Unavailable>> {
         self.inner.tidy(addresses)
     }
 
-    fn dismantle(&self) -> BoxFuture<'_, Result<(), Trouble>> {
+    fn dismantle(&self) -> BoxFuture<'_, Result<(), Unavailable>> {
         self.inner.dismantle()
     }
 

@@ -13,22 +13,23 @@ use tokio::sync::OnceCell;
 pub(crate) const SOON: Duration = Duration::from_secs(20);
 
 /// A namespace on the apiserver of this process.
-pub(crate) struct Bed {
+pub(crate) struct Fixture {
     pub(crate) plane: &'static ControlPlane,
     namespace: TestNamespace,
 }
 
-impl Bed {
+impl Fixture {
     /// A new namespace. The apiserver is started by whoever asks first, and ends with this process.
     pub(crate) async fn make() -> Result<Self> {
         static PLANE: OnceCell<Result<ControlPlane, String>> = OnceCell::const_new();
         let plane = PLANE.get_or_init(|| async { start().await.map_err(|error| format!("{error:#}")) }).await;
         let plane = plane.as_ref().map_err(|error| anyhow!("the apiserver did not start: {error}"))?;
-        let bed = Self { plane, namespace: TestNamespace::create(plane, "resource").await? };
+        let fixture = Self { plane, namespace: TestNamespace::create(plane, "resource").await? };
         // Established comes a moment before every handler knows it.
-        let made = || async { bed.create("user", &smallest()).await?.map(Some).map_err(|status| anyhow!("{status}")) };
+        let made =
+            || async { fixture.create("user", &smallest()).await?.map(Some).map_err(|status| anyhow!("{status}")) };
         wait::until("the resource can be made", SOON, made).await?;
-        Ok(bed)
+        Ok(fixture)
     }
 
     /// A client of this test's own runtime.
