@@ -19,7 +19,7 @@ DOCKER ?= docker
 IMAGE ?= lictor:$(VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-oldest e2e lint fmt doc book deny crd reference build image chart sbom version clean-cache
+.PHONY: help demo test test-long test-oldest bench e2e lint fmt doc book deny crd reference build image chart sbom version clean-cache
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,11 @@ test-long: ## What takes longer: 100,000 seeds of the simulation, 10,000 random 
 
 test-oldest: ## The tests end to end on the oldest Kubernetes and Consul that are supported
 	@LICTOR_TEST_KUBERNETES=1.31 LICTOR_TEST_CONSUL=1.20 tests/run --test e2e --test cluster
+
+BENCH ?= flips
+bench: ## Measure it on real servers: BENCH="flips --rate 200", BEFORE=path/of/another/lictor for a comparison
+	@$(CARGO) build --locked --release --package lictor --package lictor-testbed
+	@$(TARGET)/release/bench $(BENCH) -- $(TARGET)/release/lictor $(BEFORE)
 
 e2e: ## Lictor in pods, on nodes within this machine or the cluster of KUBECONFIG (REQUIRE_E2E=1: or fail)
 	@E2E_ON_KUBECONFIG=1 tests/run --test cluster
