@@ -20,7 +20,7 @@ use crate::model::resource::Limits;
 #[derive(Debug, Args)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag")]
 pub struct RunArgs {
-    /// Where registrations go: "agent" is the one agent at --consul-address (development, small set-ups);
+    /// The place of registrations: "agent" is the one agent at --consul-address (development, small set-ups);
     /// "catalog" is the servers' catalog, a Consul node for each Kubernetes node.
     #[arg(long, value_enum, default_value_t = Mode::Agent, env = "LICTOR_REGISTRATION")]
     pub registration: Mode,
@@ -31,8 +31,8 @@ pub struct RunArgs {
     #[arg(long, value_name = "NAME", env = "LICTOR_CLUSTER_NAME")]
     pub cluster_name: Option<String>,
 
-    /// What tells this cluster from another of the same name, where the uid of the namespace kube-system may not be
-    /// read, which is used by default: 1 to 64 of a-z, A-Z, 0-9 and '-'. Needs --cluster-name. What was registered
+    /// A text that tells this cluster from another of the same name, where the uid of the namespace kube-system may not
+    /// be read, which is used by default: 1 to 64 of a-z, A-Z, 0-9 and '-'. Needs --cluster-name. What was registered
     /// under another one belongs to somebody else.
     #[arg(long, value_name = "UID", env = "LICTOR_CLUSTER_UID")]
     pub cluster_uid: Option<String>,
@@ -72,10 +72,10 @@ pub struct RunArgs {
     )]
     pub max_instances: u32,
 
-    /// When more than half of all passing instances, and at least ten, stop being ready within a minute while their
-    /// endpoints stay, keep the rest passing for so long, until Kubernetes was asked again: the kubelets may be cut off from
-    /// the API server while the pods serve on. 0s to 1h; 0s keeps nothing. /readyz, the metric
-    /// `lictor_mass_unready_instances` and the resources tell of it in any case.
+    /// The time for which the rest of the instances is kept passing, when more than half of all that pass, and at
+    /// least ten, stop being ready within a minute while their endpoints stay, until Kubernetes was asked again: the
+    /// kubelets may be cut off from the API server while the pods serve on. 0s to 1h; 0s keeps nothing. /readyz, the
+    /// metric `lictor_mass_unready_instances` and the resources tell of it in any case.
     #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = duration, env = "LICTOR_HOLD_MASS_UNREADY")]
     pub hold_mass_unready: Duration,
 
@@ -101,9 +101,9 @@ pub struct RunArgs {
     )]
     pub consul_address: Vec<String>,
 
-    /// With --registration=agent: an agent that this cluster registered with before, such as `http://10.0.0.7:8500`. What
-    /// is left there is deregistered as soon as the present agent has it. It is sent the same token as --consul-address:
-    /// name only agents that you trust. Several are separated by commas.
+    /// With --registration=agent: an agent that this cluster registered with before, such as `http://10.0.0.7:8500`.
+    /// What is left there is deregistered as soon as the present agent has it. It is sent the same token as
+    /// --consul-address: name only agents that you trust. Several are separated by commas.
     #[arg(long = "previous-agent", value_name = "URL,...", value_delimiter = ',', env = "LICTOR_PREVIOUS_AGENT")]
     pub previous_agents: Vec<String>,
 
@@ -124,7 +124,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "FILE", env = "CONSUL_CLIENT_KEY", requires = "consul_client_cert")]
     pub consul_client_key: Option<PathBuf>,
 
-    /// Whether Consul's certificate is verified.
+    /// Verify Consul's certificate: true or false.
     #[arg(long, value_name = "BOOL", default_value = "true", env = "CONSUL_HTTP_SSL_VERIFY")]
     pub consul_ssl_verify: String,
 
@@ -144,12 +144,13 @@ pub struct RunArgs {
     #[arg(long, value_name = "NAMESPACE", env = "LICTOR_LEASE_NAMESPACE")]
     pub lease_namespace: Option<String>,
 
-    /// How long the Lease holds without a renewal, in whole seconds, 2s to 5m. The next replica acts about that long
-    /// after the death of one. No request to Consul begins in its last quarter, and no write takes longer than that.
+    /// The time for which the Lease holds without a renewal, in whole seconds, 2s to 5m. The next replica acts about
+    /// that long after the death of one. No request to Consul begins in its last quarter, and no write takes longer
+    /// than that.
     #[arg(long, value_name = "DURATION", default_value = "4s", value_parser = duration, env = "LICTOR_LEASE_DURATION")]
     pub lease_duration: Duration,
 
-    /// What this replica is called in the Lease; a random part is added. Default: the host's name.
+    /// The name of this replica in the Lease; a random part is added. Default: the host's name.
     #[arg(long, value_name = "NAME", env = "LICTOR_IDENTITY")]
     pub identity: Option<String>,
 
@@ -161,20 +162,20 @@ pub struct RunArgs {
     #[arg(long, value_name = "NAME")]
     pub context: Option<String>,
 
-    /// Where /healthz, /readyz and /metrics are served.
+    /// The address at which /healthz, /readyz and /metrics are served.
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "0.0.0.0:9808", env = "LICTOR_ADMIN_ADDRESS")]
     pub admin_address: SocketAddr,
 
-    /// How often everything of this cluster is read from Consul and compared.
+    /// The time between two comparisons of everything of this cluster with Consul.
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
     pub resync_interval: Duration,
 
-    /// How many Consul nodes are written to side by side, 1 to 64.
+    /// The number of Consul nodes that are written to side by side, 1 to 64.
     #[arg(long, value_name = "NUMBER", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=64))]
     pub concurrency: u8,
 
-    /// How many writes of status and Events Kubernetes gets a second in the long run, 1 to 1000. After a quiet time two and
-    /// a half times as many may go at once. Finalizers do not count.
+    /// The number of writes of status and Events that Kubernetes gets a second in the long run, 1 to 1000. After a
+    /// quiet time two and a half times as many may go at once. Finalizers do not count.
     #[arg(
         long,
         value_name = "NUMBER",
@@ -184,15 +185,15 @@ pub struct RunArgs {
     )]
     pub status_rate: u32,
 
-    /// How long writes under way may take after the order to stop.
+    /// The time that writes under way may take after the order to stop.
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = duration)]
     pub grace_period: Duration,
 
-    /// Log format.
+    /// The format of the log.
     #[arg(long, value_enum, default_value_t = LogFormat::Text, env = "LICTOR_LOG_FORMAT")]
     pub log_format: LogFormat,
 
-    /// What is logged: a level (error, warn, info, debug, trace) or tracing's filter directives. By default
+    /// The level of the log: a level (error, warn, info, debug, trace) or tracing's filter directives. By default
     /// without the Kubernetes client's own words, which ours repeat.
     #[arg(long, value_name = "LEVEL", default_value = LOG_LEVEL, env = "LICTOR_LOG")]
     pub log_level: String,
@@ -229,13 +230,13 @@ impl RunArgs {
     }
 }
 
-/// What is logged by default.
+/// The default of `--log-level`.
 pub const LOG_LEVEL: &str = "info,kube_client=off";
 
-/// Where Consul's own tools look for it.
+/// The address at which Consul's own tools look for it.
 const CONSUL_ADDRESS: &str = "http://127.0.0.1:8500";
 
-/// Where registrations go.
+/// The place of registrations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Mode {
     /// The one agent at the address given.
@@ -244,10 +245,10 @@ pub enum Mode {
     Catalog,
 }
 
-/// Log format.
+/// The format of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
-    /// For people.
+    /// Lines of text for people.
     Text,
     /// One JSON object a line.
     Json,
@@ -256,43 +257,43 @@ pub enum LogFormat {
 /// Settings that are known to be good.
 #[derive(Debug)]
 pub struct Settings {
-    /// Where registrations go.
+    /// The place of registrations.
     pub registration: Mode,
     /// The cluster's name, where one is given.
     pub cluster_name: Option<ClusterName>,
-    /// What stands for the cluster's uid, where that is given.
+    /// The text in place of the cluster's uid, where that is given.
     pub cluster_uid: Option<Str>,
-    /// What is watched; never empty.
+    /// The scopes that are watched; never empty.
     pub scopes: Vec<Scope>,
-    /// Whether Nodes are watched too, whatever resources need.
+    /// True if Nodes are watched, whatever resources need.
     pub nodes: bool,
-    /// How resources are judged.
+    /// The rules that resources have to keep.
     pub rules: Rules,
-    /// How Consul is reached.
+    /// The way to Consul.
     pub consul: ConsulSettings,
     /// The addresses of agents that were registered with before, in `agent` mode.
     pub previous_agents: Vec<String>,
-    /// How this replica takes part in an election, if it does.
+    /// The election in which this replica takes part, if it does.
     pub election: Option<Election>,
-    /// Where the kubeconfig is, where one is given.
+    /// The path of the kubeconfig, where one is given.
     pub kubeconfig: Option<PathBuf>,
     /// Its context, likewise.
     pub context: Option<String>,
-    /// Where `/healthz`, `/readyz` and `/metrics` are served.
+    /// The address at which `/healthz`, `/readyz` and `/metrics` are served.
     pub admin_address: SocketAddr,
-    /// How long most instances are kept passing that stop being ready at once; 0 for not at all.
+    /// The time for which instances are kept passing when most stop being ready at once; 0 for not at all.
     pub hold_mass_unready: Duration,
     /// Between whole looks at Consul; at least a second.
     pub resync_interval: Duration,
     /// Consul nodes written to side by side, 1 to 64.
     pub concurrency: usize,
-    /// How many writes of status and Events Kubernetes gets a second.
+    /// The number of writes of status and Events that Kubernetes gets a second.
     pub status_rate: u32,
     /// For writes under way after the order to stop.
     pub grace_period: Duration,
-    /// Log format.
+    /// The format of the log.
     pub log_format: LogFormat,
-    /// What is logged.
+    /// The filter of the log.
     pub log_level: String,
 }
 
@@ -404,16 +405,16 @@ impl Settings {
     }
 }
 
-/// How a replica takes part in an election.
+/// The settings of an election.
 #[derive(Clone, Debug)]
 pub struct Election {
     /// The Lease's name.
     pub lease: String,
     /// Its namespace; none for the client's own.
     pub namespace: Option<String>,
-    /// How long it holds: whole seconds, at least 2.
+    /// The time for which the Lease holds: whole seconds, at least 2.
     pub duration: Duration,
-    /// What this replica is called.
+    /// The name of this replica.
     pub identity: String,
 }
 

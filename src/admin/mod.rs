@@ -26,7 +26,7 @@ use crate::engine::{Question, Snapshot};
 /// The longest time that the engine may take to answer before it counts as stuck.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// How long an answer of the engine serves all requests.
+/// The time for which an answer of the engine serves all requests.
 const FRESH: Duration = Duration::from_secs(1);
 
 /// Whom the endpoints ask.
@@ -99,7 +99,7 @@ impl Admin {
 /// The engine's last answer, and when it came. Whoever holds the lock asks, and all who wait for it share the answer.
 type LastAnswer = Arc<tokio::sync::Mutex<Option<(Instant, Snapshot)>>>;
 
-/// How things stand, at most a second ago. An error if the engine does not answer in time: that shows that its loop does
+/// Gives the state of the engine, at most a second old. An error if the engine does not answer in time: that shows that its loop does
 /// not turn. These endpoints are open to everybody who can reach them, so the engine is asked once a second at most.
 async fn ask(engine: &Engine) -> Result<Snapshot, &'static str> {
     const STUCK: &str = "the engine does not answer";

@@ -34,10 +34,10 @@ pub struct DetachArgs {
     run: RunArgs,
 }
 
-/// How long replicas that still run are kept from beginning again, after all is done.
+/// The time for which replicas that still run are kept from acting, after all is done.
 const HOLD: Duration = Duration::from_secs(60);
 
-/// How often a resource that changes meanwhile is looked at again.
+/// The number of attempts at a resource that changes meanwhile.
 const ROUNDS: usize = 10;
 
 /// Takes our finalizers off all resources and, where asked, everything of ours out of Consul.
@@ -121,7 +121,8 @@ impl Drop for Lead {
     }
 }
 
-/// What there is; none where Kubernetes does not know our kind. The definition itself may not be looked at by everybody.
+/// Reads what there is; none where Kubernetes does not know our kind. The definition itself may not be looked at by
+/// everybody.
 async fn read(kubernetes: &ApiServer) -> Result<Option<World>, ReadError> {
     match kubernetes.read_again().await {
         Err(ReadError { code: Some(404), .. }) => Ok(None),

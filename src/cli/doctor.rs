@@ -36,8 +36,8 @@ pub struct DoctorArgs {
     #[arg(long, value_name = "NAME", default_value = "lictor-doctor")]
     service: String,
 
-    /// Where Consul's DNS answers over TCP. Without it, the host of Consul's address is asked at port 8600, and it is no
-    /// failure if nothing answers there.
+    /// The address at which Consul's DNS answers over TCP. Without it, the host of Consul's address is asked at port
+    /// 8600, and it is no failure if nothing answers there.
     #[arg(long, value_name = "HOST:PORT")]
     dns_address: Option<String>,
 
@@ -45,7 +45,7 @@ pub struct DoctorArgs {
     run: RunArgs,
 }
 
-/// What is looked at, and what was found.
+/// The list of what was checked, with the result of each.
 #[derive(Default)]
 struct Report {
     sick: bool,

@@ -117,7 +117,7 @@ fn usage(error: &clap::Error) -> ExitCode {
     ExitCode::from(BAD_INPUT)
 }
 
-/// What both programs begin with: logs, which go to stderr, and cryptography.
+/// Sets up what every subcommand needs: logs, which go to stderr, and cryptography.
 fn prepare(settings: &Settings) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(&settings.log_level).context("--log-level")?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
@@ -130,7 +130,7 @@ fn prepare(settings: &Settings) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Who we are, as the cluster says, or the flags.
+/// Reads the identity of this cluster from the flags, or else from the cluster.
 async fn identify(client: &Client, settings: &Settings) -> anyhow::Result<Identity> {
     let uid = match &settings.cluster_uid {
         Some(uid) => uid.clone(),
@@ -139,7 +139,7 @@ async fn identify(client: &Client, settings: &Settings) -> anyhow::Result<Identi
     identity_of(uid, settings.cluster_name.clone())
 }
 
-/// Who we are in the cluster of this uid.
+/// Makes the identity of the cluster with this uid.
 fn identity_of(uid: Str, name: Option<ClusterName>) -> anyhow::Result<Identity> {
     let cluster = match name {
         Some(name) => name,
@@ -149,7 +149,7 @@ fn identity_of(uid: Str, name: Option<ClusterName>) -> anyhow::Result<Identity> 
     Ok(Identity { cluster, uid })
 }
 
-/// Where registrations go. Of several replicas only the one with the write lease writes.
+/// Makes the registry of the mode. Of several replicas only the one with the write lease writes.
 fn registry(
     settings: &Settings,
     identity: &Identity,

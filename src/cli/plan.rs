@@ -21,7 +21,7 @@ use crate::settings::{RunArgs, Settings};
 /// The flags of `lictor plan`: those of `run`, and how to print.
 #[derive(Debug, Args)]
 pub struct PlanArgs {
-    /// How the plan is printed.
+    /// The format of the plan.
     #[arg(long, short, value_enum, default_value_t = Output::Table)]
     output: Output,
 
@@ -31,7 +31,7 @@ pub struct PlanArgs {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Output {
-    /// For people.
+    /// A table for people.
     Table,
     /// One JSON object.
     Json,

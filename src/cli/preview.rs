@@ -19,33 +19,33 @@ use crate::model::registration::{Registration, RowKey};
 use crate::model::resolve::{Remains, remains};
 use crate::model::status::{ENDPOINTS_MISSING, NOT_LISTED};
 
-/// One write.
+/// One write that `run` would make.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Step {
     /// The resource that it is made for.
     pub resource: ResourceKey,
-    /// Which instance on which Consul node.
+    /// The instance, with its Consul node.
     pub key: RowKey,
-    /// What is done.
+    /// The action on it.
     pub action: Action,
     /// The service's name in Consul.
     pub service: String,
-    /// Where the instance answers, `address:port`.
+    /// The address of the instance, `address:port`.
     pub address: String,
-    /// Of an update, what differs: `tags: a → a, b`.
+    /// The differences of an update, such as `tags: a → a, b`.
     pub differences: Vec<String>,
 }
 
-/// What a write does to an instance.
+/// The effect of a write on an instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Action {
-    /// Registers it.
+    /// The instance is registered.
     Create,
     /// Registers it again with other content, or moves its readiness.
     Update,
     /// Takes our mark off it.
     Disown,
-    /// Deregisters it.
+    /// The instance is deregistered.
     Deregister,
 }
 
@@ -62,14 +62,14 @@ impl Action {
     }
 }
 
-/// Why something of a resource is not in Consul as it asks for.
+/// A reason why something of a resource is not in Consul as it asks for.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Note {
-    /// The resource.
+    /// The resource that it is about.
     pub resource: ResourceKey,
     /// As in its conditions.
     pub reason: String,
-    /// Likewise.
+    /// The message of the condition.
     pub message: String,
 }
 
@@ -168,7 +168,7 @@ fn step(resource: &ResourceKey, op: &Op, mirror: &Mirror) -> Option<Step> {
     })
 }
 
-/// What an update changes, a line for each field.
+/// Lists what an update changes, a line for each field.
 fn differences(there: &Registration, wanted: &Registration) -> Vec<String> {
     let mut all = Vec::new();
     let mut differs = |field: &str, from: String, to: String| {

@@ -25,13 +25,13 @@ use crate::engine::{Config, Engine};
 use crate::model::ids::Identity;
 use crate::settings::{Election, RunArgs, Settings};
 
-/// How many events of the watches may wait for the engine.
+/// The most events of the watches that may wait for the engine.
 const EVENTS: usize = 16_384;
 
-/// How long between looks at the definition of our kind.
+/// The time between two questions whether the CRD is there.
 const DEFINITION: Duration = Duration::from_secs(60);
 
-/// How long between looks, at the start, at what is not there yet.
+/// The time between two attempts, at the start, at what is not there yet.
 const RETRY: Duration = Duration::from_secs(2);
 
 /// Runs the operator until it is told to stop.
@@ -149,7 +149,7 @@ impl Elected {
     }
 }
 
-/// What an attempt gives, as soon as one succeeds. Until then the log and `/readyz` say what is waited for. An error that
+/// Gives what an attempt gives, as soon as one succeeds. Until then the log and `/readyz` say what is waited for. An error that
 /// does not pass by itself ends it.
 async fn wait_for<T>(
     admin: &Admin,
@@ -181,7 +181,7 @@ async fn consul(settings: &Settings, admin: &Admin) -> anyhow::Result<Http> {
     http.await.context("reaching Consul")
 }
 
-/// Who we are, as soon as Kubernetes says so. What the flags say will not change by itself.
+/// Reads the identity of this cluster, as soon as Kubernetes gives it. What the flags say will not change by itself.
 async fn identity(client: &Client, settings: &Settings, admin: &Admin) -> anyhow::Result<Identity> {
     wait_for(admin, "Kubernetes", anyhow::Error::is::<UidError>, async || identify(client, settings).await).await
 }

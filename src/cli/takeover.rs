@@ -37,8 +37,8 @@ pub struct TakeoverArgs {
     #[arg(long)]
     yes: bool,
 
-    /// How long a Lictor of the other cluster has for showing that it lives, before anything is taken: longer than its
-    /// --resync-interval.
+    /// The time in which a Lictor of the other cluster can show that it lives, before anything is taken: longer than
+    /// its --resync-interval.
     #[arg(long, value_name = "DURATION", default_value = "90s", value_parser = duration)]
     wait: Duration,
 
@@ -46,7 +46,7 @@ pub struct TakeoverArgs {
     run: RunArgs,
 }
 
-/// How long between looks for a sign of life.
+/// The time between two looks for a sign of life.
 const LOOKS: Duration = Duration::from_secs(1);
 
 /// Prints what would be taken over, or takes it; 0 if nothing is left to take, 1 if there is something.
@@ -124,7 +124,7 @@ fn describe(left: &Left, identity: &Identity, from: &str) -> String {
     text
 }
 
-/// What `run` would do with what is left, as a table.
+/// Shows what `run` would do with what is left, as a table.
 fn afterwards(left: Left, world: World, identity: &Identity) -> String {
     let Left { placement, rows, mut own, .. } = left;
     for (key, mut row) in rows {

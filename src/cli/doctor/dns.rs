@@ -8,15 +8,15 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-/// How long an answer may take. Where Consul cannot put an answer into a packet, it sends none.
+/// The longest wait for an answer. Where Consul cannot put an answer into a packet, it sends none.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// What is asked for.
+/// A type of DNS record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// IPv4 addresses.
+    /// Records of IPv4 addresses.
     A,
-    /// IPv6 addresses.
+    /// Records of IPv6 addresses.
     Aaaa,
     /// Addresses with their ports.
     Srv,

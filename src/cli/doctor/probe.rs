@@ -22,10 +22,10 @@ use crate::model::ids::{ClusterName, Str};
 use crate::model::nodes::{NODE_NAME_MAX, node_name};
 use crate::model::registration::{Registration, Weights};
 
-/// How long the catalog may take to show what was registered: an agent tells the servers later.
+/// The longest wait for the catalog to show what was registered: an agent tells the servers later.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// How the test instance is registered.
+/// A way to register the test instance.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Way<'a> {
     /// It is registered with the agent.

@@ -61,33 +61,33 @@ pub struct Check {
     #[schemars(schema_with = "port::of_check")]
     pub port: Option<PortRef>,
 
-    /// How often the check runs, such as `5s` or `1m30s`; at least `1s`. By default `10s`.
+    /// The time between two runs of the check, such as `5s` or `1m30s`; at least `1s`. By default `10s`.
     #[serde(default = "default_interval")]
     #[schemars(schema_with = "schema::duration")]
     #[x_kube(validation = Rule::new(format!("!self.matches('{DURATION}') || duration(self) >= duration('1s')"))
         .message("Consul runs a check at most once a second: 1s or more"))]
     pub interval: String,
 
-    /// How long one run may take, at most the interval. By default the interval, but no more than `10s`.
+    /// The longest time that one run may take, at most the interval. By default the interval, but no more than `10s`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::duration")]
     #[x_kube(validation = Rule::new(format!("!self.matches('{DURATION}') || duration(self) > duration('0s')"))
         .message("a timeout of nothing fails every run: leave it out, or give it time, such as 1s"))]
     pub timeout: Option<String>,
 
-    /// How many runs in a row must succeed before the check passes, at most 100. By default 0: the first one is
+    /// The number of runs in a row that must succeed before the check passes, at most 100. By default 0: the first one is
     /// enough.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 100))]
     pub success_before_passing: Option<u8>,
 
-    /// How many runs in a row must fail before the check warns, at most `failuresBeforeCritical`. By default as many:
+    /// The number of runs in a row that must fail before the check warns, at most `failuresBeforeCritical`. By default as many:
     /// it is then critical without warning first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 100))]
     pub failures_before_warning: Option<u8>,
 
-    /// How many runs in a row must fail before the check is critical, at most 100. By default 0: the first failure is
+    /// The number of runs in a row that must fail before the check is critical, at most 100. By default 0: the first failure is
     /// enough. The very first run of a check decides at once, whatever this says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 100))]
@@ -155,10 +155,10 @@ pub struct HttpCheck {
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub enum Scheme {
-    /// Plain.
+    /// Sends requests in plain text.
     #[default]
     Http,
-    /// Over TLS.
+    /// Sends requests over TLS.
     Https,
 }
 
@@ -187,7 +187,7 @@ pub struct Header {
 #[schemars(extend("x-kubernetes-map-type" = "atomic"))]
 #[x_kube(validation = tls_options_need_tls())]
 pub struct TcpCheck {
-    /// Whether a TLS handshake must succeed, too. By default not.
+    /// Demand a TLS handshake, too. By default off.
     #[serde(default, rename = "useTLS", skip_serializing_if = "is_false")]
     pub use_tls: bool,
 
@@ -209,7 +209,7 @@ pub struct GrpcCheck {
         .message("a gRPC service's name holds no spaces, line breaks or letters beyond ASCII"))]
     pub service: Option<String>,
 
-    /// Whether to speak TLS. By default not.
+    /// Use TLS. By default off.
     #[serde(default, rename = "useTLS", skip_serializing_if = "is_false")]
     pub use_tls: bool,
 
@@ -229,7 +229,7 @@ pub struct UdpCheck {}
 #[schemars(extend("x-kubernetes-map-type" = "atomic"))]
 #[x_kube(validation = tls_options_need_tls())]
 pub struct H2PingCheck {
-    /// Whether to speak TLS. By default it does.
+    /// Use TLS. By default on.
     #[serde(default = "yes", rename = "useTLS")]
     pub use_tls: bool,
 
@@ -238,7 +238,7 @@ pub struct H2PingCheck {
     pub tls: TlsOptions,
 }
 
-/// How a check over TLS trusts the other side.
+/// Settings of a check over TLS: which certificates it trusts.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct TlsOptions {

@@ -23,7 +23,7 @@ pub use port::PortRef;
 pub use source::{ServiceSource, Source, StaticAddress};
 pub use status::{CONDITION_TYPES, ConsulServiceStatus, InstanceCounts, MAX_PROBLEMS, PortInUse, Problem};
 
-/// What to register in Consul, and how.
+/// A service to register in Consul, with its instances and checks.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[kube(
     group = "lictor.dev",
@@ -199,7 +199,7 @@ pub struct ConsulServiceSpec {
     #[schemars(length(min = 1, max = 64))]
     pub partition: Option<String>,
 
-    /// Which operator serves this resource, where several run, each for a Consul of its own: the one
+    /// The operator that serves this resource, where several run, each for a Consul of its own: the one
     /// started with `--class` and this value. Empty or left out: the one without a class.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 63))]
@@ -208,7 +208,7 @@ pub struct ConsulServiceSpec {
     pub class: Option<String>,
 }
 
-/// How much of the traffic an instance gets from clients that weigh their answers, such as those of DNS SRV. By default
+/// The share of the traffic that an instance gets from clients that weigh their answers, such as those of DNS SRV. By default
 /// 1 and 1, as in Consul.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
 #[schemars(extend("x-kubernetes-map-type" = "atomic"))]
@@ -241,7 +241,7 @@ pub struct TaggedAddress {
     pub port: u16,
 }
 
-/// What the pod's readiness does in Consul. `Mirror`, the default: a pod that is not ready is there and critical.
+/// The effect of the pod's readiness in Consul. `Mirror`, the default: a pod that is not ready is there and critical.
 /// `Deregister`: it is not there. `Ignore`: it is there and passes, whatever Kubernetes says. Static addresses have
 /// no readiness.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -255,7 +255,7 @@ pub enum Readiness {
     Ignore,
 }
 
-/// What deleting this resource does in Consul. `Deregister`, the default: its instances go. `Retain`: they stay,
+/// The effect of deleting this resource in Consul. `Deregister`, the default: its instances go. `Retain`: they stay,
 /// as they are, and belong to nobody; a resource of the same name takes them up again.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DeletionPolicy {

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::schema;
 
-/// Where the instances come from: exactly one of `service`, `pods` and `static`.
+/// The source of the instances: exactly one of `service`, `pods` and `static`.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[x_kube(
     validation = Rule::new("[has(self.service), has(self.pods), has(self.static)].exists_one(x, x)")

@@ -13,7 +13,7 @@ pub const MAX_PROBLEMS: usize = 10;
 /// three together.
 pub const CONDITION_TYPES: [&str; 4] = ["Ready", "Accepted", "Resolved", "Registered"];
 
-/// What Lictor made of this resource.
+/// The state of this resource, as Lictor sees it.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct ConsulServiceStatus {
@@ -33,7 +33,7 @@ pub struct ConsulServiceStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instances: Option<InstanceCounts>,
 
-    /// What is wrong with single instances, at most ten of them.
+    /// Problems of single instances, at most ten of them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 10), extend("x-kubernetes-list-type" = "atomic"))]
     pub problems: Vec<Problem>,
@@ -57,26 +57,26 @@ pub struct PortInUse {
     pub port: PortRef,
 }
 
-/// How many instances there are. Where Consul runs checks, health is as old as Lictor's last look at them.
+/// Counts of the instances. Where Consul runs checks, health is as old as Lictor's last look at them.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct InstanceCounts {
     /// Instances that should be in Consul.
     #[serde(default)]
     pub desired: u32,
 
-    /// Of those desired, the ones that are in Consul as they should be.
+    /// Instances that are desired and that are in Consul as they should be.
     #[serde(default)]
     pub registered: u32,
 
-    /// Of those registered, the ones whose checks all pass.
+    /// Registered instances whose checks all pass.
     #[serde(default)]
     pub passing: u32,
 
-    /// Of those registered, the ones of which a check warns and none is critical.
+    /// Registered instances of which a check warns and none is critical.
     #[serde(default)]
     pub warning: u32,
 
-    /// Of those registered, the ones of which a check is critical.
+    /// Registered instances of which a check is critical.
     #[serde(default)]
     pub critical: u32,
 }
@@ -87,9 +87,9 @@ pub struct Problem {
     /// The instance's ID in Consul.
     pub instance: String,
 
-    /// What kind of problem, in one word.
+    /// The kind of problem, in one word.
     pub reason: String,
 
-    /// What happened, with Consul's own words where there are any.
+    /// A sentence on what happened, with Consul's own words where there are any.
     pub message: String,
 }

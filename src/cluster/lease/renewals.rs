@@ -126,7 +126,7 @@ mod tests {
         }
     }
 
-    /// What happens to a Lease of 12 s, at which second.
+    /// An event of a Lease of 12 s, with its second.
     enum Event {
         Sent(f64),
         /// The request that was sent then came through, and the answer is here.

@@ -43,7 +43,7 @@ pub struct Missing {
     pub until: Option<Instant>,
     /// The Service whose endpoints they are.
     service: Str,
-    /// Whether the Service was deleted.
+    /// True if the Service was deleted.
     is_gone: bool,
 }
 
@@ -82,7 +82,7 @@ pub(super) struct History {
     listed: BTreeMap<Scope, Instant>,
     /// The times when Nodes were registered, of those that were within the last [`MOST`].
     nodes: BTreeMap<Str, Instant>,
-    /// When Services were deleted, of those that were within the last [`SETTLED`] and are not back.
+    /// The times at which Services were deleted, of those that were within the last [`SETTLED`] and are not back.
     gone: BTreeMap<ObjectKey, Instant>,
 }
 
@@ -200,7 +200,7 @@ struct Absence {
     mixed: Option<Instant>,
     /// True if there is no slice at all where Kubernetes' controller keeps at least an empty one.
     no_slices: bool,
-    /// When the Service was deleted.
+    /// The time at which the Service was deleted.
     gone: Option<Instant>,
     node: NodeState,
 }
@@ -285,7 +285,7 @@ impl Undesired<'_> {
         })
     }
 
-    /// Whether a slice has its endpoint, and it terminates.
+    /// Says whether a slice has its endpoint, and it terminates.
     fn terminates_in(&self, now: &Now<'_>) -> bool {
         let at_address = now.at.get(&self.address).into_iter().flatten();
         at_address
