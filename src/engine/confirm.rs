@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tokio::time::{Duration, Instant};
 
-use super::decide::{Removal, decide};
+use super::decide::Removal;
 use super::reconcile::Inferred;
 use super::removals::Deletion;
 use super::resources::Dirty;
@@ -106,10 +106,9 @@ impl Engine {
 
     /// Makes the removals of one resource that a fresh list confirms, and keeps the others waiting.
     fn confirm(&mut self, key: &ResourceKey, fresh: &World) -> Removal {
-        let Some(placement) = self.session.placement().cloned() else { return Removal::Untold };
-        let by_list = decide(fresh, &self.config.identity, Some(&placement), key, self.registered(key));
+        let by_list = self.decide_by(fresh, key);
         let dirty = Dirty { cause: Cause::Inferred, since: Instant::now() };
-        let ops = self.operations(key, &placement, dirty);
+        let ops = self.operations(key, dirty);
         if ops.iter().any(Op::removes) && self.is_deleted(key) && !self.removals.is_confirmed(key) {
             // It was deleted meanwhile, and whether by itself is asked first.
             self.enqueue_again(key.clone());
@@ -202,7 +201,7 @@ impl Engine {
         }
         let (instances, owned) = (self.mirror.owned(&key).count(), self.mirror.owned_rows());
         match self.removals.delete(&key, state, instances, owned, now) {
-            Deletion::Deregister => self.enqueue(key, dirty.cause, dirty.since),
+            Deletion::Deregister => self.enqueue_kept(key, dirty.cause, dirty.since),
             Deletion::Detach => {
                 // Should the definition come back without the resource, what is left of it is an orphan.
                 self.resources.begin_progress(&key, Dirty { cause: Cause::Inferred, since: dirty.since });

@@ -3,6 +3,8 @@
 //! Pure: the same for the World of the watches and for that of a fresh list. The loop keeps the decision until
 //! something of the resource changes; its writes, its status and `lictor plan` go by the same one.
 
+use std::borrow::Cow;
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -23,16 +25,20 @@ use crate::model::status::NOT_LISTED;
 pub(crate) const NAME_CONFLICT: &str = "NameConflict";
 
 /// What is decided about one resource.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Decision {
     /// What is to be done about its registrations.
     pub(crate) action: Action,
     /// What is to be said of its source.
     pub(crate) source: SourceReport,
+    /// Whether it would be another one if something else were registered: a limit or a port went by that.
+    pub(crate) goes_by_rows: bool,
+    /// Whether it would be another one if the status said something else of the port.
+    pub(crate) goes_by_status: bool,
 }
 
 /// What is to be done about the registrations of a resource.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
     /// Register these, and deregister what else is there, except what `hold` names.
     Apply {
@@ -91,6 +97,7 @@ pub(crate) struct SourceReport {
 
 /// Decides about a resource of which these instances are registered. Without a `placement` nobody can say where instances
 /// go, and everything stays as it is.
+#[allow(clippy::needless_pass_by_value, reason = "the caller has no use for the iterator any more")]
 pub(crate) fn decide<'a>(
     world: &World,
     identity: &Identity,
@@ -100,10 +107,15 @@ pub(crate) fn decide<'a>(
 ) -> Decision {
     let undecided = world.resource(key).and_then(|entry| entry.last_good.as_ref());
     let spec = world.effective_spec(key).or_else(|| undecided.filter(|_| world.is_undecided(key)));
-    let Some(spec) = spec.filter(|_| world.waits_for(key).is_none()) else {
-        return Decision { action: fixed_action(world, key).unwrap_or(Action::Freeze), source: unlisted(world, key) };
+    // What changes about the source of a resource of another class, nobody is told.
+    let is_ours = world.resource(key).is_some_and(|entry| entry.resource.ours);
+    let Some(spec) = spec.filter(|_| is_ours && world.waits_for(key).is_none()) else {
+        let action = fixed_action(world, key).unwrap_or(Action::Freeze);
+        return Decision { action, source: unlisted(world, key), goes_by_rows: false, goes_by_status: false };
     };
-    let resolution = resolution(world, identity, key, spec, registered);
+    let (goes_by_rows, goes_by_status) = (Cell::new(false), Cell::new(false));
+    let noted = std::iter::once_with(|| goes_by_rows.set(true)).flat_map(|()| registered.clone());
+    let resolution = resolution(world, identity, key, spec, noted, &goes_by_status);
     let source = SourceReport::of(spec, &resolution);
     let action = match (fixed_action(world, key), placement) {
         (Some(action), _) => action,
@@ -112,7 +124,7 @@ pub(crate) fn decide<'a>(
         }
         (None, _) => Action::Freeze,
     };
-    Decision { action, source }
+    Decision { action, source, goes_by_rows: goes_by_rows.get(), goes_by_status: goes_by_status.get() }
 }
 
 /// What is done whatever the source comes to; none where that decides.
@@ -158,11 +170,12 @@ fn resolution<'a>(
     key: &ResourceKey,
     spec: &Spec,
     registered: impl Iterator<Item = (&'a Str, &'a Registration)> + Clone,
+    goes_by_status: &Cell<bool>,
 ) -> Resolution {
     let id =
         |instance: &Instance| instance_id(&identity.cluster, key, &spec.service, &instance.target(), instance.port);
     let rows = registered.clone().map(|(_, registration)| registration);
-    let before = Before::of(world.resource(key).map(|entry| &entry.resource), rows);
+    let before = Before::of(world.resource(key).map(|entry| &entry.resource), rows).noting(goes_by_status);
     limit(resolve(spec, &world.facts(key), &before), spec, id, registered)
 }
 
@@ -233,6 +246,15 @@ pub(crate) fn registered<'a>(
     rows: impl Iterator<Item = (&'a RowKey, &'a Row)> + Clone,
 ) -> impl Iterator<Item = (&'a Str, &'a Registration)> + Clone {
     rows.map(|(key, row)| (&key.id, &*row.registration))
+}
+
+/// What is desired but these rows.
+pub(super) fn without<'a>(desired: &'a Desired, rows: &BTreeSet<RowKey>) -> Cow<'a, Desired> {
+    if rows.iter().all(|row| !desired.contains_key(row)) {
+        return Cow::Borrowed(desired);
+    }
+    let others = desired.iter().filter(|(row, _)| !rows.contains(*row));
+    Cow::Owned(others.map(|(row, wanted)| (row.clone(), Arc::clone(wanted))).collect())
 }
 
 /// Has registrations that are desired as they are registered held in memory once.

@@ -100,7 +100,7 @@ impl Engine {
         self.wake_conflicting();
         self.forget_failed_writes();
         for key in moved {
-            self.enqueue(key, Cause::Inferred, now);
+            self.rows_moved(key, now);
         }
         self.tidy();
     }
@@ -123,8 +123,14 @@ impl Engine {
     /// Has those reconciled whose IDs somebody else held, who may hold them no more.
     fn wake_conflicting(&mut self) {
         for key in self.resources.conflicting().cloned().collect::<Vec<_>>() {
-            self.enqueue(key, Cause::Inferred, Instant::now());
+            self.enqueue_kept(key, Cause::Inferred, Instant::now());
         }
+    }
+
+    /// Has a resource reconciled of which Consul was found to have other instances than was known.
+    fn rows_moved(&mut self, key: ResourceKey, now: Instant) {
+        self.resources.rows_changed(&key);
+        self.enqueue_kept(key, Cause::Inferred, now);
     }
 
     /// Has those instances registered again that an agent has and the catalog does not show: they were registered with a
@@ -139,7 +145,7 @@ impl Engine {
         self.resources.unseen.clear();
         for (key, owner) in unseen {
             self.resources.unseen.insert(key);
-            self.enqueue(owner, Cause::Observed, Instant::now());
+            self.enqueue_kept(owner, Cause::Observed, Instant::now());
         }
     }
 
@@ -224,7 +230,7 @@ impl Engine {
                 let now = Instant::now();
                 for key in self.mirror.take_over(rows, since, Some(&node)) {
                     self.note_rows_of(&key);
-                    self.enqueue(key, Cause::Inferred, now);
+                    self.rows_moved(key, now);
                 }
             }
             Some(Err(outage)) => {
@@ -255,7 +261,10 @@ impl Engine {
         for (owner, again) in answers.owners {
             self.note_rows_of(&owner);
             // A rename's removals wait for what has just been written, a finalizer for what has just gone.
-            if again || self.wants_another_look(&owner) {
+            let is_last = !self.lanes.has_waiting(&owner) && self.resources.in_flight(&owner) == 0;
+            // In between the decision stays: it was made in view of these writes.
+            let goes_by_rows = is_last && self.resources.rows_changed(&owner);
+            if again || is_last && self.wants_another_look(&owner, goes_by_rows) {
                 self.enqueue_again(owner);
             } else {
                 self.settle(&owner);
@@ -352,12 +361,13 @@ impl Engine {
         self.lanes.forget_failed(|row| refused.contains(row));
     }
 
-    /// Whether a resource whose writes went well may have more to do.
-    fn wants_another_look(&self, owner: &ResourceKey) -> bool {
-        let is_last = !self.lanes.has_waiting(owner) && self.resources.in_flight(owner) == 0;
-        let more = self.resources.get(owner).progress.is_some_and(|progress| progress.more)
+    /// Whether a resource of which all writes went well may have more to do. `goes_by_rows` says whether what is registered
+    /// decides about it.
+    fn wants_another_look(&self, owner: &ResourceKey, goes_by_rows: bool) -> bool {
+        let more = goes_by_rows
+            || self.resources.get(owner).progress.is_some_and(|progress| progress.more)
             || self.world.resource(owner).is_none_or(|entry| entry.resource.deleting || !entry.resource.ours);
-        is_last && more && !self.removals.relist.has(owner)
+        more && !self.removals.relist.has(owner)
     }
 
     /// Notes that Consul is unavailable: nothing more is asked of it for a while.

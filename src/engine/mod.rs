@@ -314,8 +314,14 @@ impl Engine {
         }
     }
 
-    /// Has a resource reconciled.
+    /// Has a resource reconciled by a new decision: something that a decision goes by has changed.
     fn enqueue(&mut self, key: ResourceKey, cause: Cause, since: Instant) {
+        self.resources.forget_decision(&key);
+        self.enqueue_kept(key, cause, since);
+    }
+
+    /// Has a resource reconciled by the decision that is kept, as long as that holds.
+    fn enqueue_kept(&mut self, key: ResourceKey, cause: Cause, since: Instant) {
         if self.world.resource(&key).is_none() && !self.leads() {
             // Whoever leads next finds in Consul what is left of it.
             self.resources.forget_dirty(&key);
@@ -332,7 +338,7 @@ impl Engine {
     fn enqueue_again(&mut self, key: ResourceKey) {
         let now = Instant::now();
         let dirty = self.resources.dirty_of(&key, now);
-        self.enqueue(key, dirty.cause, dirty.since);
+        self.enqueue_kept(key, dirty.cause, dirty.since);
     }
 
     fn on_completion(&mut self, completion: Completion) {

@@ -1,18 +1,17 @@
 //! One dirty resource: what should be there, how that differs from what is, and which of it may be written now.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use tokio::time::{Duration, Instant};
 
 use super::Engine;
-use super::decide::{Action, decide, registered, share, why_gone};
-use super::resources::{Dirty, Handover, MissingEndpoints};
+use super::decide::{Action, Decision, decide, registered, share, why_gone, without};
+use super::resources::{Basis, Dirty, Handover, Kept, MissingEndpoints};
 use super::timers::Timer;
-use crate::cluster::world::{Entry, Missing};
+use crate::cluster::world::{Entry, Missing, World};
 use crate::model::cause::Cause;
-use crate::model::desired::{Desired, Placement};
+use crate::model::desired::Desired;
 use crate::model::diff::{Op, diff, disown};
 use crate::model::health::Health;
 use crate::model::ids::{ResourceKey, Str};
@@ -36,11 +35,13 @@ pub(super) struct Inferred {
 impl Engine {
     /// Takes every dirty resource to the writes that wait for it.
     pub(super) fn reconcile_dirty(&mut self) {
-        let Some(placement) = self.session.placement().cloned() else { return };
+        if !self.session.is_ready() {
+            return;
+        }
         let mut inferred = BTreeMap::new();
         while let Some((key, dirty)) = self.resources.next_dirty() {
             let _span = tracing::info_span!("reconcile", namespace = %key.namespace, name = %key.name).entered();
-            if let Some(removals) = self.reconcile(&key, dirty, &placement) {
+            if let Some(removals) = self.reconcile(&key, dirty) {
                 inferred.insert(key, removals);
             }
         }
@@ -48,7 +49,7 @@ impl Engine {
     }
 
     /// Schedules the writes of a resource, unless these are removals by inference.
-    fn reconcile(&mut self, key: &ResourceKey, mut dirty: Dirty, placement: &Placement) -> Option<Inferred> {
+    fn reconcile(&mut self, key: &ResourceKey, mut dirty: Dirty) -> Option<Inferred> {
         if let Some(missing) = &self.resources.get(key).missing {
             dirty.cause = dirty.cause.max(missing.cause);
         }
@@ -58,7 +59,7 @@ impl Engine {
         if !self.world.is_whole(&key.namespace) || self.world.waits_for(key).is_some() {
             // It stays as it is until then: what was decided before may be wrong by now.
             self.lanes.replace(key, Vec::new());
-            self.resources.change(key, |record| record.decision = None);
+            self.resources.forget_decision(key);
             self.reports.enqueue(key.clone());
             self.resources.wait_for_lists(key.clone(), dirty);
             return None;
@@ -67,7 +68,7 @@ impl Engine {
         for freed in self.world.act(key) {
             self.enqueue(freed.key, Cause::Observed, dirty.since);
         }
-        let ops = self.operations(key, placement, dirty);
+        let ops = self.operations(key, dirty);
         let removes = ops.iter().any(Op::removes);
         let is_deleted = self.is_deleted(key);
         let is_frozen = self
@@ -103,31 +104,68 @@ impl Engine {
         registered(self.mirror.owned(key)).chain(self.lanes.being_registered(key))
     }
 
-    /// Decides about a resource, and answers the writes that it wants now.
-    pub(super) fn operations(&mut self, key: &ResourceKey, placement: &Placement, dirty: Dirty) -> Vec<Op> {
-        let identity = &self.config.identity;
-        let mut decision = decide(&self.world, identity, Some(placement), key, self.registered(key));
+    /// Decides about a resource, unless the decision that is kept still holds.
+    pub(super) fn decide(&mut self, key: &ResourceKey) {
+        let basis = self.basis(key);
+        if let Some(kept) = self.resources.get(key).kept.as_ref().filter(|kept| kept.holds(&basis)) {
+            debug_assert!(
+                kept.decision.goes_by_rows || kept.decision == self.what_to_do(&self.world, key),
+                "the decision about {key} does not hold any more: {kept:?}"
+            );
+            return;
+        }
+        let decision = self.decide_by(&self.world, key);
+        self.resources.change(key, |record| record.kept = Some(Kept { decision, basis }));
+    }
+
+    /// Decides about a resource by what a World says of it.
+    pub(super) fn decide_by(&self, world: &World, key: &ResourceKey) -> Decision {
         self.metrics.decided();
+        self.what_to_do(world, key)
+    }
+
+    fn what_to_do(&self, world: &World, key: &ResourceKey) -> Decision {
+        decide(world, &self.config.identity, self.session.placement(), key, self.registered(key))
+    }
+
+    fn basis(&self, key: &ResourceKey) -> Basis {
+        let is_placed = self.session.is_ready();
+        let Some(Entry { resource, .. }) = self.world.resource(key) else {
+            return Basis { is_placed, ..Basis::default() };
+        };
+        let status = &resource.status;
+        let told = (status.port_in_use.clone(), status.observed_generation == resource.generation);
+        Basis { is_placed, told, is_released: !resource.ours && resource.has_finalizer() }
+    }
+
+    /// Answers the writes that a resource wants now.
+    pub(super) fn operations(&mut self, key: &ResourceKey, dirty: Dirty) -> Vec<Op> {
+        self.decide(key);
+        let Some(Kept { mut decision, basis }) = self.resources.change(key, |record| record.kept.take()) else {
+            return Vec::new();
+        };
         let (mut waits, mut missing, mut ops) = (false, Missing::default(), Vec::new());
+        let mut applied = None;
         match &mut decision.action {
             Action::Freeze => {}
             Action::Disown => ops = disown(self.mirror.owned(key)),
-            Action::Apply { desired, hold, .. } => {
+            Action::Apply { desired, hold, unready } => {
                 share(desired, &self.mirror);
                 missing = self.missing_of(key, desired);
-                desired.retain(|row, _| !missing.rows.contains(row));
+                let desired = without(desired, &missing.rows);
                 // What is being written may be about to go: nothing is taken away because it is there.
                 let row = |k: &_| self.mirror.row(k).filter(|_| !self.lanes.is_in_flight(k));
                 let owned = self.mirror.owned(key).filter(|(row, _)| !missing.rows.contains(*row));
                 let is_refused = |row: &_| self.resources.is_refused(key, row);
-                let mut diff = diff(desired, row, owned, hold, |there| self.remains_of(key, there), is_refused);
+                let mut diff = diff(&desired, row, owned, hold, |there| self.remains_of(key, there), is_refused);
                 diff.ops.extend(desired.iter().filter_map(|(row, wanted)| self.once_more(row, wanted)));
                 waits = !diff.waiting.is_empty();
                 self.resources.change(key, |record| record.conflicts = diff.conflicts);
                 ops = diff.ops;
+                applied = Some((desired, &*unready));
             }
         }
-        self.wait_for_missing(key, &missing, dirty.cause);
+        self.wait_for_missing(key, missing, dirty.cause);
         let all = ops.len();
         ops.retain(|op| !self.lanes.is_in_flight(op.key()));
         if ops.len() < all || waits {
@@ -141,11 +179,12 @@ impl Engine {
             }
         });
         self.without_refused(key, &mut ops);
-        if let Action::Apply { desired, unready, .. } = &decision.action {
-            self.weigh_readiness(key, desired, unready, &mut ops);
+        if let Some((desired, unready)) = applied {
+            self.weigh_readiness(key, &desired, unready, &mut ops);
         }
-        let is_known = self.world.resource(key).is_some();
-        self.resources.change(key, |record| record.decision = is_known.then_some(decision));
+        if self.world.resource(key).is_some() || self.mirror.owned(key).next().is_some() {
+            self.resources.change(key, |record| record.kept = Some(Kept { decision, basis }));
+        }
         if !ops.is_empty() && self.waits_for_finalizer(key) {
             self.resources.begin_progress(key, dirty);
             ops.clear();
@@ -166,14 +205,15 @@ impl Engine {
     }
 
     /// Has a resource reconciled again when the first of its instances whose endpoints are missing may go.
-    fn wait_for_missing(&mut self, key: &ResourceKey, missing: &Missing, cause: Cause) {
+    fn wait_for_missing(&mut self, key: &ResourceKey, missing: Missing, cause: Cause) {
         if let Some(until) = missing.until {
             self.timers.set(until, Timer::Reconcile(key.clone()));
         }
         self.resources.change(key, |record| {
             let known = record.missing.take().map(|known| known.cause);
             let cause = known.map_or(cause, |known| known.max(cause));
-            record.missing = missing.until.map(|_| MissingEndpoints { cause, message: missing.message() });
+            let message = missing.message();
+            record.missing = missing.until.map(|_| MissingEndpoints { cause, message, rows: missing.rows });
         });
     }
 
@@ -238,7 +278,7 @@ impl Engine {
     /// Says of each write how urgent it is and why it is made.
     fn explain(&self, key: &ResourceKey, ops: Vec<Op>, was_observed: bool, confirmed: bool) -> Vec<Wanted> {
         let none = BTreeSet::new();
-        let unready = match self.resources.get(key).decision.as_ref().map(|decision| &decision.action) {
+        let unready = match self.resources.get(key).kept.as_ref().map(|kept| &kept.decision.action) {
             Some(Action::Apply { unready, .. }) => unready,
             Some(Action::Freeze | Action::Disown) | None => &none,
         };
@@ -300,17 +340,16 @@ impl Engine {
     }
 
     /// Whether something that a resource wants is not in Consul yet and may still come.
-    fn comes(&self, key: &ResourceKey) -> bool {
-        let Some(placement) = self.session.placement() else { return true };
-        if !self.world.is_whole(&key.namespace) || self.world.waits_for(key).is_some() {
+    fn comes(&mut self, key: &ResourceKey) -> bool {
+        let is_known = self.world.is_whole(&key.namespace) && self.world.waits_for(key).is_none();
+        if !self.session.is_ready() || !is_known {
             return true;
         }
+        self.decide(key);
         let record = self.resources.get(key);
-        let known = record.decision.as_ref().filter(|_| !self.resources.is_dirty(key));
-        let fresh =
-            || Cow::Owned(decide(&self.world, &self.config.identity, Some(placement), key, self.registered(key)));
-        let decision = known.map_or_else(fresh, Cow::Borrowed);
-        let Action::Apply { desired, .. } = &decision.action else { return false };
+        let Some(Action::Apply { desired, .. }) = record.kept.as_ref().map(|kept| &kept.decision.action) else {
+            return false;
+        };
         desired.keys().any(|row| match self.mirror.row(row) {
             _ if record.refusals.has(row) => false,
             Some(there) => !there.shown && there.is_ours() || there.ownership == Ownership::Unowned,

@@ -8,6 +8,7 @@ use super::decide::Decision;
 use super::refusals::Refusals;
 use crate::model::cause::Cause;
 use crate::model::ids::ResourceKey;
+use crate::model::port::PortInUse;
 use crate::model::registration::RowKey;
 
 /// Why a resource is to be reconciled, and since when.
@@ -30,8 +31,8 @@ impl Dirty {
 /// What is known of one resource besides the World and the mirror.
 #[derive(Debug, Default)]
 pub(super) struct Record {
-    /// The decision about it in this session.
-    pub(super) decision: Option<Decision>,
+    /// The decision about it; none where something that it went by has changed.
+    pub(super) kept: Option<Kept>,
     /// Set while Consul does not hold what is desired.
     pub(super) progress: Option<Progress>,
     /// Set while instances stay although their endpoints are missing.
@@ -42,6 +43,34 @@ pub(super) struct Record {
     pub(super) refusals: Refusals,
     /// The instances whose IDs somebody else holds, with who that is.
     pub(super) conflicts: Vec<(RowKey, String)>,
+}
+
+/// A decision that holds until something that it went by changes.
+#[derive(Debug)]
+pub(super) struct Kept {
+    pub(super) decision: Decision,
+    /// What it went by that changes without notice.
+    pub(super) basis: Basis,
+}
+
+impl Kept {
+    /// Whether it still holds.
+    pub(super) fn holds(&self, now: &Basis) -> bool {
+        let Basis { is_placed, is_released, told } = now;
+        let same_status = self.basis.told == *told || !self.decision.goes_by_status;
+        same_status && (self.basis.is_placed, self.basis.is_released) == (*is_placed, *is_released)
+    }
+}
+
+/// What a decision goes by that changes without notice: it is compared when the decision is used again.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Basis {
+    /// Whether it is known where instances go.
+    pub(super) is_placed: bool,
+    /// The port that the status names, and whether the status is about the present spec.
+    pub(super) told: (Option<PortInUse>, bool),
+    /// Whether a resource of another class has the finalizer of this Lictor on it.
+    pub(super) is_released: bool,
 }
 
 /// That a resource is not yet as desired in Consul.
@@ -61,6 +90,8 @@ pub(super) struct MissingEndpoints {
     pub(super) cause: Cause,
     /// What the status says of it.
     pub(super) message: Option<String>,
+    /// The instances.
+    pub(super) rows: BTreeSet<RowKey>,
 }
 
 /// That instances under a name wait for those of the resources that have the name next.
@@ -72,7 +103,7 @@ pub(super) struct Handover {
 
 impl Record {
     fn is_empty(&self) -> bool {
-        self.decision.is_none()
+        self.kept.is_none()
             && self.progress.is_none()
             && self.missing.is_none()
             && self.handover.is_none()
@@ -123,6 +154,23 @@ impl Resources {
     pub(super) fn enqueue(&mut self, key: ResourceKey, cause: Cause, since: Instant) {
         let new = Dirty { cause, since };
         self.dirty.entry(key).or_insert(new).merge(new);
+    }
+
+    /// Forgets what was decided about a resource.
+    pub(super) fn forget_decision(&mut self, key: &ResourceKey) {
+        if self.get(key).kept.is_some() {
+            self.change(key, |record| record.kept = None);
+        }
+    }
+
+    /// Notes that other instances of a resource are registered than before. Answers whether that makes the decision about
+    /// it a thing of the past.
+    pub(super) fn rows_changed(&mut self, key: &ResourceKey) -> bool {
+        let goes_by_rows = self.get(key).kept.as_ref().is_some_and(|kept| kept.decision.goes_by_rows);
+        if goes_by_rows {
+            self.forget_decision(key);
+        }
+        goes_by_rows
     }
 
     /// Why a resource is to be reconciled again, and since when: as at first, while it is in progress.
@@ -226,7 +274,7 @@ impl Resources {
     pub(super) fn reset(&mut self) {
         self.handing_over.clear();
         self.records.retain(|_, record| {
-            (record.decision, record.missing, record.handover) = (None, None, None);
+            (record.kept, record.missing, record.handover) = (None, None, None);
             !record.is_empty()
         });
     }
@@ -245,6 +293,8 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::engine::decide::{Action, SourceReport};
+    use crate::model::port::PortRef;
 
     fn key(name: &str) -> ResourceKey {
         ResourceKey::new("shop", name)
@@ -269,6 +319,36 @@ mod tests {
         resources.begin_progress(&key("a"), first);
         resources.begin_progress(&key("a"), Dirty { cause: Cause::Observed, since: start + Duration::from_secs(5) });
         assert_eq!(resources.dirty_of(&key("a"), start + Duration::from_secs(9)), first);
+    }
+
+    fn kept(goes_by_rows: bool, goes_by_status: bool) -> Kept {
+        let decision =
+            Decision { action: Action::Freeze, source: SourceReport::default(), goes_by_rows, goes_by_status };
+        Kept { decision, basis: Basis::default() }
+    }
+
+    #[test]
+    fn a_decision_holds_until_something_changes_that_it_went_by() {
+        let port = PortInUse { source: "pods".into(), port: PortRef::Number(80) };
+        let another_status = || Basis { told: (Some(port.clone()), true), ..Basis::default() };
+        let placed = || Basis { is_placed: true, ..Basis::default() };
+        let released = || Basis { is_released: true, ..Basis::default() };
+        for (goes_by_status, now, expected, why) in [
+            (false, Basis::default(), true, "nothing has changed"),
+            (true, Basis::default(), true, "nothing has changed"),
+            (false, another_status(), true, "it did not go by the status"),
+            (true, another_status(), false, "the status tells of another port"),
+            (false, placed(), false, "it is known by now where instances go"),
+            (false, released(), false, "the finalizer is on it"),
+        ] {
+            assert_eq!(kept(false, goes_by_status).holds(&now), expected, "{why}");
+        }
+        for goes_by_rows in [true, false] {
+            let mut resources = Resources::default();
+            resources.change(&key("a"), |record| record.kept = Some(kept(goes_by_rows, true)));
+            assert_eq!(resources.rows_changed(&key("a")), goes_by_rows);
+            assert_eq!(resources.get(&key("a")).kept.is_none(), goes_by_rows);
+        }
     }
 
     #[test]

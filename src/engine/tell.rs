@@ -1,13 +1,12 @@
 //! Finalizers, status and Events: written where something differs.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::decide::{Action, NAME_CONFLICT, decide, name_conflict};
-use super::reports::{Next, Sent};
+use super::decide::{Action, Decision, NAME_CONFLICT, name_conflict, without};
+use super::reports::Next;
 use super::timers::Timer;
 use super::{Completion, Engine};
 use crate::cluster::world::Entry;
@@ -25,12 +24,8 @@ const BETWEEN: Duration = Duration::from_secs(1);
 /// The least time between two writes of one resource's status that differ in counts and messages alone.
 const BETWEEN_COUNTS: Duration = Duration::from_secs(3);
 
-/// The time before a status that was written and not seen is written again; it doubles with each repetition. An API
-/// server whose `CustomResourceDefinition` is older takes away the fields that it does not know, and so never shows it.
+/// How long before a status that was written and not seen is written again.
 const UNSEEN: Duration = Duration::from_secs(5);
-
-/// The most times that [`UNSEEN`] doubles: to more than five minutes.
-const DOUBLINGS: u32 = 6;
 
 /// How long after a write that failed to try again.
 const RETRY: Duration = Duration::from_secs(2);
@@ -130,14 +125,18 @@ impl Engine {
     /// Writes the status of a resource if it differs from what the resource has, was not just written, and is not about
     /// to be overtaken.
     fn tell_status(&mut self, key: ResourceKey) {
-        let Some(entry) = self.world.resource(&key).filter(|entry| entry.resource.ours) else { return };
+        if self.world.resource(&key).is_none_or(|entry| !entry.resource.ours) {
+            return;
+        }
         let now = Instant::now();
-        let sent_at = self.reports.told(&key).sent.as_ref().map(|sent| sent.at);
+        let sent_at = self.reports.told(&key).sent.as_ref().map(|(at, _)| *at);
         if let Some(next) = sent_at.map(|at| at + BETWEEN).filter(|next| *next > now) {
             self.timers.set(next, Timer::Report(key));
             return;
         }
-        let status = Arc::new(self.status_of(&key, entry));
+        self.decide(&key);
+        let (Some(entry), Some(kept)) = (self.world.resource(&key), &self.resources.get(&key).kept) else { return };
+        let status = Arc::new(self.status_of(&key, entry, &kept.decision));
         let told = self.reports.told(&key);
         if told.event.is_none() {
             told.event = event_for(&entry.resource.status);
@@ -152,15 +151,21 @@ impl Engine {
         if is_pending(&status) {
             at = at.max(*told.pending.get_or_insert(now) + BETWEEN);
         }
-        if let Some(sent) = &told.sent {
-            at = at.max(sent.at + wait_after(sent, &status));
+        if let Some((sent_at, sent)) = &told.sent {
+            let wait = if *sent == status {
+                UNSEEN
+            } else if same_conditions(sent, &status) {
+                BETWEEN_COUNTS
+            } else {
+                BETWEEN
+            };
+            at = at.max(*sent_at + wait);
         }
         if at > now {
             self.timers.set(at, Timer::Report(key));
             return;
         }
-        let repeats = told.sent.as_ref().filter(|sent| sent.status == status).map_or(0, |sent| sent.repeats + 1);
-        told.sent = Some(Sent { at: now, status: Arc::clone(&status), repeats });
+        told.sent = Some((now, Arc::clone(&status)));
         let event = event_for(&status).filter(|event| told.event.as_ref() != Some(event));
         if event.is_some() {
             told.event.clone_from(&event);
@@ -204,11 +209,8 @@ impl Engine {
     }
 
     /// The status of a resource as things stand. Unless the session is ready, the counts stay as last told.
-    fn status_of(&self, key: &ResourceKey, entry: &Entry) -> Status {
+    fn status_of(&self, key: &ResourceKey, entry: &Entry, decision: &Decision) -> Status {
         let (resource, record, placement) = (&entry.resource, self.resources.get(key), self.session.placement());
-        let known = record.decision.as_ref().filter(|_| placement.is_some());
-        let fresh = || Cow::Owned(decide(&self.world, &self.config.identity, placement, key, self.registered(key)));
-        let decision = known.map_or_else(fresh, Cow::Borrowed);
         // Until it is known who has rows, what was said of the name stays.
         let was_told = || resource.status.condition(ConditionKind::Accepted).is_some_and(|c| c.reason == NAME_CONFLICT);
         let is_undecided = entry.last_good.is_some() && self.world.is_undecided(key);
@@ -216,7 +218,10 @@ impl Engine {
         let conflict = rival.map(name_conflict);
         let counts = match &decision.action {
             _ if placement.is_none() => resource.status.instances,
-            Action::Apply { desired, .. } => count(desired, |row| self.mirror.row(row)),
+            Action::Apply { desired, .. } => match &record.missing {
+                Some(missing) => count(&without(desired, &missing.rows), |row| self.mirror.row(row)),
+                None => count(desired, |row| self.mirror.row(row)),
+            },
             Action::Freeze | Action::Disown => {
                 Counts { desired: 0, ..count_owned(self.mirror.owned(key).map(|(_, row)| row)) }
             }
@@ -288,17 +293,6 @@ fn retry_after(error: &WriteError) -> Duration {
     }
 }
 
-/// The least time between the last write of a resource's status and the next one.
-fn wait_after(sent: &Sent, next: &Status) -> Duration {
-    if *sent.status == *next {
-        UNSEEN * 2_u32.pow(sent.repeats.min(DOUBLINGS))
-    } else if same_conditions(&sent.status, next) {
-        BETWEEN_COUNTS
-    } else {
-        BETWEEN
-    }
-}
-
 /// Whether two statuses differ in counts and messages alone.
 fn same_conditions(one: &Status, other: &Status) -> bool {
     let conditions = |status: &Status| {
@@ -326,42 +320,4 @@ fn count_owned<'a>(rows: impl Iterator<Item = &'a Row>) -> Counts {
     let mut counts = Counts::default();
     rows.filter(|row| row.shown).for_each(|row| counts.add(row.health));
     counts
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::status::Condition;
-
-    fn ready(reason: &str, registered: usize) -> Status {
-        let condition = Condition {
-            kind: ConditionKind::Ready,
-            truth: Truth::True,
-            reason: reason.to_owned(),
-            message: String::new(),
-            observed_generation: 1,
-        };
-        Status {
-            instances: Counts { registered, ..Counts::default() },
-            conditions: vec![condition],
-            ..Status::default()
-        }
-    }
-
-    #[test]
-    fn a_status_that_is_never_seen_is_written_less_and_less_often() {
-        let sent = |repeats| Sent { at: Instant::now(), status: Arc::new(ready("Registered", 1)), repeats };
-        for (repeats, next, seconds) in [
-            (0, ready("Refused", 1), 1),
-            (0, ready("Registered", 2), 3),
-            (0, ready("Registered", 1), 5),
-            (1, ready("Registered", 1), 10),
-            (6, ready("Registered", 1), 320),
-            (100, ready("Registered", 1), 320),
-            (100, ready("Refused", 1), 1),
-        ] {
-            let wait = wait_after(&sent(repeats), &next);
-            assert_eq!(wait, Duration::from_secs(seconds), "{repeats} {next:?}");
-        }
-    }
 }

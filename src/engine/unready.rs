@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tokio::time::{Duration, Instant};
 
 use super::confirm::ASK_AGAIN;
-use super::decide::{Action, decide};
+use super::decide::Action;
 use super::timers::Timer;
 use super::{Completion, Engine};
 use crate::cluster::ReadError;
@@ -155,7 +155,7 @@ impl Engine {
     fn look_at_all(&mut self, resources: BTreeSet<ResourceKey>) {
         for key in resources {
             if !self.config.hold_mass_unready.is_zero() {
-                self.enqueue(key.clone(), Cause::Observed, Instant::now());
+                self.enqueue_kept(key.clone(), Cause::Observed, Instant::now());
             }
             self.reports.enqueue(key);
         }
@@ -184,10 +184,10 @@ impl Engine {
             self.timers.set(again, Timer::MassUnready);
             return;
         }
-        let Some(placement) = self.session.placement() else {
+        if !self.session.is_ready() {
             self.timers.set(again, Timer::MassUnready);
             return;
-        };
+        }
         let mut fresh = match answer {
             Ok(fresh) => fresh,
             Err(error) => {
@@ -198,18 +198,21 @@ impl Engine {
         };
         fresh.remember(&self.world);
         let resources: BTreeSet<ResourceKey> = self.unready.mass.resources().cloned().collect();
-        let says_the_same = |key: &ResourceKey| {
-            let identity = &self.config.identity;
-            let by = |world: &World| decide(world, identity, Some(placement), key, self.registered(key)).action;
-            match (by(&fresh), by(&self.world)) {
-                (Action::Apply { desired, unready, .. }, _) => self
-                    .mirror
-                    .owned(key)
-                    .filter(|(row, _)| self.unready.mass.has(key, row))
-                    .all(|(row, there)| is_unready(&desired, &unready, row, &there.registration.address)),
-                (Action::Freeze, Action::Freeze) | (Action::Disown, _) => true,
-                (Action::Freeze, _) => false,
-            }
+        for key in &resources {
+            self.decide(key);
+        }
+        let is_frozen = |key: &ResourceKey| {
+            let kept = self.resources.get(key).kept.as_ref();
+            kept.is_some_and(|kept| matches!(kept.decision.action, Action::Freeze))
+        };
+        let says_the_same = |key: &ResourceKey| match self.decide_by(&fresh, key).action {
+            Action::Apply { desired, unready, .. } => self
+                .mirror
+                .owned(key)
+                .filter(|(row, _)| self.unready.mass.has(key, row))
+                .all(|(row, there)| is_unready(&desired, &unready, row, &there.registration.address)),
+            Action::Disown => true,
+            Action::Freeze => is_frozen(key),
         };
         if resources.iter().all(says_the_same) {
             tracing::warn!("Kubernetes says again that most instances are not ready: they stop passing");

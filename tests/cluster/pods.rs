@@ -1,6 +1,5 @@
 //! What happens to pods, as Consul tells it.
 
-use lictor_testbed::Mode;
 use std::collections::BTreeSet;
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -8,7 +7,7 @@ use lictor_testbed::Instance;
 use serde_json::json;
 
 use crate::environment::{Cluster, Environment, LONELY_NODE, SOON, until};
-use crate::release::Release;
+use crate::release::{Mode, Release};
 use crate::shop::{App, Shop, Watch, workload};
 
 /// The release of all tests of this file and mode; the first one installs it.

@@ -1,6 +1,5 @@
 //! An app whose pods run, and what Consul says of them.
 
-use lictor_testbed::Mode;
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -14,7 +13,7 @@ use lictor_testbed::{ConsulApi, Instance, TestNamespace, wait};
 use serde_json::{Value, json};
 
 use crate::environment::{Cluster, LONELY, SOON, until};
-use crate::release::Release;
+use crate::release::{Mode, Release};
 
 /// How an app is to be.
 pub(crate) struct App {

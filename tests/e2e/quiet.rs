@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use kube::api::{Patch, PatchParams};
-use lictor_testbed::{NewPod, Operator, Proxy};
+use lictor_testbed::{Instance, NewPod, Operator, Proxy};
 use serde_json::{Value, json};
 
-use crate::fixture::{Fixture, Mode, SOON};
+use crate::fixture::{Fixture, Mode, SOON, merged, pair};
 use crate::rows::fingerprint;
 
 /// How long nothing changes.
@@ -109,6 +109,76 @@ pub(crate) async fn one_change_is_one_write(fixture: &Fixture) -> Result<()> {
     fixture.wait_for("the other three", |found| found.len() == 3).await?;
     fixture.wait_for_counts("web", [3, 3, 3, 0]).await?;
     writes("a pod that left", 1).await
+}
+
+pub(crate) async fn one_change_is_one_decision(fixture: &Fixture) -> Result<()> {
+    /// How many resources nothing happens to.
+    const OTHERS: usize = 20;
+    let node = |name: &str| format!("{}-{name}", fixture.namespace.name());
+    let with_zone = |more: Value| merged(json!({ "meta": { "zone": "${node.zone}" } }), more);
+    let operator = fixture.operate().await?;
+    fixture.web(2).await?;
+    fixture.namespace.apply_service("other", &[("app", "other")], &[("http", 80, "8080")]).await?;
+    fixture.namespace.create_pod(NewPod::new("other", &node("a")).label("app", "other").port("http", 8080)).await?;
+    for number in 0..OTHERS {
+        let other = json!({
+            "name": fixture.service_named(&format!("other-{number}")),
+            "source": { "service": { "name": "other" } },
+        });
+        fixture.apply(&format!("other-{number}"), &with_zone(other)).await?;
+    }
+    fixture.apply_web(with_zone(json!({}))).await?;
+    for number in 0..OTHERS {
+        fixture.wait_ready(&format!("other-{number}")).await?;
+    }
+    fixture.wait_ready("web").await?;
+    fixture.wait_for_counts("web", [2, 2, 2, 0]).await?;
+    let decisions = async || -> Result<u64> {
+        // What would come late comes before the end of a later look.
+        fixture.wait_for_a_look(&operator).await?;
+        let metrics = operator.metrics().await?;
+        let decisions = metrics.lines().find_map(|line| line.strip_prefix("lictor_decisions_total "));
+        Ok(decisions.context("no decisions are counted")?.parse()?)
+    };
+    let mut before = decisions().await?;
+    let mut made = async |what: &str, wanted: u64| -> Result<()> {
+        let now = decisions().await?;
+        ensure!(now == before + wanted, "{} decisions, not {wanted}, for {what}", now - before);
+        before = now;
+        Ok(())
+    };
+    made("nothing", 0).await?;
+
+    fixture.namespace.set_ready("web-1", false).await?;
+    fixture.wait_for_counts("web", [2, 2, 1, 1]).await?;
+    made("a pod that is not ready", 1).await?;
+    fixture.namespace.set_ready("web-1", true).await?;
+    fixture.wait_for_counts("web", [2, 2, 2, 0]).await?;
+    made("a pod that is ready again", 1).await?;
+
+    fixture.apply_web(with_zone(json!({ "tags": ["a"] }))).await?;
+    fixture.wait_for("the tag", |found| found.len() == 2 && found.iter().all(|i| i.tags == ["a"])).await?;
+    made("an edit", 1).await?;
+    // The old instances go after the new ones are there.
+    let renamed = fixture.service_named("renamed");
+    fixture.apply_web(with_zone(json!({ "name": renamed }))).await?;
+    fixture.wait_for("none under the old name", <[_]>::is_empty).await?;
+    fixture.consul().wait_for(&renamed, "both", |found| found.len() == 2, SOON).await?;
+    fixture.wait_ready("web").await?;
+    made("another name", 1).await?;
+
+    // Of all resources with values of Nodes, only `web` has an endpoint on this one.
+    fixture.namespace.label_node(&node("b"), "topology.kubernetes.io/zone", Some("zone-2")).await?;
+    let moved = |found: &[Instance]| found.iter().filter(|i| pair(i, "zone") == Some("zone-2")).count() == 1;
+    fixture.consul().wait_for(&renamed, "the zone", moved, SOON).await?;
+    fixture.wait_ready("web").await?;
+    made("a Node's zone", 1).await?;
+    fixture.namespace.create_node("c", "192.0.2.12".parse()?, "zone-3").await?;
+    made("a Node that joins", 0).await?;
+
+    fixture.delete("web").await?;
+    fixture.wait_gone("web").await?;
+    made("a deletion: that it is asked for, and that the resource is gone", 2).await
 }
 
 /// An operator behind a recording proxy, with three instances that are as they should be.

@@ -10,9 +10,10 @@ use anyhow::{Context, Result, ensure};
 use futures::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use lictor_testbed::{
-    ConsulOptions, ControlPlane, ControlPlaneOptions, NewPod, Programs, Reader, Seen, Shared, TestNamespace, TestPod,
+    ConsulOptions, ControlPlane, ControlPlaneOptions, NewPod, Programs, Reader, Seen, TestNamespace, TestPod,
 };
 use serde_json::json;
+use tokio::sync::OnceCell;
 
 use crate::fixture::{Fixture, LARGE, apply, install_crd, resources};
 
@@ -41,13 +42,13 @@ fn gradually() -> ControlPlaneOptions {
 
 /// A control plane with such controllers, for whoever asks.
 async fn gradual(programs: &Programs) -> Result<&'static ControlPlane> {
-    static PLANE: Shared<ControlPlane> = Shared::new();
+    static PLANE: OnceCell<ControlPlane> = OnceCell::const_new();
     let start = || async {
         let plane = ControlPlane::start_with(programs, &gradually()).await?;
         install_crd(&plane).await?;
-        Ok(plane)
+        anyhow::Ok(plane)
     };
-    PLANE.get("the control plane", start).await
+    PLANE.get_or_try_init(start).await
 }
 
 /// A Service of many pods on two nodes, with a resource.

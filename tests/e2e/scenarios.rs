@@ -275,6 +275,8 @@ scenarios! {
     quiet::a_restart_writes_nothing(agent: yes, catalog: yes);
     /// One pod's change is one small write, and no other instance moves.
     quiet::one_change_is_one_write(agent: yes, catalog: yes);
+    /// Each change of a resource is decided once, a rename too; a Node concerns only the resources with an endpoint on it. Counted.
+    quiet::one_change_is_one_decision(agent: yes, catalog: yes);
 
     /// A Service that does not exist: condition and Event; it works when it comes. A mistyped new name removes nothing.
     refusals::a_service_that_does_not_exist(agent: yes, catalog: yes);

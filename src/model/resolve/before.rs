@@ -4,6 +4,7 @@
 //! injects a container, the author of the resource has changed nothing: the port that is registered goes on, by its
 //! name. What it was is told by the status and, where that says nothing, by what is registered.
 
+use std::cell::Cell;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::iter::Empty;
@@ -24,13 +25,15 @@ pub struct Before<'a, R> {
     /// True if the status is about its present spec.
     pub(super) is_present: bool,
     pub(super) registered: R,
+    /// Set once the status has told something.
+    pub(super) noted: Option<&'a Cell<bool>>,
 }
 
 impl Before<'static, Empty<&'static Registration>> {
     /// That of a resource which nothing is known of.
     #[must_use]
     pub fn nothing() -> Self {
-        Self { told: None, is_present: false, registered: std::iter::empty() }
+        Self { told: None, is_present: false, registered: std::iter::empty(), noted: None }
     }
 }
 
@@ -39,11 +42,20 @@ impl<'a, R: Iterator<Item = &'a Registration> + Clone> Before<'a, R> {
     pub fn of(resource: Option<&'a Resource>, registered: R) -> Self {
         let told = resource.and_then(|resource| resource.status.port_in_use.as_ref());
         let is_present = resource.is_some_and(|of| of.status.observed_generation == of.generation);
-        Self { told, is_present, registered }
+        Self { told, is_present, registered, noted: None }
+    }
+
+    /// Has noted whether what the status says decides about anything.
+    #[must_use]
+    pub fn noting(self, goes_by_status: &'a Cell<bool>) -> Self {
+        Self { noted: Some(goes_by_status), ..self }
     }
 
     /// The port that the status names, of this very source.
     pub(super) fn told(&self, source: &Source) -> Option<&'a PortInUse> {
+        if let Some(noted) = self.noted {
+            noted.set(true);
+        }
         self.told.filter(|told| *told.source == *source.to_string())
     }
 

@@ -356,7 +356,7 @@ fn a_port_that_is_registered_goes_on_by_its_name() {
         let is_present = !told.starts_with("old ");
         let told = Some(told.trim_start_matches("old ")).filter(|told| !told.is_empty()).map(in_use);
         let known = web_with(ports, in_slice);
-        let before = Before { told: told.as_ref(), is_present, registered: rows.iter() };
+        let before = Before { told: told.as_ref(), is_present, registered: rows.iter(), noted: None };
         let resolution = resolve_after(&web(), &known, &before);
         let (port, name) = expected.split_once(' ').unwrap_or_default();
         assert_eq!(resolution.port_in_use, Some(name).filter(|name| !name.is_empty()).map(in_use), "{case}");
@@ -394,7 +394,7 @@ fn what_a_status_says_of_a_port_is_of_one_source_and_a_spec_that_names_none() {
     // What was registered of another source tells by its address alone.
     let row = |last: u8| Registration { port: 9090, ..row(&address(last).to_string(), "pods") };
     let registered = |row: &Registration| {
-        let before = Before { told: None, is_present: false, registered: std::iter::once(row) };
+        let before = Before { told: None, is_present: false, registered: std::iter::once(row), noted: None };
         found(&resolve_after(&web(), &known, &before))
     };
     assert_eq!(registered(&row(1)), [("u1".to_owned(), 9090, true)]);
@@ -647,7 +647,7 @@ fn a_port_of_pods_goes_on_and_what_is_injected_is_not_meant() {
         let (name, pod) = pod(1, &[]);
         let pod = Pod { ports: ports.split(", ").map(container_port).collect(), ..pod };
         let known = Known { pods: [(name, pod)].into(), ..Known::default() };
-        let before = Before { told: told.as_ref(), is_present, registered: rows.iter() };
+        let before = Before { told: told.as_ref(), is_present, registered: rows.iter(), noted: None };
         let resolution = resolve_after(&from(Source::Pods { selector: Selector(Vec::new()) }), &known, &before);
         let goes_on: Vec<&str> = expected.split_terminator(' ').collect();
         let found: Vec<String> = resolution.instances.iter().map(|instance| instance.port.to_string()).collect();
@@ -664,7 +664,7 @@ fn a_port_of_pods_that_goes_on_is_said_with_the_others() {
     let pods = [pod(1, &[("http", 8080)]), pod(2, &[("http", 8080), ("admin", 8081), ("", 9102)])].into();
     let known = Known { pods, ..Known::default() };
     let rows = [Registration { port: 8080, ..row("10.0.0.1", "pods") }];
-    let before = Before { told: None, is_present: false, registered: rows.iter() };
+    let before = Before { told: None, is_present: false, registered: rows.iter(), noted: None };
     let resolution = resolve_after(&from(Source::Pods { selector: Selector(Vec::new()) }), &known, &before);
     assert_eq!(found(&resolution), [("u1".to_owned(), 8080, true), ("u2".to_owned(), 8080, true)]);
     assert_eq!(

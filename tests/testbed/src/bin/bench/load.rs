@@ -42,7 +42,11 @@ pub(crate) struct Load {
 
 impl Load {
     pub(crate) async fn make(plane: &ControlPlane, size: Size) -> Result<Self> {
-        plane.install_crd(include_str!("../../crds/consulservices.lictor.dev.yaml")).await?;
+        let crd = include_str!("../../../../../crds/consulservices.lictor.dev.yaml");
+        plane.kubectl_program().run_with_input(&["apply", "--server-side", "-f", "-"], crd).await?;
+        plane
+            .kubectl(&["wait", "--for=condition=Established", "--timeout=30s", "crd/consulservices.lictor.dev"])
+            .await?;
         let namespace = TestNamespace::create(plane, "bench").await?;
         let node = |number: usize| {
             let namespace = &namespace;

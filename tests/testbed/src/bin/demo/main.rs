@@ -24,8 +24,7 @@ use std::env;
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
-use clap::Parser;
-use lictor_testbed::Mode;
+use clap::{Parser, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
 
 use stage::Stage;
@@ -36,8 +35,24 @@ struct Args {
     /// The operator's program.
     lictor: PathBuf,
     /// Where registrations go.
-    #[arg(long, value_enum, default_value_t = Mode::Agent, env = "DEMO_REGISTRATION")]
-    registration: Mode,
+    #[arg(long, value_enum, default_value_t = Registration::Agent, env = "DEMO_REGISTRATION")]
+    registration: Registration,
+}
+
+/// The modes of `lictor run --registration`.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Registration {
+    Agent,
+    Catalog,
+}
+
+impl Registration {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Agent => "agent",
+            Self::Catalog => "catalog",
+        }
+    }
 }
 
 #[tokio::main]
