@@ -42,9 +42,11 @@ ENV CARGO_PROFILE_RELEASE_LTO=fat \
     CARGO_PROFILE_RELEASE_CODEGEN_UNITS=1
 # The dependencies first, which seldom change: with empty programs in place of ours.
 COPY Cargo.toml Cargo.lock ./
+COPY bench/Cargo.toml bench/
+COPY demo/Cargo.toml demo/
 COPY tests/testbed/Cargo.toml tests/testbed/
-RUN mkdir --parents src tests/testbed/src \
-    && echo 'fn main() {}' > src/main.rs \
+RUN mkdir --parents src bench/src demo/src tests/testbed/src \
+    && echo 'fn main() {}' | tee src/main.rs bench/src/main.rs > demo/src/main.rs \
     && touch src/lib.rs tests/testbed/src/lib.rs \
     && cargo build --locked --release --package lictor
 COPY src src

@@ -25,7 +25,7 @@ help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## Watch it work: a real Kubernetes, a real Consul, the operator (DEMO_ONCE=1 ends by itself)
-	@$(CARGO) build --locked --release --package lictor --package lictor-testbed
+	@$(CARGO) build --locked --release --package lictor --package lictor-demo
 	@$(TARGET)/release/demo $(TARGET)/release/lictor
 
 test: ## All that a change must pass
@@ -43,7 +43,7 @@ test-oldest: ## The tests end to end on the oldest Kubernetes and Consul that ar
 
 BENCH ?= flips
 bench: ## Measure it on real servers: BENCH="flips --rate 200", BEFORE=path/of/another/lictor for a comparison
-	@$(CARGO) build --locked --release --package lictor --package lictor-testbed
+	@$(CARGO) build --locked --release --package lictor --package lictor-bench
 	@$(TARGET)/release/bench $(BENCH) -- $(TARGET)/release/lictor $(BEFORE)
 
 e2e: ## Lictor in pods, on nodes within this machine or the cluster of KUBECONFIG (REQUIRE_E2E=1: or fail)
@@ -103,7 +103,7 @@ sbom: $(CYCLONEDX) ## List what the program is made of, as CycloneDX: target/lic
 	@SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(CYCLONEDX) cyclonedx --quiet --format json --spec-version 1.5 \
 		--describe binaries --no-build-deps
 	@sed 's|path+file://$(CURDIR)#|pkg:cargo/|' lictor_bin.cdx.json > $(TARGET)/lictor.cdx.json
-	@rm -f lictor_bin.cdx.json tests/testbed/*_bin.cdx.json
+	@rm -f lictor_bin.cdx.json bench/*_bin.cdx.json demo/*_bin.cdx.json tests/testbed/*_bin.cdx.json
 
 version: ## Print the version that is in Cargo.toml
 	@echo $(VERSION)

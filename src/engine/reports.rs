@@ -37,7 +37,7 @@ pub(super) struct Reports {
 #[derive(Debug, Default)]
 pub(super) struct Told {
     /// The last status written, which the watch may not have shown yet.
-    pub(super) sent: Option<(Instant, Arc<Status>)>,
+    pub(super) sent: Option<Sent>,
     /// Since when there is nothing to tell but that writes are under way. Most are over before it is worth a word.
     pub(super) pending: Option<Instant>,
     /// What the last Event said of `Ready`: reason and message.
@@ -50,6 +50,16 @@ pub(super) struct Told {
     is_in_flight: bool,
     /// Whether its status is to be looked at again after that.
     again: bool,
+}
+
+/// A status that was written.
+#[derive(Debug)]
+pub(super) struct Sent {
+    /// The time of the write.
+    pub(super) at: Instant,
+    pub(super) status: Arc<Status>,
+    /// The number of writes of the same status before this one.
+    pub(super) repeats: u32,
 }
 
 impl Reports {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::decide::{Action, Decision, NAME_CONFLICT, name_conflict, without};
-use super::reports::Next;
+use super::reports::{Next, Sent};
 use super::timers::Timer;
 use super::{Completion, Engine};
 use crate::cluster::world::Entry;
@@ -24,8 +24,12 @@ const BETWEEN: Duration = Duration::from_secs(1);
 /// The least time between two writes of one resource's status that differ in counts and messages alone.
 const BETWEEN_COUNTS: Duration = Duration::from_secs(3);
 
-/// How long before a status that was written and not seen is written again.
+/// The time before a status that was written and not seen is written again; it doubles with each repetition. An API
+/// server whose `CustomResourceDefinition` is older takes away the fields that it does not know, and so never shows it.
 const UNSEEN: Duration = Duration::from_secs(5);
+
+/// The most times that [`UNSEEN`] doubles: to more than five minutes.
+const DOUBLINGS: u32 = 6;
 
 /// How long after a write that failed to try again.
 const RETRY: Duration = Duration::from_secs(2);
@@ -129,7 +133,7 @@ impl Engine {
             return;
         }
         let now = Instant::now();
-        let sent_at = self.reports.told(&key).sent.as_ref().map(|(at, _)| *at);
+        let sent_at = self.reports.told(&key).sent.as_ref().map(|sent| sent.at);
         if let Some(next) = sent_at.map(|at| at + BETWEEN).filter(|next| *next > now) {
             self.timers.set(next, Timer::Report(key));
             return;
@@ -151,21 +155,15 @@ impl Engine {
         if is_pending(&status) {
             at = at.max(*told.pending.get_or_insert(now) + BETWEEN);
         }
-        if let Some((sent_at, sent)) = &told.sent {
-            let wait = if *sent == status {
-                UNSEEN
-            } else if same_conditions(sent, &status) {
-                BETWEEN_COUNTS
-            } else {
-                BETWEEN
-            };
-            at = at.max(*sent_at + wait);
+        if let Some(sent) = &told.sent {
+            at = at.max(sent.at + wait_after(sent, &status));
         }
         if at > now {
             self.timers.set(at, Timer::Report(key));
             return;
         }
-        told.sent = Some((now, Arc::clone(&status)));
+        let repeats = told.sent.as_ref().filter(|sent| sent.status == status).map_or(0, |sent| sent.repeats + 1);
+        told.sent = Some(Sent { at: now, status: Arc::clone(&status), repeats });
         let event = event_for(&status).filter(|event| told.event.as_ref() != Some(event));
         if event.is_some() {
             told.event.clone_from(&event);
@@ -293,6 +291,17 @@ fn retry_after(error: &WriteError) -> Duration {
     }
 }
 
+/// The least time between the last write of a resource's status and the next one.
+fn wait_after(sent: &Sent, next: &Status) -> Duration {
+    if *sent.status == *next {
+        UNSEEN * 2_u32.pow(sent.repeats.min(DOUBLINGS))
+    } else if same_conditions(&sent.status, next) {
+        BETWEEN_COUNTS
+    } else {
+        BETWEEN
+    }
+}
+
 /// Whether two statuses differ in counts and messages alone.
 fn same_conditions(one: &Status, other: &Status) -> bool {
     let conditions = |status: &Status| {
@@ -320,4 +329,42 @@ fn count_owned<'a>(rows: impl Iterator<Item = &'a Row>) -> Counts {
     let mut counts = Counts::default();
     rows.filter(|row| row.shown).for_each(|row| counts.add(row.health));
     counts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::status::Condition;
+
+    fn ready(reason: &str, registered: usize) -> Status {
+        let condition = Condition {
+            kind: ConditionKind::Ready,
+            truth: Truth::True,
+            reason: reason.to_owned(),
+            message: String::new(),
+            observed_generation: 1,
+        };
+        Status {
+            instances: Counts { registered, ..Counts::default() },
+            conditions: vec![condition],
+            ..Status::default()
+        }
+    }
+
+    #[test]
+    fn a_status_that_is_never_seen_is_written_less_and_less_often() {
+        let sent = |repeats| Sent { at: Instant::now(), status: Arc::new(ready("Registered", 1)), repeats };
+        for (repeats, next, seconds) in [
+            (0, ready("Refused", 1), 1),
+            (0, ready("Registered", 2), 3),
+            (0, ready("Registered", 1), 5),
+            (1, ready("Registered", 1), 10),
+            (6, ready("Registered", 1), 320),
+            (100, ready("Registered", 1), 320),
+            (100, ready("Refused", 1), 1),
+        ] {
+            let wait = wait_after(&sent(repeats), &next);
+            assert_eq!(wait, Duration::from_secs(seconds), "{repeats} {next:?}");
+        }
+    }
 }

@@ -71,9 +71,7 @@ impl Cluster {
 
     /// Installs the CRD without the chart.
     async fn define(&self) -> Result<()> {
-        let crd = read("crds/consulservices.lictor.dev.yaml");
-        self.plane.kubectl_program().run_with_input(&["apply", "--server-side", "-f", "-"], &crd).await?;
-        self.kubectl(&["wait", "--for=condition=Established", "--timeout=30s", CRD]).await.map(drop)
+        self.plane.install_crd(&read("crds/consulservices.lictor.dev.yaml")).await
     }
 
     /// A resource of a user.

@@ -3,13 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, ensure};
 use lictor_testbed::programs::tools::prometheus_operator_definitions;
-use lictor_testbed::{Consul, ConsulOptions, ControlPlane, Programs, TestNamespace, init_tls};
+use lictor_testbed::{Consul, ConsulOptions, ControlPlane, Programs, Shared, TestNamespace, init_tls};
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
-use tokio::sync::OnceCell;
 
 use crate::helm::{Helm, all_values, with};
 use crate::read;
@@ -23,9 +22,8 @@ pub(crate) struct Servers {
 
 /// The servers, started by whoever asks first.
 pub(crate) async fn servers() -> Result<&'static Servers> {
-    static SERVERS: OnceCell<Result<Servers, String>> = OnceCell::const_new();
-    let started = SERVERS.get_or_init(|| async { Servers::start().await.map_err(|error| format!("{error:#}")) }).await;
-    started.as_ref().map_err(|error| anyhow!("the servers did not start: {error}"))
+    static SERVERS: Shared<Servers> = Shared::new();
+    SERVERS.get("the servers", Servers::start).await
 }
 
 /// Namespaces of others that the values in `charts/lictor/ci` name.
@@ -44,8 +42,7 @@ impl Servers {
             let crd = format!("crd/{kind}.monitoring.coreos.com");
             plane.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", &crd]).await?;
         }
-        let crd = read("crds/consulservices.lictor.dev.yaml");
-        plane.kubectl_program().run_with_input(&["apply", "--server-side", "-f", "-"], &crd).await?;
+        plane.install_crd(&read("crds/consulservices.lictor.dev.yaml")).await?;
         for name in NAMESPACES {
             let namespace = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name, "labels": {
                 "pod-security.kubernetes.io/enforce": "restricted",

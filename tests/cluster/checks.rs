@@ -1,9 +1,10 @@
 //! Consul's own checks, run against real pods.
 
 use anyhow::{Context, Result};
+use lictor_testbed::Mode;
 
 use crate::environment::Environment;
-use crate::release::{Mode, Release};
+use crate::release::Release;
 use crate::shop::{App, Pod, Shop};
 
 /// Instances pass by readiness and by Consul's HTTP, TCP and gRPC checks; each of them shows a failure; and a pod finds

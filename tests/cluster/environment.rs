@@ -19,10 +19,10 @@ use lictor_testbed::node::suite::given_cluster;
 use lictor_testbed::node::{APP_IMAGE, CONSUL_IMAGE, Docker, From, LICTOR_IMAGE, Node, app_image, consul_image};
 use lictor_testbed::{
     ConsulApi, ControlPlane, Esm, Helm, Kubectl, NodeCluster, NodeClusterOptions, NodePrograms, Process, Programs,
-    TestNamespace, WorkDir, init_tls, ports, process, wait,
+    Shared, TestNamespace, WorkDir, init_tls, ports, process, wait,
 };
 use tokio::runtime::Runtime;
-use tokio::sync::{Mutex, MutexGuard, OnceCell};
+use tokio::sync::{Mutex, MutexGuard};
 
 use crate::rights::{self, Right};
 
@@ -55,14 +55,12 @@ pub(crate) async fn until<T, F: Future<Output = Result<Option<T>>>>(
 /// Made by the test that is first; it goes after the last.
 #[derive(Default)]
 pub(crate) struct Environment {
-    cluster: OnceCell<Result<Cluster, String>>,
+    cluster: Shared<Cluster>,
 }
 
 impl Environment {
     pub(crate) async fn cluster(&self) -> Result<&Cluster> {
-        let started = async { Box::pin(Cluster::start()).await.map_err(|error| format!("{error:#}")) };
-        let started = Box::pin(self.cluster.get_or_init(|| started)).await;
-        started.as_ref().map_err(|error| anyhow!("there is no cluster: {error}"))
+        self.cluster.get("the cluster", Cluster::start).await
     }
 }
 
@@ -357,11 +355,9 @@ async fn image(work_dir: &WorkDir) -> Result<Option<PathBuf>> {
 async fn install(plane: &ControlPlane) -> Result<()> {
     let crd = Command::new(LICTOR).arg("crd").output()?;
     ensure!(crd.status.success(), "lictor crd: {}", String::from_utf8_lossy(&crd.stderr));
+    plane.install_crd(&String::from_utf8(crd.stdout)?).await?;
     let apply = ["apply", "--server-side", "--force-conflicts", "--filename", "-"];
-    for manifest in [String::from_utf8(crd.stdout)?, with_images(include_str!("manifests/consul.yaml"))] {
-        plane.kubectl_program().run_with_input(&apply, &manifest).await?;
-    }
-    plane.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", CRD]).await?;
+    plane.kubectl_program().run_with_input(&apply, &with_images(include_str!("manifests/consul.yaml"))).await?;
     let rollout = ["--namespace=consul", "rollout", "status", "deployment/consul", "--timeout=90s"];
     if let Err(error) = plane.kubectl(&rollout).await {
         let pods = plane.kubectl(&["--namespace=consul", "describe", "pods"]).await;

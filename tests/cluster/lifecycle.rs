@@ -2,11 +2,12 @@
 
 use anyhow::{Context, Result, ensure};
 use lictor_testbed::Instance;
+use lictor_testbed::Mode;
 use serde_json::Value;
 
 use crate::environment::{CRD, Cluster, Environment, SOON, until};
 use crate::older_chart::{LATER, is_current, older_chart};
-use crate::release::{Mode, Release};
+use crate::release::Release;
 use crate::shop::{App, Shop, Watch};
 
 /// An upgrade of the chart brings the CRD along. Until then Lictor works, says that the CRD is older than it needs, and

@@ -28,10 +28,10 @@ mod trouble;
 
 use std::process::ExitCode;
 
+use lictor_testbed::Mode::{Agent, Catalog};
 use lictor_testbed::node::suite::{self, Test, Tested};
 
 use crate::environment::Environment;
-use crate::release::Mode::{Agent, Catalog};
 
 /// Tests, each once, or in each mode; where the cluster has to be our own, they say so.
 macro_rules! stage {

@@ -1,5 +1,6 @@
 //! What happens to pods, as Consul tells it.
 
+use lictor_testbed::Mode;
 use std::collections::BTreeSet;
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -7,7 +8,7 @@ use lictor_testbed::Instance;
 use serde_json::json;
 
 use crate::environment::{Cluster, Environment, LONELY_NODE, SOON, until};
-use crate::release::{Mode, Release};
+use crate::release::Release;
 use crate::shop::{App, Shop, Watch, workload};
 
 /// The release of all tests of this file and mode; the first one installs it.

@@ -1,5 +1,6 @@
 //! Lictor, installed by its chart.
 
+use lictor_testbed::Mode;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -13,22 +14,6 @@ pub(crate) const DEFAULT_LEASE: &str = "leaderElection.leaseDuration=4s";
 
 /// What picks the operators' pods, and not those of hooks.
 pub(crate) const OPERATORS: &str = "--selector=app.kubernetes.io/component=operator";
-
-/// Where registrations go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Mode {
-    Agent,
-    Catalog,
-}
-
-impl Mode {
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Agent => "agent",
-            Self::Catalog => "catalog",
-        }
-    }
-}
 
 /// One release of the chart, in a namespace of its own that admits only what is of the level `restricted`. Its name is
 /// also the class of its resources and the cluster's name in Consul, so that several do not meet.

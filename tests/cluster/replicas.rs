@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use kube::api::{Patch, PatchParams};
-use lictor_testbed::{Process, Proxy, process, wait};
+use lictor_testbed::{Mode, Process, Proxy, process, wait};
 use serde_json::json;
 
 use crate::environment::{Environment, SOON, until};
-use crate::release::{DEFAULT_LEASE, Mode, Release};
+use crate::release::{DEFAULT_LEASE, Release};
 use crate::shop::{App, Shop, Watch};
 
 /// Kills in `make test`; `LICTOR_KILLS` says how many others.

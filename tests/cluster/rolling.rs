@@ -1,5 +1,6 @@
 //! A rolling restart of an app under load, by clients that find it through Consul: by its HTTP API, and by DNS.
 
+use lictor_testbed::Mode;
 use std::collections::BTreeSet;
 
 use anyhow::{Context, Result, ensure};
@@ -8,7 +9,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::environment::{Environment, until};
-use crate::release::{Mode, Release};
+use crate::release::Release;
 use crate::shop::{App, Shop};
 
 /// What `app load` prints.

@@ -1,5 +1,6 @@
 //! An app whose pods run, and what Consul says of them.
 
+use lictor_testbed::Mode;
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -13,7 +14,7 @@ use lictor_testbed::{ConsulApi, Instance, TestNamespace, wait};
 use serde_json::{Value, json};
 
 use crate::environment::{Cluster, LONELY, SOON, until};
-use crate::release::{Mode, Release};
+use crate::release::Release;
 
 /// How an app is to be.
 pub(crate) struct App {

@@ -1,9 +1,10 @@
 //! What goes wrong at an installation, and who says so: Helm, the pod's log, `/readyz`, and `helm test` in the same words.
 
 use anyhow::{Context, Result, ensure};
+use lictor_testbed::Mode;
 
 use crate::environment::{Environment, until};
-use crate::release::{Mode, OPERATORS, Release};
+use crate::release::{OPERATORS, Release};
 
 /// A wrong value is refused by Helm, and nothing is installed.
 pub(crate) async fn a_wrong_value(environment: &Environment) -> Result<()> {

@@ -19,13 +19,13 @@ use kube::Api;
 use kube::api::{ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams};
 use lictor::model::ids::ClusterName;
 use lictor::model::nodes::node_name;
+pub(crate) use lictor_testbed::Mode;
 use lictor_testbed::dns::{self, Kind};
 use lictor_testbed::{
-    Consul, ConsulApi, ConsulOptions, ControlPlane, Esm, Instance, NewPod, Operator, Programs, TestNamespace, TestPod,
-    init_tls, wait,
+    Consul, ConsulApi, ConsulOptions, ControlPlane, Esm, Instance, NewPod, Operator, Programs, Shared, TestNamespace,
+    TestPod, init_tls, wait,
 };
 use serde_json::{Value, json};
-use tokio::sync::OnceCell;
 
 use crate::launch::Launch;
 
@@ -44,23 +44,6 @@ const LARGE_SCENARIO: Duration = Duration::from_secs(1800);
 /// How many endpoints there are in the scenario of a large Service, where there are to be many.
 pub(crate) const LARGE: &str = "LICTOR_ENDPOINTS";
 
-/// Where registrations go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Mode {
-    Agent,
-    Catalog,
-}
-
-impl Mode {
-    /// As the flag has it.
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Agent => "agent",
-            Self::Catalog => "catalog",
-        }
-    }
-}
-
 /// The servers of this process.
 pub(crate) struct Servers {
     pub(crate) programs: Programs,
@@ -71,9 +54,8 @@ pub(crate) struct Servers {
 impl Servers {
     /// The servers, started by whoever asks first. They end with this process.
     pub(crate) async fn shared() -> Result<&'static Self> {
-        static SERVERS: OnceCell<Result<Servers, String>> = OnceCell::const_new();
-        let started = SERVERS.get_or_init(|| async { Self::start().await.map_err(|error| format!("{error:#}")) }).await;
-        started.as_ref().map_err(|error| anyhow!("the servers did not start: {error}"))
+        static SERVERS: Shared<Servers> = Shared::new();
+        SERVERS.get("the servers", Self::start).await
     }
 
     async fn start() -> Result<Self> {
@@ -86,17 +68,11 @@ impl Servers {
     }
 }
 
-/// Installs the CRD as users do, and waits until the apiserver serves it.
+/// Installs the CRD that the program prints.
 pub(crate) async fn install_crd(plane: &ControlPlane) -> Result<()> {
     let printed = std::process::Command::new(LICTOR).arg("crd").output()?;
     ensure!(printed.status.success(), "lictor crd: {}", String::from_utf8_lossy(&printed.stderr));
-    let crd = String::from_utf8(printed.stdout)?;
-    plane.kubectl_program().run_with_input(&["apply", "--server-side", "-f", "-"], &crd).await?;
-    let name = "crd/consulservices.lictor.dev";
-    plane.kubectl(&["wait", "--for=condition=Established", "--timeout=30s", name]).await?;
-    // Established comes a moment before every handler knows it.
-    let listed = || async { Ok(Some(plane.kubectl(&["get", "csvc", "--all-namespaces"]).await?)) };
-    wait::until("the resource is served", SOON, listed).await.map(drop)
+    plane.install_crd(&String::from_utf8(printed.stdout)?).await
 }
 
 /// One scenario's own part of the world.

@@ -1,72 +1,63 @@
-//! Starting the operator.
+//! Starting the operator of a scenario.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Result;
-use lictor_testbed::Operator;
+use lictor_testbed::{Mode, Operator};
 
-use crate::fixture::{Fixture, LICTOR, Mode, SOON, arg};
+use crate::fixture::{Fixture, LICTOR, SOON};
 
 /// An operator that is to be started.
 pub(crate) struct Launch<'a> {
     fixture: &'a Fixture,
-    consul: String,
-    namespace: String,
-    kubeconfig: PathBuf,
-    resync: &'a str,
-    args: Vec<String>,
-    envs: Vec<(&'a str, String)>,
+    launch: lictor_testbed::Launch,
 }
 
 impl<'a> Launch<'a> {
-    /// One for the fixture's namespace, cluster and Consul, that looks at Consul every second.
+    /// One for the fixture's namespace, cluster and Consul, that reads Consul every second.
     pub(crate) fn new(fixture: &'a Fixture) -> Self {
-        Self {
-            fixture,
-            consul: fixture.consul_address(),
-            namespace: fixture.namespace.name().to_owned(),
-            kubeconfig: fixture.kubeconfig.clone(),
-            resync: "1s",
-            args: Vec::new(),
-            envs: Vec::new(),
-        }
+        let (kubeconfig, consul) = (&fixture.kubeconfig, fixture.consul_address());
+        let launch = lictor_testbed::Launch::new(fixture.mode, &fixture.cluster, kubeconfig, &consul)
+            .flag("--namespace", fixture.namespace.name())
+            .flag("--resync-interval", "1s")
+            .flag("--log-level", "info,lictor=debug");
+        Self { fixture, launch }
     }
 
     /// Another address for Consul.
-    pub(crate) fn consul(mut self, address: &str) -> Self {
-        address.clone_into(&mut self.consul);
-        self
+    pub(crate) fn consul(self, address: &str) -> Self {
+        self.set("--consul-address", address)
     }
 
     /// Another cluster.
-    pub(crate) fn kubeconfig(mut self, kubeconfig: &Path) -> Self {
-        kubeconfig.clone_into(&mut self.kubeconfig);
-        self
+    pub(crate) fn kubeconfig(self, kubeconfig: &Path) -> Self {
+        self.set("--kubeconfig", &kubeconfig.to_string_lossy())
     }
 
     /// Another namespace in place of the fixture's.
-    pub(crate) fn namespace(mut self, name: &str) -> Self {
-        name.clone_into(&mut self.namespace);
-        self
+    pub(crate) fn namespace(self, name: &str) -> Self {
+        self.set("--namespace", name)
     }
 
     /// No looks at Consul that nothing asks for.
-    pub(crate) fn without_resyncs(mut self) -> Self {
-        self.resync = "1h";
-        self
+    pub(crate) fn without_resyncs(self) -> Self {
+        self.set("--resync-interval", "1h")
     }
 
     /// A token for Consul.
-    pub(crate) fn token(mut self, token: &str) -> Self {
-        self.envs.push(("CONSUL_HTTP_TOKEN", token.to_owned()));
-        self
+    pub(crate) fn token(self, token: &str) -> Self {
+        Self { launch: self.launch.env("CONSUL_HTTP_TOKEN", token), ..self }
     }
 
     /// Another flag.
-    pub(crate) fn flag(mut self, name: &str, value: &str) -> Self {
-        self.args.extend([name.to_owned(), value.to_owned()]);
-        self
+    pub(crate) fn flag(self, name: &str, value: &str) -> Self {
+        Self { launch: self.launch.flag(name, value), ..self }
+    }
+
+    /// Another flag, without a value.
+    pub(crate) fn switch(self, name: &str) -> Self {
+        Self { launch: self.launch.switch(name), ..self }
     }
 
     /// Lets resources have checks where no agent runs them: consul-esm does, which [`Fixture::esm`] starts.
@@ -77,33 +68,9 @@ impl<'a> Launch<'a> {
         }
     }
 
-    /// Another flag, without a value.
-    pub(crate) fn switch(mut self, name: &str) -> Self {
-        self.args.push(name.to_owned());
-        self
-    }
-
     /// Starts it.
     pub(crate) fn start(self) -> Result<Arc<Operator>> {
-        let mut args = vec![
-            "--registration",
-            self.fixture.mode.as_str(),
-            "--cluster-name",
-            &self.fixture.cluster,
-            "--namespace",
-            &self.namespace,
-            "--consul-address",
-            &self.consul,
-            "--kubeconfig",
-            arg(&self.kubeconfig)?,
-            "--resync-interval",
-            self.resync,
-            "--log-level",
-            "info,lictor=debug",
-        ];
-        args.extend(self.args.iter().map(String::as_str));
-        let envs: Vec<(&str, &str)> = self.envs.iter().map(|(name, value)| (*name, value.as_str())).collect();
-        Ok(self.fixture.keep(Operator::start(Path::new(LICTOR), &args, &envs)?))
+        Ok(self.fixture.keep(self.launch.start(Path::new(LICTOR))?))
     }
 
     /// Starts it and waits until it is ready.
@@ -111,5 +78,9 @@ impl<'a> Launch<'a> {
         let operator = self.start()?;
         operator.wait_ready(SOON).await?;
         Ok(operator)
+    }
+
+    fn set(self, name: &str, value: &str) -> Self {
+        Self { launch: self.launch.set(name, value), ..self }
     }
 }

@@ -10,10 +10,9 @@ use anyhow::{Context, Result, ensure};
 use futures::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use lictor_testbed::{
-    ConsulOptions, ControlPlane, ControlPlaneOptions, NewPod, Programs, Reader, Seen, TestNamespace, TestPod,
+    ConsulOptions, ControlPlane, ControlPlaneOptions, NewPod, Programs, Reader, Seen, Shared, TestNamespace, TestPod,
 };
 use serde_json::json;
-use tokio::sync::OnceCell;
 
 use crate::fixture::{Fixture, LARGE, apply, install_crd, resources};
 
@@ -42,13 +41,13 @@ fn gradually() -> ControlPlaneOptions {
 
 /// A control plane with such controllers, for whoever asks.
 async fn gradual(programs: &Programs) -> Result<&'static ControlPlane> {
-    static PLANE: OnceCell<ControlPlane> = OnceCell::const_new();
+    static PLANE: Shared<ControlPlane> = Shared::new();
     let start = || async {
         let plane = ControlPlane::start_with(programs, &gradually()).await?;
         install_crd(&plane).await?;
-        anyhow::Ok(plane)
+        Ok(plane)
     };
-    PLANE.get_or_try_init(start).await
+    PLANE.get("the control plane", start).await
 }
 
 /// A Service of many pods on two nodes, with a resource.

@@ -139,8 +139,8 @@ impl Field {
     async fn batch(&mut self, batch: u64) -> Result<()> {
         let mut chance = self.resources.chance(u64::MAX - batch);
         for round in 0..ROUNDS {
-            let environment = chance.rng.usize(..self.fixture.grounds.len());
-            self.fixture.grounds[environment].stir(&mut chance).await?;
+            let environment = chance.rng.usize(..self.fixture.environments.len());
+            self.fixture.environments[environment].stir(&mut chance).await?;
             let mut requests = Vec::new();
             let surplus = if round == 0 { self.known.len().saturating_sub(MOST) } else { 0 };
             for (number, known) in &self.known {
@@ -155,7 +155,7 @@ impl Field {
             }
             for number in self.next..self.next + ROUND {
                 let draft = self.resources.draw(number, 0);
-                let environment = chance.rng.usize(..self.fixture.grounds.len());
+                let environment = chance.rng.usize(..self.fixture.environments.len());
                 requests.push((number, environment, draft.name.clone(), Request::Create(draft)));
             }
             self.next += ROUND;
@@ -262,7 +262,7 @@ impl Field {
         for known in self.known.values().filter(|known| known.retains && !is_there(known)) {
             self.retained.insert(format!(
                 "{}/{}",
-                self.fixture.grounds[known.environment].namespace.name(),
+                self.fixture.environments[known.environment].namespace.name(),
                 known.draft.name
             ));
         }
@@ -285,7 +285,7 @@ impl Field {
     /// All resources, by namespace and name.
     async fn list(&self) -> Result<BTreeMap<(usize, String), DynamicObject>> {
         let mut found = BTreeMap::new();
-        for environment in 0..self.fixture.grounds.len() {
+        for environment in 0..self.fixture.environments.len() {
             for object in self.fixture.resources(environment).list(&ListParams::default()).await? {
                 found.insert((environment, object.metadata.name.clone().unwrap_or_default()), object);
             }
@@ -298,7 +298,7 @@ impl Field {
         let begun = Instant::now();
         let service = format!("probe_{batch}");
         let name = format!("probe-{batch}");
-        let environment = usize::try_from(batch)? % self.fixture.grounds.len();
+        let environment = usize::try_from(batch)? % self.fixture.environments.len();
         let resources = self.fixture.resources(environment);
         let spec = json!({ "name": service, "source": { "service": { "name": "web" } } });
         let probe = DynamicObject::new(&name, &kind()).data(json!({ "spec": spec }));

@@ -2,13 +2,12 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Result, anyhow};
+use kube::Client;
 use kube::core::Status;
-use kube::{Client, CustomResourceExt};
-use lictor::cluster::api::{self, ConsulService};
-use lictor_testbed::{ControlPlane, TestNamespace, wait};
+use lictor::cluster::api;
+use lictor_testbed::{ControlPlane, Shared, TestNamespace, wait};
 use serde_json::{Value, json};
-use tokio::sync::OnceCell;
 
 pub(crate) const SOON: Duration = Duration::from_secs(20);
 
@@ -21,9 +20,8 @@ pub(crate) struct Fixture {
 impl Fixture {
     /// A new namespace. The apiserver is started by whoever asks first, and ends with this process.
     pub(crate) async fn make() -> Result<Self> {
-        static PLANE: OnceCell<Result<ControlPlane, String>> = OnceCell::const_new();
-        let plane = PLANE.get_or_init(|| async { start().await.map_err(|error| format!("{error:#}")) }).await;
-        let plane = plane.as_ref().map_err(|error| anyhow!("the apiserver did not start: {error}"))?;
+        static PLANE: Shared<ControlPlane> = Shared::new();
+        let plane = PLANE.get("the apiserver", start).await?;
         let fixture = Self { plane, namespace: TestNamespace::create(plane, "resource").await? };
         // Established comes a moment before every handler knows it.
         let made =
@@ -88,10 +86,7 @@ impl Fixture {
 
 async fn start() -> Result<ControlPlane> {
     let plane = ControlPlane::obtain().await?;
-    let kubectl = plane.kubectl_program();
-    kubectl.run_with_input(&["apply", "--server-side", "-f", "-"], &api::crd_yaml()).await?;
-    let crd = format!("crd/{}", ConsulService::crd_name());
-    kubectl.run(&["wait", "--for=condition=Established", "--timeout=20s", &crd]).await.context("the CRD")?;
+    plane.install_crd(&api::crd_yaml()).await?;
     Ok(plane)
 }
 

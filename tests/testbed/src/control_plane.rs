@@ -20,6 +20,9 @@ use crate::{Kubectl, Programs, init_tls, ports, wait};
 
 const START: Duration = Duration::from_secs(60);
 
+/// The definition of `ConsulService`, as kubectl names it.
+const CRD: &str = "crd/consulservices.lictor.dev";
+
 /// What may differ from one control plane to the next.
 #[derive(Debug, Clone, Default)]
 pub struct ControlPlaneOptions {
@@ -140,6 +143,17 @@ impl ControlPlane {
     #[must_use]
     pub fn kubectl_program(&self) -> &Kubectl {
         &self.kubectl
+    }
+
+    /// Installs the `CustomResourceDefinition` of `ConsulService`, and waits until it is served.
+    pub async fn install_crd(&self, crd: &str) -> Result<()> {
+        let apply = ["apply", "--server-side", "--force-conflicts", "--filename", "-"];
+        self.kubectl.run_with_input(&apply, crd).await?;
+        self.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", CRD]).await?;
+        // Established comes a moment before every handler knows it.
+        let listed =
+            || async { Ok(Some(self.kubectl(&["get", "consulservices.lictor.dev", "--all-namespaces"]).await?)) };
+        wait::until("ConsulServices are served", START, listed).await.map(drop)
     }
 
     /// Logs, keys and data; removed with this value.

@@ -8,7 +8,7 @@
 //! - what runs: [`control_plane`], [`node`], [`consul`], [`proxy`] (in front of Consul), [`operator`], [`listeners`] (for
 //!   Consul's checks to ask), [`esm`] (a stand-in of consul-esm)
 //! - what is asked of Consul's DNS: [`dns`]; who asks Consul all the time: [`reader`]
-//! - what tests make in the cluster: [`cluster`], [`pods`]
+//! - what tests make in the cluster: [`cluster`], [`pods`]; what they share: [`shared`], [`mode`]
 //! - what all of it stands on: [`programs`], [`process`], [`watchdog`], [`work_dir`], [`ports`],
 //!   [`certificates`], [`addresses`], [`kubectl`], [`helm`], [`wait`]
 //!
@@ -24,6 +24,7 @@ pub mod esm;
 pub mod helm;
 pub mod kubectl;
 pub mod listeners;
+pub mod mode;
 pub mod node;
 pub mod operator;
 pub mod pods;
@@ -32,6 +33,7 @@ pub mod process;
 pub mod programs;
 pub mod proxy;
 pub mod reader;
+pub mod shared;
 pub mod wait;
 pub mod watchdog;
 pub mod work_dir;
@@ -44,13 +46,15 @@ pub use esm::Esm;
 pub use helm::Helm;
 pub use kubectl::Kubectl;
 pub use listeners::{Heard, Listener, Message, Over, Protocol};
+pub use mode::Mode;
 pub use node::{NodeCluster, NodeClusterOptions};
-pub use operator::Operator;
+pub use operator::{Launch, Operator};
 pub use pods::{NewPod, TestPod};
 pub use process::Process;
 pub use programs::{NodePrograms, Programs};
 pub use proxy::{Fault, Hold, Proxy, Record};
 pub use reader::{Reader, Seen};
+pub use shared::Shared;
 pub use watchdog::Watchdog;
 pub use work_dir::WorkDir;
 

@@ -6,9 +6,65 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+use crate::mode::Mode;
 use crate::process::Process;
 use crate::work_dir::WorkDir;
 use crate::{init_tls, ports, wait};
+
+/// An operator that is to be started.
+#[derive(Debug, Clone)]
+pub struct Launch {
+    /// Flags, with their values where they have one.
+    args: Vec<(String, Option<String>)>,
+    envs: Vec<(String, String)>,
+}
+
+impl Launch {
+    /// One for a cluster's name, between the Kubernetes of a kubeconfig and the Consul at an address.
+    #[must_use]
+    pub fn new(mode: Mode, cluster: &str, kubeconfig: &Path, consul: &str) -> Self {
+        Self { args: Vec::new(), envs: Vec::new() }
+            .flag("--registration", mode.as_str())
+            .flag("--cluster-name", cluster)
+            .flag("--kubeconfig", &kubeconfig.to_string_lossy())
+            .flag("--consul-address", consul)
+    }
+
+    /// Adds a flag with a value, beside the same flag with others.
+    #[must_use]
+    pub fn flag(mut self, name: &str, value: &str) -> Self {
+        self.args.push((name.to_owned(), Some(value.to_owned())));
+        self
+    }
+
+    /// Gives a flag this value in place of all that it had.
+    #[must_use]
+    pub fn set(mut self, name: &str, value: &str) -> Self {
+        self.args.retain(|(known, _)| known != name);
+        self.flag(name, value)
+    }
+
+    /// Adds a flag without a value.
+    #[must_use]
+    pub fn switch(mut self, name: &str) -> Self {
+        self.args.push((name.to_owned(), None));
+        self
+    }
+
+    /// Adds a variable to its environment.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.envs.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Starts it.
+    pub fn start(&self, binary: &Path) -> Result<Operator> {
+        let flags = self.args.iter().flat_map(|(name, value)| [Some(&**name), value.as_deref()]);
+        let envs: Vec<(&str, &str)> = self.envs.iter().map(|(name, value)| (&**name, &**value)).collect();
+        Operator::start(binary, &flags.flatten().collect::<Vec<_>>(), &envs)
+    }
+}
 
 /// A running operator. It is killed when it is dropped.
 #[derive(Debug)]

@@ -24,7 +24,8 @@ use std::env;
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
-use clap::{Parser, ValueEnum};
+use clap::Parser;
+use lictor_testbed::Mode;
 use tokio::signal::unix::{SignalKind, signal};
 
 use stage::Stage;
@@ -35,24 +36,8 @@ struct Args {
     /// The operator's program.
     lictor: PathBuf,
     /// Where registrations go.
-    #[arg(long, value_enum, default_value_t = Registration::Agent, env = "DEMO_REGISTRATION")]
-    registration: Registration,
-}
-
-/// The modes of `lictor run --registration`.
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Registration {
-    Agent,
-    Catalog,
-}
-
-impl Registration {
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Agent => "agent",
-            Self::Catalog => "catalog",
-        }
-    }
+    #[arg(long, value_enum, default_value_t = Mode::Agent, env = "DEMO_REGISTRATION")]
+    registration: Mode,
 }
 
 #[tokio::main]

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use lictor_testbed::{Consul, ConsulApi, ConsulOptions, ControlPlane, Operator, Programs, wait};
+use lictor_testbed::{Consul, ConsulApi, ConsulOptions, ControlPlane, Launch, Mode, Operator, Programs, wait};
 use serde_json::{Value, json};
 
 use crate::load::{Load, name};
@@ -51,21 +51,12 @@ impl Trial {
         };
         let consul = Consul::start(programs, options).await?;
         let token = if acl { Some(limited_token(&consul.api()).await?) } else { None };
-        let kubeconfig = plane.kubeconfig().to_str().context("a path")?;
-        let address = consul.http_addr();
-        let args = [
-            "--registration",
-            "catalog",
-            "--cluster-name",
-            "bench",
-            "--consul-address",
-            &*address,
-            "--kubeconfig",
-            kubeconfig,
-        ];
-        let envs: Vec<(&str, &str)> = token.iter().map(|token| ("CONSUL_HTTP_TOKEN", &**token)).collect();
+        let mut launch = Launch::new(Mode::Catalog, "bench", plane.kubeconfig(), &consul.http_addr());
+        if let Some(token) = &token {
+            launch = launch.env("CONSUL_HTTP_TOKEN", token);
+        }
         let begun = Instant::now();
-        let operator = Operator::start(lictor, &args, &envs)?;
+        let operator = launch.start(lictor)?;
         Ok(Self { consul, operator, begun, instances: load.size.instances })
     }
 

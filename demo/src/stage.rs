@@ -8,11 +8,11 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use lictor_testbed::{Consul, ConsulApi, ConsulOptions, ControlPlane, Operator, Programs, TestNamespace};
+use lictor_testbed::{Consul, ConsulApi, ConsulOptions, ControlPlane, Mode, Operator, Programs, TestNamespace};
 use tokio::sync::oneshot;
 
 use crate::cluster::{Cluster, Way};
-use crate::{Registration, show};
+use crate::show;
 
 /// How the cluster calls itself in Consul.
 const CLUSTER: &str = "demo";
@@ -26,7 +26,7 @@ const STOP: Duration = Duration::from_secs(15);
 pub struct Stage {
     pub cluster: Cluster,
     pub consul: Consul,
-    pub registration: Registration,
+    pub registration: Mode,
     lictor: PathBuf,
     programs: Programs,
     operator: Option<Operator>,
@@ -36,7 +36,7 @@ pub struct Stage {
 
 impl Stage {
     /// Brings up Consul and Kubernetes, with `nodes` if it can be, or takes what `KUBECONFIG` names.
-    pub async fn start(lictor: PathBuf, registration: Registration, nodes: bool) -> Result<Self> {
+    pub async fn start(lictor: PathBuf, registration: Mode, nodes: bool) -> Result<Self> {
         let way = Way::choose(nodes).await?;
         let programs = way.programs().await?;
         show::say(way.announcement());

@@ -42,11 +42,7 @@ pub(crate) struct Load {
 
 impl Load {
     pub(crate) async fn make(plane: &ControlPlane, size: Size) -> Result<Self> {
-        let crd = include_str!("../../../../../crds/consulservices.lictor.dev.yaml");
-        plane.kubectl_program().run_with_input(&["apply", "--server-side", "-f", "-"], crd).await?;
-        plane
-            .kubectl(&["wait", "--for=condition=Established", "--timeout=30s", "crd/consulservices.lictor.dev"])
-            .await?;
+        plane.install_crd(include_str!("../../crds/consulservices.lictor.dev.yaml")).await?;
         let namespace = TestNamespace::create(plane, "bench").await?;
         let node = |number: usize| {
             let namespace = &namespace;

@@ -6,14 +6,14 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use lictor_testbed::Instance;
 use lictor_testbed::dns::Kind;
+use lictor_testbed::{Instance, Mode};
 use tokio::time::Instant;
 
 use crate::cluster::Cluster;
 use crate::pods::{FIRST, Pods, Role, SUCCESSOR};
 use crate::stage::Stage;
-use crate::{Registration, look, show};
+use crate::{look, show};
 
 const USER: &str = "user_service";
 const WEB: &str = "web";
@@ -49,13 +49,11 @@ enum Checks {
 impl Checks {
     fn of(stage: &Stage, pods: &Pods) -> Self {
         match stage.registration {
-            Registration::Catalog => {
-                Self::LeftOut("In the catalog nobody runs checks but consul-esm, which is not here")
-            }
-            Registration::Agent if pods.no_servers.is_some() => {
+            Mode::Catalog => Self::LeftOut("In the catalog nobody runs checks but consul-esm, which is not here"),
+            Mode::Agent if pods.no_servers.is_some() => {
                 Self::LeftOut("Nobody answers at the pods' addresses, so Consul's own checks would all fail")
             }
-            Registration::Agent => Self::Run,
+            Mode::Agent => Self::Run,
         }
     }
 
@@ -143,8 +141,8 @@ async fn operator(stage: &mut Stage) -> Result<()> {
     let line = stage.start_operator().await?;
     show::command(&line, "");
     let place = match stage.registration {
-        Registration::Agent => "with the one Consul agent at CONSUL_HTTP_ADDR",
-        Registration::Catalog => "in the servers' catalog, on a Consul node for each Kubernetes node",
+        Mode::Agent => "with the one Consul agent at CONSUL_HTTP_ADDR",
+        Mode::Catalog => "in the servers' catalog, on a Consul node for each Kubernetes node",
     };
     show::say(&format!("It was ready after {}. It registers {place}.", show::time(begun.elapsed())));
     Ok(())
