@@ -10,12 +10,14 @@
 //!                            └──────────── outcomes ──► status, Events, metrics
 //! ```
 //!
-//! One direction, one owner for each piece of state. A room knows only the rooms to its right:
-//! `cli → engine → {cluster, consul} → model`.
+//! One direction, one owner for each piece of state. A room knows only the rooms to its right, and of the three in the
+//! middle none knows another: `cli → {cluster, consul, engine} → ports → state → model`.
 //!
 //! - [`model`]: what we think; pure.
-//! - [`cluster`]: Kubernetes: the resource, watches, the World, status and Events.
-//! - [`consul`]: Consul: transport, client, the mirror, and the registries.
+//! - [`state`]: what is known of both sides: the World of Kubernetes, the mirror of Consul; pure.
+//! - [`ports`]: the seams of the engine, with the types that go over them.
+//! - [`cluster`]: Kubernetes: the resource, watches, status and Events.
+//! - [`consul`]: Consul: transport, client, and the registries.
 //! - [`engine`]: the loop from what changed to what was written.
 //! - [`certificates`]: whether certificates and keys can be used; pure, and known to `cluster` and `consul`.
 //! - [`admin`]: `/healthz`, `/readyz`, `/metrics`.
@@ -29,4 +31,6 @@ pub mod cluster;
 pub mod consul;
 pub mod engine;
 pub mod model;
+pub mod ports;
 pub mod settings;
+pub mod state;

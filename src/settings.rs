@@ -10,10 +10,10 @@ use clap::{Args, ValueEnum};
 use ipnet::IpNet;
 
 use crate::cluster::convert::{ChecksRunBy, Rules};
-use crate::cluster::event::Scope;
 use crate::consul::transport::ConsulSettings;
 use crate::model::ids::{ClusterName, Str};
 use crate::model::resource::Limits;
+use crate::state::event::Scope;
 
 /// The flags of `lictor run`. Consul's are also read from the environment, under the names that Consul's own
 /// tools use.

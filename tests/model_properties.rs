@@ -8,8 +8,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use lictor::consul::Rows;
-use lictor::consul::mirror::Mirror;
 use lictor::model::check::Checks;
 use lictor::model::desired::{Desired, Placement, desired};
 use lictor::model::diff::{Op, count, diff};
@@ -26,6 +24,8 @@ use lictor::model::resolve::{Before, Hold, Instance, Remains, Resolution, limit,
 use lictor::model::resource::{Limits, Readiness, Source, Spec};
 use lictor::model::status::{ConditionKind, Findings, Status, Truth, status};
 use lictor::model::template::{Template, Values};
+use lictor::ports::Rows;
+use lictor::state::mirror::Mirror;
 use proptest::prelude::*;
 
 fn identity() -> Identity {

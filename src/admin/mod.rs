@@ -17,11 +17,11 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout};
 
-use crate::cluster::event::Kind;
 use crate::cluster::lease::ElectionFailure;
 use crate::cluster::watch::WatchHealth;
 use crate::engine::metrics::Metrics;
 use crate::engine::{Question, Snapshot};
+use crate::state::event::Kind;
 
 /// The longest time that the engine may take to answer before it counts as stuck.
 const PATIENCE: Duration = Duration::from_secs(5);

@@ -11,17 +11,18 @@ use kube::Client;
 use tokio::task::JoinHandle;
 
 use super::{identify, prepare};
+use crate::cluster::connect;
 use crate::cluster::kubernetes::ApiServer;
 use crate::cluster::lease::{self, LeaseSettings};
 use crate::cluster::watch::Orders;
-use crate::cluster::world::World;
-use crate::cluster::{Finalizers, Kubernetes, ReadError, Write, WriteError, connect};
 use crate::consul::transport::{Http, Transport, WriteLease};
-use crate::consul::{Bundle, Outcome, Registry};
 use crate::model::diff::Op;
 use crate::model::ids::Str;
 use crate::model::registration::Ownership;
+use crate::ports::{Bundle, Outcome, Registry};
+use crate::ports::{Finalizers, Kubernetes, ReadError, Write, WriteError};
 use crate::settings::{Election, RunArgs, Settings};
+use crate::state::world::World;
 
 /// The flags of `lictor detach`: those of `run`, and what becomes of the registrations.
 #[derive(Debug, Args)]

@@ -21,12 +21,12 @@ use self::probe::Way;
 use super::{DIFFERS, identify, prepare, registry};
 use crate::cluster::definition::{self, Definition};
 use crate::cluster::{connect, permissions};
-use crate::consul::Rows;
 use crate::consul::transport::{ConsulSettings, Http, Transport};
 use crate::model::desired::Placement;
 use crate::model::health::Health;
 use crate::model::ids::{Identity, Str, meta};
 use crate::model::registration::Row;
+use crate::ports::Rows;
 use crate::settings::{Mode, RunArgs, Settings};
 
 /// The flags of `lictor doctor`: those of `run`, and what to register for a moment.

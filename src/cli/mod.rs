@@ -15,11 +15,11 @@ use kube::Client;
 use tracing_subscriber::EnvFilter;
 
 use crate::cluster::kubernetes;
-use crate::consul::Registry;
 use crate::consul::agent::Agent;
 use crate::consul::catalog::Catalog;
 use crate::consul::transport::{ConsulSettings, Http, Transport, WriteLease};
 use crate::model::ids::{ClusterName, Identity, Str};
+use crate::ports::Registry;
 use crate::settings::{LogFormat, Mode, RunArgs, Settings};
 
 mod crd;

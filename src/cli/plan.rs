@@ -11,11 +11,12 @@ use tokio::time::Instant;
 
 use super::preview::{Note, Step, preview};
 use super::{DIFFERS, identify, prepare, registry};
+use crate::cluster::connect;
 use crate::cluster::kubernetes::ApiServer;
 use crate::cluster::watch::Orders;
-use crate::cluster::{Kubernetes, connect};
 use crate::consul::transport::{Http, Transport};
 use crate::model::status::NOT_LISTED;
+use crate::ports::Kubernetes;
 use crate::settings::{RunArgs, Settings};
 
 /// The flags of `lictor plan`: those of `run`, and how to print.

@@ -8,9 +8,6 @@ use std::collections::BTreeSet;
 
 use tokio::time::Instant;
 
-use crate::cluster::world::World;
-use crate::consul::Rows;
-use crate::consul::mirror::Mirror;
 use crate::engine::decide::{Action as Decided, SourceReport, decide, name_conflict, registered};
 use crate::model::desired::Placement;
 use crate::model::diff::{Op, diff, disown};
@@ -18,6 +15,9 @@ use crate::model::ids::{Identity, ResourceKey};
 use crate::model::registration::{Registration, RowKey};
 use crate::model::resolve::{Remains, remains};
 use crate::model::status::{ENDPOINTS_MISSING, NOT_LISTED};
+use crate::ports::Rows;
+use crate::state::mirror::Mirror;
+use crate::state::world::World;
 
 /// One write that `run` would make.
 #[derive(Clone, Debug, PartialEq, Eq)]

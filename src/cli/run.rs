@@ -16,14 +16,15 @@ use crate::admin::Admin;
 use crate::cluster::connect;
 use crate::cluster::definition::{self, Definition};
 use crate::cluster::kubernetes::{ApiServer, UidError};
-use crate::cluster::lease::{Candidate, ElectionFailure, Leads, LeaseSettings};
+use crate::cluster::lease::{Candidate, ElectionFailure, LeaseSettings};
 use crate::cluster::watch::{self, Orders, WatchHealth};
-use crate::cluster::world::World;
 use crate::consul::transport::{BadSettings, Http, Transport, WriteLease};
 use crate::engine::metrics::Metrics;
 use crate::engine::{Config, Engine};
 use crate::model::ids::Identity;
+use crate::ports::Leads;
 use crate::settings::{Election, RunArgs, Settings};
+use crate::state::world::World;
 
 /// The most events of the watches that may wait for the engine.
 const EVENTS: usize = 16_384;

@@ -12,10 +12,9 @@ use tokio::time::{Instant, sleep};
 use super::plan::table;
 use super::preview::preview;
 use super::{DIFFERS, agent, identify, prepare};
+use crate::cluster::connect;
 use crate::cluster::kubernetes::ApiServer;
 use crate::cluster::watch::Orders;
-use crate::cluster::world::World;
-use crate::cluster::{Kubernetes, connect};
 use crate::consul::agent::takeover::AgentTakeover;
 use crate::consul::catalog::Catalog;
 use crate::consul::catalog::takeover::CatalogTakeover;
@@ -23,7 +22,9 @@ use crate::consul::takeover::{Left, Takeover, taken};
 use crate::consul::transport::{Http, Transport};
 use crate::model::ids::{Identity, Str};
 use crate::model::registration::Ownership;
+use crate::ports::Kubernetes;
 use crate::settings::{Mode, RunArgs, Settings, duration};
+use crate::state::world::World;
 
 /// The flags of `lictor takeover`: those of `run`, and from whom.
 #[derive(Debug, Args)]
@@ -139,9 +140,9 @@ fn afterwards(left: Left, world: World, identity: &Identity) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::consul::Rows;
     use crate::model::desired::Placement;
     use crate::model::ids::ClusterName;
+    use crate::ports::Rows;
 
     #[test]
     fn what_is_left_is_told_by_name() {

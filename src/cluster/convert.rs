@@ -17,7 +17,6 @@ use serde_json::Value;
 
 pub use self::checks::ChecksRunBy;
 use super::api::{self, ConsulService, ConsulServiceSpec, ConsulServiceStatus};
-use super::event::{ObjectKey, SeenResource};
 use super::status;
 use crate::model::ids::{Str, meta};
 use crate::model::port::PortRef;
@@ -28,6 +27,7 @@ use crate::model::resource::{
     DeletionPolicy, Limits, PAUSED, Readiness, Resource, Source, Spec, StaticAddress, finalizer,
 };
 use crate::model::template::Template;
+use crate::state::event::{ObjectKey, SeenResource};
 
 /// A `ConsulService`, its parts not decoded yet.
 #[derive(kube::Resource, Deserialize, Clone, Debug)]

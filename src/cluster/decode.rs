@@ -19,13 +19,13 @@ use serde::de::DeserializeOwned;
 
 use super::containers;
 use super::convert::{self, ResourceObject, Rules};
-use super::event::{Change, Kind, ObjectKey, SeenResource, Step};
 use super::interner::Interner;
 use crate::model::facts::{
     ContainerKind, ContainerPort, Endpoint, Family, Node, Pod, PodRef, Protocol, Service, ServicePort, Slice, SlicePort,
 };
 use crate::model::ids::{Str, is_pod_name, is_uid};
 use crate::model::render::MAX_META_VALUE;
+use crate::state::event::{Change, Kind, ObjectKey, SeenResource, Step};
 
 /// A kind that is watched.
 pub trait Watched: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static {

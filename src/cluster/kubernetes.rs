@@ -23,13 +23,14 @@ use tracing::debug;
 use super::api::ConsulService;
 use super::convert::{ResourceObject, Rules};
 use super::decode::{Decoder, NodeObject, PodObject, ServiceObject, SliceObject, Watched};
-use super::event::{self, Kind, Scope};
 use super::list::{Failure, Pages, describe, retry_after};
 use super::watch::{Orders, namespaced};
-use super::world::{Wanted, World};
-use super::{Finalizers, Kubernetes, ReadError, Write, WriteError, definition, status};
+use super::{definition, status};
 use crate::model::cause::CrdState;
 use crate::model::ids::{ResourceKey, Str};
+use crate::ports::{Finalizers, Kubernetes, ReadError, Write, WriteError};
+use crate::state::event::{self, Kind, Scope};
+use crate::state::world::{Wanted, World};
 
 /// The longest that a request for one object may take: kube has no limit of its own.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);

@@ -8,6 +8,7 @@
 //! Taking the Lease replaces the version that was read. A renewal names no version: it is a patch which tests that the
 //! Lease still bears this replica and this taking. So renewals overlap, and none makes another one fail.
 
+use crate::ports::Leads;
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -107,16 +108,6 @@ impl LeaseSettings {
             { "op": "add", "path": "/spec/leaseDurationSeconds", "value": 1 },
         ])
     }
-}
-
-/// The time until which this replica may begin requests; none while another one leads.
-pub type Leads = watch::Receiver<Option<Instant>>;
-
-/// Leads for ever: where there is just one replica.
-#[must_use]
-pub fn alone() -> Leads {
-    // As good as never: what tokio itself takes for far away.
-    watch::Sender::new(Some(Instant::now() + Duration::from_secs(86_400 * 365 * 30))).subscribe()
 }
 
 /// The Lease as last seen.

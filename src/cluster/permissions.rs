@@ -11,8 +11,8 @@ use tokio::time::timeout;
 
 use super::api::ConsulService;
 use super::definition::discovery_path;
-use super::event::Scope;
 use super::list::describe;
+use crate::state::event::Scope;
 
 /// One thing that must be allowed.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -13,21 +13,7 @@ use super::api::{self, ConsulServiceStatus, InstanceCounts, Problem as ApiProble
 use crate::model::port::{PortInUse, PortRef};
 use crate::model::reasons::{Counts, Problem, ProblemReason};
 use crate::model::status::{Condition, ConditionKind, Status, Truth};
-
-/// Says since when each condition has had its truth, as last read.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Transitions(BTreeMap<ConditionKind, (Truth, Timestamp)>);
-
-impl Transitions {
-    /// Says when a condition that is now `truth` last changed: before, if it was so already, and `now` otherwise.
-    #[must_use]
-    pub fn since(&self, kind: ConditionKind, truth: Truth, now: Timestamp) -> Timestamp {
-        match self.0.get(&kind) {
-            Some((before, since)) if *before == truth => *since,
-            _ => now,
-        }
-    }
-}
+use crate::state::event::Transitions;
 
 /// Reads a status. Conditions of other kinds than ours are left out.
 #[must_use]

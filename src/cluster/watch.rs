@@ -25,10 +25,10 @@ use tracing::{debug, info, warn};
 use super::api::ConsulService;
 use super::convert::{ResourceObject, Rules};
 use super::decode::{Decoder, NodeObject, PodObject, ServiceObject, SliceObject, Watched};
-use super::event::{Event, Kind, Scope};
 use super::list::{Failure, Pages};
-use super::world::Wanted;
 use crate::model::ids::Str;
+use crate::state::event::{Event, Kind, Scope};
+use crate::state::world::Wanted;
 
 /// After so many seconds the apiserver ends a watch, and it is taken up again.
 const WATCH_SECONDS: u32 = 60;

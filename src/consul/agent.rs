@@ -24,10 +24,10 @@ use futures::try_join;
 use super::client::{Client, path};
 use super::transport::Transport;
 use super::wire::{AgentConfig, AgentSelf, By, Check, Healths, NodeServices, Pool, Service};
-use super::{Bundle, Outcome, Registry, Rows, Unavailable};
 use crate::model::desired::Placement;
 use crate::model::ids::{Identity, Str, id_prefix, meta};
 use crate::model::registration::{Ownership, Registration, Row, RowKey};
+use crate::ports::{Bundle, Outcome, Registry, Rows, Unavailable};
 
 /// The most operations that an agent gets before the engine hears of them.
 const BUNDLE: usize = 64;

@@ -35,11 +35,11 @@ use self::nodes::KnownNode;
 use super::client::{Client, Failed, path};
 use super::transport::Transport;
 use super::wire::{Check, Node, NodeServices, Service, TxnAnswer, TxnError};
-use super::{Bundle, Outcome, Registry, Rows, Unavailable};
 use crate::model::desired::Placement;
 use crate::model::ids::{Identity, Str, meta};
 use crate::model::nodes::{NodeMark, NodeOwner};
 use crate::model::plan::BUNDLE_INSTANCES;
+use crate::ports::{Bundle, Outcome, Registry, Rows, Unavailable};
 
 /// The address of a node that stands for no machine (RFC 5737): DNS answers with the instances' own.
 const NO_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));

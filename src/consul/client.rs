@@ -9,9 +9,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 
-use super::Unavailable;
 use super::transport::{Method, Request, Response, Transport, TransportError};
 use super::wire::{AgentSelf, Fault};
+use crate::ports::Unavailable;
 
 /// The longest time that an answer may take.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);

@@ -8,11 +8,11 @@ use std::sync::Arc;
 
 use futures::{StreamExt, TryStreamExt, stream};
 
-use super::Unavailable;
 use super::client::{Client, path};
 use super::wire::{By, HealthEntry, Healths, Node, Pool};
 use crate::model::ids::{Identity, meta};
 use crate::model::registration::{Ownership, Row, RowKey};
+use crate::ports::Unavailable;
 
 /// The most services that are read at once.
 const READS: usize = 8;

@@ -1,127 +1,16 @@
 //! Consul: how it is reached, what it holds of ours, and the two ways of writing to it.
 //!
-//! In: bundles of [`Op`]s, each for one Consul node. Out: what became of each, and, when read, every row that
-//! carries an ID or a mark of ours. [`Registry`] is the seam; [`agent`] and [`catalog`] are its
-//! implementations, above a [`transport`] that the simulation replaces.
-
-use std::collections::BTreeMap;
-use std::net::IpAddr;
-use std::time::Duration;
-
-use futures::future::BoxFuture;
-
-use crate::model::desired::Placement;
-use crate::model::diff::Op;
-use crate::model::ids::Str;
-use crate::model::registration::{Row, RowKey};
+//! In: bundles of [`Op`](crate::model::diff::Op)s, each for one Consul node. Out: what became of each, and, when read, every
+//! row that carries an ID or a mark of ours. [`agent`] and [`catalog`] implement [`Registry`](crate::ports::Registry), above a
+//! [`transport`] that the simulation replaces.
 
 pub mod agent;
 pub mod catalog;
 pub(crate) mod client;
 mod marked;
-pub mod mirror;
 pub mod takeover;
 pub mod transport;
 pub(crate) mod wire;
 
-/// A place where registrations go. All methods may be called at any time; calls of [`apply`](Self::apply) for
-/// one node are never made side by side.
-pub trait Registry: Send + Sync {
-    /// Makes itself known to Consul and learns where instances go. Called once before anything else and again
-    /// after [`Unavailable::session_lost`]; in `catalog` mode it raises the term of the marker node.
-    fn connect(&self) -> BoxFuture<'_, Result<Placement, Unavailable>>;
-
-    /// Looks where instances go and what is there of ours, writing nothing: who is known by no [`connect`](Self::connect)
-    /// may only look.
-    fn survey(&self) -> BoxFuture<'_, Result<(Placement, Rows), Unavailable>>;
-
-    /// Says where instances go as far as is known by now, if that may change after [`connect`](Self::connect).
-    fn placement(&self) -> Option<Placement>;
-
-    /// Reads everything of ours, whole: a view that Consul filtered or that may be old is an error.
-    fn read(&self) -> BoxFuture<'_, Result<Rows, Unavailable>>;
-
-    /// Reads what stands on one Consul node, likewise.
-    fn read_node<'a>(&'a self, node: &'a Str) -> BoxFuture<'a, Result<Rows, Unavailable>>;
-
-    /// Carries out a bundle and says for each operation what became of it, in order.
-    fn apply<'a>(&'a self, bundle: &'a Bundle) -> BoxFuture<'a, Vec<Outcome>>;
-
-    /// Makes a write that changes nothing, the way that others go: whether writes are carried out at all.
-    fn check_writes(&self) -> BoxFuture<'_, Result<(), Unavailable>>;
-
-    /// Brings the Consul nodes of our making up to date: addresses that changed, nodes that nothing is
-    /// registered on any more. `addresses` answers by Kubernetes node.
-    fn tidy<'a>(&'a self, addresses: &'a BTreeMap<Str, IpAddr>) -> BoxFuture<'a, Result<(), Unavailable>>;
-
-    /// Takes away what was made besides registrations, as far as nobody else has anything on it: after the last
-    /// registration of ours is gone for good.
-    fn dismantle(&self) -> BoxFuture<'_, Result<(), Unavailable>>;
-
-    /// Has bundles that are under way finish the operation that they are at and answer
-    /// [`Outcome::NotTried`] for the rest: no request begins that does not complete one.
-    fn wind_down(&self);
-
-    /// The most operations in one bundle.
-    fn bundle_size(&self) -> usize;
-}
-
-/// The rows that Consul holds of ours, by key.
-pub type Rows = BTreeMap<RowKey, Row>;
-
-/// Operations for one Consul node.
-#[derive(Clone, Debug)]
-pub struct Bundle {
-    /// The node's name.
-    pub node: Str,
-    /// The address to give the node if it has to be made; none where no Kubernetes node is known for it.
-    pub address: Option<IpAddr>,
-    /// The operations to carry out, in order.
-    pub ops: Vec<Op>,
-}
-
-/// The outcome of an operation.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// Consul has it.
-    Written {
-        /// True if the catalog shows it already: an agent answers before it has told the servers.
-        shown: bool,
-    },
-    /// Consul refused this very operation; nothing of it was written. Consul's own words.
-    Refused(String),
-    /// It was not tried, or surely had no effect.
-    NotTried(Unavailable),
-    /// No answer came: it may have been written, or may still be.
-    Unknown(Unavailable),
-}
-
-/// This is said of operations that were left for [`Registry::wind_down`].
+/// This is said of operations that were left for [`Registry::wind_down`](crate::ports::Registry::wind_down).
 const WINDING_DOWN: &str = "Lictor is on its way out";
-
-/// Says why Consul could not be written or read just now; no single registration is to blame.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{message}")]
-pub struct Unavailable {
-    /// Says what happened, in a user's words.
-    pub message: String,
-    /// The time for which Consul asked us to wait.
-    pub retry_after: Option<Duration>,
-    /// True if we must [`connect`](Registry::connect) and read everything again: Consul was emptied or restored, the
-    /// agent is another one, or another Lictor took over.
-    pub session_lost: bool,
-}
-
-impl Unavailable {
-    /// Makes one that may be over at the next attempt.
-    #[must_use]
-    pub fn transient(message: impl Into<String>) -> Self {
-        Self { message: message.into(), retry_after: None, session_lost: false }
-    }
-
-    /// Makes one after which nothing that Lictor knows of Consul is true any more: the session has to begin anew.
-    #[must_use]
-    pub fn session_lost(message: impl Into<String>) -> Self {
-        Self { session_lost: true, ..Self::transient(message) }
-    }
-}

@@ -10,10 +10,10 @@ use std::collections::BTreeSet;
 
 use futures::future::BoxFuture;
 
-use super::{Rows, Unavailable};
 use crate::model::desired::Placement;
 use crate::model::ids::{Str, meta};
 use crate::model::registration::Registration;
+use crate::ports::{Rows, Unavailable};
 
 /// The meta key of what is about to be taken over; it holds the uid of who does. Every Lictor of the other cluster puts
 /// it right.

@@ -12,12 +12,12 @@ use super::resources::Dirty;
 use super::session::Stamped;
 use super::timers::{Backoff, Timer};
 use super::{Completion, Engine};
-use crate::cluster::ReadError;
-use crate::cluster::world::World;
 use crate::model::cause::{Cause, CrdState};
 use crate::model::diff::Op;
 use crate::model::ids::ResourceKey;
 use crate::model::registration::RowKey;
+use crate::ports::ReadError;
+use crate::state::world::World;
 
 /// How long between looks whether a resource that is frozen while it is being deleted may be let go.
 const FROZEN: Duration = Duration::from_secs(10);

@@ -9,8 +9,6 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::cluster::world::World;
-use crate::consul::mirror::Mirror;
 use crate::model::desired::{Desired, Placement, desired};
 use crate::model::ids::{Identity, ResourceKey, Str, instance_id};
 use crate::model::port::PortInUse;
@@ -20,6 +18,8 @@ use crate::model::render;
 use crate::model::resolve::{Before, Hold, Instance, Resolution, are_terminating, limit, resolve};
 use crate::model::resource::{DeletionPolicy, Spec};
 use crate::model::status::NOT_LISTED;
+use crate::state::mirror::Mirror;
+use crate::state::world::World;
 
 /// The reason of a condition where a name belongs to a resource of another namespace.
 pub(crate) const NAME_CONFLICT: &str = "NameConflict";

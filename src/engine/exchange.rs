@@ -12,7 +12,6 @@ use super::metrics::{Kind, Result as Written};
 use super::session::{Request, Stamped};
 use super::timers::Timer;
 use super::{Completion, Engine};
-use crate::consul::{Bundle, Outcome, Rows, Unavailable};
 use crate::model::cause::Cause;
 use crate::model::desired::Placement;
 use crate::model::diff::Op;
@@ -20,6 +19,7 @@ use crate::model::health::Health;
 use crate::model::ids::{ResourceKey, Str, meta};
 use crate::model::plan::Planned;
 use crate::model::registration::{Ownership, Row, RowKey};
+use crate::ports::{Bundle, Outcome, Rows, Unavailable};
 
 /// What the answers to a bundle come to.
 #[derive(Default)]

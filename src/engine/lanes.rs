@@ -6,12 +6,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::consul::Unavailable;
 use crate::model::diff::Op;
 use crate::model::ids::{ResourceKey, Str};
 use crate::model::isolation::Isolation;
 use crate::model::plan::{Plan, Planned, Wanted};
 use crate::model::registration::{Registration, RowKey};
+use crate::ports::Unavailable;
 
 /// The lanes.
 #[derive(Debug, Default)]

@@ -32,16 +32,16 @@ use futures::stream::FuturesUnordered;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use crate::cluster::event::Event;
-use crate::cluster::lease::{self, Leads};
-use crate::cluster::world::World;
-use crate::cluster::{Kubernetes, ReadError, WriteError};
-use crate::consul::mirror::Mirror;
-use crate::consul::{Outcome, Registry, Rows, Unavailable};
 use crate::model::cause::{Cause, CrdState};
 use crate::model::desired::Placement;
 use crate::model::ids::{Identity, ResourceKey, Str};
 use crate::model::plan::Planned;
+use crate::ports::{Kubernetes, ReadError, WriteError};
+use crate::ports::{Leads, always};
+use crate::ports::{Outcome, Registry, Rows, Unavailable};
+use crate::state::event::Event;
+use crate::state::mirror::Mirror;
+use crate::state::world::World;
 
 mod confirm;
 pub(crate) mod decide;
@@ -177,7 +177,7 @@ impl Engine {
         Self {
             reports: Reports::new(config.status_rate),
             config,
-            ports: Ports { registry, kubernetes, leads: lease::alone(), random },
+            ports: Ports { registry, kubernetes, leads: always(), random },
             metrics,
             world,
             mirror: Mirror::default(),

@@ -9,7 +9,6 @@ use super::Engine;
 use super::decide::{Action, Decision, decide, registered, share, why_gone, without};
 use super::resources::{Basis, Dirty, Handover, Kept, MissingEndpoints};
 use super::timers::Timer;
-use crate::cluster::world::{Entry, Missing, World};
 use crate::model::cause::Cause;
 use crate::model::desired::Desired;
 use crate::model::diff::{Op, diff, disown};
@@ -19,6 +18,7 @@ use crate::model::plan::{Rank, Wanted, Why};
 use crate::model::registration::{Ownership, Registration, RowKey};
 use crate::model::resolve::{Remains, remains};
 use crate::model::resource::DeletionPolicy;
+use crate::state::world::{Entry, Missing, World};
 
 /// How long the instances of a resource that gives up a name wait for those of the resource that has it next.
 const HAND_OVER: Duration = Duration::from_secs(30);

@@ -8,8 +8,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::timers::Backoff;
-use crate::consul::Unavailable;
 use crate::model::desired::Placement;
+use crate::ports::Unavailable;
 
 /// The session.
 #[derive(Debug, Default)]

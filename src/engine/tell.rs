@@ -9,14 +9,14 @@ use super::decide::{Action, Decision, NAME_CONFLICT, name_conflict, without};
 use super::reports::{Next, Sent};
 use super::timers::Timer;
 use super::{Completion, Engine};
-use crate::cluster::world::Entry;
-use crate::cluster::{Finalizers, Write, WriteError};
 use crate::model::diff::count;
 use crate::model::ids::ResourceKey;
 use crate::model::reasons::{Counts, Problem, ProblemReason};
 use crate::model::registration::{Row, RowKey};
 use crate::model::resource::Resource;
 use crate::model::status::{ConditionKind, ENDPOINTS_MISSING, Findings, NOT_LISTED, PENDING, Status, Truth, status};
+use crate::ports::{Finalizers, Write, WriteError};
+use crate::state::world::Entry;
 
 /// The least time between two writes of one resource's status.
 const BETWEEN: Duration = Duration::from_secs(1);

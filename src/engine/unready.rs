@@ -9,8 +9,6 @@ use super::confirm::ASK_AGAIN;
 use super::decide::Action;
 use super::timers::Timer;
 use super::{Completion, Engine};
-use crate::cluster::ReadError;
-use crate::cluster::world::World;
 use crate::model::cause::Cause;
 use crate::model::desired::Desired;
 use crate::model::diff::Op;
@@ -18,6 +16,8 @@ use crate::model::health::Health;
 use crate::model::ids::{ResourceKey, Str};
 use crate::model::registration::{Registration, RowKey};
 use crate::model::unready::{Episode, MassUnready, Turn};
+use crate::ports::ReadError;
+use crate::state::world::World;
 
 /// What the engine knows of instances that stop being ready at once.
 #[derive(Debug)]

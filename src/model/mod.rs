@@ -3,7 +3,7 @@
 //! In: resources and the facts about their endpoints, as the `cluster` room decoded them, and rows of
 //! Consul, as the `consul` room read them. Out: what should be registered ([`desired`]), how that differs
 //! from what is there ([`diff`]), in which order and in which bundles to write it ([`plan`]), whether a
-//! removal wants a second look first ([`guard`]), whether most instances stop passing at once (`unready`), which write
+//! removal was observed or inferred ([`cause`]), whether most instances stop passing at once (`unready`), which write
 //! is at fault where one fails ([`isolation`]), and what to tell the user ([`status`]).
 //!
 //! The whole product can be understood from this folder. A test holds it to depending on nothing else.

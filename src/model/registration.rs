@@ -188,6 +188,9 @@ impl Ownership {
     }
 }
 
+/// The rows that Consul holds of ours, by key.
+pub type Rows = BTreeMap<RowKey, Row>;
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use lictor::cluster::convert::ChecksRunBy;
-use lictor::consul::Registry;
 use lictor::model::check::Checks;
 use lictor::model::health::Health;
 use lictor::model::ids::Str;
 use lictor::model::registration::{Registration, RowKey, TaggedAddress, Weights};
+use lictor::ports::Registry;
 use lictor_testbed::{Consul, ConsulOptions, Esm, Listener, Protocol};
 use serde_json::Value;
 use tokio::task::JoinHandle;

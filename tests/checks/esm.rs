@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use lictor::cluster::convert::ChecksRunBy;
-use lictor::consul::Registry;
 use lictor::consul::catalog::Catalog;
 use lictor::model::check::Checks;
 use lictor::model::diff::Op;
 use lictor::model::health::Health;
 use lictor::model::ids::Str;
 use lictor::model::registration::{Registration, RowKey};
+use lictor::ports::Registry;
 use lictor_testbed::{
     Consul, ConsulApi, ConsulOptions, Esm, Fault, Heard, Hold, Listener, Message, Protocol, Proxy, esm, wait,
 };

@@ -3,14 +3,14 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use lictor::cluster::convert::{self, ChecksRunBy, Rules};
-use lictor::cluster::event::ObjectKey;
-use lictor::consul::Registry;
 use lictor::model::check::{Checks, PlacedCheck};
 use lictor::model::diff::Op;
 use lictor::model::health::Health;
 use lictor::model::ids::{Str, meta};
 use lictor::model::port::PortRef;
 use lictor::model::registration::{Registration, Row, RowKey};
+use lictor::ports::Registry;
+use lictor::state::event::ObjectKey;
 use lictor_testbed::wait;
 use serde_json::{Value, json};
 

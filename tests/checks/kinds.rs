@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use lictor::cluster::convert::ChecksRunBy;
-use lictor::consul::Registry;
 use lictor::model::health::Health;
 use lictor::model::ids::Str;
 use lictor::model::registration::{Registration, RowKey};
+use lictor::ports::Registry;
 use lictor_testbed::certificates::{Authority, Pair};
 use lictor_testbed::{Consul, ConsulApi, ConsulOptions, Listener, LocalAddress, Message, Protocol, wait};
 

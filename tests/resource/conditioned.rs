@@ -2,8 +2,8 @@
 //! here, and say how it is tested.
 
 use lictor::cluster::convert::{self, ChecksRunBy, Rules};
-use lictor::cluster::event::ObjectKey;
 use lictor::model::reasons::Refusal;
+use lictor::state::event::ObjectKey;
 
 use crate::fixture;
 

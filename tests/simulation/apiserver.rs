@@ -5,10 +5,10 @@ use std::time::Duration;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use jiff::Timestamp;
-use lictor::cluster::event::{Change, Event, Kind, Scope, Step};
-use lictor::cluster::world::{Wanted, World};
-use lictor::cluster::{Kubernetes, ReadError, Write, WriteError};
 use lictor::model::cause::CrdState;
+use lictor::ports::{Kubernetes, ReadError, Write, WriteError};
+use lictor::state::event::{Change, Event, Kind, Scope, Step};
+use lictor::state::world::{Wanted, World};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep};
 

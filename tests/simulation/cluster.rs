@@ -7,12 +7,13 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use lictor::cluster::api::ConsulServiceStatus;
-use lictor::cluster::event::{Change, Kind, ObjectKey, Scope, SeenResource, Step};
-use lictor::cluster::{Finalizers, Write, WriteError, status};
+use lictor::cluster::status;
 use lictor::model::facts::{Endpoint, Node, Pod, PodRef, Service, Slice};
 use lictor::model::ids::{ResourceKey, Str};
 use lictor::model::reasons::Refusal;
 use lictor::model::resource::{DeletionPolicy, FINALIZER, Resource, Spec};
+use lictor::ports::{Finalizers, Write, WriteError};
+use lictor::state::event::{Change, Kind, ObjectKey, Scope, SeenResource, Step};
 use tokio::time::Instant;
 
 /// A `ConsulService`.

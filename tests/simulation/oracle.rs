@@ -10,11 +10,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lictor::cluster::api::ConsulServiceStatus;
-use lictor::cluster::event::{Kind, ObjectKey, Scope};
 use lictor::model::facts::{Endpoint, Pod, Service as KubernetesService, ServicePort, Slice};
 use lictor::model::ids::{ResourceKey, Str};
 use lictor::model::port::PortRef;
 use lictor::model::resource::{DeletionPolicy, Source, Spec};
+use lictor::state::event::{Kind, ObjectKey, Scope};
 
 use crate::cluster::{Cluster, EndpointId, Object, endpoint_id};
 use crate::consul::agent::Agent as LocalAgent;

@@ -6,11 +6,11 @@ use std::sync::{Arc, Mutex};
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use lictor::consul::{Bundle, Outcome, Registry, Rows, Unavailable};
 use lictor::model::desired::Placement;
 use lictor::model::diff::Op;
 use lictor::model::ids::Str;
 use lictor::model::registration::{Ownership, Row, RowKey};
+use lictor::ports::{Bundle, Outcome, Registry, Rows, Unavailable};
 
 use crate::expected::owner;
 use crate::moves::FORMER_NODE;

@@ -8,14 +8,14 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use lictor::cluster::event::Event;
-use lictor::cluster::world::World;
-use lictor::consul::Registry;
 use lictor::consul::agent::Agent;
 use lictor::consul::catalog::Catalog;
 use lictor::consul::transport::Transport;
 use lictor::engine::metrics::Metrics;
 use lictor::engine::{Config, Engine, Question, Snapshot};
+use lictor::ports::Registry;
+use lictor::state::event::Event;
+use lictor::state::world::World;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};

@@ -8,11 +8,11 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lictor::cluster::event::ObjectKey;
 use lictor::model::facts::{Node, Service};
 use lictor::model::ids::{ResourceKey, Str};
 use lictor::model::reasons::Refusal;
 use lictor::model::resource::{DeletionPolicy, Spec};
+use lictor::state::event::ObjectKey;
 
 pub use services::OTHER_PORT;
 

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use lictor::cluster::event::Scope;
 use lictor::model::ids::{ClusterName, Identity};
 use lictor::model::resource::Limits;
+use lictor::state::event::Scope;
 
 use crate::planted_faults::PlantedFault;
 

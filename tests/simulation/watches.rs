@@ -8,10 +8,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::FutureExt;
-use lictor::cluster::event::{Change, Event, Kind, Scope, Step};
-use lictor::cluster::world::Wanted;
 use lictor::model::facts::{Endpoint, Family, Pod, Protocol};
 use lictor::model::ids::Str;
+use lictor::state::event::{Change, Event, Kind, Scope, Step};
+use lictor::state::world::Wanted;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, sleep_until};

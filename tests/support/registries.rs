@@ -7,13 +7,13 @@ use std::time::Duration;
 use lictor::consul::agent::Agent;
 use lictor::consul::catalog::Catalog;
 use lictor::consul::transport::{ConsulSettings, Http};
-use lictor::consul::{Bundle, Outcome, Registry, Rows};
 use lictor::model::check::Checks;
 use lictor::model::desired::Placement;
 use lictor::model::diff::Op;
 use lictor::model::health::Health;
 use lictor::model::ids::{ClusterName, Identity, Str, meta};
 use lictor::model::registration::{Registration, RowKey, TaggedAddress, Weights};
+use lictor::ports::{Bundle, Outcome, Registry, Rows};
 use lictor_testbed::{Consul, ConsulOptions, Programs, wait};
 
 pub(crate) const WRITTEN: Outcome = Outcome::Written { shown: true };

@@ -10,11 +10,11 @@ use super::{Agent, name_and_id};
 use crate::consul::client::path;
 use crate::consul::marked::marked_rows;
 use crate::consul::wire::{AgentSelf, By, Check, TxnOp, txn_body};
-use crate::consul::{Bundle, Outcome, Rows, Unavailable};
 use crate::model::diff::Op;
 use crate::model::health::Health;
 use crate::model::ids::{Str, meta};
 use crate::model::registration::RowKey;
+use crate::ports::{Bundle, Outcome, Rows, Unavailable};
 
 /// The check by which Consul's servers tell whether the agent of a node lives.
 const SERF_HEALTH: &str = "serfHealth";

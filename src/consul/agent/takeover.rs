@@ -10,11 +10,11 @@ use futures::future::BoxFuture;
 
 use super::Agent;
 use crate::consul::takeover::{self, Left, TAKEOVER, Taken, Takeover};
-use crate::consul::{Bundle, Outcome, Registry, Rows, Unavailable};
 use crate::model::desired::Placement;
 use crate::model::diff::Op;
 use crate::model::ids::{Identity, ResourceKey, Str};
 use crate::model::registration::{Ownership, Registration, Row, RowKey};
+use crate::ports::{Bundle, Outcome, Registry, Rows, Unavailable};
 
 /// Taking over through one agent.
 pub struct AgentTakeover {

@@ -9,13 +9,14 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::{Agent, read_all};
+use crate::consul::WINDING_DOWN;
 use crate::consul::client::{Failed, path};
 use crate::consul::wire::{AgentService, AgentUpdate, Healths, NodeServices, Pool, Service};
-use crate::consul::{Bundle, Outcome, Unavailable, WINDING_DOWN};
 use crate::model::diff::Op;
 use crate::model::health::Health;
 use crate::model::ids::{READINESS, Str, check_id, id_prefix};
 use crate::model::registration::Registration;
+use crate::ports::{Bundle, Outcome, Unavailable};
 
 /// The longest time that the catalog may take to show what the agent has accepted. Then we go on without.
 const CONFIRMATION: Duration = Duration::from_secs(5);

@@ -8,11 +8,12 @@ use std::sync::atomic::Ordering;
 use super::marker::Fence;
 use super::transaction::{Part, SeenChecks, Transaction, writes_checks};
 use super::{Catalog, NO_ADDRESS, Recovery, TxnResult, unexplained};
+use crate::consul::WINDING_DOWN;
 use crate::consul::wire::{Fault, Node, TxnError};
-use crate::consul::{Bundle, Outcome, Unavailable, WINDING_DOWN};
 use crate::model::diff::Op;
 use crate::model::ids::{Str, meta};
 use crate::model::nodes::NodeOwner;
+use crate::ports::{Bundle, Outcome, Unavailable};
 
 /// The most times that a transaction is mended and tried again before we give up on finding out what Consul means.
 /// Taking out an operation that Consul refuses does not count.

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use super::transaction::Transaction;
 use super::{Catalog, FenceState, NO_ADDRESS, Recovery, TxnResult, unexplained};
-use crate::consul::Unavailable;
 use crate::consul::client::path;
 use crate::consul::wire::{Fault, Node, TxnOp, txn_body};
 use crate::model::ids::meta;
 use crate::model::nodes::NodeMark;
+use crate::ports::Unavailable;
 
 /// The meta key of the marker's term.
 pub(super) const TERM: &str = "lictor-term";

@@ -10,10 +10,10 @@ use tokio::time::Instant;
 
 use super::transaction::{Part, Transaction};
 use super::{Catalog, Recovery, State, TxnResult, unexplained};
-use crate::consul::Unavailable;
 use crate::consul::wire::{Check, Node, TxnOp};
 use crate::model::ids::{Str, id_prefix};
 use crate::model::nodes::node_name;
+use crate::ports::Unavailable;
 
 /// The time that a node has to have been empty before it is deleted.
 const GRACE: Duration = Duration::from_secs(60);

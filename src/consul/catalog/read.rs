@@ -8,10 +8,10 @@ use super::transaction::SeenChecks;
 use super::{Catalog, State};
 use crate::consul::client::path;
 use crate::consul::wire::{By, Check, Healths, Node, NodeServices, Pool};
-use crate::consul::{Rows, Unavailable};
 use crate::model::ids::{Str, id_prefix, meta};
 use crate::model::nodes::{NodeMark, NodeOwner, node_prefix};
 use crate::model::registration::{Ownership, Row, RowKey};
+use crate::ports::{Rows, Unavailable};
 
 /// The most nodes that are read at once.
 const READS: usize = 8;

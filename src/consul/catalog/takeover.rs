@@ -16,9 +16,9 @@ use crate::consul::client::path;
 use crate::consul::marked::marked_rows;
 use crate::consul::takeover::{self, Left, TAKEOVER, Taken, Takeover};
 use crate::consul::wire::{By, Fault, Node, TxnError, TxnOp, txn_body};
-use crate::consul::{Rows, Unavailable};
 use crate::model::diff::Op;
 use crate::model::ids::{Identity, Str, meta};
+use crate::ports::{Rows, Unavailable};
 
 /// The most times that a write is tried again after what it is compared with has changed.
 const ATTEMPTS: usize = 5;

@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use lictor::cluster::api;
-use lictor::cluster::event::ObjectKey;
 use lictor::model::facts::{ContainerKind, Endpoint, Family, Node, Pod, Protocol, Service, ServicePort, Slice};
 use lictor::model::ids::Str;
 use lictor::model::port::PortRef;
 use lictor::model::resource::{PerAddress, Source, Spec};
 use lictor::model::selector::{Requirement, Selector};
 use lictor::model::template::Variable;
+use lictor::state::event::ObjectKey;
 
 use super::texts;
 use crate::cluster::{Cluster, Object};

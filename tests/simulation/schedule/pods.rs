@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
-use lictor::cluster::event::ObjectKey;
 use lictor::model::facts::{ContainerKind, ContainerPort, Endpoint, Family, Pod, Protocol};
 use lictor::model::ids::Str;
+use lictor::state::event::ObjectKey;
 
 use super::services::{SERVICES, is_of_controller};
 use super::{Consequences, Later, NODES};

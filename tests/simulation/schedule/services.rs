@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use lictor::cluster::event::ObjectKey;
 use lictor::model::facts::{Endpoint, Family, PodRef, Protocol, Service, ServicePort, Slice, SlicePort};
 use lictor::model::ids::Str;
+use lictor::state::event::ObjectKey;
 
 use super::pods::{APP, JOB};
 use super::{Consequences, Later};

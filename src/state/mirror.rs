@@ -4,11 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::Rows;
 use crate::model::diff::Op;
 use crate::model::health::Health;
 use crate::model::ids::{Identity, ResourceKey, Str};
-use crate::model::registration::{NameInUse, Ownership, Registration, Row, RowKey};
+use crate::model::registration::{NameInUse, Ownership, Registration, Row, RowKey, Rows};
 
 /// The rows, and whose they are.
 #[derive(Debug, Default)]

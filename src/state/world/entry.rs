@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use crate::cluster::event::SeenResource;
-use crate::cluster::status::Transitions;
 use crate::model::ids::Str;
 use crate::model::resource::{Resource, Spec};
 use crate::model::status::{ConditionKind, Truth};
+use crate::state::event::SeenResource;
+use crate::state::event::Transitions;
 
 /// A resource, and what is to be remembered of it beyond its last event.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -19,12 +19,12 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::World;
-use crate::cluster::event::{Kind, ObjectKey, Scope};
 use crate::model::desired::Desired;
 use crate::model::facts::{Endpoint, Family, Slice};
 use crate::model::ids::{ClusterName, ResourceKey, Str, instance_id, meta};
 use crate::model::registration::{Registration, Row, RowKey};
 use crate::model::resource::{Source, Spec};
+use crate::state::event::{Kind, ObjectKey, Scope};
 
 /// The time after the last write to a Service's slices until they count as settled. Between two writes of the
 /// controller lie 50 ms at its default rate; it begins to make deleted slices again after 1 s
@@ -401,7 +401,7 @@ mod tests {
 
     impl World {
         /// Says whether anything is remembered of slices.
-        pub(in crate::cluster::world) fn remembers(&self) -> bool {
+        pub(in crate::state::world) fn remembers(&self) -> bool {
             !self.history.services.is_empty() || !self.history.due.is_empty() || !self.history.gone.is_empty()
         }
     }

@@ -3,9 +3,9 @@
 use std::net::IpAddr;
 
 use super::World;
-use crate::cluster::event::ObjectKey;
 use crate::model::facts::{Facts, Node, Pod, Service, Slice};
 use crate::model::ids::{ResourceKey, Str};
+use crate::state::event::ObjectKey;
 
 /// Holds what a World knows of a resource's namespace.
 pub(super) struct Known<'a> {

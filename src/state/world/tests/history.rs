@@ -10,11 +10,11 @@ use proptest::sample::Index;
 use proptest::test_runner::{Config, TestRunner};
 
 use super::*;
-use crate::cluster::world::entry::GrantedBy;
 use crate::model::registration::NameInUse;
 use crate::model::resolve::{Before, Resolution, resolve};
 use crate::model::resource::Needs;
 use crate::model::selector::Labels;
+use crate::state::world::entry::GrantedBy;
 
 const KINDS: [Kind; 5] = [Kind::Resource, Kind::Slice, Kind::Service, Kind::Pod, Kind::Node];
 const ANNOTATIONS: [&str; 2] = ["x", "y"];

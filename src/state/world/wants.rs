@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::cluster::event::{Kind, Scope};
 use crate::model::ids::Str;
 use crate::model::resource::Needs;
+use crate::state::event::{Kind, Scope};
 
 /// Says what is to be watched.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

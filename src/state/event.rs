@@ -1,13 +1,15 @@
 //! What the watches say: objects in the model's own types, in the steps of a list and the watch that
 //! follows it.
 
+use std::collections::BTreeMap;
 use std::fmt;
+
+use jiff::Timestamp;
 
 use crate::model::facts::{Node, Pod, Service, Slice};
 use crate::model::ids::{ResourceKey, Str};
 use crate::model::resource::Resource;
-
-use super::status::Transitions;
+use crate::model::status::{ConditionKind, Truth};
 
 /// The namespace and name of any object; the namespace is empty for what has none.
 pub type ObjectKey = ResourceKey;
@@ -160,4 +162,19 @@ pub struct SeenResource {
     pub resource: Resource,
     /// Says since when its conditions have held, for the next status.
     pub since: Transitions,
+}
+
+/// Says since when each condition has had its truth, as last read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Transitions(pub(crate) BTreeMap<ConditionKind, (Truth, Timestamp)>);
+
+impl Transitions {
+    /// Says when a condition that is now `truth` last changed: before, if it was so already, and `now` otherwise.
+    #[must_use]
+    pub fn since(&self, kind: ConditionKind, truth: Truth, now: Timestamp) -> Timestamp {
+        match self.0.get(&kind) {
+            Some((before, since)) if *before == truth => *since,
+            _ => now,
+        }
+    }
 }

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use super::*;
-use crate::cluster::world::missing::{MOST, SETTLED};
 use crate::model::desired::{Desired, Placement, desired};
 use crate::model::health::Health;
 use crate::model::ids::{ClusterName, Identity};
 use crate::model::registration::{Ownership, Row, RowKey};
 use crate::model::resolve::{Before, resolve};
+use crate::state::world::missing::{MOST, SETTLED};
 
 /// A World and what was registered from it, at a time that goes on.
 struct Registered {

@@ -2,7 +2,6 @@ use std::net::IpAddr;
 
 use super::entry::compared;
 use super::*;
-use crate::cluster::status::Transitions;
 use crate::model::facts::{ContainerKind, ContainerPort, Endpoint, Family, PodRef, Protocol, ServicePort, SlicePort};
 use crate::model::reasons::{Counts, Refusal};
 use crate::model::registration::Weights;
@@ -10,6 +9,7 @@ use crate::model::resource::{DeletionPolicy, FINALIZER, Limits, Readiness, Resou
 use crate::model::selector::{Requirement, Selector};
 use crate::model::status::{Condition, ConditionKind, Status, Truth};
 use crate::model::template::Template;
+use crate::state::event::Transitions;
 
 mod demand;
 mod history;

@@ -1,8 +1,8 @@
 //! Whose a name is.
 
 use super::*;
-use crate::cluster::world::claims::{Basis, Standing};
-use crate::cluster::world::entry::GrantedBy;
+use crate::state::world::claims::{Basis, Standing};
+use crate::state::world::entry::GrantedBy;
 
 /// A resource of a namespace that asks for a name.
 fn asks(namespace: &str, created: i64, generation: i64, name: &str) -> SeenResource {

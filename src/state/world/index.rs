@@ -6,12 +6,12 @@ use std::net::IpAddr;
 
 use super::entry::Entry;
 use super::{Dirt, World};
-use crate::cluster::event::{Kind, ObjectKey, Scope};
-use crate::cluster::table::Table;
 use crate::model::cause::Cause;
 use crate::model::facts::{Endpoint, Pod, Slice};
 use crate::model::ids::{ResourceKey, Str};
 use crate::model::resource::{Needs, Source};
+use crate::state::event::{Kind, ObjectKey, Scope};
+use crate::state::table::Table;
 
 /// Holds what the indexes have of a resource.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -1,0 +1,12 @@
+//! The seams of the engine: [`Kubernetes`], [`Registry`] and [`Leads`], with the types that go over them.
+//!
+//! `cluster` and `consul` implement them for the real servers, the simulation for its models. The engine knows nothing
+//! else of either side.
+
+pub mod kubernetes;
+pub mod leadership;
+pub mod registry;
+
+pub use kubernetes::{Finalizers, Kubernetes, ReadError, Write, WriteError};
+pub use leadership::{Leads, always};
+pub use registry::{Bundle, Outcome, Registry, Rows, Unavailable};
