@@ -19,10 +19,10 @@ use crate::model::registration::RowKey;
 use crate::ports::ReadError;
 use crate::state::world::World;
 
-/// How long between looks whether a resource that is frozen while it is being deleted may be let go.
+/// The time between two looks whether a resource that is frozen while it is being deleted may be let go.
 const FROZEN: Duration = Duration::from_secs(10);
 
-/// How long after a question that Kubernetes did not answer it is asked again.
+/// The time after which a question that Kubernetes did not answer it is asked again.
 pub(super) const ASK_AGAIN: Duration = Duration::from_secs(3);
 
 impl Engine {

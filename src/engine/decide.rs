@@ -24,27 +24,27 @@ use crate::state::world::World;
 /// The reason of a condition where a name belongs to a resource of another namespace.
 pub(crate) const NAME_CONFLICT: &str = "NameConflict";
 
-/// What is decided about one resource.
+/// The decision about one resource.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Decision {
-    /// What is to be done about its registrations.
+    /// The action on its registrations.
     pub(crate) action: Action,
-    /// What is to be said of its source.
+    /// The report on its source.
     pub(crate) source: SourceReport,
-    /// Whether it would be another one if something else were registered: a limit or a port went by that.
+    /// True if it would be another one if something else were registered: a limit or a port went by that.
     pub(crate) goes_by_rows: bool,
-    /// Whether it would be another one if the status said something else of the port.
+    /// True if it would be another one if the status said something else of the port.
     pub(crate) goes_by_status: bool,
 }
 
-/// What is to be done about the registrations of a resource.
+/// An action on the registrations of a resource.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
     /// Register these, and deregister what else is there, except what `hold` names.
     Apply {
-        /// What should be registered.
+        /// The registrations that should be there.
         desired: Desired,
-        /// What stays although it is not desired.
+        /// The registrations that stay although they are not desired.
         hold: Hold,
         /// The addresses that are not registered only because they are not ready.
         unready: BTreeSet<Str>,
@@ -56,12 +56,12 @@ pub(crate) enum Action {
 }
 
 impl Action {
-    /// Deregister everything.
+    /// Gives the action that deregisters everything.
     fn nothing() -> Self {
         Self::Apply { desired: Desired::new(), hold: Hold::Nothing, unready: BTreeSet::new() }
     }
 
-    /// What a decision by a fresh list says of a registration that another decision removes.
+    /// Gives what a decision by a fresh list says of a registration that another decision removes.
     pub(crate) fn on_removal(&self, key: &RowKey, there: &Registration) -> Removal {
         match self {
             Self::Apply { desired, hold, .. } if !desired.contains_key(key) && !hold.holds(there) => Removal::Confirmed,
@@ -71,7 +71,7 @@ impl Action {
     }
 }
 
-/// What a fresh list says of a removal.
+/// The answer of a fresh list about a removal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Removal {
     /// It removes the registration, too.
@@ -82,14 +82,14 @@ pub(crate) enum Removal {
     Untold,
 }
 
-/// What is to be said of the source of a resource.
+/// A report on the source of a resource.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct SourceReport {
-    /// Why it could not be resolved, if it could not; none where nobody looked.
+    /// The reason why it could not be resolved, if it could not; none where nobody looked.
     pub(crate) resolved: Option<Result<(), Unresolved>>,
-    /// What is to be said although it could be resolved.
+    /// Remarks on a source that could be resolved.
     pub(crate) remarks: Vec<Remark>,
-    /// What is wrong with single instances.
+    /// Problems of single instances.
     pub(crate) problems: Vec<Problem>,
     /// The port that is registered where the spec names none; none where nobody looked, or nothing is known of it.
     pub(crate) port_in_use: Option<PortInUse>,
@@ -127,7 +127,7 @@ pub(crate) fn decide<'a>(
     Decision { action, source, goes_by_rows: goes_by_rows.get(), goes_by_status: goes_by_status.get() }
 }
 
-/// What is done whatever the source comes to; none where that decides.
+/// Gives what is done whatever the source comes to; none where that decides.
 fn fixed_action(world: &World, key: &ResourceKey) -> Option<Action> {
     if !world.watches(&key.namespace) || !world.is_whole(&key.namespace) {
         return Some(Action::Freeze);
@@ -163,7 +163,7 @@ fn apply(
     Action::Apply { desired, hold: resolution.hold, unready }
 }
 
-/// What the source of a spec comes to, for a resource of which these instances are registered.
+/// Gives what the source of a spec comes to, for a resource of which these instances are registered.
 fn resolution<'a>(
     world: &World,
     identity: &Identity,
@@ -179,7 +179,7 @@ fn resolution<'a>(
     limit(resolve(spec, &world.facts(key), &before), spec, id, registered)
 }
 
-/// What is said of a source before the kinds that it needs have been listed.
+/// Gives what is said of a source before the kinds that it needs have been listed.
 fn unlisted(world: &World, key: &ResourceKey) -> SourceReport {
     let waits_for = world.waits_for(key).map(|kind| Unresolved {
         reason: NOT_LISTED,
@@ -212,7 +212,7 @@ fn missing_check_ports(spec: &Spec, resolution: &Resolution) -> impl Iterator<It
     })
 }
 
-/// What the texts of the instances lack, in one sentence.
+/// Gives what the texts of the instances lack, in one sentence.
 fn missing_values(spec: &Spec, resolution: &Resolution) -> Option<String> {
     if spec.variables().is_empty() {
         return None;
@@ -230,7 +230,7 @@ fn missing_values(spec: &Spec, resolution: &Resolution) -> Option<String> {
     first.map(|first| format!("{lacking} of {all} instances lack a value: {first}"))
 }
 
-/// What is said to a resource whose name belongs to `holder`.
+/// Gives what is said to a resource whose name belongs to `holder`.
 pub(crate) fn name_conflict(holder: &ResourceKey) -> Refusal {
     Refusal {
         reason: NAME_CONFLICT,
@@ -248,7 +248,7 @@ pub(crate) fn registered<'a>(
     rows.map(|(key, row)| (&key.id, &*row.registration))
 }
 
-/// What is desired but these rows.
+/// Gives what is desired but these rows.
 pub(super) fn without<'a>(desired: &'a Desired, rows: &BTreeSet<RowKey>) -> Cow<'a, Desired> {
     if rows.iter().all(|row| !desired.contains_key(row)) {
         return Cow::Borrowed(desired);
@@ -269,7 +269,7 @@ pub(super) fn share(desired: &mut Desired, mirror: &Mirror) {
     }
 }
 
-/// Why an instance is deregistered, for the log.
+/// The reason why an instance is deregistered, for the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Gone {
     /// The resource was deleted while Lictor watched, or its deletion waits for this.

@@ -13,7 +13,7 @@ use crate::model::plan::{Plan, Planned, Wanted};
 use crate::model::registration::{Registration, RowKey};
 use crate::ports::Unavailable;
 
-/// The lanes.
+/// The lanes of all Consul nodes.
 #[derive(Debug, Default)]
 pub(super) struct Lanes {
     /// The writes that wait.
@@ -35,7 +35,7 @@ pub(super) struct Lanes {
     isolation: Isolation,
     /// Writes that failed together, and wait for the answer to whether others are carried out.
     failed: Vec<FailedWrites>,
-    /// Whether that is being asked: nothing else is written meanwhile.
+    /// True if that is being asked: nothing else is written meanwhile.
     is_checking: bool,
 }
 
@@ -46,7 +46,7 @@ pub(super) struct FailedWrites {
     pub(super) outage: Unavailable,
 }
 
-/// What to do next.
+/// The next thing to do.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Turn {
     /// Read a node.
@@ -61,12 +61,12 @@ impl Lanes {
         self.queue.replace(owner, writes);
     }
 
-    /// Whether writes of a resource wait.
+    /// Says whether writes of a resource wait.
     pub(super) fn has_waiting(&self, owner: &ResourceKey) -> bool {
         self.queue.has(owner)
     }
 
-    /// Whether a write for an instance is under way.
+    /// Says whether a write for an instance is under way.
     pub(super) fn is_in_flight(&self, row: &RowKey) -> bool {
         self.in_flight.contains_key(row)
     }
@@ -80,17 +80,17 @@ impl Lanes {
         under_way.filter_map(|(row, one)| Some((&row.id, &**one.op.registration()?)))
     }
 
-    /// How many writes wait or are under way.
+    /// Counts the writes that wait or are under way.
     pub(super) fn len(&self) -> usize {
         self.queue.len() + self.in_flight.len()
     }
 
-    /// How many writes are under way.
+    /// Counts the writes that are under way.
     pub(super) fn in_flight_len(&self) -> usize {
         self.in_flight.len()
     }
 
-    /// Whether a write of a resource got no answer, and its node has not been read since.
+    /// Says whether a write of a resource got no answer, and its node has not been read since.
     pub(super) fn has_unknown(&self, owner: &ResourceKey) -> bool {
         self.unknown.contains_key(owner)
     }

@@ -25,15 +25,15 @@ pub(super) struct Refusals {
 #[derive(Debug)]
 struct Group {
     writes: BTreeMap<RowKey, Op>,
-    /// How often in a row it was tried again without success.
+    /// The number of times in a row that it was tried again without success.
     failures: u32,
-    /// When one of them is tried again.
+    /// The time at which one of them is tried again.
     until: Instant,
     /// The one that is being tried again, until Consul carries it out or refuses it.
     probe: Option<RowKey>,
     /// The one that was tried before: another one is tried next, since each may have a reason of its own.
     last: Option<RowKey>,
-    /// Whether the log has a line about it.
+    /// True if the log has a line about it.
     is_logged: bool,
 }
 
@@ -42,24 +42,24 @@ struct Group {
 pub(super) struct News {
     /// Consul's words.
     pub(super) words: String,
-    /// How many writes it refused in these words.
+    /// The number of writes that it refused in these words.
     pub(super) writes: usize,
     /// One of the instances.
     pub(super) instance: RowKey,
 }
 
 impl Refusals {
-    /// Whether nothing is refused.
+    /// Says whether nothing is refused.
     pub(super) fn is_empty(&self) -> bool {
         self.words.is_empty()
     }
 
-    /// How many writes are refused.
+    /// Counts the writes that are refused.
     pub(super) fn len(&self) -> usize {
         self.words.len()
     }
 
-    /// Whether the write for an instance was refused.
+    /// Says whether the write for an instance was refused.
     pub(super) fn has(&self, row: &RowKey) -> bool {
         self.words.contains_key(row)
     }
@@ -141,7 +141,7 @@ impl Refusals {
         self.groups.values().map(|group| group.until).filter(|until| *until > now).min()
     }
 
-    /// What the log has not said yet.
+    /// Gives what the log has not said yet.
     pub(super) fn news(&mut self) -> Vec<News> {
         let new = self.groups.iter_mut().filter(|(_, group)| !group.is_logged);
         new.filter_map(|(words, group)| {
@@ -152,7 +152,7 @@ impl Refusals {
         .collect()
     }
 
-    /// Whether this is the instance that stands for its group.
+    /// Says whether this is the instance that stands for its group.
     fn is_probe(&self, row: &RowKey) -> bool {
         let group = self.words.get(row).and_then(|words| self.groups.get(words));
         group.is_some_and(|group| group.probe.as_ref() == Some(row))

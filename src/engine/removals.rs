@@ -30,9 +30,9 @@ pub(super) struct Removals {
     confirmed: BTreeSet<ResourceKey>,
     /// Deleted resources of which nobody can tell.
     undecided: BTreeSet<ResourceKey>,
-    /// Whether the definition was being deleted when that was last asked.
+    /// True if the definition was being deleted when that was last asked.
     definition_goes: bool,
-    /// How often in a row a fresh list could not tell or contradicted.
+    /// The number of times in a row that a fresh list could not tell or contradicted.
     failures: u32,
 }
 
@@ -45,13 +45,13 @@ pub(super) enum Deletion {
     Detach,
     /// They stay until Kubernetes can be asked. Whether nobody has been told of that.
     Wait {
-        /// Whether this is the first time for this resource.
+        /// True if this is the first time for this resource.
         is_new: bool,
     },
 }
 
 impl Removals {
-    /// Whether the instances of a deleted resource may go.
+    /// Says whether the instances of a deleted resource may go.
     pub(super) fn is_confirmed(&self, key: &ResourceKey) -> bool {
         self.confirmed.contains(key)
     }
@@ -67,12 +67,12 @@ impl Removals {
         self.confirmed.remove(key);
     }
 
-    /// Whether something of a resource waits for a confirmation.
+    /// Says whether something of a resource waits for a confirmation.
     pub(super) fn has(&self, key: &ResourceKey) -> bool {
         self.relist.has(key) || self.definition.has(key)
     }
 
-    /// How many resources wait for a fresh list, or for somebody who can tell whether the definition goes.
+    /// Counts the resources that wait for a fresh list, or for somebody who can tell whether the definition goes.
     pub(super) fn len(&self) -> usize {
         self.relist.waiting.len() + self.undecided.len()
     }
@@ -114,7 +114,7 @@ impl Removals {
         self.failures = if confirmed { 0 } else { self.failures.saturating_add(1) };
     }
 
-    /// How often in a row a fresh list did not confirm everything.
+    /// Counts the times in a row that a fresh list did not confirm everything.
     pub(super) fn failures(&self) -> u32 {
         self.failures
     }
@@ -148,12 +148,12 @@ impl Confirmation {
         self.waiting.remove(key);
     }
 
-    /// Whether a resource waits.
+    /// Says whether a resource waits.
     pub(super) fn has(&self, key: &ResourceKey) -> bool {
         self.waiting.contains_key(key)
     }
 
-    /// Whether nothing waits.
+    /// Says whether nothing waits.
     pub(super) fn is_empty(&self) -> bool {
         self.waiting.is_empty()
     }
@@ -191,7 +191,7 @@ pub(super) struct Budget {
 impl Budget {
     const WHILE: Duration = Duration::from_secs(60);
 
-    /// Whether so many more instances may go, of those that are owned now. Counts them if they may.
+    /// Says whether so many more instances may go, of those that are owned now. Counts them if they may.
     pub(super) fn takes(&mut self, removals: usize, owned: usize, now: Instant) -> bool {
         if self.since.is_none_or(|since| now.saturating_duration_since(since) > Self::WHILE) {
             *self = Self { since: Some(now), removals: 0, owned };
@@ -204,7 +204,7 @@ impl Budget {
     }
 }
 
-/// Whether removing `inferred` of `owned` instances by inference wants a confirmation.
+/// Says whether removing `inferred` of `owned` instances by inference wants a confirmation.
 fn exceeds_share(inferred: usize, owned: usize) -> bool {
     inferred * 100 > owned * SHARE_PERCENT
 }

@@ -16,10 +16,10 @@ use crate::model::status::Status;
 /// The most writes to Kubernetes at once.
 const AT_ONCE: usize = 16;
 
-/// How many of those only finalizers may take.
+/// The number of those that only finalizers may take.
 const FOR_FINALIZERS: usize = 4;
 
-/// What there is to tell, and what has been told.
+/// The reports that are to be written, and those that were.
 #[derive(Debug)]
 pub(super) struct Reports {
     finalizers: Queue,
@@ -33,7 +33,7 @@ pub(super) struct Reports {
     budget: Budget,
 }
 
-/// What one resource has been told.
+/// The reports that one resource has got.
 #[derive(Debug, Default)]
 pub(super) struct Told {
     /// The last status written, which the watch may not have shown yet.
@@ -46,9 +46,9 @@ pub(super) struct Told {
     pub(super) finalized: Option<Str>,
     /// The generation at which its status was taken away: that is tried once.
     pub(super) forgotten: Option<i64>,
-    /// Whether a write of its status is under way.
+    /// True if a write of its status is under way.
     is_in_flight: bool,
-    /// Whether its status is to be looked at again after that.
+    /// True if its status is to be looked at again after that.
     again: bool,
 }
 
@@ -96,7 +96,7 @@ impl Reports {
         }
     }
 
-    /// Whether some wait to be told that Consul is unavailable.
+    /// Says whether some wait to be told that Consul is unavailable.
     pub(super) fn has_unreachable(&self) -> bool {
         !self.unreachable.is_empty()
     }
@@ -120,12 +120,12 @@ impl Reports {
         self.enqueue(key);
     }
 
-    /// Whether the finalizer of a resource comes off although it has registrations; answers so once.
+    /// Says whether the finalizer of a resource comes off although it has registrations; answers so once.
     pub(super) fn take_detached(&mut self, key: &ResourceKey) -> bool {
         self.detached.remove(key)
     }
 
-    /// What a resource has been told.
+    /// Gives what a resource has been told.
     pub(super) fn told(&mut self, key: &ResourceKey) -> &mut Told {
         self.told.entry(key.clone()).or_default()
     }
@@ -182,14 +182,14 @@ impl Reports {
     }
 }
 
-/// Whose status is next.
+/// The answer to the question whose status is next.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Next {
-    /// This resource's.
+    /// The status of this resource is next.
     Resource(ResourceKey),
     /// Nobody's before this time: the budget is spent.
     At(Instant),
-    /// Nobody's.
+    /// No status waits.
     None,
 }
 
@@ -231,13 +231,13 @@ impl Queue {
 /// A token bucket: so many writes a second in the long run, and a burst after a quiet time.
 #[derive(Debug)]
 struct Budget {
-    /// How long until one more write may be made.
+    /// The time until one more write may be made.
     interval: Duration,
     /// The time up to which writes have been spent: it may run ahead of the clock by at most a burst.
     spent_until: Option<Instant>,
 }
 
-/// How many writes may be made at once after a quiet time, as a multiple of those of a second.
+/// The number of writes that may be made at once after a quiet time, as a multiple of those of a second.
 const BURST: f64 = 2.5;
 
 impl Budget {
@@ -249,7 +249,7 @@ impl Budget {
         Duration::from_secs_f64(BURST).max(self.interval)
     }
 
-    /// When one more write may be made; none if that is now.
+    /// Gives the time at which one more write may be made; none if that is now.
     fn empty_until(&self, now: Instant) -> Option<Instant> {
         let due = (self.spent_until? + self.interval).checked_sub(self.burst())?;
         (due > now).then_some(due)

@@ -11,12 +11,12 @@ use crate::model::ids::ResourceKey;
 use crate::model::port::PortInUse;
 use crate::model::registration::RowKey;
 
-/// Why a resource is to be reconciled, and since when.
+/// The reason why a resource is to be reconciled, and since when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Dirty {
-    /// How the change came about.
+    /// The way in which the change came about.
     pub(super) cause: Cause,
-    /// When the change arrived.
+    /// The time at which the change arrived.
     pub(super) since: Instant,
 }
 
@@ -28,7 +28,7 @@ impl Dirty {
     }
 }
 
-/// What is known of one resource besides the World and the mirror.
+/// A record of one resource, besides what the World and the mirror know.
 #[derive(Debug, Default)]
 pub(super) struct Record {
     /// The decision about it; none where something that it went by has changed.
@@ -54,7 +54,7 @@ pub(super) struct Kept {
 }
 
 impl Kept {
-    /// Whether it still holds.
+    /// Says whether it still holds.
     pub(super) fn holds(&self, now: &Basis) -> bool {
         let Basis { is_placed, is_released, told } = now;
         let same_status = self.basis.told == *told || !self.decision.goes_by_status;
@@ -65,11 +65,11 @@ impl Kept {
 /// What a decision goes by that changes without notice: it is compared when the decision is used again.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Basis {
-    /// Whether it is known where instances go.
+    /// True if it is known where instances go.
     pub(super) is_placed: bool,
     /// The port that the status names, and whether the status is about the present spec.
     pub(super) told: (Option<PortInUse>, bool),
-    /// Whether a resource of another class has the finalizer of this Lictor on it.
+    /// True if a resource of another class has the finalizer of this Lictor on it.
     pub(super) is_released: bool,
 }
 
@@ -77,16 +77,16 @@ pub(super) struct Basis {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Progress {
     pub(super) dirty: Dirty,
-    /// How many of its writes are under way.
+    /// The number of its writes that are under way.
     pub(super) in_flight: usize,
-    /// Whether something is left to write once all of them are answered.
+    /// True if something is left to write once all of them are answered.
     pub(super) more: bool,
 }
 
 /// That instances stay although their endpoints are missing.
 #[derive(Clone, Debug)]
 pub(super) struct MissingEndpoints {
-    /// How it came about that the endpoints are missing: in the same way the instances are removed.
+    /// The cause of the missing endpoints: for the same cause the instances are removed.
     pub(super) cause: Cause,
     /// What the status says of it.
     pub(super) message: Option<String>,
@@ -125,13 +125,13 @@ pub(super) struct Resources {
     handing_over: BTreeSet<ResourceKey>,
     /// Instances that are registered again although nothing about them has changed: the catalog does not show them.
     pub(super) unseen: BTreeSet<RowKey>,
-    /// How many writes Consul refused.
+    /// The number of writes that Consul refused.
     refused: usize,
     empty: Record,
 }
 
 impl Resources {
-    /// What is known of a resource.
+    /// Gives what is known of a resource.
     pub(super) fn get(&self, key: &ResourceKey) -> &Record {
         self.records.get(key).unwrap_or(&self.empty)
     }
@@ -173,7 +173,7 @@ impl Resources {
         goes_by_rows
     }
 
-    /// Why a resource is to be reconciled again, and since when: as at first, while it is in progress.
+    /// Gives the reason why a resource is to be reconciled again, and since when: as at first, while it is in progress.
     pub(super) fn dirty_of(&self, key: &ResourceKey, now: Instant) -> Dirty {
         let known = self.get(key).progress.map(|progress| progress.dirty);
         known.unwrap_or(Dirty { cause: Cause::Observed, since: now })
@@ -186,7 +186,7 @@ impl Resources {
         Some((key, dirty))
     }
 
-    /// Whether a resource is to be reconciled.
+    /// Says whether a resource is to be reconciled.
     pub(super) fn is_dirty(&self, key: &ResourceKey) -> bool {
         self.dirty.contains_key(key)
     }
@@ -206,12 +206,12 @@ impl Resources {
         std::mem::take(&mut self.waiting)
     }
 
-    /// How many resources are to be reconciled.
+    /// Counts the resources that are to be reconciled.
     pub(super) fn dirty_len(&self) -> usize {
         self.dirty.len() + self.waiting.len()
     }
 
-    /// How many writes Consul refused.
+    /// Counts the writes that Consul refused.
     pub(super) fn refused_len(&self) -> usize {
         self.refused
     }
@@ -236,7 +236,7 @@ impl Resources {
         self.handing_over.iter().filter(waits).cloned().collect()
     }
 
-    /// Whether the write for an instance of a resource was refused.
+    /// Says whether the write for an instance of a resource was refused.
     pub(super) fn is_refused(&self, key: &ResourceKey, row: &RowKey) -> bool {
         self.get(key).refusals.has(row)
     }
@@ -264,7 +264,7 @@ impl Resources {
         }
     }
 
-    /// How many writes of a resource are under way.
+    /// Counts the writes that of a resource are under way.
     pub(super) fn in_flight(&self, key: &ResourceKey) -> usize {
         self.get(key).progress.map_or(0, |progress| progress.in_flight)
     }

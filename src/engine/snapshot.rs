@@ -9,33 +9,33 @@ use crate::model::registration::Ownership;
 /// How things stand at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
-    /// Why Lictor is not ready; none if it is: all watches synced, and Consul answers.
+    /// The reason why Lictor is not ready; none if it is: all watches synced, and Consul answers.
     pub not_ready: Option<String>,
-    /// Whether this replica is the one that acts.
+    /// True if this replica is the one that acts.
     pub leads: bool,
-    /// How many resources are watched.
+    /// The number of resources that are watched.
     pub resources: usize,
-    /// How many instances of this cluster pass in Consul.
+    /// The number of instances that of this cluster pass in Consul.
     pub passing: usize,
-    /// How many of them have a check that warns.
+    /// The number of them that have a check that warns.
     pub warning: usize,
-    /// How many of them have a check that fails.
+    /// The number of them that have a check that fails.
     pub critical: usize,
-    /// How many resources are to be reconciled.
+    /// The number of resources that are to be reconciled.
     pub dirty: usize,
-    /// How many writes wait or are under way.
+    /// The number of writes that wait or are under way.
     pub outstanding: usize,
-    /// How many instances Consul refuses.
+    /// The number of instances that Consul refuses.
     pub refused: usize,
-    /// How many instances of this cluster another Consul agent holds.
+    /// The number of instances that of this cluster another Consul agent holds.
     pub elsewhere: usize,
-    /// How many resources have removals that wait for Kubernetes to confirm them.
+    /// The number of resources that have removals that wait for Kubernetes to confirm them.
     pub held: usize,
-    /// How many instances stopped being ready at once with most others, while their endpoints stay.
+    /// The number of instances that stopped being ready at once with most others, while their endpoints stay.
     pub mass_unready: usize,
     /// The same in a sentence; none where that is not so.
     pub mass_unready_message: Option<String>,
-    /// How long ago everything of this cluster was last read from Consul; none before the first time.
+    /// The time since everything of this cluster was last read from Consul; none before the first time.
     pub resync_age: Option<Duration>,
 }
 
@@ -60,7 +60,7 @@ impl Engine {
         }
     }
 
-    /// How many instances another agent holds that are for this Lictor to take away.
+    /// Counts the instances that another agent holds that are for this Lictor to take away.
     fn elsewhere(&self) -> usize {
         let Some(placement) = self.session.placement() else { return 0 };
         let others = self.mirror.nodes().filter(|node| placement.is_another_agent(node));

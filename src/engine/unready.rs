@@ -23,7 +23,7 @@ use crate::state::world::World;
 #[derive(Debug)]
 pub(super) struct Unready {
     mass: MassUnready,
-    /// When the episode began that Kubernetes is being asked about again.
+    /// The time at which the episode began that Kubernetes is being asked about again.
     asked_about: Option<u64>,
     /// What the times of an episode count from.
     began: Instant,
@@ -36,12 +36,12 @@ impl Default for Unready {
 }
 
 impl Unready {
-    /// How many instances are in the episode; 0 without one.
+    /// Counts the instances that are in the episode; 0 without one.
     pub(super) fn len(&self) -> usize {
         self.mass.len()
     }
 
-    /// Whether a resource has instances in the episode.
+    /// Says whether a resource has instances in the episode.
     pub(super) fn concerns(&self, key: &ResourceKey) -> bool {
         self.mass.concerns(key)
     }
@@ -60,7 +60,7 @@ impl Unready {
     }
 }
 
-/// Whether the endpoint of an instance is there and not ready, by what is desired and by the addresses of those that are
+/// Says whether the endpoint of an instance is there and not ready, by what is desired and by the addresses of those that are
 /// not registered for that reason.
 fn is_unready(desired: &Desired, unready: &BTreeSet<Str>, key: &RowKey, address: &str) -> bool {
     desired.get(key).is_some_and(|wanted| wanted.readiness == Some(Health::Critical)) || unready.contains(address)
@@ -105,12 +105,12 @@ impl Engine {
         }
     }
 
-    /// Whether instances are kept passing for now.
+    /// Says whether instances are kept passing for now.
     pub(super) fn holds_unready(&self) -> bool {
         self.unready.open_episode().is_some() && !self.config.hold_mass_unready.is_zero()
     }
 
-    /// What `/readyz` says of an episode.
+    /// Gives what `/readyz` says of an episode.
     pub(super) fn mass_unready_message(&self) -> Option<String> {
         let episode = self.unready.mass.episode()?;
         let held = if self.holds_unready() { "; the rest of them is kept passing" } else { "" };
