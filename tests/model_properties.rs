@@ -317,9 +317,8 @@ proptest! {
         take in any::<bool>(),
     ) {
         let desired = wants(&after.0, &after.1, &placement);
-        let mut mirror = Mirror::default();
         let others = foreign(&desired, take);
-        mirror.take_over(others.clone(), 0, None);
+        let mut mirror = Mirror::of(others.clone());
         converge(&mut mirror, &wants(&before.0, &before.1, &placement), &mut |_, _| {});
         let taken: BTreeSet<&RowKey> = others.keys().collect();
 

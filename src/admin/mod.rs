@@ -205,6 +205,7 @@ fn gauges(snapshot: &Snapshot) -> Registry {
     gauge("lictor_dirty_resources", "Resources that are to be reconciled", snapshot.dirty);
     gauge("lictor_outstanding_writes", "Writes to Consul that wait or are under way", snapshot.outstanding);
     gauge("lictor_refused_instances", "Instances that Consul refuses", snapshot.refused);
+    gauge("lictor_unread_nodes", "Consul nodes that could not be read, while others could", snapshot.unread_nodes);
     gauge("lictor_instances_on_other_agents", "Our instances that another Consul agent holds", snapshot.elsewhere);
     gauge("lictor_held_resources", "Resources whose removals wait for Kubernetes to confirm them", snapshot.held);
     gauge(
@@ -224,7 +225,7 @@ fn gauges(snapshot: &Snapshot) -> Registry {
         gauge.set(age.as_secs_f64());
         registry.register(
             "lictor_resync_age_seconds",
-            "Since everything of this cluster was last read from Consul",
+            "Since the last round that read every Consul node of this cluster began",
             gauge,
         );
     }

@@ -82,8 +82,7 @@ pub fn preview(
     placement: &Placement,
     now: Instant,
 ) -> (Vec<Step>, Vec<Note>) {
-    let mut mirror = Mirror::default();
-    mirror.take_over(rows, 0, None);
+    let mirror = Mirror::of(rows);
     for owner in mirror.owners() {
         world.note_rows(owner, mirror.names(owner));
     }

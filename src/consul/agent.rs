@@ -153,19 +153,38 @@ impl Agent {
 
     async fn rows(&self) -> Result<Rows, Unavailable> {
         let node = self.recognise().await?;
+        let (mut rows, elsewhere) = try_join!(self.rows_here(&node), self.rows_elsewhere(&node, None))?;
+        rows.extend(elsewhere);
+        Ok(rows)
+    }
+
+    /// Names the agent's own node, and those where this cluster has registered something with other agents.
+    async fn list_nodes(&self) -> Result<BTreeSet<Str>, Unavailable> {
+        let node = self.recognise().await?;
+        let elsewhere = self.rows_elsewhere(&node, None).await?;
+        Ok(elsewhere.into_keys().map(|key| key.node).chain([node]).collect())
+    }
+
+    async fn rows_of(&self, node: &Str) -> Result<Rows, Unavailable> {
+        let own = self.recognise().await?;
+        if own == *node { self.rows_here(node).await } else { self.rows_elsewhere(&own, Some(node)).await }
+    }
+
+    /// Reads what is on the agent's own node, which is called so.
+    async fn rows_here(&self, node: &Str) -> Result<Rows, Unavailable> {
         let (known, writes) = {
             let known = self.known();
             (known.ours.clone(), known.writes)
         };
         let our_checks = self.ours("ServiceID");
-        let (held, held_checks, shown, shown_checks, mut rows) = try_join!(
+        let (held, held_checks, shown, shown_checks) = try_join!(
             self.client
                 .get::<BTreeMap<String, Service>>(path(&["agent", "services"], &[("filter", &self.our_services())])),
             self.client.get::<BTreeMap<String, Check>>(path(&["agent", "checks"], &[("filter", &our_checks)])),
-            self.client.get::<NodeServices>(self.catalog_services(&node)),
-            self.client.get::<Option<Vec<Check>>>(path(&["health", "node", &node], &[("filter", &our_checks)])),
-            self.rows_elsewhere(&node),
+            self.client.get::<NodeServices>(self.catalog_services(node)),
+            self.client.get::<Option<Vec<Check>>>(path(&["health", "node", node], &[("filter", &our_checks)])),
         )?;
+        let mut rows = Rows::new();
         let mut pool = Pool::default();
         let owner = |id: &Str, held: &Registration| Ownership::of(&self.identity, id, &held.meta, known.contains(id));
         let shown_checks = Healths::new(shown_checks.value.into_iter().flatten());
@@ -186,7 +205,7 @@ impl Agent {
                 registration: Arc::new(registration),
                 shown,
             };
-            (RowKey { node: Arc::clone(&node), id }, row)
+            (RowKey { node: Arc::clone(node), id }, row)
         }));
         // The agent has forgotten these and the servers have not: neither registered nor gone.
         rows.extend(catalog.into_iter().map(|(id, registration)| {
@@ -196,11 +215,11 @@ impl Agent {
                 registration: Arc::new(registration),
                 shown: false,
             };
-            (RowKey { node: Arc::clone(&node), id }, row)
+            (RowKey { node: Arc::clone(node), id }, row)
         }));
         let mut known = self.known();
         if known.writes == writes {
-            let ours = rows.iter().filter(|(key, row)| key.node == node && row.is_ours());
+            let ours = rows.iter().filter(|(_, row)| row.is_ours());
             known.ours = ours.map(|(key, _)| Arc::clone(&key.id)).collect();
         }
         Ok(rows)
@@ -224,12 +243,12 @@ impl Registry for Agent {
         Box::pin(self.rows())
     }
 
+    fn nodes(&self) -> BoxFuture<'_, Result<BTreeSet<Str>, Unavailable>> {
+        Box::pin(self.list_nodes())
+    }
+
     fn read_node<'a>(&'a self, node: &'a Str) -> BoxFuture<'a, Result<Rows, Unavailable>> {
-        Box::pin(async move {
-            let mut rows = self.rows().await?;
-            rows.retain(|key, _| key.node == *node);
-            Ok(rows)
-        })
+        Box::pin(self.rows_of(node))
     }
 
     fn apply<'a>(&'a self, bundle: &'a Bundle) -> BoxFuture<'a, Vec<Outcome>> {

@@ -240,6 +240,13 @@ impl Registry for Catalog {
         Box::pin(self.rows())
     }
 
+    fn nodes(&self) -> BoxFuture<'_, Result<BTreeSet<Str>, Unavailable>> {
+        Box::pin(async {
+            self.confirm_standing().await?;
+            self.list_nodes().await
+        })
+    }
+
     fn read_node<'a>(&'a self, node: &'a Str) -> BoxFuture<'a, Result<Rows, Unavailable>> {
         Box::pin(self.rows_of(node))
     }

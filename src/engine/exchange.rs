@@ -9,7 +9,8 @@ use tokio::time::Instant;
 
 use super::lanes::{FailedWrites, Turn};
 use super::metrics::{Kind, Result as Written};
-use super::session::{Request, Stamped};
+use super::resync::{Ask, Verdict};
+use super::session::Stamped;
 use super::timers::Timer;
 use super::{Completion, Engine};
 use crate::model::cause::Cause;
@@ -20,6 +21,15 @@ use crate::model::ids::{ResourceKey, Str, meta};
 use crate::model::plan::Planned;
 use crate::model::registration::{Ownership, Row, RowKey};
 use crate::ports::{Bundle, Outcome, Rows, Unavailable};
+
+/// What a node is read for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reader {
+    /// The next write to it.
+    Lane,
+    /// The resync.
+    Resync,
+}
 
 /// What the answers to a bundle come to.
 #[derive(Default)]
@@ -35,15 +45,25 @@ struct Answers {
 }
 
 impl Engine {
-    /// Asks Consul for what the session needs next.
+    /// Asks Consul for what the session and the resync need next.
     pub(super) fn continue_session(&mut self) {
-        match self.session.next_request() {
-            Some(Request::Connect) => {
-                let (stamp, registry) = (self.session.stamp(), Arc::clone(&self.ports.registry));
-                self.tasks.spawn(async move { Completion::Connected(stamp.on(registry.connect().await)) });
+        if self.session.begin_connecting() {
+            let (stamp, registry) = (self.session.stamp(), Arc::clone(&self.ports.registry));
+            self.tasks.spawn(async move { Completion::Connected(stamp.on(registry.connect().await)) });
+        }
+        if !self.session.may_read() {
+            return;
+        }
+        while let Some(ask) = self.resync.next(Instant::now()) {
+            match ask {
+                Ask::List => self.list_nodes(),
+                // Its lane reads it, as nothing may be written to it before.
+                Ask::Read(node) if self.lanes.resume(&node) => {}
+                Ask::Read(node) => self.read_node(node, Reader::Resync),
             }
-            Some(Request::Read) => self.read(),
-            None => {}
+        }
+        if let Some(due) = self.resync.due() {
+            self.timers.replace(due, Timer::Resync);
         }
     }
 
@@ -58,39 +78,40 @@ impl Engine {
         }
     }
 
-    fn read(&mut self) {
+    fn list_nodes(&mut self) {
         let (stamp, since, registry) = (self.session.stamp(), self.mirror.now(), Arc::clone(&self.ports.registry));
-        self.tasks.spawn(async move { Completion::Read { since, answer: stamp.on(registry.read().await) } });
+        self.tasks.spawn(async move { Completion::Listed { since, answer: stamp.on(registry.nodes().await) } });
     }
 
-    /// Reads everything of this cluster from Consul again.
-    pub(super) fn resync(&mut self) {
-        if self.session.begin_resync() {
-            self.read();
-        }
-    }
-
-    pub(super) fn on_read(&mut self, since: u64, answer: Stamped<Result<Rows, Unavailable>>) {
+    pub(super) fn on_listed(&mut self, since: u64, answer: Stamped<Result<BTreeSet<Str>, Unavailable>>) {
         let Some(answer) = self.session.accept(answer) else { return };
-        let rows = match answer {
-            Ok(rows) => rows,
+        let mut nodes = match answer {
+            Ok(nodes) => nodes,
             Err(outage) => {
-                self.session.load_failed();
-                if self.session.is_ready() {
-                    self.set_resync();
+                if self.resync.list_failed() || outage.is_about_all() {
+                    self.failed(&outage, false);
                 }
-                self.failed(&outage, false);
                 return;
             }
         };
         self.consul_answered();
+        // One that is gone is read as well: that is how it is known that nothing is on it.
+        nodes.extend(self.mirror.nodes().cloned());
+        self.mirror.forget_writes_elsewhere(&nodes, since);
+        // Spread by a tenth, so that many clusters on one Consul do not read in step.
+        let interval = self.config.resync_interval.mul_f64(0.95 + self.ports.random.f64() / 10.0);
+        self.resync.listed(nodes, Instant::now(), interval, self.session.is_ready());
+        self.end_round();
+    }
+
+    /// Does what is to be done once all nodes have been read, if they have.
+    fn end_round(&mut self) {
+        if self.resync.end_round().is_none() {
+            return;
+        }
         let now = Instant::now();
-        let is_first = self.session.loaded(now);
-        self.set_resync();
-        let moved = self.mirror.take_over(rows, since, None);
-        self.note_rows();
-        self.register_unseen_again();
-        if is_first {
+        if self.session.loaded() {
+            self.note_rows();
             tracing::info!(instances = self.mirror.owned_rows(), "read what Consul holds of this cluster");
             for key in self.all_keys() {
                 self.enqueue(key, Cause::Inferred, now);
@@ -99,9 +120,6 @@ impl Engine {
         }
         self.wake_conflicting();
         self.forget_failed_writes();
-        for key in moved {
-            self.rows_moved(key, now);
-        }
         self.tidy();
     }
 
@@ -133,26 +151,20 @@ impl Engine {
         self.enqueue_kept(key, Cause::Inferred, now);
     }
 
-    /// Has those instances registered again that an agent has and the catalog does not show: they were registered with a
-    /// token that does not do any more.
-    fn register_unseen_again(&mut self) {
+    /// Has those instances on a node registered again that an agent has and the catalog does not show: they were
+    /// registered with a token that does not do any more.
+    fn register_unseen_again(&mut self, node: &Str) {
         let owner = |row: &Row| match &row.ownership {
             Ownership::Ours(owner) if !row.shown => Some(owner.clone()),
             Ownership::Ours(_) | Ownership::Unowned | Ownership::Other(_) => None,
         };
         let unseen: Vec<(RowKey, ResourceKey)> =
-            self.mirror.rows().filter_map(|(key, row)| Some((key.clone(), owner(row)?))).collect();
-        self.resources.unseen.clear();
+            self.mirror.on_node(node).filter_map(|(key, row)| Some((key.clone(), owner(row)?))).collect();
+        self.resources.unseen.retain(|key| key.node != *node);
         for (key, owner) in unseen {
             self.resources.unseen.insert(key);
             self.enqueue_kept(owner, Cause::Observed, Instant::now());
         }
-    }
-
-    fn set_resync(&mut self) {
-        // Spread by a tenth, so that many clusters on one Consul do not read in step.
-        let wait = self.config.resync_interval.mul_f64(0.95 + self.ports.random.f64() / 10.0);
-        self.timers.replace(Instant::now() + wait, Timer::Resync);
     }
 
     fn tidy(&self) {
@@ -171,7 +183,7 @@ impl Engine {
         self.lanes.forget_fresh();
         while !self.session.is_paused() {
             match self.lanes.next_turn(self.config.concurrency, self.ports.registry.bundle_size()) {
-                Some(Turn::Read(node)) => self.read_node(node),
+                Some(Turn::Read(node)) => self.read_node(node, Reader::Lane),
                 Some(Turn::Write(node, writes)) => self.write_bundle(&placement, node, writes),
                 None => return,
             }
@@ -211,34 +223,84 @@ impl Engine {
         }
     }
 
-    fn read_node(&mut self, node: Str) {
+    fn read_node(&mut self, node: Str, reader: Reader) {
         let (stamp, since, registry) = (self.session.stamp(), self.mirror.now(), Arc::clone(&self.ports.registry));
         self.tasks.spawn(async move {
             let answer = stamp.on(registry.read_node(&node).await);
-            Completion::NodeRead { node, since, answer }
+            Completion::NodeRead { node, since, reader, answer }
         });
     }
 
-    pub(super) fn on_node_read(&mut self, node: Str, since: u64, answer: Stamped<Result<Rows, Unavailable>>) {
+    pub(super) fn on_node_read(
+        &mut self,
+        node: &Str,
+        since: u64,
+        reader: Reader,
+        answer: Stamped<Result<Rows, Unavailable>>,
+    ) {
         match self.session.accept(answer) {
             Some(Ok(rows)) => {
                 self.consul_answered();
-                for key in self.lanes.read(&node) {
-                    self.reports.enqueue(key);
+                if self.resync.read(node) {
+                    tracing::info!(%node, "a Consul node can be read again");
                 }
-                self.wake_conflicting();
-                let now = Instant::now();
-                for key in self.mirror.take_over(rows, since, Some(&node)) {
-                    self.note_rows_of(&key);
-                    self.rows_moved(key, now);
+                let moved = self.mirror.take_over(node, rows, since);
+                match reader {
+                    Reader::Lane => {
+                        for key in self.lanes.read(node) {
+                            self.reports.enqueue(key);
+                        }
+                        self.wake_conflicting();
+                    }
+                    Reader::Resync => {
+                        self.mirror.forget_writes(node, since);
+                        self.register_unseen_again(node);
+                    }
                 }
+                if self.session.is_ready() {
+                    let now = Instant::now();
+                    for key in moved {
+                        self.note_rows_of(&key);
+                        self.rows_moved(key, now);
+                    }
+                }
+                self.end_round();
             }
-            Some(Err(outage)) => {
-                self.lanes.read_failed(node);
-                self.failed(&outage, false);
-            }
+            Some(Err(outage)) => self.on_node_not_read(node, reader, &outage),
             // Whatever was to be found out is still to be.
-            None => self.lanes.read_failed(node),
+            None if reader == Reader::Lane => self.lanes.read_failed(node.clone()),
+            None => {}
+        }
+    }
+
+    /// Has a node read again, now or later, while others are read and written to; unless Consul is unavailable.
+    fn on_node_not_read(&mut self, node: &Str, reader: Reader, outage: &Unavailable) {
+        if reader == Reader::Lane {
+            self.lanes.read_failed(node.clone());
+        }
+        if outage.is_about_all() {
+            self.resync.put_back(node);
+            self.failed(outage, false);
+            return;
+        }
+        if self.session.is_paused() {
+            self.resync.put_back(node);
+            return;
+        }
+        let needs_all = !self.session.is_ready();
+        match self.resync.read_failed(node, needs_all, Instant::now(), &mut self.ports.random) {
+            Verdict::Again => {}
+            Verdict::Later { is_new } => {
+                if is_new {
+                    tracing::warn!(
+                        %node, words = %outage.message,
+                        "a Consul node cannot be read; it is read again later, and the others are kept up to date"
+                    );
+                }
+                self.lanes.postpone(node);
+                self.end_round();
+            }
+            Verdict::Outage => self.failed(outage, false),
         }
     }
 
@@ -374,6 +436,8 @@ impl Engine {
     pub(super) fn failed(&mut self, outage: &Unavailable, of_a_write: bool) {
         let failed = self.session.failed(outage, of_a_write, Instant::now(), &mut self.ports.random);
         self.timers.replace(failed.resumes, Timer::Resume);
+        self.resync.outage();
+        self.lanes.resume_all();
         if failed.is_new {
             tracing::warn!(words = %outage.message, "Consul is unavailable; writes are paused");
         }
@@ -398,6 +462,7 @@ impl Engine {
     pub(super) fn reset_session(&mut self) {
         tracing::warn!("the session with Consul was reset; registrations are read again");
         self.session.reset();
+        self.resync.reset();
         self.mirror.clear();
         self.world.know_rows(false);
         self.lanes.reset();

@@ -24,6 +24,8 @@ pub(super) struct Lanes {
     busy: BTreeSet<Str>,
     /// The nodes that are read before they are written to again.
     must_read: BTreeSet<Str>,
+    /// Those of them that cannot be read for now: nothing is written to them, and they are not read.
+    postponed: BTreeSet<Str>,
     /// The nodes that were read for their users' tags since the last write to them.
     fresh: BTreeSet<Str>,
     /// The resources of which a write got no answer, and on which nodes: until these are read nobody can say that
@@ -108,18 +110,22 @@ impl Lanes {
         if self.is_checking || self.busy.len() >= concurrency {
             return None;
         }
-        if let Some(node) = self.must_read.iter().find(|node| !self.busy.contains(*node)).cloned() {
+        if let Some(node) = self.must_read.iter().find(|node| self.is_free(node)).cloned() {
             self.must_read.remove(&node);
             self.busy.insert(node.clone());
             return Some(Turn::Read(node));
         }
-        let node = self.queue.next_node(self.cursor.as_ref(), |node| !self.busy.contains(node))?.clone();
+        let node = self.queue.next_node(self.cursor.as_ref(), |node| self.is_free(node))?.clone();
         let writes = self.queue.take(&node, bundle_size, &self.isolation);
         self.in_flight.extend(writes.iter().map(|one| (one.op.key().clone(), one.clone())));
         self.fresh.remove(&node);
         self.busy.insert(node.clone());
         self.cursor = Some(node.clone());
         Some(Turn::Write(node, writes))
+    }
+
+    fn is_free(&self, node: &Str) -> bool {
+        !self.busy.contains(node) && !self.postponed.contains(node)
     }
 
     /// Notes that a node was read. Answers the resources of which nothing is unknown any more.
@@ -141,6 +147,23 @@ impl Lanes {
     pub(super) fn read_failed(&mut self, node: Str) {
         self.busy.remove(&node);
         self.must_read.insert(node);
+    }
+
+    /// Notes that a node cannot be read for now. If it has to be before the next write, that waits, too.
+    pub(super) fn postpone(&mut self, node: &Str) {
+        if self.must_read.contains(node) {
+            self.postponed.insert(node.clone());
+        }
+    }
+
+    /// Has a node read again that could not be. Answers whether it is one.
+    pub(super) fn resume(&mut self, node: &Str) -> bool {
+        self.postponed.remove(node)
+    }
+
+    /// Has all nodes read again that could not be: it was not theirs.
+    pub(super) fn resume_all(&mut self) {
+        self.postponed.clear();
     }
 
     /// Notes that the writes to a node have been answered.
@@ -202,6 +225,7 @@ impl Lanes {
     /// Forgets what waits and what was learned. What is under way stays so, and what has to be read.
     pub(super) fn reset(&mut self) {
         self.queue.clear();
+        self.postponed.clear();
         self.fresh.clear();
         self.failed.clear();
         self.isolation.clear();
@@ -266,6 +290,20 @@ mod tests {
         assert_eq!(take(&mut lanes).as_deref(), Some("read a"), "it still has to be");
         assert_eq!(lanes.read(&"a".into()), [owner()]);
         assert!(!lanes.has_unknown(&owner()));
+    }
+
+    #[test]
+    fn a_node_that_cannot_be_read_waits_and_the_others_go_on() {
+        let mut lanes = lanes(&["a", "b"]);
+        lanes.want_fresh(&"a".into());
+        assert_eq!(take(&mut lanes).as_deref(), Some("read a"));
+        lanes.read_failed("a".into());
+        lanes.postpone(&"a".into());
+        lanes.postpone(&"b".into());
+        assert_eq!(take(&mut lanes).as_deref(), Some("write b: 1"), "it need not be read");
+        assert_eq!(take(&mut lanes), None, "its writes wait, too");
+        assert!(!lanes.resume(&"b".into()) && lanes.resume(&"a".into()));
+        assert_eq!(take(&mut lanes).as_deref(), Some("read a"));
     }
 
     #[test]

@@ -9,6 +9,7 @@
 //!
 //! - `decide`: the decision about one resource, pure.
 //! - `session`: connected, loaded, ready; outages; answers that came too late.
+//! - `resync`: which Consul node is read next, and when.
 //! - `resources`: a record for each resource, and the queue of those to be reconciled; `refusals`: what Consul refused.
 //! - `removals`: which removals wait for Kubernetes to confirm them.
 //! - `lanes`: one bundle at a time to each Consul node.
@@ -21,6 +22,7 @@
 //!
 //! Time is tokio's (which a simulation can halt and turn), chance is a seeded source, and both servers are behind traits.
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -53,6 +55,7 @@ mod refusals;
 mod removals;
 mod reports;
 mod resources;
+mod resync;
 mod session;
 mod snapshot;
 mod tell;
@@ -61,11 +64,13 @@ mod unready;
 
 pub use snapshot::Snapshot;
 
+use exchange::Reader;
 use lanes::Lanes;
 use metrics::Metrics;
 use removals::Removals;
 use reports::Reports;
 use resources::Resources;
+use resync::Resync;
 use session::{Session, Stamped};
 use timers::{Timer, Timers};
 use unready::Unready;
@@ -102,6 +107,7 @@ pub struct Engine {
     world: World,
     mirror: Mirror,
     session: Session,
+    resync: Resync,
     resources: Resources,
     removals: Removals,
     lanes: Lanes,
@@ -149,8 +155,8 @@ impl Tasks {
 /// An answer.
 enum Completion {
     Connected(Stamped<Result<Placement, Unavailable>>),
-    Read { since: u64, answer: Stamped<Result<Rows, Unavailable>> },
-    NodeRead { node: Str, since: u64, answer: Stamped<Result<Rows, Unavailable>> },
+    Listed { since: u64, answer: Stamped<Result<BTreeSet<Str>, Unavailable>> },
+    NodeRead { node: Str, since: u64, reader: Reader, answer: Stamped<Result<Rows, Unavailable>> },
     Applied { node: Str, planned: Vec<Planned>, outcomes: Stamped<Vec<Outcome>> },
     WritesChecked(Stamped<Result<(), Unavailable>>),
     Tidied(Stamped<Result<(), Unavailable>>),
@@ -182,6 +188,7 @@ impl Engine {
             world,
             mirror: Mirror::default(),
             session: Session::default(),
+            resync: Resync::default(),
             resources: Resources::default(),
             removals: Removals::default(),
             lanes: Lanes::default(),
@@ -344,8 +351,8 @@ impl Engine {
     fn on_completion(&mut self, completion: Completion) {
         match completion {
             Completion::Connected(answer) => self.on_connected(answer),
-            Completion::Read { since, answer } => self.on_read(since, answer),
-            Completion::NodeRead { node, since, answer } => self.on_node_read(node, since, answer),
+            Completion::Listed { since, answer } => self.on_listed(since, answer),
+            Completion::NodeRead { node, since, reader, answer } => self.on_node_read(&node, since, reader, answer),
             Completion::Applied { node, planned, outcomes } => self.on_applied(&node, planned, outcomes),
             Completion::WritesChecked(answer) => self.on_writes_checked(answer),
             Completion::Tidied(answer) => {
@@ -370,16 +377,15 @@ impl Engine {
 
     fn on_timer(&mut self, timer: Timer) {
         match timer {
-            Timer::Resync => self.resync(),
             Timer::Resume => {
-                if self.session.resume(Instant::now()) {
-                    self.resync();
+                if self.session.resume(Instant::now()) && self.session.is_ready() {
+                    self.resync.hurry();
                 }
             }
             Timer::Reconcile(key) => self.enqueue_again(key),
             Timer::Report(key) => self.reports.enqueue(key),
-            // The next step writes what there is to tell.
-            Timer::Reports => {}
+            // The next step reads and writes what there is.
+            Timer::Resync | Timer::Reports => {}
             Timer::MassUnready => self.confirm_unready(),
         }
     }

@@ -3,8 +3,6 @@
 //! In: what Consul answered. Out: what to ask of it next, and whether an answer still counts. A session begins anew
 //! when nothing that was known of Consul holds any more; what was asked in an earlier one is not believed.
 
-use std::time::Duration;
-
 use tokio::time::Instant;
 
 use super::timers::Backoff;
@@ -20,9 +18,6 @@ pub(super) struct Session {
     outage: Option<Outage>,
     /// How often in a row Consul failed. That it can be read does not show that it can be written.
     failures: u32,
-    /// Whether everything is being read.
-    is_reading: bool,
-    last_resync: Option<Instant>,
 }
 
 /// How far a session has come.
@@ -45,15 +40,6 @@ struct Outage {
     of_a_write: bool,
     /// Nothing is asked of Consul before; none once that time has come.
     until: Option<Instant>,
-}
-
-/// What to ask of Consul next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Request {
-    /// Connect to it.
-    Connect,
-    /// Read everything of this cluster.
-    Read,
 }
 
 /// What a failure leads to.
@@ -128,33 +114,17 @@ impl Session {
         self.outage.as_ref().map(|outage| &*outage.message)
     }
 
-    /// How long ago everything was read last; none before the first time.
-    pub(super) fn since_resync(&self) -> Option<Duration> {
-        self.last_resync.map(|at| at.elapsed())
+    /// Whether the nodes of Consul may be read now.
+    pub(super) fn may_read(&self) -> bool {
+        matches!(self.state, State::Loading(_) | State::Ready(_)) && !self.is_paused()
     }
 
-    /// What to ask of Consul so that the session becomes ready. Each is asked once.
-    pub(super) fn next_request(&mut self) -> Option<Request> {
-        if self.is_paused() {
-            return None;
+    /// Whether Consul is to be connected now; asked once.
+    pub(super) fn begin_connecting(&mut self) -> bool {
+        let begins = matches!(self.state, State::Disconnected) && !self.is_paused();
+        if begins {
+            self.state = State::Connecting;
         }
-        match self.state {
-            State::Disconnected => {
-                self.state = State::Connecting;
-                Some(Request::Connect)
-            }
-            State::Loading(_) if !self.is_reading => {
-                self.is_reading = true;
-                Some(Request::Read)
-            }
-            State::Connecting | State::Loading(_) | State::Ready(_) => None,
-        }
-    }
-
-    /// Whether everything is to be read again now: it is known, and nobody is reading it.
-    pub(super) fn begin_resync(&mut self) -> bool {
-        let begins = self.is_ready() && !self.is_reading;
-        self.is_reading |= begins;
         begins
     }
 
@@ -164,8 +134,7 @@ impl Session {
     }
 
     /// Notes that everything was read. Answers whether that was the first time in this session.
-    pub(super) fn loaded(&mut self, now: Instant) -> bool {
-        (self.is_reading, self.last_resync) = (false, Some(now));
+    pub(super) fn loaded(&mut self) -> bool {
         match std::mem::take(&mut self.state) {
             State::Loading(placement) => {
                 self.state = State::Ready(placement);
@@ -176,11 +145,6 @@ impl Session {
                 false
             }
         }
-    }
-
-    /// Notes that not everything could be read.
-    pub(super) fn load_failed(&mut self) {
-        self.is_reading = false;
     }
 
     /// Follows the registry where it has found that instances go elsewhere. Answers whether that is so.
@@ -241,12 +205,13 @@ impl Session {
     pub(super) fn reset(&mut self) {
         self.generation += 1;
         self.state = State::Disconnected;
-        self.is_reading = false;
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn placement(node: &str) -> Placement {
@@ -256,29 +221,23 @@ mod tests {
     #[test]
     fn a_session_connects_then_reads_then_is_ready() {
         let mut session = Session::default();
-        assert_eq!(session.next_request(), Some(Request::Connect));
-        assert_eq!(session.next_request(), None, "it is being connected");
+        assert!(!session.may_read() && session.begin_connecting());
+        assert!(!session.begin_connecting(), "it is being connected");
         session.connected(Some(placement("a")));
-        assert_eq!(session.next_request(), Some(Request::Read));
-        assert_eq!((session.next_request(), session.begin_resync()), (None, false), "it is being read");
-        assert!(session.loaded(Instant::now()), "for the first time");
-        assert_eq!((session.next_request(), session.placement()), (None, Some(&placement("a"))));
-        assert!(session.begin_resync() && !session.begin_resync(), "once at a time");
-        assert!(!session.loaded(Instant::now()), "the mirror was whole before");
+        assert!(session.may_read() && !session.is_ready());
+        assert!(session.loaded(), "for the first time");
+        assert_eq!((session.begin_connecting(), session.placement()), (false, Some(&placement("a"))));
+        assert!(!session.loaded(), "the mirror was whole before");
         assert!(session.follow(Some(placement("b"))) && !session.follow(Some(placement("b"))));
         assert!(!session.follow(None));
     }
 
     #[test]
-    fn what_could_not_be_connected_or_read_is_asked_again() {
+    fn what_could_not_be_connected_is_asked_again() {
         let mut session = Session::default();
-        session.next_request();
+        session.begin_connecting();
         session.connected(None);
-        assert_eq!(session.next_request(), Some(Request::Connect));
-        session.connected(Some(placement("a")));
-        session.next_request();
-        session.load_failed();
-        assert_eq!(session.next_request(), Some(Request::Read));
+        assert!(session.begin_connecting());
     }
 
     #[test]
@@ -298,7 +257,7 @@ mod tests {
         let (mut session, now) = (Session::default(), Instant::now());
         let away = Unavailable::transient("connection refused");
         let first = session.failed(&away, false, now, &mut random);
-        assert!(first.is_new && session.is_paused() && session.next_request().is_none());
+        assert!(first.is_new && session.is_paused() && !session.begin_connecting());
         let again = session.failed(&away, false, now, &mut random);
         assert!(!again.is_new, "in the same words");
         assert_eq!(session.failures, 1, "two answers of one outage");

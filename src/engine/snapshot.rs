@@ -27,7 +27,9 @@ pub struct Snapshot {
     pub outstanding: usize,
     /// The number of instances that Consul refuses.
     pub refused: usize,
-    /// The number of instances that of this cluster another Consul agent holds.
+    /// The number of Consul nodes that could not be read at the last tries, while others could.
+    pub unread_nodes: usize,
+    /// The number of instances of this cluster that another Consul agent holds.
     pub elsewhere: usize,
     /// The number of resources that have removals that wait for Kubernetes to confirm them.
     pub held: usize,
@@ -52,11 +54,12 @@ impl Engine {
             dirty: self.resources.dirty_len(),
             outstanding: self.lanes.len(),
             refused: self.resources.refused_len(),
+            unread_nodes: self.resync.failing_len(),
             elsewhere: self.elsewhere(),
             held: self.removals.len(),
             mass_unready: self.unready.len(),
             mass_unready_message: self.mass_unready_message(),
-            resync_age: self.session.since_resync(),
+            resync_age: self.resync.age(),
         }
     }
 

@@ -10,7 +10,7 @@ use crate::model::ids::ResourceKey;
 /// Something that is due at a time.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Timer {
-    /// Read everything of this cluster from Consul again.
+    /// Read the next Consul node again.
     Resync,
     /// Ask Consul again after an outage.
     Resume,
@@ -74,6 +74,8 @@ pub(super) struct Backoff {
 impl Backoff {
     /// Waits for Consul as a whole: it may come back at any moment.
     pub(super) const CONSUL: Self = Self { first: Duration::from_millis(250), most: Duration::from_secs(15) };
+    /// Waits before a Consul node is read again that could not be, while others can.
+    pub(super) const NODE: Self = Self { first: Duration::from_secs(1), most: Duration::from_secs(60) };
     /// Waits before a write that Consul refused is tried again: somebody has to change something first.
     pub(super) const REFUSED: Self = Self { first: Duration::from_secs(1), most: Duration::from_secs(300) };
     /// Waits before Kubernetes is asked again about removals that it could not confirm.

@@ -1,6 +1,6 @@
 //! A place where registrations go.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -28,7 +28,11 @@ pub trait Registry: Send + Sync {
     /// Reads everything of ours, whole: a view that Consul filtered or that may be old is an error.
     fn read(&self) -> BoxFuture<'_, Result<Rows, Unavailable>>;
 
-    /// Reads what stands on one Consul node, likewise.
+    /// Makes sure that Consul is still the one that it was at [`connect`](Self::connect), and names the Consul nodes that
+    /// may have something of ours on them. A list that may be old is an error.
+    fn nodes(&self) -> BoxFuture<'_, Result<BTreeSet<Str>, Unavailable>>;
+
+    /// Reads what stands on one Consul node. Where a write got no answer before, it cannot land any more after this.
     fn read_node<'a>(&'a self, node: &'a Str) -> BoxFuture<'a, Result<Rows, Unavailable>>;
 
     /// Carries out a bundle and says for each operation what became of it, in order.
@@ -94,6 +98,11 @@ pub struct Unavailable {
 }
 
 impl Unavailable {
+    /// Says whether it is surely not about what was asked for alone.
+    pub(crate) fn is_about_all(&self) -> bool {
+        self.session_lost || self.retry_after.is_some()
+    }
+
     /// Makes one that may be over at the next attempt.
     #[must_use]
     pub fn transient(message: impl Into<String>) -> Self {

@@ -28,6 +28,16 @@ pub struct Mirror {
 }
 
 impl Mirror {
+    /// A mirror of these rows.
+    #[must_use]
+    pub fn of(rows: Rows) -> Self {
+        let mut mirror = Self::default();
+        for (key, row) in rows {
+            mirror.set(&key, Some(row));
+        }
+        mirror
+    }
+
     /// The row under a key, whoever's it is.
     #[must_use]
     pub fn row(&self, key: &RowKey) -> Option<&Row> {
@@ -109,21 +119,14 @@ impl Mirror {
         self.set(key, row);
     }
 
-    /// Takes over what a resync that began at `since` found, and answers whose rows turned out to be other than
-    /// we knew. `node` limits the resync to that Consul node.
-    pub fn take_over(&mut self, found: Rows, since: u64, node: Option<&Str>) -> BTreeSet<ResourceKey> {
+    /// Takes over what a read of a Consul node that began at `since` found, and answers whose rows turned out to be other
+    /// than we knew.
+    pub fn take_over(&mut self, node: &Str, found: Rows, since: u64) -> BTreeSet<ResourceKey> {
         let mut moved = BTreeSet::new();
         let newer = |key: &RowKey, written: &BTreeMap<RowKey, u64>| written.get(key).is_some_and(|&at| at > since);
-        let first = RowKey { node: node.cloned().unwrap_or_else(|| "".into()), id: "".into() };
-        let lost: Vec<RowKey> = self
-            .rows
-            .range(first..)
-            .map(|(key, _)| key)
-            .take_while(|key| node.is_none_or(|node| key.node == *node))
-            .filter(|key| !found.contains_key(key) && !newer(key, &self.written))
-            .cloned()
-            .collect();
-        for key in lost {
+        let known = self.on_node(node).map(|(key, _)| key);
+        let lost = known.filter(|key| !found.contains_key(key) && !newer(key, &self.written));
+        for key in lost.cloned().collect::<Vec<_>>() {
             self.set(&key, None).map(|owner| moved.insert(owner));
         }
         for (key, mut row) in found {
@@ -142,10 +145,21 @@ impl Mirror {
             moved.extend(owner);
             moved.extend(self.owner_of(&key));
         }
-        if node.is_none() {
-            self.written.retain(|_, at| *at > since);
-        }
         moved
+    }
+
+    /// Forgets when the rows of a node were written before `since`: no read of it is under way that began earlier.
+    pub fn forget_writes(&mut self, node: &Str, since: u64) {
+        let first = RowKey { node: node.clone(), id: "".into() };
+        let of_node = self.written.range(first..).take_while(|(key, _)| key.node == *node);
+        for key in of_node.filter(|(_, at)| **at <= since).map(|(key, _)| key.clone()).collect::<Vec<_>>() {
+            self.written.remove(&key);
+        }
+    }
+
+    /// Forgets when rows were written before `since` on other nodes than these: nobody reads them any more.
+    pub fn forget_writes_elsewhere(&mut self, nodes: &BTreeSet<Str>, since: u64) {
+        self.written.retain(|key, at| *at > since || nodes.contains(&key.node));
     }
 
     /// Forgets all rows.

@@ -25,7 +25,7 @@ pub(crate) async fn an_orphan_goes(fixture: &Fixture) -> Result<()> {
     ghost("one").put(fixture).await?;
     // It may be gone before anybody sees it.
     wait::until("the removal of the orphan", SOON, || async {
-        let removed = "lictor_consul_writes_total{kind=\"remove\",outcome=\"written\"}";
+        let removed = "lictor_consul_writes_total{kind=\"deregister\",outcome=\"written\"}";
         Ok(metric(&operator.metrics().await?, removed).ok().filter(|count| *count > 0.0))
     })
     .await?;

@@ -11,8 +11,8 @@ use k8s_openapi::api::core::v1::Namespace;
 use kube::Api;
 use kube::config::Kubeconfig;
 use lictor_testbed::{
-    Consul, ConsulOptions, ControlPlane, Fault, Hold, Instance, NewEndpoint, Operator, Proxy, TestNamespace, WorkDir,
-    ports, wait,
+    Consul, ConsulOptions, ControlPlane, Fault, Hold, Instance, NewEndpoint, Operator, Proxy, TestNamespace, TestPod,
+    WorkDir, ports, wait,
 };
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
@@ -157,6 +157,49 @@ pub(crate) async fn one_server_of_three_is_cut_off(fixture: &Fixture) -> Result<
     operator.wait_ready(SOON).await?;
     ensure!(operator.log().contains(&format!("to={}", one.http_addr())), "it did not go on with the third");
     ensure!(!operator.log().contains("the session with Consul was reset"), "it began anew between the servers");
+    Ok(())
+}
+
+pub(crate) async fn a_node_that_cannot_be_read(fixture: &Fixture) -> Result<()> {
+    let pods = fixture.web(2).await?;
+    let proxy = Proxy::start(&fixture.consul_address()).await?;
+    let operator = fixture.operator().consul(&proxy.addr()).ready().await?;
+    fixture.apply_web(json!({})).await?;
+    let found = fixture.wait_for_pods(&[&pods[0], &pods[1]]).await?;
+    fixture.wait_ready("web").await?;
+    let of = |pod: &TestPod| found.iter().find(|i| i.address == pod.ip.to_string()).context("its instance");
+    let (readable, unreadable) = (of(&pods[0])?, of(&pods[1])?);
+    ensure!(readable.node != unreadable.node, "they are on one node");
+
+    let node = format!("/{}", unreadable.node);
+    let fault = Fault::Status(500, "this node cannot be read".to_owned(), Vec::new());
+    proxy.set_fault(Fault::Rule(Arc::new(move |record| {
+        (!record.is_write() && record.path.ends_with(&node)).then(|| fault.clone())
+    })));
+    remove(fixture, readable).await?;
+    remove(fixture, unreadable).await?;
+    fixture.wait_for_pods(&[&pods[0]]).await?;
+    wait::until("a node that cannot be read", SOON, || async {
+        let unread = metric(&operator.metrics().await?, "lictor_unread_nodes")?;
+        Ok((unread > 0.0).then_some(()))
+    })
+    .await?;
+    ensure!(operator.log().contains("a Consul node cannot be read"), "the log does not say so");
+
+    // Others are written and repaired, again and again.
+    let more = fixture.web_pod("web-9", "a").await?;
+    fixture.wait_for_pods(&[&pods[0], &more]).await?;
+    for instance in fixture.instances().await? {
+        remove(fixture, &instance).await?;
+    }
+    fixture.wait_for_pods(&[&pods[0], &more]).await?;
+    operator.wait_ready(SOON).await?;
+    ensure!(!operator.log().contains("writes are paused"), "one node paused all writes");
+
+    proxy.set_fault(Fault::None);
+    fixture.wait_for_pods(&[&pods[0], &pods[1], &more]).await?;
+    fixture.wait_ready("web").await?;
+    ensure!(operator.log().contains("a Consul node can be read again"), "the log does not say that it is over");
     Ok(())
 }
 

@@ -209,6 +209,8 @@ scenarios! {
     drift::what_was_deleted_by_hand_is_put_back(agent: yes, catalog: yes);
     /// An instance or its check that somebody edited is put right.
     drift::what_was_edited_by_hand_is_put_right(agent: yes, catalog: yes);
+    /// Consul, or what is in front of it, fails each read of one node: the other nodes are kept up to date meanwhile, and that one is once it can be read.
+    outages::a_node_that_cannot_be_read(agent: "an agent's instances are all on its own node", catalog: yes);
     /// A Consul that restarts empty is filled again.
     drift::consul_restarted_empty(agent: yes, catalog: yes);
 

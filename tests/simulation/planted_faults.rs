@@ -1,6 +1,6 @@
 //! Faults that the product does not have, planted at its seams: the simulation has to catch each of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 
@@ -160,6 +160,10 @@ impl Registry for Watched {
 
     fn read(&self) -> BoxFuture<'_, Result<Rows, Unavailable>> {
         async move { self.inner.read().await.map(|rows| self.claimed(rows)) }.boxed()
+    }
+
+    fn nodes(&self) -> BoxFuture<'_, Result<BTreeSet<Str>, Unavailable>> {
+        self.inner.nodes()
     }
 
     fn read_node<'a>(&'a self, node: &'a Str) -> BoxFuture<'a, Result<Rows, Unavailable>> {

@@ -50,7 +50,7 @@ an old answer. Labels of single replicas are left out where a change of replica 
     severity: warning
   annotations:
     summary: Lictor has not looked at all of Consul for long.
-    description: {{ `"The last whole look was {{ $value | humanizeDuration }} ago. What others change in Consul is not seen."` }}
+    description: {{ `"Not every Consul node was read for {{ $value | humanizeDuration }}. What others change there is not seen."` }}
 - alert: LictorInstancesRefused
   expr: max by (namespace, job) (lictor_refused_instances{ {{- $s -}} } {{ $acts }}) > 0
   for: 10m

@@ -48,16 +48,21 @@ impl Agent {
     }
 
     /// Reads what carries our mark on other nodes than the agent's own. Nodes of our own making are left out: those
-    /// are of the other mode.
-    pub(super) async fn rows_elsewhere(&self, own: &Str) -> Result<Rows, Unavailable> {
+    /// are of the other mode. `only` limits it to one node.
+    pub(super) async fn rows_elsewhere(&self, own: &Str, only: Option<&Str>) -> Result<Rows, Unavailable> {
         let cluster = self.identity.cluster.as_str();
         let mut filter = format!("NodeMeta[\"{}\"] != \"{cluster}\"", meta::CLUSTER);
         // Consul takes any name for a node, and a filter has no quotes within quotes.
-        if !own.contains(['"', '\\']) {
+        let can_be_quoted = |name: &Str| !name.contains(['"', '\\']);
+        if let Some(only) = only.filter(|only| can_be_quoted(only)) {
+            filter = format!("{filter} and Node == \"{only}\"");
+        } else if can_be_quoted(own) {
             filter = format!("{filter} and Node != \"{own}\"");
         }
         let found = marked_rows(&self.client, &self.identity, By::Agent, Some(&filter)).await?.into_iter();
-        let elsewhere = found.filter(|(node, key, _)| key.node != *own && node.meta(meta::CLUSTER) != cluster);
+        let elsewhere = found
+            .filter(|(node, key, _)| key.node != *own && node.meta(meta::CLUSTER) != cluster)
+            .filter(|(_, key, _)| only.is_none_or(|only| key.node == *only));
         Ok(elsewhere.map(|(_, key, row)| (key, row)).collect())
     }
 

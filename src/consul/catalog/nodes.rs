@@ -1,7 +1,7 @@
 //! The Consul nodes of our making: what we know of them, and keeping them in order.
 
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -53,6 +53,20 @@ impl State {
         self.forget(name);
         if !self.taken.contains(name) {
             Arc::make_mut(&mut self.taken).insert(Arc::clone(name));
+        }
+    }
+
+    /// Notes that nobody else has a node: instances may go there.
+    pub(super) fn return_to_us(&mut self, name: &Str) {
+        if self.taken.contains(name) {
+            Arc::make_mut(&mut self.taken).remove(name);
+        }
+    }
+
+    /// Notes which nodes somebody else has.
+    pub(super) fn set_taken(&mut self, taken: BTreeSet<Str>) {
+        if *self.taken != taken {
+            self.taken = Arc::new(taken);
         }
     }
 

@@ -1,5 +1,6 @@
 //! Reading what the catalog holds of ours.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use futures::{StreamExt, TryStreamExt, stream, try_join};
@@ -16,93 +17,109 @@ use crate::ports::{Rows, Unavailable};
 /// The most nodes that are read at once.
 const READS: usize = 8;
 
+/// What a look at a node shows.
+enum Look {
+    /// Its services and checks.
+    Read(NodeServices, Vec<Check>),
+    /// It is there, and neither it nor anything on it is ours.
+    Others,
+}
+
 impl Catalog {
     pub(super) async fn rows(&self) -> Result<Rows, Unavailable> {
         self.confirm_standing().await?;
         self.read_rows().await
     }
 
-    /// Reads the rows on all nodes that carry our mark or have a name like ours. A plain registration of somebody else
-    /// empties a node's meta, so that the mark alone does not find them all.
+    /// Reads the rows on all nodes that may have some.
     pub(super) async fn read_rows(&self) -> Result<Rows, Unavailable> {
+        let mut reads =
+            stream::iter(self.list_nodes().await?).map(|node| async move { self.rows_on(&node).await }).buffered(READS);
+        let mut rows = Rows::new();
+        while let Some(found) = reads.try_next().await? {
+            rows.extend(found);
+        }
+        Ok(rows)
+    }
+
+    /// Names all nodes that carry our mark or have a name like ours. A plain registration of somebody else empties a
+    /// node's meta, so that the mark alone does not find them all.
+    pub(super) async fn list_nodes(&self) -> Result<BTreeSet<Str>, Unavailable> {
         let cluster = &self.identity.cluster;
         let filter =
             format!("Meta[\"{}\"] == \"{cluster}\" or Node matches \"(?i)^{}\"", meta::CLUSTER, node_prefix(cluster));
         let query = path(&["catalog", "nodes"], &[("consistent", ""), ("filter", &filter)]);
         let found: Option<Vec<Node>> = self.client.get(query).await?.value;
-        let (mut marked, mut unmarked, mut taken) = (Vec::new(), Vec::new(), vec![Str::from(&*self.marker)]);
+        let (mut marked, mut unmarked) = (BTreeMap::new(), Vec::new());
+        let mut taken = BTreeSet::from([Str::from(&*self.marker)]);
         for node in found.into_iter().flatten() {
             let Some(name) = node.node.as_deref().map(|name| self.own_spelling(name)) else { continue };
             match self.mark(&node) {
                 _ if *name == *self.marker => {}
-                NodeMark::Ours => marked.push((name, node)),
+                NodeMark::Ours => _ = marked.insert(name, node),
                 NodeMark::None => unmarked.push(name),
-                NodeMark::Others => taken.push(name),
+                NodeMark::Others => _ = taken.insert(name),
             }
         }
-        {
-            // What was made since the list was is not in it: it is found again when it is needed.
-            let mut state = self.state();
-            state.nodes.clear();
-            for (name, node) in &marked {
-                state.know(&self.marker, name, node);
-            }
-            let State { nodes, empty, .. } = &mut *state;
-            empty.retain(|node, _| nodes.contains_key(node));
-        }
-        let marked = marked.into_iter().map(|(name, _)| (name, true));
-        let unmarked = unmarked.into_iter().map(|name| (name, false));
-        let mut reads = stream::iter(marked.chain(unmarked))
-            .map(|(name, is_marked)| async move {
-                // Most of those without a mark have nothing to do with us.
-                if is_marked || self.has_our_ids(&name).await? {
-                    self.read_services(&name).await.map(|found| (name, Some(found)))
-                } else {
-                    Ok((name, None))
-                }
-            })
-            .buffered(READS);
-        let (mut rows, mut pool) = (Rows::new(), Pool::default());
-        while let Some((name, found)) = reads.try_next().await? {
-            let owner = match found {
-                Some((found, checks)) => self.collect(&name, found, checks, &mut pool, &mut rows),
-                None => Some(NodeOwner::Others),
-            };
-            if owner.is_some_and(|owner| !owner.is_ours()) {
-                taken.push(name);
-            }
-        }
-        let taken = taken.into_iter().collect();
+        let names: BTreeSet<Str> = marked.keys().chain(&unmarked).cloned().collect();
         let mut state = self.state();
-        if *state.taken != taken {
-            state.taken = Arc::new(taken);
+        // What was made since the list was is not in it: it is found again when it is needed.
+        state.nodes.retain(|name, _| marked.contains_key(name));
+        for (name, node) in &marked {
+            state.know(&self.marker, name, node);
         }
-        Ok(rows)
+        let State { nodes, empty, .. } = &mut *state;
+        empty.retain(|node, _| nodes.contains_key(node));
+        // Whose the others are, only a look at what is on them tells.
+        taken.extend(state.taken.iter().filter(|name| names.contains(*name)).cloned());
+        state.set_taken(taken);
+        Ok(names)
     }
 
     pub(super) async fn rows_of(&self, node: &Str) -> Result<Rows, Unavailable> {
         self.confirm_standing().await?;
-        let (services, checks) = self.read_services(node).await?;
+        self.rows_on(node).await
+    }
+
+    /// Reads the rows on a node, and notes whose it is.
+    async fn rows_on(&self, node: &Str) -> Result<Rows, Unavailable> {
         let mut rows = Rows::new();
-        let owner = self.collect(node, services, checks, &mut Pool::default(), &mut rows);
-        if owner.is_some_and(|owner| !owner.is_ours()) {
-            self.state().give_up(node);
+        let owner = match self.look_at(node).await? {
+            Look::Read(found, checks) => self.collect(node, found, checks, &mut Pool::default(), &mut rows),
+            Look::Others => Some(NodeOwner::Others),
+        };
+        let mut state = self.state();
+        match owner {
+            None => {
+                state.forget(node);
+                state.return_to_us(node);
+            }
+            Some(owner) if owner.is_ours() => state.return_to_us(node),
+            Some(_) => state.give_up(node),
         }
         Ok(rows)
+    }
+
+    /// Reads a node, unless it has neither our mark nor anything of ours: most of those have nothing to do with us, and
+    /// may be large.
+    async fn look_at(&self, name: &Str) -> Result<Look, Unavailable> {
+        if !self.state().nodes.contains_key(name) {
+            let filter = format!("ID matches \"^{}\"", id_prefix(&self.identity.cluster));
+            let query = path(&["catalog", "node-services", name], &[("consistent", ""), ("filter", &filter)]);
+            let found: NodeServices = self.client.get(query).await?.value;
+            let has_ours = found.services.as_ref().is_some_and(|services| !services.is_empty());
+            if found.node.as_ref().is_some_and(|node| !self.is_ours(node)) && !has_ours {
+                return Ok(Look::Others);
+            }
+        }
+        let (found, checks) = self.read_services(name).await?;
+        Ok(Look::Read(found, checks))
     }
 
     /// A node's name as we write it: Consul compares names without case, and shows them as who wrote last did.
     pub(super) fn own_spelling(&self, name: &str) -> Str {
         let lower = name.to_lowercase();
         if lower.starts_with(&node_prefix(&self.identity.cluster)) { lower.into() } else { name.into() }
-    }
-
-    /// Says whether a row with an ID like ours is on a node.
-    async fn has_our_ids(&self, node: &str) -> Result<bool, Unavailable> {
-        let filter = format!("ID matches \"^{}\"", id_prefix(&self.identity.cluster));
-        let query = path(&["catalog", "node-services", node], &[("consistent", ""), ("filter", &filter)]);
-        let found: NodeServices = self.client.get(query).await?.value;
-        Ok(found.services.is_some_and(|services| !services.is_empty()))
     }
 
     pub(super) async fn read_services(&self, node: &str) -> Result<(NodeServices, Vec<Check>), Unavailable> {

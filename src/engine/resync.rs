@@ -1,0 +1,350 @@
+//! The resync: every Consul node with something of ours is read once in each interval, one after the other.
+//!
+//! In: the nodes that Consul lists, and whether each could be read. Out: what to read next, and when. A node that cannot be
+//! read is read again at once, then later and later; the others are read meanwhile. Only where no node can be read, or
+//! the list cannot, Consul as a whole is unavailable.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::timers::Backoff;
+use crate::model::ids::Str;
+
+/// The most nodes that are read at once.
+const READS: usize = 8;
+
+/// The resync.
+#[derive(Debug, Default)]
+pub(super) struct Resync {
+    phase: Phase,
+    /// Whether the next round is not spread over the interval.
+    is_urgent: bool,
+    /// The nodes of this round.
+    nodes: BTreeSet<Str>,
+    /// Those of them that are still to be read in it.
+    pending: BTreeSet<Str>,
+    /// The nodes that are being read.
+    reading: BTreeSet<Str>,
+    /// The nodes whose last read failed.
+    failing: BTreeMap<Str, Failing>,
+    /// How often in a row the list failed.
+    list_failures: u32,
+    /// When the last round began in which every node was read.
+    fresh_since: Option<Instant>,
+}
+
+/// How far a round is.
+#[derive(Debug, Default)]
+enum Phase {
+    /// The next one begins as soon as it may.
+    #[default]
+    Due,
+    /// The nodes are being listed.
+    Listing,
+    /// The nodes are read, the next one not before `next`.
+    Reading { began: Instant, next: Instant, gap: Duration, ends: Instant },
+    /// The round is over, and the next one begins then.
+    Over(Instant),
+}
+
+/// How often in a row a node could not be read.
+#[derive(Clone, Copy, Debug)]
+struct Failing {
+    failures: u32,
+    /// When it is read again.
+    due: Instant,
+}
+
+/// What to ask of Consul.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Ask {
+    /// List the nodes.
+    List,
+    /// Read a node.
+    Read(Str),
+}
+
+/// What a read that failed comes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// It is tried again at once.
+    Again,
+    /// The node is read again later; `is_new` the first time.
+    Later { is_new: bool },
+    /// Consul is unavailable.
+    Outage,
+}
+
+impl Resync {
+    /// Takes the next thing to ask.
+    pub(super) fn next(&mut self, now: Instant) -> Option<Ask> {
+        if let Phase::Over(next) = self.phase
+            && next <= now
+        {
+            self.phase = Phase::Due;
+        }
+        if matches!(self.phase, Phase::Due) {
+            self.phase = Phase::Listing;
+            return Some(Ask::List);
+        }
+        let node = if self.reading.len() < READS { self.next_node(now)? } else { return None };
+        self.reading.insert(node.clone());
+        Some(Ask::Read(node))
+    }
+
+    fn next_node(&mut self, now: Instant) -> Option<Str> {
+        let Self { failing, reading, pending, .. } = self;
+        let again = failing.iter().find(|(node, failing)| failing.due <= now && !reading.contains(*node));
+        if let Some((node, _)) = again {
+            return Some(node.clone());
+        }
+        let Phase::Reading { next, gap, .. } = &mut self.phase else { return None };
+        let node = pending.iter().find(|node| *next <= now && !reading.contains(*node))?.clone();
+        pending.remove(&node);
+        *next += *gap;
+        Some(node)
+    }
+
+    /// Answers when there will be something to ask, if nothing happens before.
+    pub(super) fn due(&self) -> Option<Instant> {
+        let again =
+            self.failing.iter().filter(|(node, _)| !self.reading.contains(*node)).map(|(_, failing)| failing.due);
+        let round = match self.phase {
+            Phase::Due | Phase::Listing => None,
+            Phase::Reading { next, .. } => self.pending.iter().any(|node| !self.reading.contains(node)).then_some(next),
+            Phase::Over(next) => Some(next),
+        };
+        let reads = self.reading.len() < READS;
+        again.chain(round).min().filter(|_| reads || matches!(self.phase, Phase::Over(_)))
+    }
+
+    /// Has all nodes read again as soon as may be.
+    pub(super) fn hurry(&mut self) {
+        self.is_urgent = true;
+        if !matches!(self.phase, Phase::Listing) {
+            self.phase = Phase::Due;
+        }
+    }
+
+    /// Begins a round over these nodes; the next one begins after `interval`. Unless the round is urgent, it is `spread`
+    /// over that time.
+    pub(super) fn listed(&mut self, nodes: BTreeSet<Str>, now: Instant, interval: Duration, spread: bool) {
+        let is_urgent = std::mem::take(&mut self.is_urgent) || !spread;
+        self.list_failures = 0;
+        self.failing.retain(|node, _| nodes.contains(node));
+        self.pending = nodes.iter().filter(|node| !self.failing.contains_key(*node)).cloned().collect();
+        let count = u32::try_from(self.pending.len()).unwrap_or(u32::MAX).max(1);
+        let gap = if is_urgent { Duration::ZERO } else { interval / count };
+        self.phase = Phase::Reading { began: now, next: now, gap, ends: now + interval };
+        self.nodes = nodes;
+    }
+
+    /// Notes that the nodes could not be listed. Answers whether Consul is unavailable: not after the first time.
+    pub(super) fn list_failed(&mut self) -> bool {
+        self.list_failures += 1;
+        self.phase = Phase::Due;
+        self.list_failures > 1
+    }
+
+    /// Notes that a node was read. Answers whether it had not been for a while.
+    pub(super) fn read(&mut self, node: &Str) -> bool {
+        self.reading.remove(node);
+        self.failing.remove(node).is_some_and(|failing| failing.failures > 1)
+    }
+
+    /// Notes that a node could not be read. With `needs_all`, one such node is enough for Consul to be unavailable.
+    pub(super) fn read_failed(
+        &mut self,
+        node: &Str,
+        needs_all: bool,
+        now: Instant,
+        random: &mut fastrand::Rng,
+    ) -> Verdict {
+        self.reading.remove(node);
+        let failing = self.failing.entry(node.clone()).or_insert(Failing { failures: 0, due: now });
+        failing.failures = failing.failures.saturating_add(1);
+        let failures = failing.failures;
+        if failures == 1 {
+            return Verdict::Again;
+        }
+        failing.due = now + Backoff::NODE.wait(failures - 1, random);
+        let is_failing = |node: &Str| self.failing.get(node).is_some_and(|failing| failing.failures > 1);
+        if needs_all || self.nodes.iter().all(is_failing) {
+            return Verdict::Outage;
+        }
+        Verdict::Later { is_new: failures == 2 }
+    }
+
+    /// Notes that a node was not read after all: its turn comes again.
+    pub(super) fn put_back(&mut self, node: &Str) {
+        self.reading.remove(node);
+        if self.nodes.contains(node) && !self.failing.contains_key(node) {
+            self.pending.insert(node.clone());
+        }
+    }
+
+    /// Notes that Consul is unavailable: that a node could not be read says nothing of the node.
+    pub(super) fn outage(&mut self) {
+        if matches!(self.phase, Phase::Reading { .. }) {
+            self.pending.extend(self.failing.keys().filter(|node| self.nodes.contains(*node)).cloned());
+        }
+        self.failing.clear();
+        self.list_failures = 0;
+    }
+
+    /// Ends the round if every node of it was read, or was found not to be readable now. Answers whether all were read;
+    /// none if the round goes on.
+    pub(super) fn end_round(&mut self) -> Option<bool> {
+        let Phase::Reading { began, ends, .. } = self.phase else { return None };
+        let is_decided = |node: &Str| self.failing.get(node).is_some_and(|failing| failing.failures > 1);
+        let is_over = self.pending.is_empty() && self.reading.iter().chain(self.failing.keys()).all(is_decided);
+        if !is_over {
+            return None;
+        }
+        self.phase = Phase::Over(ends);
+        let is_whole = self.failing.is_empty();
+        if is_whole {
+            self.fresh_since = Some(began);
+        }
+        Some(is_whole)
+    }
+
+    /// How many nodes could not be read twice in a row.
+    pub(super) fn failing_len(&self) -> usize {
+        self.failing.values().filter(|failing| failing.failures > 1).count()
+    }
+
+    /// How long ago everything was read last: each node was since then. None before the first time.
+    pub(super) fn age(&self) -> Option<Duration> {
+        self.fresh_since.map(|at| at.elapsed())
+    }
+
+    /// Begins anew: what was asked before is not answered any more.
+    pub(super) fn reset(&mut self) {
+        *self = Self { fresh_since: self.fresh_since, ..Self::default() };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const INTERVAL: Duration = Duration::from_secs(30);
+
+    fn nodes(names: &[&str]) -> BTreeSet<Str> {
+        names.iter().map(|name| Str::from(*name)).collect()
+    }
+
+    /// A round over these nodes, spread over the interval.
+    fn round(names: &[&str], now: Instant) -> Resync {
+        let mut resync = Resync::default();
+        assert_eq!(next(&mut resync, now).as_deref(), Some("the list"));
+        resync.listed(nodes(names), now, INTERVAL, true);
+        resync
+    }
+
+    /// Takes the next thing to ask: the list, or this node.
+    fn next(resync: &mut Resync, now: Instant) -> Option<String> {
+        resync.next(now).map(|ask| match ask {
+            Ask::List => "the list".to_owned(),
+            Ask::Read(node) => node.to_string(),
+        })
+    }
+
+    fn fail(resync: &mut Resync, name: &str, now: Instant) -> Verdict {
+        resync.read_failed(&name.into(), false, now, &mut fastrand::Rng::with_seed(1))
+    }
+
+    #[test]
+    fn nodes_are_read_one_after_the_other_over_the_interval() {
+        let start = Instant::now();
+        let mut resync = round(&["a", "b", "c"], start);
+        for (seconds, node) in [(0, "a"), (10, "b"), (20, "c")] {
+            let now = start + Duration::from_secs(seconds);
+            assert_eq!(resync.due(), Some(now), "{node}");
+            assert_eq!(next(&mut resync, now).as_deref(), Some(node));
+            assert_eq!((resync.next(now), resync.end_round()), (None, None), "{node}");
+            assert!(!resync.read(&node.into()));
+        }
+        let end = start + Duration::from_secs(21);
+        assert_eq!((resync.end_round(), resync.fresh_since), (Some(true), Some(start)));
+        assert_eq!((resync.due(), resync.next(end)), (Some(start + INTERVAL), None));
+        assert_eq!(next(&mut resync, start + INTERVAL).as_deref(), Some("the list"));
+    }
+
+    #[test]
+    fn a_round_in_a_hurry_reads_a_few_at_once() {
+        let now = Instant::now();
+        let mut resync = Resync::default();
+        resync.next(now);
+        let names: Vec<String> = (10..20).map(|number| number.to_string()).collect();
+        resync.listed(nodes(&names.iter().map(String::as_str).collect::<Vec<_>>()), now, INTERVAL, false);
+        assert_eq!(std::iter::from_fn(|| resync.next(now)).count(), READS);
+        assert_eq!(resync.due(), None, "an answer comes first");
+        resync.read(&"10".into());
+        assert_eq!(next(&mut resync, now).as_deref(), Some("18"));
+    }
+
+    #[test]
+    fn a_node_that_fails_is_read_again_at_once_and_then_later_while_the_others_count() {
+        let now = Instant::now();
+        let mut resync = round(&["a", "b"], now);
+        assert_eq!(next(&mut resync, now).as_deref(), Some("a"));
+        assert_eq!(fail(&mut resync, "a", now), Verdict::Again);
+        assert_eq!((next(&mut resync, now).as_deref(), resync.end_round()), (Some("a"), None));
+        assert_eq!(fail(&mut resync, "a", now), Verdict::Later { is_new: true });
+        assert_eq!(resync.next(now), None, "it waits");
+        let later = now + Duration::from_secs(15);
+        assert_eq!(next(&mut resync, later).as_deref(), Some("a"));
+        assert_eq!(fail(&mut resync, "a", later), Verdict::Later { is_new: false });
+        assert_eq!(next(&mut resync, later).as_deref(), Some("b"));
+        resync.read(&"b".into());
+        assert_eq!((resync.end_round(), resync.fresh_since, resync.failing_len()), (Some(false), None, 1));
+        let recovers = later + Duration::from_secs(10);
+        assert_eq!(next(&mut resync, recovers).as_deref(), Some("a"));
+        assert!(resync.read(&"a".into()), "it could not be read before");
+        assert_eq!(resync.failing_len(), 0);
+    }
+
+    #[test]
+    fn consul_is_unavailable_where_no_node_can_be_read_or_all_are_needed() {
+        let now = Instant::now();
+        let random = &mut fastrand::Rng::with_seed(1);
+        for (names, needs_all, expected) in [
+            (&["a"] as &[&str], false, Verdict::Outage),
+            (&["a", "b"], false, Verdict::Later { is_new: true }),
+            (&["a", "b"], true, Verdict::Outage),
+        ] {
+            let mut resync = round(names, now);
+            resync.next(now);
+            assert_eq!(resync.read_failed(&"a".into(), needs_all, now, random), Verdict::Again);
+            assert_eq!(resync.read_failed(&"a".into(), needs_all, now, random), expected, "{names:?} {needs_all}");
+        }
+    }
+
+    #[test]
+    fn after_an_outage_a_round_goes_on_or_begins_anew() {
+        let now = Instant::now();
+        let mut resync = round(&["a", "b"], now);
+        resync.next(now);
+        fail(&mut resync, "a", now);
+        resync.outage();
+        assert_eq!(next(&mut resync, now + INTERVAL).as_deref(), Some("a"), "it is still to be read");
+        resync.put_back(&"a".into());
+        resync.hurry();
+        assert_eq!(next(&mut resync, now).as_deref(), Some("the list"));
+        resync.hurry();
+        assert_eq!(resync.next(now), None, "the list is under way");
+        assert!(!resync.list_failed());
+        assert_eq!(next(&mut resync, now).as_deref(), Some("the list"));
+        assert!(resync.list_failed(), "twice");
+    }
+
+    #[test]
+    fn a_round_without_nodes_is_over_at_once() {
+        let now = Instant::now();
+        assert_eq!(round(&[], now).end_round(), Some(true));
+    }
+}
