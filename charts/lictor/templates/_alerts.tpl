@@ -17,40 +17,40 @@ an old answer. Labels of single replicas are left out where a change of replica 
   labels:
     severity: critical
   annotations:
-    summary: No replica of Lictor tells how it is.
-    description: What is registered in Consul stays, and grows old.
+    summary: Prometheus has no metrics from any replica of Lictor.
+    description: Registrations stay in Consul. If no replica runs, they are not updated.
 - alert: LictorNoLeader
   expr: max by (namespace, job) (lictor_leader{ {{- $s -}} }) == 0
   for: 2m
   labels:
     severity: critical
   annotations:
-    summary: No replica of Lictor acts.
-    description: All replicas stand by, and nobody has the Lease. Changes do not reach Consul.
+    summary: No replica of Lictor is the leader.
+    description: All replicas are standbys. Changes do not reach Consul.
 - alert: LictorNotReady
   expr: max by (namespace, job) (lictor_ready{ {{- $s -}} } {{ $acts }}) == 0
   for: 5m
   labels:
     severity: critical
   annotations:
-    summary: Lictor cannot do its work.
-    description: It cannot read Kubernetes, or Consul does not answer. Changes do not reach Consul. Its /readyz says why.
+    summary: The leader of Lictor is not ready.
+    description: It cannot read Kubernetes, or Consul is unavailable. Changes do not reach Consul. Its /readyz says why.
 - alert: LictorStandbyNotReady
   expr: lictor_ready{ {{- $s -}} } == 0 unless on (namespace, instance) lictor_leader{ {{- $s -}} } == 1
   for: 15m
   labels:
     severity: warning
   annotations:
-    summary: A replica of Lictor could not take over.
-    description: {{ `"{{ $labels.instance }} stands by and is not ready. Its /readyz says why."` }}
+    summary: A standby replica of Lictor cannot take over.
+    description: {{ `"{{ $labels.instance }} is a standby and is not ready. Its /readyz says why."` }}
 - alert: LictorResyncOverdue
   expr: max by (namespace, job) (lictor_resync_age_seconds{ {{- $s -}} } {{ $acts }}) > {{ $stale }}
   for: 5m
   labels:
     severity: warning
   annotations:
-    summary: Lictor has not looked at all of Consul for long.
-    description: {{ `"Not every Consul node was read for {{ $value | humanizeDuration }}. What others change there is not seen."` }}
+    summary: The resync of Lictor is overdue.
+    description: {{ `"The last complete resync began {{ $value | humanizeDuration }} ago. On at least one Consul node, Lictor does not see what others change."` }}
 - alert: LictorInstancesRefused
   expr: max by (namespace, job) (lictor_refused_instances{ {{- $s -}} } {{ $acts }}) > 0
   for: 10m
@@ -58,7 +58,7 @@ an old answer. Labels of single replicas are left out where a change of replica 
     severity: warning
   annotations:
     summary: Consul refuses instances.
-    description: {{ `"Consul refuses {{ $value }} instances, mostly for want of rights of Lictor's token. The resources say why."` }}
+    description: {{ `"Consul refuses {{ $value }} instances, usually because the token of Lictor lacks permissions. The conditions of the resources say why."` }}
 - alert: LictorRemovalsHeld
   expr: max by (namespace, job) (lictor_held_resources{ {{- $s -}} } {{ $acts }}) > 0
   for: 15m
@@ -66,22 +66,22 @@ an old answer. Labels of single replicas are left out where a change of replica 
     severity: warning
   annotations:
     summary: Kubernetes does not confirm that instances are gone.
-    description: {{ `"Removals of {{ $value }} resources wait for Kubernetes to confirm them, which it does not."` }}
+    description: {{ `"Removals of {{ $value }} resources await confirmation by a fresh list from Kubernetes. The instances stay in Consul."` }}
 - alert: LictorMassUnready
   expr: max by (namespace, job) (lictor_mass_unready_instances{ {{- $s -}} } {{ $acts }}) > 0
   labels:
     severity: critical
   annotations:
     summary: Most instances stopped being ready at once.
-    description: {{ `"{{ $value }} instances stopped being ready within a minute while their endpoints stay. The kubelets may be cut off from the API server."` }}
+    description: {{ `"{{ $value }} instances stopped being ready within a minute, but their endpoints still exist. The kubelets may be cut off from the API server."` }}
 - alert: LictorWritesFail
   expr: sum by (namespace, job) (rate(lictor_consul_writes_total{ {{- $s -}} , outcome=~"not_tried|unknown"}[5m])) > 0
   for: 15m
   labels:
     severity: warning
   annotations:
-    summary: Writes to Consul fail again and again.
-    description: Consul does not answer writes, or is unavailable while they are made. They are tried again.
+    summary: Writes to Consul fail repeatedly.
+    description: Consul does not answer writes, or is unavailable. Lictor retries them.
 - alert: LictorBacklog
   expr: min by (namespace, job) (min_over_time(lictor_outstanding_writes{ {{- $s -}} }[15m]) {{ $acts }}) > 0
   for: 5m
@@ -89,7 +89,7 @@ an old answer. Labels of single replicas are left out where a change of replica 
     severity: warning
   annotations:
     summary: Writes to Consul pile up.
-    description: {{ `"At least {{ $value }} writes waited at any time of the last 15 minutes."` }}
+    description: {{ `"At least {{ $value }} writes waited at every moment of the last 15 minutes."` }}
 - alert: LictorSlow
   expr: histogram_quantile(0.99, sum by (namespace, job, le) (rate(lictor_endpoint_change_to_consul_seconds_bucket{ {{- $s -}} }[10m]))) > 10
   for: 10m
