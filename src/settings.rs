@@ -145,8 +145,7 @@ pub struct RunArgs {
     pub lease_namespace: Option<String>,
 
     /// The time for which the Lease holds without a renewal, in whole seconds, 2s to 5m. The next replica acts about
-    /// that long after the death of one. No request to Consul begins in its last quarter, and no write takes longer
-    /// than that.
+    /// that long after the death of one. No request to Consul begins in its last quarter.
     #[arg(long, value_name = "DURATION", default_value = "4s", value_parser = duration, env = "LICTOR_LEASE_DURATION")]
     pub lease_duration: Duration,
 

@@ -10,7 +10,7 @@ use clap::Args;
 use kube::Client;
 use tokio::task::JoinHandle;
 
-use super::{identify, prepare};
+use super::{identify, prepare, write_lease};
 use crate::cluster::connect;
 use crate::cluster::kubernetes::ApiServer;
 use crate::cluster::lease::{self, LeaseSettings};
@@ -58,7 +58,7 @@ async fn detach_all(settings: Settings, deregister: bool) -> anyhow::Result<()> 
         .context("reaching Kubernetes")?;
     let mut lead = None;
     if let Some(election) = &settings.election {
-        lead = Some(Lead::take(&client, election).await?);
+        lead = Some(Lead::take(&client, &settings, election).await?);
     } else {
         println!("without --leader-election, a Lictor that still runs would undo this: stop it first");
     }
@@ -96,22 +96,22 @@ struct Lead {
 }
 
 impl Lead {
-    async fn take(client: &Client, election: &Election) -> anyhow::Result<Self> {
-        let settings = LeaseSettings {
+    async fn take(client: &Client, settings: &Settings, election: &Election) -> anyhow::Result<Self> {
+        let lease = LeaseSettings {
             namespace: election.namespace.clone().unwrap_or_else(|| client.default_namespace().to_owned()),
             name: election.lease.clone(),
             identity: election.identity.clone(),
             duration: HOLD,
         };
-        let (called, margin) = (format!("{}/{}", settings.namespace, settings.name), settings.margin());
-        let taken = lease::seize(client.clone(), settings).await;
+        let (called, margin) = (format!("{}/{}", lease.namespace, lease.name), lease.margin());
+        let taken = lease::seize(client.clone(), lease).await;
         let (candidate, mut leads) = taken.map_err(|why| anyhow::anyhow!("taking the Lease {called}: {why}"))?;
         let task = tokio::spawn(candidate.run(std::future::pending()));
         let held = tokio::time::timeout(HOLD, leads.wait_for(Option::is_some)).await;
         if !held.is_ok_and(|held| held.is_ok()) {
             bail!("the Lease {called} was taken, and lost again");
         }
-        Ok(Self { write_lease: WriteLease::new(leads, margin), task })
+        Ok(Self { write_lease: write_lease(settings, leads, margin), task })
     }
 }
 

@@ -9,6 +9,7 @@ use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use kube::Client;
@@ -19,7 +20,7 @@ use crate::consul::agent::Agent;
 use crate::consul::catalog::Catalog;
 use crate::consul::transport::{ConsulSettings, Http, Transport, WriteLease};
 use crate::model::ids::{ClusterName, Identity, Str};
-use crate::ports::Registry;
+use crate::ports::{Leads, Registry};
 use crate::settings::{LogFormat, Mode, RunArgs, Settings};
 
 mod crd;
@@ -147,6 +148,14 @@ fn identity_of(uid: Str, name: Option<ClusterName>) -> anyhow::Result<Identity> 
             .context("the uid of kube-system cannot stand for the cluster: give --cluster-name")?,
     };
     Ok(Identity { cluster, uid })
+}
+
+/// Makes requests depend on the lead. In the catalog a fence keeps out a write that comes late.
+fn write_lease(settings: &Settings, leads: Leads, margin: Duration) -> WriteLease {
+    match settings.registration {
+        Mode::Agent => WriteLease::new(leads, margin),
+        Mode::Catalog => WriteLease::fenced(leads),
+    }
 }
 
 /// Makes the registry of the mode. Of several replicas only the one with the write lease writes.

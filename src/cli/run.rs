@@ -11,14 +11,14 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-use super::{identify, prepare, registry};
+use super::{identify, prepare, registry, write_lease};
 use crate::admin::Admin;
 use crate::cluster::connect;
 use crate::cluster::definition::{self, Definition};
 use crate::cluster::kubernetes::{ApiServer, UidError};
 use crate::cluster::lease::{Candidate, ElectionFailure, LeaseSettings};
 use crate::cluster::watch::{self, Orders, WatchHealth};
-use crate::consul::transport::{BadSettings, Http, Transport, WriteLease};
+use crate::consul::transport::{BadSettings, Http, Transport};
 use crate::engine::metrics::Metrics;
 use crate::engine::{Config, Engine};
 use crate::model::ids::Identity;
@@ -69,7 +69,7 @@ async fn operate(settings: Settings) -> anyhow::Result<()> {
     };
     // Not before: the Lease is only for who can act.
     let election = settings.election.as_ref().map(|election| Elected::begin(&client, election));
-    let write_lease = election.as_ref().map(|elected| WriteLease::new(elected.leads.clone(), elected.margin));
+    let write_lease = election.as_ref().map(|elected| write_lease(&settings, elected.leads.clone(), elected.margin));
     let transport: Arc<dyn Transport> = match &write_lease {
         None => Arc::new(http),
         Some(write_lease) => Arc::new(http.with_write_lease(write_lease.clone())),

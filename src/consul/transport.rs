@@ -22,7 +22,7 @@ use jiff::Timestamp;
 use reqwest::RequestBuilder;
 use reqwest::header::{CONNECTION, HeaderMap, RETRY_AFTER};
 use tokio::sync::{Semaphore, watch};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 
 use self::connections::{Blueprint, Connections};
 pub use self::settings::{BadSettings, ConsulSettings};
@@ -102,30 +102,56 @@ pub trait Transport: Send + Sync {
 pub struct WriteLease {
     /// The time until which a request may begin; none if it may not at all.
     until: watch::Receiver<Option<Instant>>,
-    /// The longest time that one may take after that.
-    margin: Duration,
+    /// The longest time that one may take after that; none where a fence in Consul keeps out what comes later.
+    margin: Option<Duration>,
 }
 
 impl WriteLease {
-    /// Requests may begin until then, and writes may take no longer than `margin`. What is under way a margin later is
-    /// given up.
+    /// Requests may begin until then. What is under way a margin later is given up; where the lease is renewed meanwhile,
+    /// a margin after its new end.
     #[must_use]
     pub fn new(until: watch::Receiver<Option<Instant>>, margin: Duration) -> Self {
-        Self { until, margin }
+        Self { until, margin: Some(margin) }
+    }
+
+    /// Requests may begin until then. A write that is under way goes on: each begins with a fence, so it cannot land once
+    /// another one writes.
+    #[must_use]
+    pub fn fenced(until: watch::Receiver<Option<Instant>>) -> Self {
+        Self { until, margin: None }
     }
 
     fn may_begin(&self) -> bool {
         self.until.borrow().is_some_and(|until| Instant::now() < until)
     }
 
-    fn may_go_on(&self) -> bool {
-        self.until.borrow().is_some_and(|until| Instant::now() < until + self.margin)
+    /// Carries a request on for as long as that may be; none if it was given up.
+    async fn carry_on<T>(&self, exchange: impl Future<Output = T>) -> Option<T> {
+        let Some(margin) = self.margin else { return Some(exchange.await) };
+        let mut exchange = std::pin::pin!(exchange);
+        let may_go_on = || self.until.borrow().is_some_and(|until| Instant::now() < until + margin);
+        // Looked at before anything moves: a process that wakes late goes no further.
+        let exchange = poll_fn(|context| match may_go_on() {
+            true => exchange.as_mut().poll(context).map(Some),
+            false => Poll::Ready(None),
+        });
+        tokio::select! {
+            biased;
+            answered = exchange => answered,
+            () = self.ended(margin) => None,
+        }
     }
 
-    fn longest(&self, request: &Request) -> Duration {
-        match request.method {
-            Method::Get => request.timeout,
-            Method::Put => request.timeout.min(self.margin),
+    /// Ready a margin after the end of the lease, however often it is renewed until then.
+    async fn ended(&self, margin: Duration) {
+        let mut until = self.until.clone();
+        loop {
+            let Some(ends) = until.borrow_and_update().map(|until| until + margin) else { return };
+            tokio::select! {
+                biased;
+                Ok(()) = until.changed() => {}
+                () = sleep_until(ends) => return,
+            }
         }
     }
 }
@@ -206,8 +232,7 @@ impl Http {
     async fn deliver(&self, request: Request) -> Result<Response, TransportError> {
         let connections = self.connections().clone();
         let begun = Instant::now();
-        let longest = self.write_lease.as_ref().map_or(request.timeout, |lease| lease.longest(&request));
-        let limit = (longest < request.timeout).then_some(longest);
+        let longest = request.timeout;
         let Ok(Ok(_slot)) = tokio::time::timeout(longest, self.slots.acquire()).await else {
             return Err(not_sent(&connections, "too many requests wait for their answers"));
         };
@@ -221,16 +246,14 @@ impl Http {
             let (status, headers) = (incoming.status().as_u16(), incoming.headers().clone());
             Ok((status, headers, incoming.bytes().await?))
         };
-        let mut exchange = std::pin::pin!(exchange);
-        let answered = poll_fn(|context| match &self.write_lease {
-            // Looked at before anything moves: a process that wakes late goes no further.
-            Some(write_lease) if !write_lease.may_go_on() => Poll::Ready(None),
-            _ => exchange.as_mut().poll(context).map(Some),
-        });
-        let Some(answered) = answered.await else {
+        let answered = match &self.write_lease {
+            None => Some(exchange.await),
+            Some(write_lease) => write_lease.carry_on(exchange).await,
+        };
+        let Some(answered) = answered else {
             return Err(TransportError::NoAnswer(NOT_LEADING.to_owned()));
         };
-        let answered = answered.map_err(|error| self.failure(&connections, error, limit));
+        let answered = answered.map_err(|error| self.failure(&connections, error));
         if fared_ill(answered.as_ref().map(|(status, ..)| *status)) {
             self.move_on(&connections);
         }
@@ -264,25 +287,20 @@ impl Http {
         Ok(outgoing)
     }
 
-    /// Says why a request has no answer. `limit` is the time that it had, if the Lease gave it less than it asked for.
-    fn failure(&self, connections: &Connections, error: reqwest::Error, limit: Option<Duration>) -> TransportError {
+    /// Says why a request has no answer.
+    fn failure(&self, connections: &Connections, error: reqwest::Error) -> TransportError {
         // The URL has our filters in it, which tell a user nothing.
         let error = error.without_url();
         let mut why = chain(&error);
         if let Some(explained) = self.credentials.explain(&error, Timestamp::now()) {
             why = format!("{why}; {explained}");
         }
-        let base = &connections.base;
-        match limit {
-            _ if error.is_builder() => {
-                TransportError::Unsendable(format!("the request to Consul cannot be made: {why}"))
-            }
-            _ if error.is_connect() => not_sent(connections, &why),
-            Some(limit) if error.is_timeout() => TransportError::NoAnswer(format!(
-                "Consul at {base}: no answer within {} ms, a quarter of --lease-duration",
-                limit.as_millis()
-            )),
-            _ => TransportError::NoAnswer(format!("Consul at {base}: {why}")),
+        if error.is_builder() {
+            TransportError::Unsendable(format!("the request to Consul cannot be made: {why}"))
+        } else if error.is_connect() {
+            not_sent(connections, &why)
+        } else {
+            TransportError::NoAnswer(format!("Consul at {}: {why}", connections.base))
         }
     }
 }
@@ -441,5 +459,41 @@ mod tests {
         http.move_on(&first);
         assert_eq!(http.connections().turn, 1);
         assert_eq!(http.send(a_get("/v1/x".to_owned())).await.unwrap().status, 200);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_under_way_goes_on_for_as_long_as_the_lease_is_renewed() {
+        let seconds = |seconds| Duration::from_secs(seconds);
+        // The lease ends after 3 s at first, with a margin of 1 s; a write takes 5 s.
+        for (renewed, fenced, expected) in [
+            (Some(Some(6)), false, Some(5)),
+            (Some(Some(3)), false, None),
+            (None, false, None),
+            (Some(None), false, None),
+            (None, true, Some(5)),
+            (Some(None), true, Some(5)),
+        ] {
+            let start = Instant::now();
+            let leads = watch::Sender::new(Some(start + seconds(3)));
+            let lease = if fenced {
+                WriteLease::fenced(leads.subscribe())
+            } else {
+                WriteLease::new(leads.subscribe(), seconds(1))
+            };
+            assert!(lease.may_begin());
+            let exchange = async {
+                tokio::time::sleep(seconds(5)).await;
+                start.elapsed().as_secs()
+            };
+            let renewal = async {
+                tokio::time::sleep(seconds(2)).await;
+                if let Some(until) = renewed {
+                    leads.send_replace(until.map(|until| start + seconds(until)));
+                }
+            };
+            let (answered, ()) = tokio::join!(lease.carry_on(exchange), renewal);
+            assert_eq!(answered, expected, "{renewed:?} {fenced}");
+            assert!(!lease.may_begin() || renewed == Some(Some(6)));
+        }
     }
 }
