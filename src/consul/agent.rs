@@ -231,6 +231,10 @@ impl Registry for Agent {
         Box::pin(self.introduce())
     }
 
+    fn resume(&self) -> BoxFuture<'_, Result<bool, Unavailable>> {
+        Box::pin(std::future::ready(Ok(false)))
+    }
+
     fn survey(&self) -> BoxFuture<'_, Result<(Placement, Rows), Unavailable>> {
         Box::pin(async move { Ok((self.introduce().await?, self.rows().await?)) })
     }

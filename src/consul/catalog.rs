@@ -223,6 +223,16 @@ impl Registry for Catalog {
         })
     }
 
+    fn resume(&self) -> BoxFuture<'_, Result<bool, Unavailable>> {
+        Box::pin(async {
+            match self.confirm_standing().await {
+                Ok(()) => Ok(true),
+                Err(outage) if outage.session_lost => Ok(false),
+                Err(outage) => Err(outage),
+            }
+        })
+    }
+
     fn survey(&self) -> BoxFuture<'_, Result<(Placement, Rows), Unavailable>> {
         Box::pin(async move {
             self.client.may_conclude().await?;

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -21,6 +22,9 @@ use crate::model::ids::{ResourceKey, Str, meta};
 use crate::model::plan::Planned;
 use crate::model::registration::{Ownership, Row, RowKey};
 use crate::ports::{Bundle, Outcome, Rows, Unavailable};
+
+/// How long a replica that does not act keeps what it knows of Consul. Another one that acts by then has written.
+const KEPT: Duration = Duration::from_secs(60);
 
 /// What a node is read for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +55,10 @@ impl Engine {
             let (stamp, registry) = (self.session.stamp(), Arc::clone(&self.ports.registry));
             self.tasks.spawn(async move { Completion::Connected(stamp.on(registry.connect().await)) });
         }
+        if self.session.begin_resuming() {
+            let (stamp, registry) = (self.session.stamp(), Arc::clone(&self.ports.registry));
+            self.tasks.spawn(async move { Completion::Resumed(stamp.on(registry.resume().await)) });
+        }
         if !self.session.may_read() {
             return;
         }
@@ -75,6 +83,23 @@ impl Engine {
                 self.session.connected(None);
                 self.failed(&outage, false);
             }
+        }
+    }
+
+    pub(super) fn on_resumed(&mut self, answer: Stamped<Result<bool, Unavailable>>) {
+        match self.session.accept(answer) {
+            Some(Ok(true)) => {
+                self.consul_answered();
+                self.session.resumed(true);
+                tracing::info!("no other replica has written to Consul meanwhile; what was read before still counts");
+                self.begin_with_rows();
+            }
+            Some(Ok(false)) => self.reset_session(),
+            Some(Err(outage)) => {
+                self.session.resumed(false);
+                self.failed(&outage, false);
+            }
+            None => {}
         }
     }
 
@@ -109,18 +134,22 @@ impl Engine {
         if self.resync.end_round().is_none() {
             return;
         }
-        let now = Instant::now();
         if self.session.loaded() {
-            self.note_rows();
             tracing::info!(instances = self.mirror.owned_rows(), "read what Consul holds of this cluster");
-            for key in self.all_keys() {
-                self.enqueue(key, Cause::Inferred, now);
-            }
+            self.begin_with_rows();
             return;
         }
         self.wake_conflicting();
         self.forget_failed_writes();
         self.tidy();
+    }
+
+    /// Reconciles everything, now that the mirror is whole.
+    fn begin_with_rows(&mut self) {
+        self.note_rows();
+        for key in self.all_keys() {
+            self.enqueue(key, Cause::Inferred, Instant::now());
+        }
     }
 
     /// Tells the World under which names there are rows: they decide whose a name is.
@@ -167,7 +196,7 @@ impl Engine {
         }
     }
 
-    fn tidy(&self) {
+    fn tidy(&mut self) {
         if !matches!(self.session.placement(), Some(Placement::Catalog { .. })) || !self.world.knows_nodes() {
             return;
         }
@@ -464,6 +493,23 @@ impl Engine {
         self.session.reset();
         self.resync.reset();
         self.mirror.clear();
+        self.forget_session();
+    }
+
+    /// Stops asking Consul and writing to it. What is known of it is kept for a while: it still counts if this replica acts
+    /// again and no other one did meanwhile.
+    pub(super) fn suspend_session(&mut self) {
+        self.session.suspend();
+        self.resync.interrupt();
+        if !self.session.is_suspended() {
+            self.mirror.clear();
+        }
+        self.forget_session();
+        self.timers.replace(Instant::now() + KEPT, Timer::Forget);
+    }
+
+    /// Forgets what waits and what was asked of Consul, and has everything reconciled once the mirror counts.
+    fn forget_session(&mut self) {
         self.world.know_rows(false);
         self.lanes.reset();
         self.removals.reset();

@@ -16,6 +16,7 @@ pub struct Metrics {
     writes: Family<Write, Counter<u64, AtomicU64>>,
     decisions: Counter<u64, AtomicU64>,
     latency: Histogram,
+    turns: Histogram,
 }
 
 /// The labels of a write.
@@ -59,8 +60,12 @@ impl Metrics {
     pub fn new(registry: &mut Registry) -> Self {
         // From one millisecond to a minute: what a watcher of an incident wants to tell apart.
         let buckets = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0];
-        let metrics =
-            Self { writes: Family::default(), decisions: Counter::default(), latency: Histogram::new(buckets) };
+        let metrics = Self {
+            writes: Family::default(),
+            decisions: Counter::default(),
+            latency: Histogram::new(buckets),
+            turns: Histogram::new(buckets),
+        };
         registry.register("lictor_consul_writes", "Writes to Consul, by kind and outcome", metrics.writes.clone());
         registry.register(
             "lictor_decisions",
@@ -71,6 +76,11 @@ impl Metrics {
             "lictor_endpoint_change_to_consul_seconds",
             "From the arrival of a change to Consul's last acknowledgement for that resource",
             metrics.latency.clone(),
+        );
+        registry.register(
+            "lictor_loop_turn_seconds",
+            "Turns of the loop: how long everything else waits for one",
+            metrics.turns.clone(),
         );
         metrics
     }
@@ -88,6 +98,11 @@ impl Metrics {
     /// Counts one decision about a resource.
     pub(super) fn decided(&self) {
         self.decisions.inc();
+    }
+
+    /// Notes how long a turn of the loop took.
+    pub(super) fn turned(&self, took: Duration) {
+        self.turns.observe(took.as_secs_f64());
     }
 
     /// Notes how long a change took on its way.

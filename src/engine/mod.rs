@@ -27,11 +27,8 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::FutureExt;
-use futures::StreamExt;
-use futures::future::BoxFuture;
-use futures::stream::FuturesUnordered;
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::model::cause::{Cause, CrdState};
@@ -126,35 +123,50 @@ struct Ports {
     random: fastrand::Rng,
 }
 
-/// What is under way.
+/// What is under way, each in a task of its own: an answer that has come counts as one, however busy the loop is.
+/// Dropping it ends them.
 #[derive(Default)]
 struct Tasks {
     /// Bundles: what an order to stop waits for.
-    bundles: FuturesUnordered<BoxFuture<'static, Completion>>,
-    others: FuturesUnordered<BoxFuture<'static, Completion>>,
+    bundles: JoinSet<Completion>,
+    others: JoinSet<Completion>,
 }
 
 impl Tasks {
     /// Starts something that answers with a [`Completion`].
-    fn spawn(&self, task: impl Future<Output = Completion> + Send + 'static) {
-        self.others.push(Box::pin(task));
+    fn spawn(&mut self, task: impl Future<Output = Completion> + Send + 'static) {
+        self.others.spawn(task);
     }
 
     /// Starts a bundle.
-    fn spawn_bundle(&self, task: impl Future<Output = Completion> + Send + 'static) {
-        self.bundles.push(Box::pin(task));
+    fn spawn_bundle(&mut self, task: impl Future<Output = Completion> + Send + 'static) {
+        self.bundles.spawn(task);
     }
 
     /// Takes an answer that has come.
     fn completed(&mut self) -> Option<Completion> {
-        let bundle = self.bundles.next().now_or_never().flatten();
-        bundle.or_else(|| self.others.next().now_or_never().flatten())
+        self.bundles.try_join_next().or_else(|| self.others.try_join_next()).map(completion)
     }
+}
+
+/// Gives what a task has come to. A bug in it is one of the engine, as if it had run there.
+fn completion(joined: Result<Completion, JoinError>) -> Completion {
+    joined.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+}
+
+/// What a turn of the loop begins with.
+enum Next {
+    Question(Question),
+    Leadership,
+    Completion(Completion),
+    Event(Event),
+    Timer,
 }
 
 /// An answer.
 enum Completion {
     Connected(Stamped<Result<Placement, Unavailable>>),
+    Resumed(Stamped<Result<bool, Unavailable>>),
     Listed { since: u64, answer: Stamped<Result<BTreeSet<Str>, Unavailable>> },
     NodeRead { node: Str, since: u64, reader: Reader, answer: Stamped<Result<Rows, Unavailable>> },
     Applied { node: Str, planned: Vec<Planned>, outcomes: Stamped<Vec<Outcome>> },
@@ -216,8 +228,10 @@ impl Engine {
         let mut stop = std::pin::pin!(stop);
         let mut leads = self.ports.leads.clone();
         self.ports.kubernetes.want(&self.world.wanted());
+        let mut begun = Instant::now();
         loop {
             self.step();
+            self.metrics.turned(begun.elapsed());
             let due = self.timers.next();
             let timer = async {
                 match due {
@@ -225,21 +239,29 @@ impl Engine {
                     None => std::future::pending().await,
                 }
             };
-            tokio::select! {
+            let next = tokio::select! {
                 biased;
                 () = &mut stop => break,
-                Some(question) = questions.recv() => self.answer(question),
-                Ok(()) = leads.changed() => {
+                Some(question) = questions.recv() => Next::Question(question),
+                Ok(()) = leads.changed() => Next::Leadership,
+                Some(joined) = self.tasks.bundles.join_next() => Next::Completion(completion(joined)),
+                Some(joined) = self.tasks.others.join_next() => Next::Completion(completion(joined)),
+                event = events.recv() => match event {
+                    Some(event) => Next::Event(event),
+                    None => break,
+                },
+                () = timer => Next::Timer,
+            };
+            begun = Instant::now();
+            match next {
+                Next::Question(question) => self.answer(question),
+                Next::Leadership => {
                     leads.borrow_and_update();
                     self.on_leadership();
                 }
-                Some(completion) = self.tasks.bundles.next() => self.on_completion(completion),
-                Some(completion) = self.tasks.others.next() => self.on_completion(completion),
-                event = events.recv() => match event {
-                    Some(event) => self.on_event(event),
-                    None => break,
-                },
-                () = timer => {}
+                Next::Completion(completion) => self.on_completion(completion),
+                Next::Event(event) => self.on_event(event),
+                Next::Timer => {}
             }
             // What has arrived meanwhile is taken in together: this is where writes become bundles.
             for _ in 0..MOST_AT_ONCE {
@@ -271,8 +293,8 @@ impl Engine {
         }
         self.session.stand_by();
         self.unready.reset();
-        if self.session.has_begun() {
-            self.reset_session();
+        if self.session.has_begun() && !self.session.is_suspended() {
+            self.suspend_session();
         }
     }
 
@@ -351,6 +373,7 @@ impl Engine {
     fn on_completion(&mut self, completion: Completion) {
         match completion {
             Completion::Connected(answer) => self.on_connected(answer),
+            Completion::Resumed(answer) => self.on_resumed(answer),
             Completion::Listed { since, answer } => self.on_listed(since, answer),
             Completion::NodeRead { node, since, reader, answer } => self.on_node_read(&node, since, reader, answer),
             Completion::Applied { node, planned, outcomes } => self.on_applied(&node, planned, outcomes),
@@ -384,6 +407,11 @@ impl Engine {
             }
             Timer::Reconcile(key) => self.enqueue_again(key),
             Timer::Report(key) => self.reports.enqueue(key),
+            Timer::Forget => {
+                if !self.leads() && self.session.is_suspended() {
+                    self.reset_session();
+                }
+            }
             // The next step reads and writes what there is.
             Timer::Resync | Timer::Reports => {}
             Timer::MassUnready => self.confirm_unready(),
@@ -401,8 +429,8 @@ impl Engine {
         self.ports.registry.wind_down();
         let (under_way, grace) = (self.lanes.in_flight_len(), self.config.grace);
         let all = async {
-            while let Some(completion) = self.tasks.bundles.next().await {
-                self.on_completion(completion);
+            while let Some(joined) = self.tasks.bundles.join_next().await {
+                self.on_completion(completion(joined));
             }
         };
         if timeout(grace, all).await.is_err() {

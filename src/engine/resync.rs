@@ -221,6 +221,17 @@ impl Resync {
         self.fresh_since.map(|at| at.elapsed())
     }
 
+    /// Notes that what was asked is not answered any more. The round goes on later.
+    pub(super) fn interrupt(&mut self) {
+        let reading = std::mem::take(&mut self.reading);
+        self.outage();
+        match self.phase {
+            Phase::Listing => self.phase = Phase::Due,
+            Phase::Reading { .. } => self.pending.extend(reading.into_iter().filter(|node| self.nodes.contains(node))),
+            Phase::Due | Phase::Over(_) => {}
+        }
+    }
+
     /// Begins anew: what was asked before is not answered any more.
     pub(super) fn reset(&mut self) {
         *self = Self { fresh_since: self.fresh_since, ..Self::default() };
@@ -340,6 +351,21 @@ mod tests {
         assert!(!resync.list_failed());
         assert_eq!(next(&mut resync, now).as_deref(), Some("the list"));
         assert!(resync.list_failed(), "twice");
+    }
+
+    #[test]
+    fn a_round_that_is_interrupted_goes_on() {
+        let now = Instant::now();
+        let mut resync = round(&["a", "b"], now);
+        resync.next(now);
+        resync.interrupt();
+        let later = now + INTERVAL;
+        assert_eq!(next(&mut resync, later).as_deref(), Some("a"), "it is not known what is on it");
+        assert_eq!(next(&mut resync, later).as_deref(), Some("b"));
+        let mut resync = Resync::default();
+        resync.next(now);
+        resync.interrupt();
+        assert_eq!(next(&mut resync, now).as_deref(), Some("the list"));
     }
 
     #[test]

@@ -30,6 +30,10 @@ enum State {
     Loading(Placement),
     /// The mirror is whole.
     Ready(Placement),
+    /// It was whole when another replica began to act, or might have.
+    Suspended(Placement),
+    /// It is being asked whether it still counts.
+    Resuming(Placement),
 }
 
 /// Consul is unavailable.
@@ -90,7 +94,9 @@ impl Session {
     pub(super) fn placement(&self) -> Option<&Placement> {
         match &self.state {
             State::Ready(placement) => Some(placement),
-            State::Disconnected | State::Connecting | State::Loading(_) => None,
+            State::Disconnected | State::Connecting | State::Loading(_) | State::Suspended(_) | State::Resuming(_) => {
+                None
+            }
         }
     }
 
@@ -126,6 +132,37 @@ impl Session {
             self.state = State::Connecting;
         }
         begins
+    }
+
+    /// Whether it is to be asked now if what was known before still counts; asked once.
+    pub(super) fn begin_resuming(&mut self) -> bool {
+        if self.is_paused() {
+            return false;
+        }
+        match std::mem::take(&mut self.state) {
+            State::Suspended(placement) => {
+                self.state = State::Resuming(placement);
+                true
+            }
+            state => {
+                self.state = state;
+                false
+            }
+        }
+    }
+
+    /// Notes that what was known before counts, or that nobody could say so yet.
+    pub(super) fn resumed(&mut self, counts: bool) {
+        self.state = match std::mem::take(&mut self.state) {
+            State::Resuming(placement) if counts => State::Ready(placement),
+            State::Resuming(placement) => State::Suspended(placement),
+            state => state,
+        };
+    }
+
+    /// Whether something is kept that may count no more.
+    pub(super) fn is_suspended(&self) -> bool {
+        matches!(self.state, State::Suspended(_))
     }
 
     /// Notes whether Consul could be connected.
@@ -201,6 +238,18 @@ impl Session {
         (self.outage, self.failures) = (None, 0);
     }
 
+    /// Holds on to what is known, as far as it was whole: another replica may act from now on. Answers to what was asked
+    /// before do not count.
+    pub(super) fn suspend(&mut self) {
+        self.generation += 1;
+        self.state = match std::mem::take(&mut self.state) {
+            State::Ready(placement) | State::Suspended(placement) | State::Resuming(placement) => {
+                State::Suspended(placement)
+            }
+            State::Disconnected | State::Connecting | State::Loading(_) => State::Disconnected,
+        };
+    }
+
     /// Begins anew: answers to what was asked before do not count.
     pub(super) fn reset(&mut self) {
         self.generation += 1;
@@ -238,6 +287,27 @@ mod tests {
         session.begin_connecting();
         session.connected(None);
         assert!(session.begin_connecting());
+    }
+
+    #[test]
+    fn a_session_that_was_whole_is_resumed_and_no_other() {
+        let mut session = Session::default();
+        session.begin_connecting();
+        session.suspend();
+        assert!(!session.is_suspended() && session.begin_connecting(), "nothing was known");
+        session.connected(Some(placement("a")));
+        session.loaded();
+        let before = session.stamp();
+        session.suspend();
+        assert!(session.is_suspended() && !session.is_ready() && !session.may_read());
+        assert_eq!(session.accept(before.on("answer")), None);
+        assert!(session.begin_resuming() && !session.begin_resuming(), "once");
+        session.resumed(false);
+        assert!(session.begin_resuming(), "nobody could say so yet");
+        session.suspend();
+        assert!(session.begin_resuming() && !session.begin_connecting());
+        session.resumed(true);
+        assert_eq!(session.placement(), Some(&placement("a")));
     }
 
     #[test]

@@ -187,7 +187,7 @@ impl Engine {
     }
 
     fn spawn_write(
-        &self,
+        &mut self,
         write: Write,
         completion: impl FnOnce(Result<(), WriteError>) -> Completion + Send + 'static,
     ) {

@@ -12,6 +12,8 @@ use crate::model::ids::ResourceKey;
 pub(super) enum Timer {
     /// Read the next Consul node again.
     Resync,
+    /// Forget what is known of Consul, unless this replica acts again.
+    Forget,
     /// Ask Consul again after an outage.
     Resume,
     /// Ask Kubernetes again about instances that stopped being ready at once.

@@ -18,6 +18,10 @@ pub trait Registry: Send + Sync {
     /// after [`Unavailable::session_lost`]; in `catalog` mode it raises the term of the marker node.
     fn connect(&self) -> BoxFuture<'_, Result<Placement, Unavailable>>;
 
+    /// Answers whether what is known of Consul still counts after this replica did not act for a while: surely no other one
+    /// has written since. In `catalog` mode the marker node tells; with an agent nobody can.
+    fn resume(&self) -> BoxFuture<'_, Result<bool, Unavailable>>;
+
     /// Looks where instances go and what is there of ours, writing nothing: who is known by no [`connect`](Self::connect)
     /// may only look.
     fn survey(&self) -> BoxFuture<'_, Result<(Placement, Rows), Unavailable>>;

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use k8s_openapi::api::coordination::v1::Lease;
-use kube::Api;
-use kube::api::ListParams;
+use kube::api::{ListParams, Patch, PatchParams};
+use kube::{Api, ResourceExt};
 use lictor_testbed::{Fault, Hold, Operator, Proxy, Record, TestPod, wait};
 use serde_json::json;
 
@@ -213,6 +213,64 @@ async fn leads(operator: &Operator) -> Result<bool> {
 
 /// What is logged where a lead ends.
 const LOST: &str = "lost leadership";
+
+pub(crate) async fn one_acts_where_consul_is_slow(fixture: &Fixture) -> Result<()> {
+    let pods = fixture.web(2).await?;
+    fixture.apply_web(json!({})).await?;
+    let proxy = Proxy::start(&fixture.consul_address()).await?;
+    // Twice as long as the last quarter of the Lease, in which no request begins.
+    let slow = Duration::from_secs(2);
+    proxy.set_fault(Fault::Rule(Arc::new(move |record| record.is_write().then_some(Fault::Delay(slow)))));
+    let launch = fixture.operator().consul(&proxy.addr()).switch("--leader-election");
+    let operator = launch.flag("--lease-namespace", fixture.namespace.name()).ready().await?;
+    fixture.wait_for_pods(&[&pods[0], &pods[1]]).await?;
+    fixture.namespace.force_delete(&pods[1].name).await?;
+    fixture.wait_for_pods(&[&pods[0]]).await?;
+    fixture.wait_ready("web").await?;
+    for told in [LOST, "no answer came to a write", "writes are paused"] {
+        ensure!(!operator.log().contains(told), "{told}:\n{}", operator.log());
+    }
+    Ok(())
+}
+
+pub(crate) async fn a_lead_lost_for_a_moment(fixture: &Fixture) -> Result<()> {
+    let mut pods = fixture.web(2).await?;
+    fixture.apply_web(json!({})).await?;
+    let proxy = Proxy::start(&fixture.consul_address()).await?;
+    let launch = fixture.operator().consul(&proxy.addr()).switch("--leader-election").without_resyncs();
+    let operator = launch.flag("--lease-namespace", fixture.namespace.name()).ready().await?;
+    wait::until("it leads", SOON, || async { Ok(leads(&operator).await?.then_some(())) }).await?;
+    fixture.wait_for_pods(&[&pods[0], &pods[1]]).await?;
+    fixture.wait_ready("web").await?;
+
+    // Somebody else has the Lease for a moment, and writes nothing to Consul.
+    proxy.clear();
+    let lease = leases(fixture).list(&ListParams::default()).await?.items.remove(0).name_any();
+    let taken = json!({ "spec": { "holderIdentity": "another", "leaseDurationSeconds": 1, "acquireTime": null } });
+    leases(fixture).patch(&lease, &PatchParams::default(), &Patch::Merge(taken)).await?;
+    let regained = "what was read before still counts";
+    wait::until("it leads again", SOON, || async { Ok(operator.log().contains(regained).then_some(())) }).await?;
+    ensure!(operator.log().contains(LOST), "it did not lose the lead");
+    pods.push(fixture.web_pod("web-2", "a").await?);
+    fixture.wait_for_pods(&[&pods[0], &pods[1], &pods[2]]).await?;
+    fixture.wait_ready("web").await?;
+    let marker = format!("/v1/catalog/node-services/lictor-{}", fixture.cluster);
+    let read: Vec<Record> =
+        proxy.records().into_iter().filter(|record| !record.is_write() && record.path != marker).collect();
+    ensure!(read.is_empty(), "it read Consul again: {read:?}");
+
+    // Another one that does act raises the term.
+    let second = Replica::start(fixture, 1).await?;
+    operator.process().signal("STOP")?;
+    second.until_it_leads().await?;
+    operator.process().signal("CONT")?;
+    second.operator.kill()?;
+    wait::until("it leads a third time", SOON, || async { Ok(leads(&operator).await?.then_some(())) }).await?;
+    pods.push(fixture.web_pod("web-3", "b").await?);
+    fixture.wait_for_pods(&pods.iter().collect::<Vec<_>>()).await?;
+    ensure!(operator.log().contains("registrations are read again"), "it went on with what it knew");
+    Ok(())
+}
 
 pub(crate) async fn one_leads_where_kubernetes_is_slow(fixture: &Fixture) -> Result<()> {
     let mut pods = fixture.web(2).await?;

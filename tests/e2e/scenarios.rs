@@ -310,6 +310,10 @@ scenarios! {
     replicas::one_leads_where_kubernetes_is_slow(agent: yes, catalog: yes);
     /// Lists that take longer than the Lease's duration cost no lead.
     replicas::a_long_list_costs_no_lead(agent: yes, catalog: yes);
+    /// Where each write takes Consul 2 s, a replica that leads writes all the same.
+    replicas::one_acts_where_consul_is_slow(agent: yes, catalog: yes);
+    /// A leader that loses the Lease for a moment goes on with what it knows of Consul, unless another one has written.
+    replicas::a_lead_lost_for_a_moment(agent: "nothing in an agent says who has written, so it is read again", catalog: yes);
     /// A write of the old leader that arrives after the new one has written is rolled back.
     replicas::a_late_write_of_the_old_leader_is_fenced_off(agent: "agents have no means to fence a write that is under way; the resync puts it right", catalog: yes);
 

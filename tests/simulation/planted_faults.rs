@@ -149,6 +149,10 @@ impl Registry for Watched {
         self.inner.connect()
     }
 
+    fn resume(&self) -> BoxFuture<'_, Result<bool, Unavailable>> {
+        self.inner.resume()
+    }
+
     fn survey(&self) -> BoxFuture<'_, Result<(Placement, Rows), Unavailable>> {
         self.inner.survey()
     }
