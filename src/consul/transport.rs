@@ -131,10 +131,8 @@ impl WriteLease {
         let mut exchange = std::pin::pin!(exchange);
         let may_go_on = || self.until.borrow().is_some_and(|until| Instant::now() < until + margin);
         // Looked at before anything moves: a process that wakes late goes no further.
-        let exchange = poll_fn(|context| match may_go_on() {
-            true => exchange.as_mut().poll(context).map(Some),
-            false => Poll::Ready(None),
-        });
+        let exchange =
+            poll_fn(|context| if may_go_on() { exchange.as_mut().poll(context).map(Some) } else { Poll::Ready(None) });
         tokio::select! {
             biased;
             answered = exchange => answered,
