@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tokio::time::{Duration, Instant};
 
 use super::decide::Removal;
-use super::reconcile::Inferred;
+use super::reconcile::{Inferred, span};
 use super::removals::Deletion;
 use super::resources::Dirty;
 use super::session::Stamped;
@@ -106,6 +106,7 @@ impl Engine {
 
     /// Makes the removals of one resource that a fresh list confirms, and keeps the others waiting.
     fn confirm(&mut self, key: &ResourceKey, fresh: &World) -> Removal {
+        let _span = span(key).entered();
         let by_list = self.decide_by(fresh, key);
         let dirty = Dirty { cause: Cause::Inferred, since: Instant::now() };
         let ops = self.operations(key, dirty);
@@ -193,6 +194,7 @@ impl Engine {
 
     /// Lets the instances of one deleted resource go, or the resource without them.
     fn delete(&mut self, key: ResourceKey, dirty: Dirty, state: CrdState) {
+        let _span = span(&key).entered();
         let now = Instant::now();
         if state != CrdState::Goes && self.world.resource(&key).is_some_and(|entry| entry.resource.paused) {
             // It waits for its author; should the definition go, for nobody.

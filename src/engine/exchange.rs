@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::lanes::{FailedWrites, Turn};
 use super::metrics::{Kind, Result as Written};
+use super::reconcile::span;
 use super::resync::{Ask, Verdict};
 use super::session::Stamped;
 use super::timers::Timer;
@@ -377,6 +378,7 @@ impl Engine {
 
     /// Takes in what became of one write.
     fn on_outcome(&mut self, node: &Str, one: Planned, outcome: Outcome, answers: &mut Answers) {
+        let _span = span(&one.owner).entered();
         let again = answers.owners.entry(one.owner.clone()).or_default();
         let mut more = false;
         match outcome {

@@ -26,6 +26,12 @@ const HAND_OVER: Duration = Duration::from_secs(30);
 /// How long between looks at a hand-over that is late because Consul cannot be written to.
 const RETRY: Duration = Duration::from_secs(2);
 
+/// The span of what is done for a resource. A line of a JSON log calls a span's own name `name`, so the resource's is called
+/// otherwise.
+pub(super) fn span(key: &ResourceKey) -> tracing::Span {
+    tracing::info_span!("reconcile", namespace = %key.namespace, resource_name = %key.name)
+}
+
 /// The writes of a resource that removes instances by inference.
 pub(super) struct Inferred {
     pub(super) ops: Vec<Op>,
@@ -40,7 +46,7 @@ impl Engine {
         }
         let mut inferred = BTreeMap::new();
         while let Some((key, dirty)) = self.resources.next_dirty() {
-            let _span = tracing::info_span!("reconcile", namespace = %key.namespace, name = %key.name).entered();
+            let _span = span(&key).entered();
             if let Some(removals) = self.reconcile(&key, dirty) {
                 inferred.insert(key, removals);
             }

@@ -29,6 +29,7 @@ mod families;
 mod fields;
 mod foreign;
 mod handover;
+mod left;
 mod limits;
 mod moves;
 mod names;

@@ -297,6 +297,9 @@ scenarios! {
 
     /// `kubectl wait --for=condition=Ready` returns, and `kubectl get csvc` shows what it should.
     reports::kubectl_shows_it(agent: yes, catalog: yes);
+    /// The log tells when and why each instance left: not ready, terminating, gone, retained, edited, deleted, an orphan, of another class,
+    /// confirmed by a fresh list; with resource, instance and Consul node.
+    left::the_log_tells_when_and_why(agent: yes, catalog: yes);
     /// The metrics are there by name, and the gauges are right.
     reports::metrics_are_there(agent: yes, catalog: yes);
 
