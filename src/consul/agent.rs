@@ -323,7 +323,7 @@ fn several(one: &AgentConfig, other: &AgentConfig) -> Unavailable {
     };
     Unavailable {
         retry_after: Some(Duration::from_secs(10)),
-        ..Unavailable::transient(format!(
+        ..Unavailable::not_set_up(format!(
             "several agents answer at Consul's address, {} and {}: an instance would be registered with one and \
              deregistered with another. Use the address of one agent, or --registration=catalog",
             name(one),

@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 
 use super::transport::{Method, Request, Response, Transport, TransportError};
 use super::wire::{AgentSelf, Fault};
+use crate::model::reasons::OutageKind;
 use crate::ports::Unavailable;
 
 /// The longest time that an answer may take.
@@ -104,8 +105,7 @@ impl Client {
     async fn read<T: DeserializeOwned>(&self, request: Request) -> Result<Answer<T>, Unavailable> {
         let mut pause = FIRST_PAUSE;
         for _ in 0..LIMITED_TRIES {
-            let response =
-                self.send(request.clone()).await.map_err(|error| Unavailable::transient(error.to_string()))?;
+            let response = self.send(request.clone()).await.map_err(|error| unreachable(&error))?;
             if response.status != 429 {
                 return decode(&response);
             }
@@ -113,7 +113,7 @@ impl Client {
             tokio::time::sleep(response.retry_after.unwrap_or(pause)).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
-        let response = self.send(request).await.map_err(|error| Unavailable::transient(error.to_string()))?;
+        let response = self.send(request).await.map_err(|error| unreachable(&error))?;
         decode(&response)
     }
 
@@ -125,7 +125,8 @@ impl Client {
         }
         let acl = self.get::<AgentSelf>(path(&["agent", "self"], &[])).await?.value.debug_config;
         if acl.enabled && acl.resolver.default_policy == "deny" {
-            return Err(Unavailable::transient(
+            return Err(Unavailable::said(
+                OutageKind::Refused,
                 "Consul has ACLs that deny by default, and no token is given: what it shows may not be all there is; \
                  set CONSUL_HTTP_TOKEN or --consul-token-file",
             ));
@@ -159,10 +160,14 @@ fn may_be_sent_again(method: Method, answer: &Result<Response, TransportError>) 
     }
 }
 
+fn unreachable(error: &TransportError) -> Unavailable {
+    Unavailable::said(OutageKind::Unreachable, &error.to_string())
+}
+
 fn not_answered(error: TransportError) -> Failed {
     match error {
-        TransportError::NotSent(why) => Failed::NotTried(Unavailable::transient(why)),
-        TransportError::NoAnswer(why) => Failed::NoAnswer(Unavailable::transient(why)),
+        TransportError::NotSent(_) => Failed::NotTried(unreachable(&error)),
+        TransportError::NoAnswer(_) => Failed::NoAnswer(unreachable(&error)),
         // As Consul refuses a bad one.
         TransportError::Unsendable(words) => Failed::Refused { status: 400, words, body: Bytes::new() },
     }
@@ -183,14 +188,17 @@ fn decode<T: DeserializeOwned>(response: &Response) -> Result<Answer<T>, Unavail
         return Err(outage(response.status, response));
     }
     if response.filtered {
-        return Err(Unavailable::transient(
+        return Err(Unavailable::said(
+            OutageKind::Refused,
             "the Consul token may not read everything, so that nothing can be concluded from what Consul shows: \
              it needs read on node_prefix \"\" and service_prefix \"\"",
         ));
     }
     match serde_json::from_slice(&response.body) {
         Ok(value) => Ok(Answer { value, index: response.index.unwrap_or_default() }),
-        Err(error) => Err(Unavailable::transient(format!("Consul's answer is not understood: {error}"))),
+        Err(error) => {
+            Err(Unavailable::said(OutageKind::Failing, &format!("Consul's answer is not understood: {error}")))
+        }
     }
 }
 
@@ -201,12 +209,19 @@ fn words(response: &Response) -> String {
 /// Describes an answer that is no success, where no single registration is to blame.
 fn outage(status: u16, response: &Response) -> Unavailable {
     let words = words(response);
+    let fault = Fault::of(&words);
+    let kind = match (status, fault) {
+        (429, _) | (_, Fault::RateLimited) => OutageKind::RateLimited,
+        (_, Fault::NoLeader) => OutageKind::NoLeader,
+        (400..=499, _) | (_, Fault::PermissionDenied | Fault::UnknownToken) => OutageKind::Refused,
+        _ => OutageKind::Failing,
+    };
     let message = match status {
-        403 if Fault::of(&words) == Fault::UnknownToken => "the token is not known to Consul".to_owned(),
+        403 if fault == Fault::UnknownToken => "the token is not known to Consul".to_owned(),
         429 => format!("Consul limits our requests: {words}"),
         _ => format!("Consul answered {status}: {words}"),
     };
-    Unavailable { retry_after: response.retry_after, ..Unavailable::transient(message) }
+    Unavailable { retry_after: response.retry_after, ..Unavailable::said(kind, &message) }
 }
 
 fn failed(status: u16, response: &Response) -> Failed {

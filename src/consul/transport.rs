@@ -291,7 +291,8 @@ impl Http {
         let error = error.without_url();
         let mut why = chain(&error);
         if let Some(explained) = self.credentials.explain(&error, Timestamp::now()) {
-            why = format!("{why}; {explained}");
+            // What to do comes first: long words are cut.
+            why = format!("{explained}; {why}");
         }
         if error.is_builder() {
             TransportError::Unsendable(format!("the request to Consul cannot be made: {why}"))

@@ -470,7 +470,7 @@ impl Engine {
         self.resync.outage();
         self.lanes.resume_all();
         if failed.is_new {
-            tracing::warn!(words = %outage.message, "Consul is unavailable; writes are paused");
+            tracing::warn!(kind = outage.kind.as_str(), words = %outage.message, "Consul is unavailable; writes are paused");
         }
         if outage.session_lost {
             self.reset_session();

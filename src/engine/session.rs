@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use super::timers::Backoff;
 use crate::model::desired::Placement;
+use crate::model::reasons::OutageKind;
 use crate::ports::Unavailable;
 
 /// The session.
@@ -39,6 +40,9 @@ enum State {
 /// Consul is unavailable.
 #[derive(Debug)]
 struct Outage {
+    /// What the authors of resources are told.
+    kind: OutageKind,
+    /// What whoever runs Lictor is told.
     message: String,
     /// Whether a write failed: then a read of its node tells all that there is to know.
     of_a_write: bool,
@@ -49,7 +53,7 @@ struct Outage {
 /// What a failure leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Failed {
-    /// Whether nobody has been told of this outage in these words.
+    /// Whether nobody has been told of an outage of this kind.
     pub(super) is_new: bool,
     /// When Consul is asked again.
     pub(super) resumes: Instant,
@@ -118,6 +122,11 @@ impl Session {
     /// Why Consul is unavailable; none if it is not.
     pub(super) fn outage(&self) -> Option<&str> {
         self.outage.as_ref().map(|outage| &*outage.message)
+    }
+
+    /// Of which kind the outage of Consul is; none if there is none.
+    pub(super) fn outage_kind(&self) -> Option<OutageKind> {
+        self.outage.as_ref().map(|outage| outage.kind)
     }
 
     /// Whether the nodes of Consul may be read now.
@@ -206,10 +215,11 @@ impl Session {
         if !self.is_paused() {
             self.failures = self.failures.saturating_add(1);
         }
-        let is_new = self.outage().is_none_or(|known| known != outage.message);
+        let is_new = self.outage_kind() != Some(outage.kind);
         let wait = Backoff::CONSUL.wait(self.failures, random).max(outage.retry_after.unwrap_or_default());
         let resumes = now + wait;
-        self.outage = Some(Outage { message: outage.message.clone(), of_a_write, until: Some(resumes) });
+        let Unavailable { kind, message, .. } = outage.clone();
+        self.outage = Some(Outage { kind, message, of_a_write, until: Some(resumes) });
         Failed { is_new, resumes }
     }
 
@@ -329,9 +339,16 @@ mod tests {
         let first = session.failed(&away, false, now, &mut random);
         assert!(first.is_new && session.is_paused() && !session.begin_connecting());
         let again = session.failed(&away, false, now, &mut random);
-        assert!(!again.is_new, "in the same words");
+        assert!(!again.is_new);
+        let reworded = Unavailable::said(OutageKind::Unreachable, "connection refused by 10.0.0.2");
+        let (first, second) = (session.failed(&reworded, false, now, &mut random).is_new, {
+            let reworded = Unavailable::said(OutageKind::Unreachable, "timed out");
+            session.failed(&reworded, false, now, &mut random).is_new
+        });
+        assert!(first && !second, "another kind is news, and other words are none");
+        assert_eq!((session.outage(), session.outage_kind()), (Some("timed out"), Some(OutageKind::Unreachable)));
         assert_eq!(session.failures, 1, "two answers of one outage");
-        assert!(session.failed(&Unavailable::transient("no leader"), true, now, &mut random).is_new);
+        assert!(session.failed(&Unavailable::said(OutageKind::NoLeader, "no leader"), true, now, &mut random).is_new);
         assert!(!session.resume(now), "it is too early");
         let later = now + Duration::from_secs(60);
         assert!(!session.resume(later), "of a write, its node tells");

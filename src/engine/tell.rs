@@ -243,7 +243,7 @@ impl Engine {
             missing: record.missing.as_ref().and_then(|missing| missing.message.clone()),
             connected: placement.is_some(),
             problems: self.problems(key).chain(source.problems.iter().cloned()).collect(),
-            outage: self.session.outage(),
+            outage: self.session.outage_kind(),
         })
     }
 

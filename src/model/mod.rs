@@ -28,3 +28,4 @@ pub mod selector;
 pub mod status;
 pub mod template;
 pub(crate) mod unready;
+pub(crate) mod words;

@@ -122,3 +122,42 @@ impl Counts {
         }
     }
 }
+
+/// The kind of an outage of Consul: what the authors of resources are told of it. The words, which may differ from one
+/// request to the next, are for whoever runs Lictor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OutageKind {
+    /// No connection can be made, or no answer comes in time.
+    Unreachable,
+    /// The servers have no leader.
+    NoLeader,
+    /// Consul limits requests.
+    RateLimited,
+    /// Consul refuses requests: the token is not known, or may not do what is needed.
+    Refused,
+    /// Consul, or a proxy before it, answers with errors.
+    Failing,
+    /// The settings of Lictor do not fit this Consul: another cluster has the name, or several agents answer.
+    NotSetUp,
+    /// Consul was emptied, restored or replaced, or another Lictor took over: it is read again.
+    Replaced,
+    /// Something else.
+    Other,
+}
+
+impl OutageKind {
+    /// Says it in words.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Unreachable => "Consul cannot be reached",
+            Self::NoLeader => "the servers of Consul have no leader",
+            Self::RateLimited => "Consul limits the requests of Lictor",
+            Self::Refused => "Consul refuses the requests of Lictor",
+            Self::Failing => "Consul answers with errors",
+            Self::NotSetUp => "Lictor is not set up for this Consul",
+            Self::Replaced => "Consul was emptied, restored or replaced, or another Lictor took over",
+            Self::Other => "Consul cannot be used",
+        }
+    }
+}

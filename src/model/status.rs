@@ -4,7 +4,7 @@
 
 use super::ids::Str;
 use super::port::PortInUse;
-use super::reasons::{Counts, Problem, Refusal, Remark, Unresolved};
+use super::reasons::{Counts, OutageKind, Problem, Refusal, Remark, Unresolved};
 
 /// The most problems that a status lists.
 pub const MAX_PROBLEMS: usize = 10;
@@ -128,6 +128,11 @@ pub const NOT_LISTED: &str = "NotListed";
 
 /// The reason of `Registered` where instances stopped being ready at once with most others of the cluster.
 const MASS_UNREADY: &str = "MassUnready";
+
+/// What follows the kind of an outage: its words may differ from one request to the next.
+const ASK_THE_ADMINISTRATOR: &str =
+    "writes wait until that is over; /readyz and the log of Lictor say more to its administrator";
+
 const MOST_UNREADY: &str =
     "most instances of the cluster stopped being ready within a minute while their endpoints stay";
 const CUT_OFF: &str = "the kubelets may be cut off from the API server";
@@ -163,7 +168,7 @@ pub struct Findings<'a> {
     /// The problems of single instances.
     pub problems: Vec<Problem>,
     /// Says why Consul cannot be written to at all just now.
-    pub outage: Option<&'a str>,
+    pub outage: Option<OutageKind>,
 }
 
 /// The status that says so.
@@ -234,8 +239,11 @@ fn registered(findings: &Findings<'_>) -> (Truth, &'static str, String) {
         return (Truth::Unknown, "NotAccepted", "the spec is not accepted; what was registered stays".to_owned());
     }
     if !findings.connected {
-        let why = findings.outage.unwrap_or("not read yet");
-        return (Truth::Unknown, "ConsulUnavailable", format!("Consul cannot be reached: {why}"));
+        let why = match findings.outage {
+            Some(outage) => format!("{}; {ASK_THE_ADMINISTRATOR}", outage.as_str()),
+            None => "Consul has not been read yet".to_owned(),
+        };
+        return (Truth::Unknown, "ConsulUnavailable", why);
     }
     if findings.resolved.is_some_and(|resolved| resolved.is_err()) && desired == 0 && !findings.in_progress {
         return (Truth::Unknown, "NotResolved", "the source was not found".to_owned());
@@ -259,7 +267,7 @@ fn registered(findings: &Findings<'_>) -> (Truth, &'static str, String) {
         return (Truth::True, "Registered", "Consul holds every desired instance".to_owned());
     }
     if let Some(outage) = findings.outage {
-        return (Truth::False, "ConsulUnavailable", outage.to_owned());
+        return (Truth::False, "ConsulUnavailable", format!("{}; {ASK_THE_ADMINISTRATOR}", outage.as_str()));
     }
     if !findings.in_progress && registered < desired {
         let message = format!(

@@ -9,7 +9,9 @@ use futures::future::BoxFuture;
 use crate::model::desired::Placement;
 use crate::model::diff::Op;
 use crate::model::ids::Str;
+use crate::model::reasons::OutageKind;
 pub use crate::model::registration::Rows;
+use crate::model::words;
 
 /// A place where registrations go. All methods may be called at any time; calls of [`apply`](Self::apply) for
 /// one node are never made side by side.
@@ -92,8 +94,10 @@ pub enum Outcome {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct Unavailable {
-    /// Says what happened, in a user's words.
+    /// Says what happened, to whoever runs Lictor.
     pub message: String,
+    /// Says of which kind it is, to the authors of resources.
+    pub kind: OutageKind,
     /// The time for which Consul asked us to wait.
     pub retry_after: Option<Duration>,
     /// True if we must [`connect`](Registry::connect) and read everything again: Consul was emptied or restored, the
@@ -110,12 +114,24 @@ impl Unavailable {
     /// Makes one that may be over at the next attempt.
     #[must_use]
     pub fn transient(message: impl Into<String>) -> Self {
-        Self { message: message.into(), retry_after: None, session_lost: false }
+        Self { message: message.into(), kind: OutageKind::Other, retry_after: None, session_lost: false }
+    }
+
+    /// Makes one that may be over at the next attempt, of this kind and in the words of Consul or of what stands before it.
+    #[must_use]
+    pub fn said(kind: OutageKind, words: &str) -> Self {
+        Self { kind, ..Self::transient(words::brief(words)) }
+    }
+
+    /// Makes one that lasts until somebody changes the settings of Lictor.
+    #[must_use]
+    pub fn not_set_up(message: impl Into<String>) -> Self {
+        Self { kind: OutageKind::NotSetUp, ..Self::transient(message) }
     }
 
     /// Makes one after which nothing that Lictor knows of Consul is true any more: the session has to begin anew.
     #[must_use]
     pub fn session_lost(message: impl Into<String>) -> Self {
-        Self { session_lost: true, ..Self::transient(message) }
+        Self { session_lost: true, kind: OutageKind::Replaced, ..Self::transient(message) }
     }
 }

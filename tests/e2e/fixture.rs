@@ -428,13 +428,18 @@ impl Fixture {
 
     /// Waits for an Event about a resource with this reason, and gives its message.
     pub(crate) async fn wait_for_event(&self, name: &str, reason: &str) -> Result<String> {
-        let events: Api<Event> = Api::namespaced(self.namespace.client().clone(), self.namespace.name());
-        let about = ListParams::default().fields(&format!("involvedObject.name={name},reason={reason}"));
         wait::until(format!("an Event {reason} about resource {name}"), SOON, || async {
-            let found = events.list(&about).await?.items.into_iter().next();
+            let found = self.events(name, reason).await?.into_iter().next();
             Ok(found.map(|event| event.message.unwrap_or_default()))
         })
         .await
+    }
+
+    /// The Events about a resource with this reason.
+    pub(crate) async fn events(&self, name: &str, reason: &str) -> Result<Vec<Event>> {
+        let events: Api<Event> = Api::namespaced(self.namespace.client().clone(), self.namespace.name());
+        let about = ListParams::default().fields(&format!("involvedObject.name={name},reason={reason}"));
+        Ok(events.list(&about).await?.items)
     }
 
     // The end.

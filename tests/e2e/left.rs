@@ -49,7 +49,7 @@ pub(crate) async fn the_log_tells_when_and_why(fixture: &Fixture) -> Result<()> 
     let two = ["10.1.0.1", "10.1.0.2"].map(|address| address.parse().map(NewEndpoint::new));
     let [one, other] = two;
     let (one, other) = (one?, other?);
-    fixture.namespace.apply_slice("manual-1", "manual", &[("http", 8080)], &[one.clone()]).await?;
+    fixture.namespace.apply_slice("manual-1", "manual", &[("http", 8080)], &[one]).await?;
     fixture.namespace.apply_slice("manual-2", "manual", &[("http", 8080)], &[other]).await?;
     let operator = operate(fixture, None).await?;
     fixture.apply_web(json!({ "readiness": "Deregister" })).await?;

@@ -98,15 +98,67 @@ pub(crate) async fn consul_absent_at_start(fixture: &Fixture) -> Result<()> {
     let operator = fixture.operator().consul(&format!("http://127.0.0.1:{port}")).start()?;
     fixture.apply_web(json!({})).await?;
     let message = fixture.wait_for_condition("web", "Ready", "False", "ConsulUnavailable").await?;
-    ensure!(message.contains(&port.to_string()), "it does not say which: {message}");
+    ensure!(message.starts_with("Consul cannot be reached; "), "{message}");
     fixture.wait_for_event("web", "ConsulUnavailable").await?;
-    wait_not_ready(&operator, "Consul").await?;
+    wait_not_ready(&operator, &format!("Consul at http://127.0.0.1:{port}")).await?;
     operator.get("/healthz").await?;
 
     fixture.own_consul(ConsulOptions { http_port: Some(port), ..ConsulOptions::default() }).await?;
     fixture.wait_for_pods(&[&pods[0], &pods[1]]).await?;
     operator.wait_ready(SOON).await?;
     fixture.wait_ready("web").await
+}
+
+pub(crate) async fn an_outage_is_told_once_however_it_is_worded(fixture: &Fixture) -> Result<()> {
+    fixture.web(2).await?;
+    let proxy = Proxy::start(&fixture.consul_address()).await?;
+    let operator = fixture.operator().consul(&proxy.addr()).ready().await?;
+    let other = fixture.service_named("other");
+    fixture.apply_web(json!({})).await?;
+    fixture.apply("other", &fixture.spec(json!({ "name": other }))).await?;
+    fixture.wait_ready("web").await?;
+    fixture.wait_ready("other").await?;
+
+    // As a proxy before Consul words it, each time with another port and another ID.
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&asked);
+    proxy.set_fault(Fault::Rule(Arc::new(move |_| {
+        let number = count.fetch_add(1, Ordering::SeqCst);
+        let words = format!(
+            "upstream connect error (request 8f14e45f-ceea-467f-ab3e-{number:012x}): dial tcp \
+             10.0.0.7:{}->10.0.0.1:8300: connect: connection refused {}",
+            20_000 + number,
+            "and so on ".repeat(50)
+        );
+        Some(Fault::Status(503, words, Vec::new()))
+    })));
+    wait_not_ready(&operator, "connection refused").await?;
+    fixture.namespace.set_ready("web-1", false).await?;
+    let mut before = Vec::new();
+    for name in ["web", "other"] {
+        let message = fixture.wait_for_condition(name, "Ready", "False", "ConsulUnavailable").await?;
+        ensure!(message.starts_with("Consul answers with errors; "), "{message}");
+        fixture.wait_for_event(name, "ConsulUnavailable").await?;
+        before.push(fixture.resources().get(name).await?.metadata.resource_version);
+    }
+    let first = asked.load(Ordering::SeqCst);
+    wait::until("more requests", SOON, || async { Ok((asked.load(Ordering::SeqCst) >= first + 6).then_some(())) })
+        .await?;
+    let words = wait_not_ready(&operator, "connection refused").await?;
+    ensure!(words.trim().chars().count() <= "Consul: ".len() + 300, "{} characters: {words}", words.chars().count());
+    ensure!(!words.contains("ceea") && words.contains("10.0.0.7->10.0.0.1: connect"), "{words}");
+    for (name, before) in ["web", "other"].into_iter().zip(before) {
+        let now = fixture.resources().get(name).await?.metadata.resource_version;
+        ensure!(now == before, "resource {name} was written to again for other words");
+        let events = fixture.events(name, "ConsulUnavailable").await?;
+        ensure!(matches!(&events[..], [one] if one.series.is_none()), "{events:?}");
+    }
+    let told = operator.log().lines().filter(|line| line.contains("Consul is unavailable")).count();
+    ensure!(told == 1, "the log tells it {told} times");
+
+    proxy.set_fault(Fault::None);
+    fixture.wait_for_counts("web", [2, 2, 1, 1]).await?;
+    fixture.wait_ready("other").await
 }
 
 pub(crate) async fn one_server_of_three_is_cut_off(fixture: &Fixture) -> Result<()> {

@@ -246,6 +246,8 @@ scenarios! {
     outages::killed_in_a_loop_under_change(agent: yes, catalog: yes);
     /// Consul is not there at the start: said, waited for, and then true.
     outages::consul_absent_at_start(agent: yes, catalog: yes);
+    /// An outage whose words differ at each request, by ports and request IDs: one status and one Event for each resource, one line in the log.
+    outages::an_outage_is_told_once_however_it_is_worded(agent: yes, catalog: yes);
     /// Of three servers one is killed, and another one is cut off from the others and answers that there is no leader: the next address is asked each time, and nothing is lost.
     outages::one_server_of_three_is_cut_off(agent: "an agent has one address: what was registered with one is not deregistered with another", catalog: yes);
     /// Consul hangs while pods come and go: not ready, and true once it goes on.

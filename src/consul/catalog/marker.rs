@@ -8,6 +8,7 @@ use crate::consul::client::path;
 use crate::consul::wire::{Fault, Node, TxnOp, txn_body};
 use crate::model::ids::meta;
 use crate::model::nodes::NodeMark;
+use crate::model::reasons::OutageKind;
 use crate::ports::Unavailable;
 
 /// The meta key of the marker's term.
@@ -103,7 +104,7 @@ impl Catalog {
                         )));
                     }
                 }
-                TxnResult::Rejected(words) => return Err(Unavailable::transient(words)),
+                TxnResult::Rejected(words) => return Err(Unavailable::said(OutageKind::Refused, &words)),
                 TxnResult::NotTried(outage) | TxnResult::Unknown(outage) => return Err(outage),
             }
         }
@@ -152,7 +153,7 @@ impl Catalog {
                 Err(outage)
             }
             TxnResult::NotTried(outage) => Err(outage),
-            TxnResult::Rejected(words) => Err(Unavailable::transient(words)),
+            TxnResult::Rejected(words) => Err(Unavailable::said(OutageKind::Refused, &words)),
         }
     }
 
@@ -178,7 +179,7 @@ impl Catalog {
                     Recovery::Again | Recovery::Blame(_) | Recovery::NoNode(_) | Recovery::Split(_) => Ok(()),
                 }
             }
-            TxnResult::Rejected(words) => Err(Unavailable::transient(words)),
+            TxnResult::Rejected(words) => Err(Unavailable::said(OutageKind::Refused, &words)),
             TxnResult::NotTried(outage) => Err(outage),
             TxnResult::Unknown(outage) => {
                 self.doubt(fence);
@@ -258,7 +259,7 @@ impl Catalog {
                 ", or if that cluster is gone for good and this one takes its place, run lictor takeover --from-uid={uid}"
             )
         };
-        Unavailable::transient(format!(
+        Unavailable::not_set_up(format!(
             "cluster name {} is already used in this Consul by {by}: {} exists; set --cluster-name{or}",
             self.identity.cluster, self.marker
         ))

@@ -13,6 +13,7 @@ use super::{Catalog, Recovery, State, TxnResult, unexplained};
 use crate::consul::wire::{Check, Node, TxnOp};
 use crate::model::ids::{Str, id_prefix};
 use crate::model::nodes::node_name;
+use crate::model::reasons::OutageKind;
 use crate::ports::Unavailable;
 
 /// The time that a node has to have been empty before it is deleted.
@@ -308,7 +309,7 @@ impl Catalog {
                 self.forget(name);
                 Err(outage)
             }
-            TxnResult::Rejected(words) => Err(Unavailable::transient(words)),
+            TxnResult::Rejected(words) => Err(Unavailable::said(OutageKind::Refused, &words)),
             TxnResult::Conflict(errors) => {
                 if let Some(error) = errors.iter().find(|error| transaction.part(error.op_index) == Some(Part::Fence)) {
                     return match self.fence_failed(fence, error.fault, &error.what).await {

@@ -18,6 +18,7 @@ use crate::consul::takeover::{self, Left, TAKEOVER, Taken, Takeover};
 use crate::consul::wire::{By, Fault, Node, TxnError, TxnOp, txn_body};
 use crate::model::diff::Op;
 use crate::model::ids::{Identity, Str, meta};
+use crate::model::reasons::OutageKind;
 use crate::ports::{Rows, Unavailable};
 
 /// The most times that a write is tried again after what it is compared with has changed.
@@ -151,7 +152,7 @@ impl CatalogTakeover {
                 Err(takeover::still_writes())
             }
             TxnResult::Conflict(errors) => Err(Unavailable::transient(unexplained(&errors))),
-            TxnResult::Rejected(words) => Err(Unavailable::transient(words)),
+            TxnResult::Rejected(words) => Err(Unavailable::said(OutageKind::Refused, &words)),
             TxnResult::NotTried(outage) | TxnResult::Unknown(outage) => Err(outage),
         }
     }
@@ -179,7 +180,7 @@ impl CatalogTakeover {
             let errors = match self.ours.transact(transaction.body()).await {
                 TxnResult::Done(nodes) => return Ok((transaction, Ok(nodes))),
                 TxnResult::Conflict(errors) => errors,
-                TxnResult::Rejected(words) => return Err(Unavailable::transient(words)),
+                TxnResult::Rejected(words) => return Err(Unavailable::said(OutageKind::Refused, &words)),
                 TxnResult::NotTried(outage) | TxnResult::Unknown(outage) => return Err(outage),
             };
             if errors.iter().all(|error| transaction.part(error.op_index) != Some(Part::Fence)) {
@@ -296,7 +297,7 @@ impl CatalogTakeover {
                 }
             }
             TxnResult::Conflict(errors) => Err(Unavailable::transient(unexplained(&errors))),
-            TxnResult::Rejected(words) => Err(Unavailable::transient(words)),
+            TxnResult::Rejected(words) => Err(Unavailable::said(OutageKind::Refused, &words)),
             TxnResult::NotTried(outage) | TxnResult::Unknown(outage) => Err(outage),
         }
     }
