@@ -438,19 +438,6 @@ impl State {
         None
     }
 
-    /// Another replica of Lictor leads for a while: it raises the term of the marker, and writes something.
-    pub fn another_replica_takes_over(&mut self) {
-        let marker = self.consul.store.node(MARKER).filter(|_| !self.setup.name_taken).map(|node| Node::clone(node));
-        if let Some(mut marker) = marker {
-            let term = marker.meta.get("lictor-term").and_then(|term| term.parse::<u64>().ok()).unwrap_or_default();
-            marker.meta.insert("lictor-term".to_owned(), (term + 1).to_string());
-            self.consul.store.index += 1;
-            self.consul.store.set_node(marker);
-            self.observe(&Origin::Others);
-        }
-        self.on_ours(Self::flip_by_hand);
-    }
-
     fn new_agent(&mut self) {
         if self.consul.agent.is_some() {
             let id = format!("agent-id-{}", self.random.script.u32(..));

@@ -31,9 +31,6 @@ impl ApiServer {
     }
 
     async fn send(&self, write: Write) -> Result<(), WriteError> {
-        if !self.sim.leads() {
-            self.sim.state().violate("the leader alone acts", format!("{} was sent without the lead", told(&write)));
-        }
         let lost = |why: &str| WriteError::Unavailable(why.to_owned());
         let (there, back, fails, lands) = {
             let mut state = self.sim.state();

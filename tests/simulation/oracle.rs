@@ -13,7 +13,7 @@ use lictor::cluster::api::ConsulServiceStatus;
 use lictor::model::facts::{Endpoint, Pod, Service as KubernetesService, ServicePort, Slice};
 use lictor::model::ids::{ResourceKey, Str};
 use lictor::model::port::PortRef;
-use lictor::model::resource::{DeletionPolicy, Readiness, Source, Spec};
+use lictor::model::resource::{DeletionPolicy, Source, Spec};
 use lictor::state::event::{Kind, ObjectKey, Scope};
 
 use crate::cluster::{Cluster, EndpointId, Object, endpoint_id};
@@ -694,21 +694,9 @@ impl State {
     /// Whether the port of another instance at this address goes on, of several that the spec does not name: that one is
     /// registered, and the status is about to say so.
     fn goes_on(&self, key: &ResourceKey, gone: &Service) -> bool {
-        let Some(object) = self.cluster.resources.get(key) else { return false };
+        let names_none = self.cluster.resources.get(key).is_some_and(|object| object.last_good.port.is_none());
         let mut others = self.instances().filter(|(_, service)| owner(&service.id).as_ref() == Some(key));
-        let has_other = others.any(|(_, other)| other.address == gone.address && other.id != gone.id);
-        // With the port that it had, it is not to be there while it is not ready.
-        let waits = object.last_good.readiness == Readiness::Deregister && self.is_unready_pod(key, gone);
-        object.last_good.port.is_none() && (has_other || waits)
-    }
-
-    /// Whether a pod that is not ready has the address and the port of an instance.
-    fn is_unready_pod(&self, key: &ResourceKey, gone: &Service) -> bool {
-        let mut pods = self.cluster.pods.iter().filter(|(pod, _)| pod.namespace == key.namespace);
-        pods.any(|(_, pod)| {
-            let is_at = pod.addresses.iter().any(|address| address.to_string() == gone.address);
-            !pod.ready && is_at && pod.ports.iter().any(|port| i64::from(port.number) == gone.port)
-        })
+        names_none && others.any(|(_, other)| other.address == gone.address && other.id != gone.id)
     }
 
     /// Whether an instance that still serves goes while nobody of its resource passes, though Lictor knows of one that

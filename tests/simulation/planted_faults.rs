@@ -21,8 +21,6 @@ use crate::sim::Sim;
 pub enum PlantedFault {
     /// Whatever has an ID like ours counts as ours, whoever's mark it carries.
     NoOwnershipCheck,
-    /// It acts on after the lead is lost.
-    LeadForever,
     /// A list counts as whole before it is, and so does the second look.
     EarlyResync,
     /// Writes to one node overtake each other.

@@ -12,5 +12,4 @@ pub const SEEDS: &[(u64, &str)] = &[
     (1786, "the oracle took a row for nobody's whose mark somebody had changed on a node of ours"),
     (1841, "the oracle knew of a deletion by hand that Lictor had yet to read"),
     (426, "a removal that waited was sent although its resource had come back and waited for a list"),
-    (2088, "the oracle did not know that a source of pods goes on with the port that was registered of a Service"),
 ];

@@ -13,7 +13,7 @@ use lictor::consul::catalog::Catalog;
 use lictor::consul::transport::Transport;
 use lictor::engine::metrics::Metrics;
 use lictor::engine::{Config, Engine, Question, Snapshot};
-use lictor::ports::{Registry, always};
+use lictor::ports::Registry;
 use lictor::state::event::Event;
 use lictor::state::world::World;
 use tokio::sync::{mpsc, oneshot};
@@ -25,7 +25,7 @@ use crate::apiserver::ApiServer;
 use crate::consul::agent::Agent as LocalAgent;
 use crate::network::Network;
 use crate::oracle::Origin;
-use crate::planted_faults::{PlantedFault, Watched};
+use crate::planted_faults::Watched;
 use crate::schedule::{Consequences, Later};
 use crate::setup::{Mode, Setup};
 use crate::sim::{Sim, State, Stats};
@@ -65,7 +65,7 @@ pub fn run(setup: Setup, traced: bool) -> Outcome {
         {
             let sim = sim.clone();
             tasks.spawn(async move {
-                tokio::join!(script(&sim, begun), network_faults(&sim), meddling(&sim), election(&sim));
+                tokio::join!(script(&sim, begun), network_faults(&sim), meddling(&sim));
                 settle(&sim, &ask).await;
             });
         }
@@ -164,56 +164,6 @@ async fn meddling(sim: &Sim) {
     for (_, ends) in ending {
         sim.state().ends(ends);
     }
-}
-
-/// How long a Lease that is not renewed holds, less the margin in which nothing begins.
-const LEASE: Duration = Duration::from_secs(3);
-
-/// The time between two renewals.
-const RENEWAL: Duration = Duration::from_secs(1);
-
-/// Gives Lictor the lead, takes it, lets it run out, and gives it back, as an election among replicas does.
-async fn election(sim: &Sim) {
-    let (end, elects, seed) = {
-        let state = sim.state();
-        (Instant::now() + state.setup.length, state.setup.elects, state.setup.seed)
-    };
-    let mut random = fastrand::Rng::with_seed(seed);
-    while elects && Instant::now() < end {
-        let leads_until = end.min(Instant::now() + Duration::from_millis(random.u64(500..40_000)));
-        while Instant::now() < leads_until {
-            sim.set_lead(Some(Instant::now() + LEASE));
-            sleep(RENEWAL).await;
-        }
-        let away = Duration::from_millis(random.u64(0..10_000));
-        let (what, another) = match random.u8(..4) {
-            0 => ("leads lost", false),
-            1 => ("leads lost to a replica that wrote", true),
-            2 => ("leads renewed late", false),
-            _ => ("leads that ran out", false),
-        };
-        sim.state().stats.count(what);
-        sim.state().trace(|| format!("election: {what}, for {away:?}"));
-        match what {
-            // The renewal is under way for longer than the lead holds, and comes through after all.
-            "leads renewed late" => sleep(away).await,
-            "leads that ran out" => {
-                sleep(LEASE).await;
-                sim.set_lead(None);
-                sleep(away).await;
-            }
-            _ => {
-                sim.set_lead(None);
-                sleep(away / 2).await;
-                if another {
-                    sim.state().another_replica_takes_over();
-                    sim.consul_has_moved();
-                }
-                sleep(away / 2).await;
-            }
-        }
-    }
-    sim.let_it_lead();
 }
 
 /// Nothing changes any more: everything settles, then stays as it is.
@@ -428,11 +378,7 @@ fn engine(sim: &Sim, setup: &Setup, life: u32, sink: mpsc::Sender<Event>) -> Eng
     let kubernetes = Arc::new(ApiServer::new(sim.clone(), life, sink));
     let random = fastrand::Rng::with_seed(sim.state().random.lives.u64(..));
     let metrics = Metrics::new(&mut prometheus_client::registry::Registry::default());
-    let leads = match setup.planted {
-        Some(PlantedFault::LeadForever) => always(),
-        _ => sim.lead(),
-    };
-    Engine::new(config, world, registry, kubernetes, random, metrics).led_by(leads)
+    Engine::new(config, world, registry, kubernetes, random, metrics)
 }
 
 /// A future that is over after so many polls, wherever it is: what a crash leaves behind.

@@ -95,8 +95,6 @@ pub struct Setup {
     pub failing: Option<Failing>,
     /// How long Lictor keeps most instances passing that stop being ready at once.
     pub hold_mass_unready: Duration,
-    /// Whether several replicas elect the one that acts, so that Lictor leads at times and at times does not.
-    pub elects: bool,
     /// A fault of the product's that is to be caught.
     pub planted: Option<PlantedFault>,
 }
@@ -133,8 +131,6 @@ impl Setup {
                 .then(|| Failing { share: random.u8(2..6), by: *random.choice(&By::ALL).expect("some") }),
             former_named: random.bool(),
             hold_mass_unready: Duration::from_secs(if random.bool() { 0 } else { random.u64(1..40) }),
-            // Of a stream of its own, so that seeds go on meaning what they meant.
-            elects: fastrand::Rng::with_seed(seed ^ 0x1ead).u8(..4) == 0,
             planted: None,
         }
     }

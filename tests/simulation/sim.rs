@@ -5,8 +5,7 @@ use std::fmt::Display;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use lictor::ports::{Leads, always};
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::actors::Snapshot;
@@ -25,8 +24,6 @@ struct Shared {
     consul_moved: Notify,
     cluster_moved: Notify,
     lictor_killed: Notify,
-    /// Until when Lictor leads; none while another replica does.
-    lead: watch::Sender<Option<Instant>>,
 }
 
 /// Everything that moves.
@@ -133,7 +130,6 @@ impl Sim {
             consul_moved: Notify::new(),
             cluster_moved: Notify::new(),
             lictor_killed: Notify::new(),
-            lead: watch::Sender::new(*always().borrow()),
         }))
     }
 
@@ -141,26 +137,6 @@ impl Sim {
     pub fn state(&self) -> MutexGuard<'_, State> {
         // A simulation is one thread: whoever would have to wait here would wait for ever.
         self.0.state.try_lock().expect("a part of the simulation has panicked or keeps the state")
-    }
-
-    /// The lead, as the engine sees it.
-    pub fn lead(&self) -> Leads {
-        self.0.lead.subscribe()
-    }
-
-    /// Gives Lictor the lead until this time, or takes it.
-    pub fn set_lead(&self, until: Option<Instant>) {
-        self.0.lead.send_replace(until);
-    }
-
-    /// Gives Lictor the lead for good.
-    pub fn let_it_lead(&self) {
-        self.set_lead(*always().borrow());
-    }
-
-    /// Whether Lictor leads at this moment.
-    pub fn leads(&self) -> bool {
-        self.0.lead.borrow().is_some_and(|until| Instant::now() < until)
     }
 
     /// Wakes whoever waits for a change in Consul.

@@ -340,9 +340,7 @@ fn summary(change: &Change) -> String {
     match change {
         Change::Resource(step) => of(step, |seen| {
             let resource = &seen.resource;
-            let service = resource.spec.as_ref().map_or("refused".to_owned(), |spec| {
-                format!("{} of {:?}, port {:?}", spec.service, spec.source, spec.port)
-            });
+            let service = resource.spec.as_ref().map_or("refused", |spec| &*spec.service);
             let (uid, generation, version) = (&resource.uid, resource.generation, &resource.resource_version);
             let deleting = if resource.deleting { " deleting" } else { "" };
             let paused = if resource.paused { " paused" } else { "" };
