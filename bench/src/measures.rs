@@ -62,7 +62,7 @@ impl Measure {
         trial.operator.wait_ready(Duration::from_secs(60)).await?;
         // Until statuses are written, which is slow on purpose.
         settled(&trial).await?;
-        let before = trial.cpu()?;
+        let (before, long) = (trial.cpu()?, long_turns(&trial).await?);
         let mut figures = match self {
             Self::Cold | Self::Refused => Figures::new(),
             Self::Flips => flips(&trial, load, pace, 0).await?,
@@ -77,9 +77,21 @@ impl Measure {
         let after = trial.cpu()?;
         figures.insert("CPU", after.lictor - before.lictor);
         figures.insert("CPU of Consul", after.consul - before.consul);
+        figures.insert("turns over 50 ms", long_turns(&trial).await? - long);
         figures.insert("RSS", trial.memory()?.0);
         Ok(figures)
     }
+}
+
+/// Counts the turns of the program's loop so far that took longer than 50 ms.
+async fn long_turns(trial: &Trial) -> Result<f64> {
+    let metrics = trial.operator.metrics().await?;
+    let count = |name: &str| {
+        let found = metrics.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<f64>().ok());
+        // A program of before has no such metric.
+        found.unwrap_or_default()
+    };
+    Ok(count("lictor_loop_turn_seconds_count") - count("lictor_loop_turn_seconds_bucket{le=\"0.05\"}"))
 }
 
 /// Waits until the program uses little CPU.
