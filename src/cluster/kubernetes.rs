@@ -190,8 +190,8 @@ impl Kubernetes for ApiServer {
         self.look_at_definition().boxed()
     }
 
-    fn list_anew(&self) {
-        self.orders.list_anew();
+    fn list_anew(&self, watches: &BTreeSet<(Kind, Scope)>) {
+        self.orders.list_anew(watches);
     }
 
     fn want(&self, wanted: &Wanted) {

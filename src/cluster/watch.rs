@@ -75,16 +75,23 @@ impl WatchHealth {
     }
 }
 
+/// Counts how often each watch was asked for a list.
+type Asked = BTreeMap<(Kind, Scope), u64>;
+
 /// Tells the watches what to watch, and when to list anew. It is cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Orders {
     wanted: tokio::sync::watch::Sender<Wanted>,
-    anew: tokio::sync::watch::Sender<()>,
+    /// How often each watch was asked for a list.
+    anew: tokio::sync::watch::Sender<Asked>,
 }
 
 impl Default for Orders {
     fn default() -> Self {
-        Self { wanted: tokio::sync::watch::Sender::new(Wanted::default()), anew: tokio::sync::watch::Sender::new(()) }
+        Self {
+            wanted: tokio::sync::watch::Sender::new(Wanted::default()),
+            anew: tokio::sync::watch::Sender::new(Asked::new()),
+        }
     }
 }
 
@@ -103,9 +110,13 @@ impl Orders {
         self.wanted.borrow().clone()
     }
 
-    /// Asks all watches for a list.
-    pub(super) fn list_anew(&self) {
-        self.anew.send_replace(());
+    /// Asks these watches for a list.
+    pub(super) fn list_anew(&self, watches: &BTreeSet<(Kind, Scope)>) {
+        self.anew.send_modify(|asked| {
+            for watch in watches {
+                *asked.entry(watch.clone()).or_default() += 1;
+            }
+        });
     }
 }
 
@@ -189,7 +200,7 @@ impl Watches {
             sink: self.sink.clone(),
             version: None,
             pauses: Pauses::default(),
-            anew: self.orders.anew.subscribe(),
+            anew: Anew::new(&self.orders, (K::KIND, scope.clone())),
         };
         tokio::spawn(watch.follow())
     }
@@ -217,7 +228,40 @@ struct Watch<K> {
     version: Option<String>,
     pauses: Pauses,
     /// Changes when a list is asked for.
-    anew: tokio::sync::watch::Receiver<()>,
+    anew: Anew,
+}
+
+/// Tells one watch when a list is asked of it.
+struct Anew {
+    orders: tokio::sync::watch::Receiver<Asked>,
+    watch: (Kind, Scope),
+    /// How often that was so when it last listed.
+    known: u64,
+}
+
+impl Anew {
+    fn new(orders: &Orders, watch: (Kind, Scope)) -> Self {
+        let mut anew = Self { orders: orders.anew.subscribe(), watch, known: 0 };
+        anew.known = anew.asked();
+        anew
+    }
+
+    fn asked(&mut self) -> u64 {
+        self.orders.borrow_and_update().get(&self.watch).copied().unwrap_or_default()
+    }
+
+    /// Waits until a list is asked of this watch.
+    async fn is_asked(&mut self) {
+        loop {
+            let asked = self.asked();
+            if std::mem::replace(&mut self.known, asked) != asked {
+                return;
+            }
+            if self.orders.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
 }
 
 /// Says why a watch or its list ended.
@@ -283,7 +327,7 @@ impl<K: Watched> Watch<K> {
         self.health.works(K::KIND, &self.scope);
         loop {
             let step = tokio::select! {
-                Ok(()) = self.anew.changed() => {
+                () = self.anew.is_asked() => {
                     self.version = None;
                     return Ok(());
                 }
@@ -371,6 +415,8 @@ fn advice(kind: Kind, failure: &Failure) -> String {
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt;
+
     use super::*;
 
     #[test]
@@ -380,6 +426,23 @@ mod tests {
         assert!(taken[0] <= FIRST_PAUSE && taken[0] >= FIRST_PAUSE / 2, "{:?}", taken[0]);
         assert!(taken.iter().all(|pause| *pause <= LONGEST_PAUSE));
         assert!(taken[20..].iter().all(|pause| *pause >= LONGEST_PAUSE / 2));
+    }
+
+    #[test]
+    fn only_those_watches_list_anew_that_are_asked_to() {
+        let is_asked = |anew: &mut Anew| anew.is_asked().now_or_never().is_some();
+        let orders = Orders::default();
+        let one = (Kind::Slice, Scope::All);
+        let others = [(Kind::Pod, Scope::All), (Kind::Slice, Scope::Namespace("shop".into()))];
+        orders.list_anew(&[one.clone()].into());
+        let mut late = Anew::new(&orders, one.clone());
+        assert!(!is_asked(&mut late), "it lists anyway when it begins");
+        let mut others = others.map(|watch| Anew::new(&orders, watch));
+        orders.list_anew(&[one.clone()].into());
+        // A later order for another one does not undo it.
+        orders.list_anew(&[(Kind::Node, Scope::All)].into());
+        assert!(is_asked(&mut late) && !is_asked(&mut late), "once");
+        assert!(!others.iter_mut().any(is_asked), "the other watches go on");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Removals that Kubernetes is asked about first: by a fresh list, or whether the `CustomResourceDefinition` goes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use tokio::time::{Duration, Instant};
@@ -87,17 +87,17 @@ impl Engine {
         };
         // These came to wait since it was asked for.
         let later: Vec<ResourceKey> = self.removals.relist.keys().cloned().collect();
-        let (mut contradicted, mut untold) = (false, false);
+        let (mut contradicted, mut untold) = (BTreeSet::new(), false);
         for key in about.into_keys() {
             match self.confirm(&key, &fresh) {
                 Removal::Confirmed => {}
-                Removal::Contradicted => contradicted = true,
+                Removal::Contradicted => contradicted.extend(self.world.watches_for(&key)),
                 Removal::Untold => untold = true,
             }
         }
-        self.removals.relisted(!contradicted && !untold);
-        if contradicted {
-            self.ports.kubernetes.list_anew();
+        self.removals.relisted(contradicted.is_empty() && !untold);
+        if !contradicted.is_empty() {
+            self.ports.kubernetes.list_anew(&contradicted);
         }
         for key in later {
             self.enqueue_again(key);

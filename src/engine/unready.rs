@@ -220,7 +220,8 @@ impl Engine {
             self.look_at_all(resources);
         } else {
             tracing::warn!("a fresh list says that instances are ready; they are kept passing");
-            self.ports.kubernetes.list_anew();
+            let watches = resources.iter().flat_map(|key| self.world.watches_for(key)).collect();
+            self.ports.kubernetes.list_anew(&watches);
             self.timers.set(again, Timer::MassUnready);
         }
     }

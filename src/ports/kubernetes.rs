@@ -1,5 +1,6 @@
 //! The way to Kubernetes besides the events: writes, and a second look.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use futures::future::BoxFuture;
 use crate::model::cause::CrdState;
 use crate::model::ids::{ResourceKey, Str};
 use crate::model::status::Status;
-use crate::state::event::Transitions;
+use crate::state::event::{Kind, Scope, Transitions};
 use crate::state::world::{Wanted, World};
 
 /// The engine's way to Kubernetes besides the events: writes, and a second look.
@@ -20,8 +21,8 @@ pub trait Kubernetes: Send + Sync {
     /// resource that ended before this was asked does not say that its instances should end.
     fn definition_goes(&self) -> BoxFuture<'_, Result<CrdState, ReadError>>;
 
-    /// Has everything that is watched listed anew: what the watches say is in doubt.
-    fn list_anew(&self);
+    /// Has these listed anew: what their watches say is in doubt. The other watches go on.
+    fn list_anew(&self, watches: &BTreeSet<(Kind, Scope)>);
 
     /// Has just this watched from now on.
     fn want(&self, wanted: &Wanted);

@@ -166,6 +166,16 @@ impl World {
         self.wants.take_news().then(|| self.wanted())
     }
 
+    /// Lists the watches that tell what becomes of a resource.
+    #[must_use]
+    pub fn watches_for(&self, key: &ResourceKey) -> BTreeSet<(Kind, Scope)> {
+        let kinds = [Kind::Resource, Kind::Slice, Kind::Service, Kind::Pod];
+        let needed = || kinds.into_iter().filter(|kind| *kind == Kind::Resource || self.needs(key, *kind));
+        let covering = self.scopes.iter().filter(|scope| scope.covers(&key.namespace));
+        let namespaced = covering.flat_map(|scope| needed().map(|kind| (kind, scope.clone())));
+        namespaced.chain(self.needs(key, Kind::Node).then_some((Kind::Node, Scope::All))).collect()
+    }
+
     fn is_wanted_anyway(&self, watch: &(Kind, Scope)) -> bool {
         self.always.watches.contains_key(watch) || self.besides.watches.contains_key(watch)
     }

@@ -1,5 +1,6 @@
 //! Kubernetes' API: the writes, and the second look.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -177,8 +178,8 @@ impl Kubernetes for ApiServer {
         self.ask_for_definition().boxed()
     }
 
-    fn list_anew(&self) {
-        self.watches.list_anew();
+    fn list_anew(&self, watches: &BTreeSet<(Kind, Scope)>) {
+        self.watches.list_anew(watches);
     }
 
     fn want(&self, wanted: &Wanted) {

@@ -3,7 +3,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -35,8 +34,14 @@ pub struct Watches {
 /// that is different each time.
 #[derive(Default)]
 struct Anew {
-    asked: AtomicU64,
+    asked: Mutex<BTreeMap<(Kind, Scope), u64>>,
     bell: Notify,
+}
+
+impl Anew {
+    fn asked(&self, watch: &(Kind, Scope)) -> u64 {
+        self.asked.lock().expect("no panics").get(watch).copied().unwrap_or_default()
+    }
 }
 
 /// A watch under way.
@@ -100,7 +105,7 @@ impl Watches {
             annotations: annotations.clone(),
             sink: self.sink.clone(),
             anew: self.anew.clone(),
-            asked: self.anew.asked.load(Ordering::Relaxed),
+            asked: self.anew.asked(&(*kind, scope.clone())),
         };
         let task = tokio::spawn(watch.run().map(|_| ())).abort_handle();
         Running { task, time, annotations: annotations.clone() }
@@ -115,8 +120,11 @@ impl Watches {
         }
     }
 
-    pub fn list_anew(&self) {
-        self.anew.asked.fetch_add(1, Ordering::Relaxed);
+    pub fn list_anew(&self, watches: &BTreeSet<(Kind, Scope)>) {
+        let mut asked = self.anew.asked.lock().expect("no panics");
+        watches.iter().for_each(|watch| *asked.entry(watch.clone()).or_default() += 1);
+        drop(asked);
+        self.sim.state().stats.count("lists asked for anew");
         self.anew.bell.notify_waiters();
     }
 }
@@ -197,7 +205,7 @@ impl Watch {
                 let lists = self.anew.clone();
                 let mut anew = std::pin::pin!(lists.bell.notified());
                 anew.as_mut().enable();
-                let asked = lists.asked.load(Ordering::Relaxed);
+                let asked = lists.asked(&(self.kind, self.scope.clone()));
                 if std::mem::replace(&mut self.asked, asked) != asked {
                     return Ok(());
                 }
