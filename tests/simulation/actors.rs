@@ -133,6 +133,15 @@ impl State {
         }
     }
 
+    /// Another replica writes instances of ours, by a view of its own.
+    pub fn change_ours(&mut self) {
+        match self.random.leadership.u8(..3) {
+            0 => self.on_ours(Self::delete_by_hand),
+            1 => self.on_ours(Self::edit_by_hand),
+            _ => self.on_ours(Self::flip_by_hand),
+        };
+    }
+
     /// The agent carries on what it has.
     pub fn agent_syncs(&mut self) {
         for agent in self.consul.agent.iter_mut().chain(&mut self.consul.former) {

@@ -33,6 +33,12 @@ impl ApiServer {
 
     async fn send(&self, write: Write) -> Result<(), WriteError> {
         let lost = |why: &str| WriteError::Unavailable(why.to_owned());
+        {
+            let mut state = self.sim.state();
+            if !state.leads() {
+                state.violate("one leader", format!("life {} sent {} without the lead", self.life, told(&write)));
+            }
+        }
         let (there, back, fails, lands) = {
             let mut state = self.sim.state();
             let fails = state.network_faults.kubernetes_fails;
@@ -93,6 +99,7 @@ impl ApiServer {
         };
         sleep(there).await;
         if fails {
+            self.sim.state().stats.count("asked for the definition: no answer");
             return Err(ReadError { what: "the definition".to_owned(), reason: "unavailable".to_owned(), code: None });
         }
         if rights == CrdRights::Discovers {

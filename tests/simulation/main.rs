@@ -4,6 +4,7 @@
 //! - `setup`: what a seed decides once; `schedule` and `actors`: what happens to Kubernetes and to Consul.
 //! - `cluster`, `consul`: the models; `watches`, `apiserver`, `network`: the ways to them, with delays, losses and
 //!   faults.
+//! - `leadership`: Lictor leads, loses the lead, and leads again; another replica leads meanwhile.
 //! - `run`: Lictor lives, dies, and lives again; then everything settles.
 //! - `expected`: what Consul should hold, worked out afresh; `oracle`: what must hold at every moment; `verdict`: what
 //!   must hold in the end.
@@ -25,6 +26,7 @@ mod cluster;
 mod conformance;
 mod consul;
 mod expected;
+mod leadership;
 mod moves;
 mod network;
 mod oracle;
@@ -173,6 +175,10 @@ fn planted_faults_are_caught() {
         (PlantedFault::NoLongNames, &["true", "nothing stale"]),
         (PlantedFault::PortsForgotten, &["nothing lost"]),
         (PlantedFault::FirstPort, &["nothing lost"]),
+        (PlantedFault::LeadIgnored, &["one leader"]),
+        (PlantedFault::LeadWithoutEnd, &["one leader"]),
+        (PlantedFault::LeadGivenBackEarly, &["one leader"]),
+        (PlantedFault::SessionKept, &["one leader"]),
     ] {
         let planted = |seed| {
             let mut setup = Setup { planted: Some(fault), ..Setup::draw(seed) };

@@ -13,6 +13,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::consul::{Reply, Url};
+use crate::leadership::MARGIN;
 use crate::oracle::{Origin, Sent};
 use crate::setup::{By, PREFIX};
 use crate::sim::{Sim, State};
@@ -78,13 +79,15 @@ impl Transport for Network {
 
 impl Network {
     async fn deliver(&self, request: Request) -> Result<Response, TransportError> {
+        let is_write = request.method == Method::Put;
+        self.begin(&request)?;
         let abandoned = Arc::new(AtomicBool::new(false));
         let _waiting = Waiting(abandoned.clone());
         let (fate, there, back, sent) = {
             let mut state = self.sim.state();
             let fate = match failure_of(&state, &request) {
                 Some(by) => failing(&mut state, by),
-                None => draw_fate(&mut state, request.method == Method::Put),
+                None => draw_fate(&mut state, is_write),
             };
             let (there, back) = (way(&mut state), way(&mut state));
             let decided = state.oracle.decisions();
@@ -115,7 +118,9 @@ impl Network {
         let (answered, answer) = oneshot::channel();
         let (sim, to_former) = (self.sim.clone(), self.to_former);
         let journey = Journey { sim, to_former, sent, abandoned, request: request.clone() };
+        let under_way = is_write.then(|| self.sim.state().leadership.under_way.clone());
         tokio::spawn(async move {
+            let _under_way = under_way;
             sleep(there + late.unwrap_or_default()).await;
             let reply = journey.arrive().await;
             sleep(back).await;
@@ -126,7 +131,9 @@ impl Network {
             sleep(there + back).await;
             return Err(gone("connection reset while waiting for the answer"));
         }
-        match timeout(request.timeout, answer).await {
+        let elects = self.sim.state().setup.elects;
+        let longest = if elects && is_write { request.timeout.min(MARGIN) } else { request.timeout };
+        match timeout(longest, answer).await {
             Ok(Ok(None)) => Err(gone("connection reset")),
             Ok(Ok(Some(_))) if matches!(fate, Fate::Stumbles) => {
                 Ok(response(Reply::text(500, "leadership lost while committing log")))
@@ -135,6 +142,30 @@ impl Network {
             Ok(Err(_)) => panic!("the model of Consul panicked at {} {}", request.path, body_text(&request)),
             Err(_) => Err(gone("operation timed out")),
         }
+    }
+
+    /// Lets a request begin while this life leads, as the product's own way to Consul does.
+    fn begin(&self, request: &Request) -> Result<(), TransportError> {
+        let mut state = self.sim.state();
+        let is_write = request.method == Method::Put;
+        if !state.leads() {
+            if !state.has_no_write_lease() {
+                state.stats.count("requests held back without the lead");
+                return Err(TransportError::NotSent("this replica does not lead any more".to_owned()));
+            }
+            if is_write {
+                state.violate("one leader", format!("life {} sent {} without the lead", self.life, request.path));
+            }
+        }
+        if request.path.starts_with("/v1/agent/services") {
+            state.leadership.is_unread = false;
+        }
+        // In the catalog the fence tells.
+        if is_write && state.leadership.is_unread && state.consul.agent.is_some() {
+            let what = format!("life {} sent {} by what it knew before another one led", self.life, request.path);
+            state.violate("one leader", what);
+        }
+        Ok(())
     }
 
     fn trace(&self, request: &Request, fate: &Fate) {

@@ -67,6 +67,14 @@ pub enum PlantedFault {
     PortsForgotten,
     /// Of a Service's ports the first one is taken for the only one.
     FirstPort,
+    /// It is not known that another replica leads, and nothing holds requests back.
+    LeadIgnored,
+    /// A lead is taken to last until its loss is told.
+    LeadWithoutEnd,
+    /// The lead is given back while writes are under way.
+    LeadGivenBackEarly,
+    /// After another replica has led, what was known of Consul before still counts.
+    SessionKept,
     /// What stands under names that are too long is not looked at.
     NoLongNames,
 }

@@ -16,16 +16,17 @@ use lictor::engine::{Config, Engine, Question, Snapshot};
 use lictor::ports::Registry;
 use lictor::state::event::Event;
 use lictor::state::world::World;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::actors::Ends;
 use crate::apiserver::ApiServer;
 use crate::consul::agent::Agent as LocalAgent;
+use crate::leadership;
 use crate::network::Network;
 use crate::oracle::Origin;
-use crate::planted_faults::Watched;
+use crate::planted_faults::{PlantedFault, Watched};
 use crate::schedule::{Consequences, Later};
 use crate::setup::{Mode, Setup};
 use crate::sim::{Sim, State, Stats};
@@ -316,7 +317,13 @@ fn draw_end(sim: &Sim) -> End {
 async fn live(sim: &Sim, life: u32, end: End, questions: &Arc<tokio::sync::Mutex<mpsc::Receiver<Question>>>) {
     let setup = sim.state().setup.clone();
     let (sink, events) = mpsc::channel(1024);
-    let engine = engine(sim, &setup, life, sink);
+    let lead = watch::Sender::new(None);
+    sim.state().begin_life();
+    let mut engine = engine(sim, &setup, life, sink);
+    let ignores = [PlantedFault::LeadIgnored, PlantedFault::SessionKept].map(Some).contains(&setup.planted);
+    if setup.elects && !ignores {
+        engine = engine.led_by(lead.subscribe());
+    }
     let (ask, own_questions) = mpsc::channel(1);
     let forward = async {
         let mut questions = questions.lock().await;
@@ -343,6 +350,15 @@ async fn live(sim: &Sim, life: u32, end: End, questions: &Arc<tokio::sync::Mutex
         End::Stopped(after) => (after, never, u64::MAX),
     };
     let (stop, kill) = (at(stop), at(kill));
+    let stop = {
+        let sim = sim.clone();
+        async move {
+            stop.await;
+            if setup.planted == Some(PlantedFault::LeadGivenBackEarly) {
+                sim.state().nobody_leads();
+            }
+        }
+    };
     let running = engine.run(events, own_questions, stop);
     let running = Stepped { sim: sim.clone(), inner: Box::pin(running), left: steps };
     tokio::select! {
@@ -350,6 +366,7 @@ async fn live(sim: &Sim, life: u32, end: End, questions: &Arc<tokio::sync::Mutex
         () = sim.lictor_killed().notified() => {}
         () = kill => {}
         () = running => {}
+        () = leadership::lead(sim, &lead) => {}
         () = forward => {}
     }
 }

@@ -95,6 +95,8 @@ pub struct Setup {
     pub failing: Option<Failing>,
     /// How long Lictor keeps most instances passing that stop being ready at once.
     pub hold_mass_unready: Duration,
+    /// Whether Lictor acts only while it leads.
+    pub elects: bool,
     /// A fault of the product's that is to be caught.
     pub planted: Option<PlantedFault>,
 }
@@ -131,6 +133,7 @@ impl Setup {
                 .then(|| Failing { share: random.u8(2..6), by: *random.choice(&By::ALL).expect("some") }),
             former_named: random.bool(),
             hold_mass_unready: Duration::from_secs(if random.bool() { 0 } else { random.u64(1..40) }),
+            elects: random.u8(..3) == 0,
             planted: None,
         }
     }

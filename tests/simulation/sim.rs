@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use crate::actors::Snapshot;
 use crate::cluster::Cluster;
 use crate::consul::Consul;
+use crate::leadership::Leadership;
 use crate::oracle::Oracle;
 use crate::planted_faults::PlantedFault;
 use crate::setup::Setup;
@@ -38,6 +39,7 @@ pub struct State {
     pub kills_lictor: bool,
     pub random: Streams,
     pub oracle: Oracle,
+    pub leadership: Leadership,
     pub stats: Stats,
     /// Rises whenever Consul restarts with nothing.
     pub consul_epoch: u64,
@@ -60,6 +62,7 @@ pub struct Streams {
     pub network: fastrand::Rng,
     pub kubernetes: fastrand::Rng,
     pub lives: fastrand::Rng,
+    pub leadership: fastrand::Rng,
 }
 
 /// How things go between Lictor and the servers. Shares are in percent.
@@ -105,7 +108,13 @@ const TRACED: usize = 2000;
 impl Sim {
     pub fn new(setup: Setup, traced: bool) -> Self {
         let stream = |n: u64| fastrand::Rng::with_seed(setup.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(n));
-        let random = Streams { script: stream(1), network: stream(2), kubernetes: stream(3), lives: stream(4) };
+        let random = Streams {
+            script: stream(1),
+            network: stream(2),
+            kubernetes: stream(3),
+            lives: stream(4),
+            leadership: stream(5),
+        };
         let state = State {
             consul: Consul { hides_unmarked: setup.planted == Some(PlantedFault::NodesByMark), ..Consul::default() },
             cluster: Cluster::default(),
@@ -114,6 +123,7 @@ impl Sim {
             kills_lictor: false,
             random,
             oracle: Oracle::default(),
+            leadership: Leadership::default(),
             stats: Stats::default(),
             consul_epoch: 0,
             snapshot: None,
