@@ -16,8 +16,10 @@
 //! LICTOR_SEED=123 cargo test --test simulation replay -- --nocapture   # one, with a trace
 //! # More of them, optimised, with statistics: 20,000 from 5,000 on.
 //! LICTOR_FIRST_SEED=5000 LICTOR_SEEDS=20000 cargo test --profile sim --test simulation seeds -- --nocapture
+//! LICTOR_FAULT=NoRivals cargo test --test simulation planted -- --nocapture   # one planted fault
 //! ```
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
+#![allow(clippy::struct_excessive_bools, reason = "what a seed decides is not a state machine")]
 #![allow(clippy::struct_field_names, reason = "Consul calls its fields so")]
 
 mod actors;
@@ -148,6 +150,7 @@ fn seeds_that_failed_once() {
 
 #[test]
 fn planted_faults_are_caught() {
+    let only = std::env::var("LICTOR_FAULT").ok();
     for (fault, promises) in [
         (PlantedFault::NoOwnershipCheck, &["nothing foreign"][..]),
         (PlantedFault::EarlyResync, &["nothing lost"]),
@@ -180,6 +183,9 @@ fn planted_faults_are_caught() {
         (PlantedFault::LeadGivenBackEarly, &["one leader"]),
         (PlantedFault::SessionKept, &["one leader"]),
     ] {
+        if only.as_ref().is_some_and(|only| *only != format!("{fault:?}")) {
+            continue;
+        }
         let planted = |seed| {
             let mut setup = Setup { planted: Some(fault), ..Setup::draw(seed) };
             if fault == PlantedFault::BlindLimit {

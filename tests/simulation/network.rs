@@ -120,9 +120,9 @@ impl Network {
         let journey = Journey { sim, to_former, sent, abandoned, request: request.clone() };
         let under_way = is_write.then(|| self.sim.state().leadership.under_way.clone());
         tokio::spawn(async move {
-            let _under_way = under_way;
             sleep(there + late.unwrap_or_default()).await;
             let reply = journey.arrive().await;
+            drop(under_way);
             sleep(back).await;
             // Whoever asked may have gone.
             let _ = answered.send(reply);

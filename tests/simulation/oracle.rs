@@ -13,7 +13,7 @@ use lictor::cluster::api::ConsulServiceStatus;
 use lictor::model::facts::{Endpoint, Pod, Service as KubernetesService, ServicePort, Slice};
 use lictor::model::ids::{ResourceKey, Str};
 use lictor::model::port::PortRef;
-use lictor::model::resource::{DeletionPolicy, Source, Spec};
+use lictor::model::resource::{DeletionPolicy, Readiness, Source, Spec};
 use lictor::state::event::{Kind, ObjectKey, Scope};
 
 use crate::cluster::{Cluster, EndpointId, Object, endpoint_id};
@@ -691,12 +691,21 @@ impl State {
         }
     }
 
-    /// Whether the port of another instance at this address goes on, of several that the spec does not name: that one is
-    /// registered, and the status is about to say so.
+    /// Whether a port goes on, of several that the spec does not name: the one of another instance at this address, which
+    /// is registered, or that of one which is not registered since it is not ready.
     fn goes_on(&self, key: &ResourceKey, gone: &Service) -> bool {
-        let names_none = self.cluster.resources.get(key).is_some_and(|object| object.last_good.port.is_none());
+        let Some(object) = self.cluster.resources.get(key).filter(|object| object.last_good.port.is_none()) else {
+            return false;
+        };
         let mut others = self.instances().filter(|(_, service)| owner(&service.id).as_ref() == Some(key));
-        names_none && others.any(|(_, other)| other.address == gone.address && other.id != gone.id)
+        let stands = others.any(|(_, other)| other.address == gone.address && other.id != gone.id);
+        stands || object.last_good.readiness == Readiness::Deregister && !self.has_ready_pod(&gone.address)
+    }
+
+    /// Whether a pod that is ready has this address.
+    fn has_ready_pod(&self, address: &str) -> bool {
+        let has_it = |pod: &Pod| pod.ready && pod.addresses.iter().any(|own| own.to_string() == address);
+        self.cluster.pods.values().any(has_it)
     }
 
     /// Whether an instance that still serves goes while nobody of its resource passes, though Lictor knows of one that

@@ -12,4 +12,8 @@ pub const SEEDS: &[(u64, &str)] = &[
     (1786, "the oracle took a row for nobody's whose mark somebody had changed on a node of ours"),
     (1841, "the oracle knew of a deletion by hand that Lictor had yet to read"),
     (426, "a removal that waited was sent although its resource had come back and waited for a list"),
+    (
+        2088,
+        "the oracle held what was not ready, with a port that went on, where `readiness: Deregister` has it removed",
+    ),
 ];
