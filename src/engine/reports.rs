@@ -57,6 +57,8 @@ pub(super) struct Told {
 pub(super) struct Sent {
     /// The time of the write.
     pub(super) at: Instant,
+    /// The uid of the resource that it is of.
+    pub(super) uid: Str,
     pub(super) status: Arc<Status>,
     /// The number of writes of the same status before this one.
     pub(super) repeats: u32,
@@ -128,6 +130,11 @@ impl Reports {
     /// Gives what a resource has been told.
     pub(super) fn told(&mut self, key: &ResourceKey) -> &mut Told {
         self.told.entry(key.clone()).or_default()
+    }
+
+    /// Gives the last status that was written of a resource.
+    pub(super) fn sent(&self, key: &ResourceKey) -> Option<&Sent> {
+        self.told.get(key)?.sent.as_ref()
     }
 
     /// The next resource whose finalizer is to be looked at, while another write may begin.

@@ -11,6 +11,7 @@ use super::timers::Timer;
 use super::{Completion, Engine};
 use crate::model::diff::count;
 use crate::model::ids::ResourceKey;
+use crate::model::port::PortInUse;
 use crate::model::reasons::{Counts, Problem, ProblemReason};
 use crate::model::registration::{Row, RowKey};
 use crate::model::resource::Resource;
@@ -163,7 +164,7 @@ impl Engine {
             return;
         }
         let repeats = told.sent.as_ref().filter(|sent| sent.status == status).map_or(0, |sent| sent.repeats + 1);
-        told.sent = Some(Sent { at: now, status: Arc::clone(&status), repeats });
+        told.sent = Some(Sent { at: now, uid: entry.resource.uid.clone(), status: Arc::clone(&status), repeats });
         let event = event_for(&status).filter(|event| told.event.as_ref() != Some(event));
         if event.is_some() {
             told.event.clone_from(&event);
@@ -233,7 +234,9 @@ impl Engine {
             resolved: source.resolved.as_ref().map(|resolved| resolved.as_ref().copied()),
             remarks: source.remarks.clone(),
             port_in_use: match &source.resolved {
-                Some(_) if self.world.waits_for(key).is_none() => source.port_in_use.clone(),
+                Some(_) if self.world.waits_for(key).is_none() => {
+                    source.port_in_use.clone().or_else(|| unseen_port(resource, self.reports.sent(key)?))
+                }
                 _ => resource.status.port_in_use.clone(),
             },
             paused: resource.paused,
@@ -268,6 +271,13 @@ impl Engine {
         });
         refused.chain(conflicts)
     }
+}
+
+/// The port that goes on by a status that was written and that the watch has not shown yet: nothing else may know it by now.
+fn unseen_port(resource: &Resource, sent: &Sent) -> Option<PortInUse> {
+    let spec = resource.spec.as_ref().ok().filter(|spec| spec.port.is_none())?;
+    let is_present = sent.uid == resource.uid && sent.status.observed_generation == resource.generation;
+    sent.status.port_in_use.clone().filter(|port| is_present && *port.source == *spec.source.to_string())
 }
 
 /// The write that takes away the status of a resource that has another class now: nothing of what it says, which is
@@ -353,7 +363,8 @@ mod tests {
 
     #[test]
     fn a_status_that_is_never_seen_is_written_less_and_less_often() {
-        let sent = |repeats| Sent { at: Instant::now(), status: Arc::new(ready("Registered", 1)), repeats };
+        let sent =
+            |repeats| Sent { at: Instant::now(), uid: "u".into(), status: Arc::new(ready("Registered", 1)), repeats };
         for (repeats, next, seconds) in [
             (0, ready("Refused", 1), 1),
             (0, ready("Registered", 2), 3),

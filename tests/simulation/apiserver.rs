@@ -35,8 +35,7 @@ impl ApiServer {
         let lost = |why: &str| WriteError::Unavailable(why.to_owned());
         {
             let mut state = self.sim.state();
-            // What this fault does to Consul is to be seen.
-            if !state.leads() && state.setup.planted != Some(PlantedFault::SessionKept) {
+            if !state.leads() {
                 state.violate("one leader", format!("life {} sent {} without the lead", self.life, told(&write)));
             }
         }

@@ -9,15 +9,17 @@ use tokio::time::{Instant, sleep, sleep_until};
 use crate::consul::store::Node;
 use crate::oracle::Origin;
 use crate::planted_faults::PlantedFault;
-use crate::setup::MARKER;
+use crate::setup::{MARKER, Mode};
 use crate::sim::{Sim, State};
 
 /// How long a renewal makes a replica lead: a Lease of 15 s, less its margin.
 const LASTS: Duration = Duration::from_millis(11_250);
-/// How long a request may take after that.
-pub const MARGIN: Duration = Duration::from_millis(3_750);
+/// How long a request to an agent may take after that.
+const MARGIN: Duration = Duration::from_millis(3_750);
 /// Between two renewals.
 const RENEWAL: Duration = Duration::from_millis(3_750);
+/// Between two looks whether the lead is still there.
+const LOOK: Duration = Duration::from_secs(1);
 /// Longer than any run.
 const FOR_EVER: Duration = Duration::from_secs(100_000);
 
@@ -99,6 +101,24 @@ impl State {
         }
         self.leadership.is_unread = true;
         self.observe(&Origin::Others);
+    }
+}
+
+/// Ready when a request to an agent is given up, since its time is over by which the lead was to be renewed. What is
+/// late in the catalog the fence keeps out.
+pub async fn gives_up(sim: &Sim) {
+    loop {
+        let ends = {
+            let state = sim.state();
+            let is_bound = state.setup.elects && state.setup.mode == Mode::Agent && !state.has_no_write_lease();
+            is_bound.then(|| state.leadership.until.map(|until| until + MARGIN))
+        };
+        let now = Instant::now();
+        match ends {
+            None => std::future::pending().await,
+            Some(Some(ends)) if now < ends => sleep_until(ends.min(now + LOOK)).await,
+            Some(_) => return,
+        }
     }
 }
 

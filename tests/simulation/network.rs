@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::consul::{Reply, Url};
-use crate::leadership::MARGIN;
+use crate::leadership;
 use crate::oracle::{Origin, Sent};
 use crate::setup::{By, PREFIX};
 use crate::sim::{Sim, State};
@@ -131,9 +131,15 @@ impl Network {
             sleep(there + back).await;
             return Err(gone("connection reset while waiting for the answer"));
         }
-        let elects = self.sim.state().setup.elects;
-        let longest = if elects && is_write { request.timeout.min(MARGIN) } else { request.timeout };
-        match timeout(longest, answer).await {
+        let answered = async {
+            tokio::select! {
+                biased;
+                answer = timeout(request.timeout, answer) => Some(answer),
+                () = leadership::gives_up(&self.sim) => None,
+            }
+        };
+        let Some(answered) = answered.await else { return Err(gone("this replica does not lead any more")) };
+        match answered {
             Ok(Ok(None)) => Err(gone("connection reset")),
             Ok(Ok(Some(_))) if matches!(fate, Fate::Stumbles) => {
                 Ok(response(Reply::text(500, "leadership lost while committing log")))

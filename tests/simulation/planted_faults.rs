@@ -158,7 +158,14 @@ impl Registry for Watched {
     }
 
     fn resume(&self) -> BoxFuture<'_, Result<bool, Unavailable>> {
-        self.inner.resume()
+        async move {
+            let resumed = self.inner.resume().await?;
+            let (kept, forgotten) =
+                ("sessions kept over a loss of the lead", "sessions begun anew after a loss of the lead");
+            self.sim.state().stats.count(if resumed { kept } else { forgotten });
+            Ok(resumed || self.planted == Some(PlantedFault::SessionKept))
+        }
+        .boxed()
     }
 
     fn survey(&self) -> BoxFuture<'_, Result<(Placement, Rows), Unavailable>> {

@@ -16,4 +16,8 @@ pub const SEEDS: &[(u64, &str)] = &[
         2088,
         "the oracle held what was not ready, with a port that went on, where `readiness: Deregister` has it removed",
     ),
+    (
+        159,
+        "the port in use was forgotten where the watch showed the status that named it later than the end of the pods",
+    ),
 ];

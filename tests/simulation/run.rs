@@ -320,8 +320,7 @@ async fn live(sim: &Sim, life: u32, end: End, questions: &Arc<tokio::sync::Mutex
     let lead = watch::Sender::new(None);
     sim.state().begin_life();
     let mut engine = engine(sim, &setup, life, sink);
-    let ignores = [PlantedFault::LeadIgnored, PlantedFault::SessionKept].map(Some).contains(&setup.planted);
-    if setup.elects && !ignores {
+    if setup.elects && setup.planted != Some(PlantedFault::LeadIgnored) {
         engine = engine.led_by(lead.subscribe());
     }
     let (ask, own_questions) = mpsc::channel(1);

@@ -122,7 +122,9 @@ impl Watches {
 
     pub fn list_anew(&self, watches: &BTreeSet<(Kind, Scope)>) {
         let mut asked = self.anew.asked.lock().expect("no panics");
-        watches.iter().for_each(|watch| *asked.entry(watch.clone()).or_default() += 1);
+        for watch in watches {
+            *asked.entry(watch.clone()).or_default() += 1;
+        }
         drop(asked);
         self.sim.state().stats.count("lists asked for anew");
         self.anew.bell.notify_waiters();
