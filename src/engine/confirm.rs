@@ -78,8 +78,13 @@ impl Engine {
             }
             Err(error) => {
                 tracing::warn!(%error, "Kubernetes did not answer; removals by inference wait");
+                // These came to wait since it was asked for, and nobody else asks about them.
+                let later: Vec<ResourceKey> = self.removals.relist.keys().cloned().collect();
                 for (key, dirty) in about {
                     self.confirm_later(key, dirty);
+                }
+                for key in later {
+                    self.enqueue_again(key);
                 }
                 self.removals.relisted(false);
                 return;
