@@ -123,6 +123,8 @@ impl Engine {
         self.consul_answered();
         // One that is gone is read as well: that is how it is known that nothing is on it.
         nodes.extend(self.mirror.nodes().cloned());
+        // Of one that a write without an answer was to make, nobody else knows.
+        nodes.extend(self.lanes.postponed().cloned());
         self.mirror.forget_writes_elsewhere(&nodes, since);
         // Spread by a tenth, so that many clusters on one Consul do not read in step.
         let interval = self.config.resync_interval.mul_f64(0.95 + self.ports.random.f64() / 10.0);

@@ -156,6 +156,11 @@ impl Lanes {
         }
     }
 
+    /// Gives the nodes that have to be read and could not be.
+    pub(super) fn postponed(&self) -> impl Iterator<Item = &Str> {
+        self.postponed.iter()
+    }
+
     /// Has a node read again that could not be. Answers whether it is one.
     pub(super) fn resume(&mut self, node: &Str) -> bool {
         self.postponed.remove(node)

@@ -20,4 +20,8 @@ pub const SEEDS: &[(u64, &str)] = &[
         159,
         "the port in use was forgotten where the watch showed the status that named it later than the end of the pods",
     ),
+    (486, "removals that began to wait while a fresh list failed waited for ever"),
+    (524, "a node that a write without an answer was to make, and that could not be read then, was never read again"),
+    (459, "likewise"),
+    (519, "likewise"),
 ];
