@@ -52,7 +52,7 @@ pub(crate) async fn metrics_are_there(fixture: &Fixture) -> Result<()> {
     }
     let metrics = operator.metrics().await?;
     let value = |name: &str| metric(&metrics, name);
-    ensure!(value("lictor_consul_writes_total{kind=\"put\",outcome=\"written\"}")? >= 2.0, "{metrics}");
+    ensure!(value("lictor_consul_writes_total{kind=\"register\",outcome=\"written\"}")? >= 2.0, "{metrics}");
     ensure!(value("lictor_endpoint_change_to_consul_seconds_count")? >= 1.0, "{metrics}");
     ensure!(value("lictor_resync_age_seconds")? < SOON.as_secs_f64(), "{metrics}");
     ensure!(metrics.trim_end().ends_with("# EOF"), "not OpenMetrics: {metrics}");
