@@ -77,14 +77,14 @@ impl Engine {
                 fresh
             }
             Err(error) => {
-                tracing::warn!(%error, "Kubernetes did not answer; removals by inference wait");
+                tracing::warn!(%error, "Kubernetes did not answer; removals wait for a fresh list");
                 // These came to wait since it was asked for, and nobody else asks about them.
                 let later: Vec<ResourceKey> = self.removals.relist.keys().cloned().collect();
                 for (key, dirty) in about {
                     self.confirm_later(key, dirty);
                 }
                 for key in later {
-                    self.enqueue_again(key);
+                    self.ask_later(key);
                 }
                 self.removals.relisted(false);
                 return;
@@ -158,9 +158,14 @@ impl Engine {
 
     /// Lets removals wait, and has Kubernetes asked again after a while.
     fn confirm_later(&mut self, key: ResourceKey, dirty: Dirty) {
-        let wait = Backoff::CONFIRMATION.wait(self.removals.failures() + 1, &mut self.ports.random);
         self.removals.relist.wait(key.clone(), dirty);
         self.resources.begin_progress(&key, dirty);
+        self.ask_later(key);
+    }
+
+    /// Has Kubernetes asked again after a while about removals that wait.
+    fn ask_later(&mut self, key: ResourceKey) {
+        let wait = Backoff::CONFIRMATION.wait(self.removals.failures() + 1, &mut self.ports.random);
         self.timers.set(Instant::now() + wait, Timer::Reconcile(key));
     }
 
