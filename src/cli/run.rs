@@ -112,7 +112,7 @@ async fn operate(settings: Settings) -> anyhow::Result<()> {
     if let Some(elected) = election {
         elected.end().await;
     }
-    tracing::info!("lictor stops; registrations stay");
+    tracing::info!("stopping; registrations stay in Consul");
     Ok(())
 }
 

@@ -222,7 +222,7 @@ fn pod(target: TargetObject, address: IpAddr) -> Option<PodRef> {
     }
     let (name, uid) = (target.name?, target.uid?);
     if !is_pod_name(&name) || !is_uid(&uid) {
-        tracing::warn!(%address, "the targetRef of an endpoint has not the name and uid of a pod: it is left out");
+        tracing::warn!(%address, "the targetRef of an endpoint is not the name and uid of a pod; Lictor ignores the targetRef");
         return None;
     }
     Some(PodRef { name: name.into(), uid: uid.into() })

@@ -1,4 +1,4 @@
-//! The real Kubernetes: writes of status, finalizers and Events, the second look, and which cluster it is.
+//! The real Kubernetes: writes of status, finalizers and Events, the fresh list, and which cluster it is.
 
 use std::collections::BTreeSet;
 use std::future::Future;
@@ -50,7 +50,7 @@ pub struct ApiServer {
 }
 
 impl ApiServer {
-    /// The apiserver behind `client`. The second look reads by these scopes and rules what the watches see.
+    /// The apiserver behind `client`. The fresh list reads what the watches see, by these scopes and rules.
     #[must_use]
     pub fn new(client: Client, scopes: Vec<Scope>, rules: Arc<Rules>, orders: Orders) -> Self {
         let reporter = Reporter { controller: "lictor".to_owned(), instance: host_name() };
@@ -218,7 +218,7 @@ impl Kubernetes for ApiServer {
                     Kind::Node => self.read(Api::<NodeObject>::all(client.clone()), scope, &mut world).await,
                 };
                 if let Err(error) = listed {
-                    tracing::warn!(%error, "what needs these waits");
+                    tracing::warn!(%error, "a kind cannot be listed; removals that need it wait");
                 }
                 asked.insert(watch);
             }

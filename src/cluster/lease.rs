@@ -478,7 +478,7 @@ impl Candidate {
 
     fn lead(&mut self, until: Instant) {
         if self.leads.send_replace(Some(until)).is_none() {
-            tracing::info!(identity = %self.settings.identity, "leads");
+            tracing::info!(identity = %self.settings.identity, "became the leader");
         }
     }
 

@@ -223,7 +223,9 @@ impl Http {
                 }
                 *present = next;
             }
-            Err(error) => tracing::warn!(%error, "Consul is asked over the connections that there are"),
+            Err(error) => {
+                tracing::warn!(%error, "cannot open new connections to Consul; Lictor uses the existing ones");
+            }
         }
     }
 

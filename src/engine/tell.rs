@@ -120,7 +120,7 @@ impl Engine {
             // The watch tells of the new state, and whether more is to do.
             Ok(()) | Err(WriteError::Gone | WriteError::Conflict) => {}
             Err(error) => {
-                tracing::warn!(resource = %key, %error, "a finalizer was not written");
+                tracing::warn!(resource = %key, %error, "cannot write a finalizer; Lictor tries again");
                 self.reports.told(&key).finalized = None;
                 self.timers.set(Instant::now() + retry_after(&error), Timer::Report(key));
             }
@@ -201,7 +201,7 @@ impl Engine {
         match answer {
             Ok(()) | Err(WriteError::Gone | WriteError::Conflict) => {}
             Err(error) => {
-                tracing::warn!(resource = %key, %error, "a status was not written");
+                tracing::warn!(resource = %key, %error, "cannot write a status; Lictor tries again");
                 self.timers.set(Instant::now() + retry_after(&error), Timer::Report(key));
             }
         }

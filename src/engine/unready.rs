@@ -94,7 +94,9 @@ impl Engine {
                 self.look_at_all(resources);
             }
             Some(Turn::Ends(resources)) => {
-                tracing::info!("half of the instances that stopped being ready at once are ready again or gone");
+                tracing::info!(
+                    "most instances are no longer unready at once: half of those that stopped being ready are ready again or gone"
+                );
                 self.look_at_all(resources);
             }
             None => {}

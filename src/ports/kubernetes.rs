@@ -1,4 +1,4 @@
-//! The way to Kubernetes besides the events: writes, and a second look.
+//! The way to Kubernetes besides the events: writes, and a fresh list.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use crate::model::status::Status;
 use crate::state::event::{Kind, Scope, Transitions};
 use crate::state::world::{Wanted, World};
 
-/// The engine's way to Kubernetes besides the events: writes, and a second look.
+/// The engine's way to Kubernetes besides the events: writes, and a fresh list.
 pub trait Kubernetes: Send + Sync {
     /// Makes one write. It ends within seconds, with an answer or with [`WriteError::Unavailable`].
     fn write(&self, write: Write) -> BoxFuture<'_, Result<(), WriteError>>;
@@ -110,7 +110,7 @@ pub enum WriteError {
     Limited(String, Duration),
 }
 
-/// Says why the second look failed: nothing may be concluded.
+/// Says why the fresh list failed: nothing may be concluded.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot list {what}: {reason}")]
 pub struct ReadError {

@@ -108,8 +108,10 @@ pub(crate) async fn told_to_stop(environment: &Environment, mode: Mode) -> Resul
         let log = cluster.work_dir().join(format!("{leader}.log"));
         let follow = [&format!("--namespace={}", release.name), "logs", "--follow", &leader];
         let _following = Process::spawn("kubectl logs", cluster.kubectl().command(&follow), &log)?;
-        wait::until("its log", SOON, || async { Ok(std::fs::read_to_string(&log)?.contains("leads").then_some(())) })
-            .await?;
+        wait::until("its log", SOON, || async {
+            Ok(std::fs::read_to_string(&log)?.contains("became the leader").then_some(()))
+        })
+        .await?;
 
         let begun = Instant::now();
         release.kubectl(&["delete", "pod", &leader, "--wait=false"]).await?;
@@ -118,7 +120,7 @@ pub(crate) async fn told_to_stop(environment: &Environment, mode: Mode) -> Resul
         let told =
             wait::until("its last words", SOON, || async { Ok(time_of(&std::fs::read_to_string(&log)?, "SIGTERM")) });
         let (told, next) = (told.await?, release.kubectl(&["logs", &next]).await?);
-        let leads = time_of(&next, "leads identity").context("it does not say that it leads")?;
+        let leads = time_of(&next, "became the leader").context("it does not say that it leads")?;
         println!(
             "handover, {} mode: {:#} from SIGTERM to the next one's lead, {all:?} from `kubectl delete pod` on",
             mode.as_str(),

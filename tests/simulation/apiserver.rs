@@ -1,4 +1,4 @@
-//! Kubernetes' API: the writes, and the second look.
+//! Kubernetes' API: the writes, and the fresh list.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -127,7 +127,7 @@ impl ApiServer {
 
     async fn look(&self) -> Result<World, ReadError> {
         let setup = self.sim.state().setup.clone();
-        self.sim.state().stats.count("second looks");
+        self.sim.state().stats.count("fresh lists");
         let mut world = World::new(setup.scopes.iter().cloned(), false).wanting(self.watches.wanted());
         for scope in &setup.scopes {
             self.read(Kind::Resource, scope, &mut world).await?;

@@ -21,7 +21,7 @@ use crate::sim::Sim;
 pub enum PlantedFault {
     /// Whatever has an ID like ours counts as ours, whoever's mark it carries.
     NoOwnershipCheck,
-    /// A list counts as whole before it is, and so does the second look.
+    /// A list counts as whole before it is, and so does the fresh list.
     EarlyResync,
     /// Writes to one node overtake each other.
     SwappedLanes,

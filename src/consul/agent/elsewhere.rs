@@ -102,8 +102,13 @@ impl Agent {
                 outcomes
             }
             Way::Unnamed => {
-                silent
-                    .insert(0, format!("the Consul agent {} holds this instance, and only it can let go", bundle.node));
+                silent.insert(
+                    0,
+                    format!(
+                        "the Consul agent {} holds this instance, and only that agent can deregister it",
+                        bundle.node
+                    ),
+                );
                 let why = silent.join("; ");
                 let remedy = |op: &Op| {
                     let id = &op.key().id;
