@@ -135,13 +135,14 @@ impl Engine {
     }
 
     fn basis(&self, key: &ResourceKey) -> Basis {
-        let is_placed = self.session.is_ready();
+        let (is_placed, is_whole) = (self.session.is_ready(), self.world.is_whole(&key.namespace));
         let Some(Entry { resource, .. }) = self.world.resource(key) else {
-            return Basis { is_placed, ..Basis::default() };
+            return Basis { is_placed, is_whole, ..Basis::default() };
         };
         let status = &resource.status;
         let told = (status.port_in_use.clone(), status.observed_generation == resource.generation);
-        Basis { is_placed, told, is_released: !resource.ours && resource.has_finalizer() }
+        let (waits_for, is_released) = (self.world.waits_for(key), !resource.ours && resource.has_finalizer());
+        Basis { is_placed, is_whole, waits_for, told, is_released }
     }
 
     /// Answers the writes that a resource wants now.

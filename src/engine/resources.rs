@@ -10,6 +10,7 @@ use crate::model::cause::Cause;
 use crate::model::ids::ResourceKey;
 use crate::model::port::PortInUse;
 use crate::model::registration::RowKey;
+use crate::state::event::Kind;
 
 /// The reason why a resource is to be reconciled, and since when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,9 +57,9 @@ pub(super) struct Kept {
 impl Kept {
     /// Says whether it still holds.
     pub(super) fn holds(&self, now: &Basis) -> bool {
-        let Basis { is_placed, is_released, told } = now;
-        let same_status = self.basis.told == *told || !self.decision.goes_by_status;
-        same_status && (self.basis.is_placed, self.basis.is_released) == (*is_placed, *is_released)
+        let same_status = self.basis.told == now.told || !self.decision.goes_by_status;
+        let rest = |basis: &Basis| (basis.is_placed, basis.is_whole, basis.waits_for, basis.is_released);
+        same_status && rest(&self.basis) == rest(now)
     }
 }
 
@@ -67,6 +68,10 @@ impl Kept {
 pub(super) struct Basis {
     /// True if it is known where instances go.
     pub(super) is_placed: bool,
+    /// True if the resources of its namespace have been listed to the end.
+    pub(super) is_whole: bool,
+    /// The kind that it needs and that has not been listed to the end.
+    pub(super) waits_for: Option<Kind>,
     /// The port that the status names, and whether the status is about the present spec.
     pub(super) told: (Option<PortInUse>, bool),
     /// True if a resource of another class has the finalizer of this Lictor on it.
@@ -332,6 +337,8 @@ mod tests {
         let port = PortInUse { source: "pods".into(), port: PortRef::Number(80) };
         let another_status = || Basis { told: (Some(port.clone()), true), ..Basis::default() };
         let placed = || Basis { is_placed: true, ..Basis::default() };
+        let whole = || Basis { is_whole: true, ..Basis::default() };
+        let listing = || Basis { waits_for: Some(Kind::Slice), ..Basis::default() };
         let released = || Basis { is_released: true, ..Basis::default() };
         for (goes_by_status, now, expected, why) in [
             (false, Basis::default(), true, "nothing has changed"),
@@ -339,6 +346,8 @@ mod tests {
             (false, another_status(), true, "it did not go by the status"),
             (true, another_status(), false, "the status tells of another port"),
             (false, placed(), false, "it is known by now where instances go"),
+            (false, whole(), false, "a list of resources has ended"),
+            (false, listing(), false, "slices are listed"),
             (false, released(), false, "the finalizer is on it"),
         ] {
             assert_eq!(kept(false, goes_by_status).holds(&now), expected, "{why}");
