@@ -503,9 +503,11 @@ impl Engine {
     /// Stops asking Consul and writing to it. What is known of it is kept for a while: it still counts if this replica acts
     /// again and no other one did meanwhile.
     pub(super) fn suspend_session(&mut self) {
-        self.session.suspend();
-        self.resync.interrupt();
-        if !self.session.is_suspended() {
+        if self.session.suspend() {
+            self.resync.interrupt();
+        } else {
+            // Nodes that were read before are read again: what they had is forgotten, too.
+            self.resync.reset();
             self.mirror.clear();
         }
         self.forget_session();

@@ -248,9 +248,9 @@ impl Session {
         (self.outage, self.failures) = (None, 0);
     }
 
-    /// Holds on to what is known, as far as it was whole: another replica may act from now on. Answers to what was asked
-    /// before do not count.
-    pub(super) fn suspend(&mut self) {
+    /// Holds on to what is known, if it was whole: another replica may act from now on. Answers to what was asked before do
+    /// not count. Answers whether anything is held on to.
+    pub(super) fn suspend(&mut self) -> bool {
         self.generation += 1;
         self.state = match std::mem::take(&mut self.state) {
             State::Ready(placement) | State::Suspended(placement) | State::Resuming(placement) => {
@@ -258,6 +258,7 @@ impl Session {
             }
             State::Disconnected | State::Connecting | State::Loading(_) => State::Disconnected,
         };
+        self.is_suspended()
     }
 
     /// Begins anew: answers to what was asked before do not count.
@@ -303,13 +304,13 @@ mod tests {
     fn a_session_that_was_whole_is_resumed_and_no_other() {
         let mut session = Session::default();
         session.begin_connecting();
-        session.suspend();
-        assert!(!session.is_suspended() && session.begin_connecting(), "nothing was known");
+        assert!(!session.suspend() && session.begin_connecting(), "nothing was known");
+        session.connected(Some(placement("a")));
+        assert!(!session.suspend() && session.begin_connecting(), "not everything had been read");
         session.connected(Some(placement("a")));
         session.loaded();
         let before = session.stamp();
-        session.suspend();
-        assert!(session.is_suspended() && !session.is_ready() && !session.may_read());
+        assert!(session.suspend() && session.is_suspended() && !session.is_ready() && !session.may_read());
         assert_eq!(session.accept(before.on("answer")), None);
         assert!(session.begin_resuming() && !session.begin_resuming(), "once");
         session.resumed(false);

@@ -24,4 +24,7 @@ pub const SEEDS: &[(u64, &str)] = &[
     (524, "a node that a write without an answer was to make, and that could not be read then, was never read again"),
     (459, "likewise"),
     (519, "likewise"),
+    (11674, "nodes that had been read when the lead was lost were forgotten, and not read again: a finalizer came off"),
+    (7262, "likewise: in `agent` mode, all was written anew by what another leader had changed"),
+    (14020, "a resource was told that lists were missing which had come while Consul was away"),
 ];
