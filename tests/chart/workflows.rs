@@ -170,15 +170,16 @@ fn no_program_is_forgotten() -> Result<()> {
         let name = folder.file_name().context("a name")?.to_string_lossy().into_owned();
         let pins = std::fs::read_to_string(folder.join("go.mod"))?;
         let modules = pins.lines().filter_map(|line| line.trim().trim_start_matches("require ").split_once(" v"));
-        let mut versions = modules.filter(|(module, _)| allowed.contains(*module)).map(|(_, version)| version);
-        if let Some(version) = oldest(&name) {
+        if let Some((program, version)) = oldest(&name) {
+            let mut versions = modules.filter(|(module, _)| module.split('/').any(|part| part == program));
             ensure!(
-                versions.any(|pinned| pinned.starts_with(&format!("{version}."))),
+                versions.any(|(_, pinned)| pinned.starts_with(&format!("{version}."))),
                 "{name}: not pinned to {version}"
             );
             old += 1;
         } else {
-            ensure!(versions.next().is_some(), "{name}: no update");
+            let mut updated = modules.filter(|(module, _)| allowed.contains(*module));
+            ensure!(updated.next().is_some(), "{name}: no update");
             wanted.insert(format!("/tests/testbed/programs/{name}"));
         }
     }
@@ -187,12 +188,12 @@ fn no_program_is_forgotten() -> Result<()> {
     Ok(())
 }
 
-/// The version at the end of the name of a folder: `1.20` of `consul-1.20`.
-fn oldest(name: &str) -> Option<&str> {
-    let (_, version) = name.rsplit_once('-')?;
+/// The program and the version in the name of a folder: `consul` and `1.20` of `consul-1.20`.
+fn oldest(name: &str) -> Option<(&str, &str)> {
+    let (program, version) = name.rsplit_once('-')?;
     let (major, minor) = version.split_once('.')?;
     let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    (is_number(major) && is_number(minor)).then_some(version)
+    (is_number(major) && is_number(minor)).then_some((program, version))
 }
 
 /// Actions run with our rights: each is pinned to what cannot be moved, and no job has more rights than it needs.

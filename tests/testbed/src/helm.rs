@@ -29,6 +29,16 @@ impl Helm {
         Ok(Self { kubeconfig: Some(kubeconfig.to_owned()), ..Self::new().await? })
     }
 
+    /// The oldest Helm that is supported, without a cluster. It applies objects by itself, where Helm 4 has the server do it.
+    pub async fn oldest() -> Result<Self> {
+        Ok(Self { program: Tool::OldestHelm.ensure().await?, ..Self::new().await? })
+    }
+
+    /// The oldest Helm that is supported, on a cluster.
+    pub async fn oldest_on(kubeconfig: &Path) -> Result<Self> {
+        Ok(Self { kubeconfig: Some(kubeconfig.to_owned()), ..Self::oldest().await? })
+    }
+
     /// Runs it and gives what it prints on stdout; fails with all that it says.
     pub async fn run<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Result<String> {
         let mut command = Command::new(&self.program);

@@ -15,11 +15,13 @@ use super::Program;
 #[allow(missing_docs, reason = "each is the program of its name")]
 pub enum Tool {
     Helm,
+    OldestHelm,
     HelmUnittest,
     HelmDocs,
     Promtool,
     Prometheus,
     Actionlint,
+    Glua,
 }
 
 impl Tool {
@@ -36,6 +38,14 @@ impl Tool {
                 module: "helm.sh/helm/v4",
                 package: "helm.sh/helm/v4/cmd/helm",
                 takes: "3 min",
+                ..ALONE
+            },
+            Self::OldestHelm => Program {
+                name: "helm",
+                pins: "helm-3.14",
+                module: "helm.sh/helm/v3",
+                package: "helm.sh/helm/v3/cmd/helm",
+                takes: "2 min",
                 ..ALONE
             },
             Self::HelmUnittest => Program {
@@ -58,6 +68,14 @@ impl Tool {
                 Program { name: "promtool", package: "github.com/prometheus/prometheus/cmd/promtool", ..PROMETHEUS }
             }
             Self::Prometheus => PROMETHEUS,
+            Self::Glua => Program {
+                name: "glua",
+                pins: "glua",
+                module: "github.com/yuin/gopher-lua",
+                package: "github.com/yuin/gopher-lua/cmd/glua",
+                takes: "10 s",
+                ..ALONE
+            },
             Self::Actionlint => Program {
                 name: "actionlint",
                 pins: "actionlint",
