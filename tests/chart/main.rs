@@ -8,6 +8,7 @@
 //! - [`lifecycle`]: installed, upgraded, uninstalled
 //! - [`rights`]: the roles are enough for what the program does
 //! - [`monitoring`]: alerts, dashboard and runbooks
+//! - [`gitops`]: the examples for Argo CD and Flux
 //! - [`workflows`]: what runs on GitHub
 //!
 //! Nodes and running pods are the business of another test. All servers here are our own, whatever `KUBECONFIG` says:
@@ -15,6 +16,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test says so by failing")]
 
 mod drift;
+mod gitops;
 mod helm;
 mod installed;
 mod lifecycle;
