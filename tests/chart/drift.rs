@@ -82,6 +82,10 @@ fn the_docs_name_the_versions_that_are_tested() -> Result<()> {
             format!("{name} {oldest} or later. Each change is tested on {newest}; {tested} is part of the long runs.");
         ensure!(page.contains(&words), "docs/install.md: {words}");
     }
+    ensure!(pinned("helm-3.14", "helm.sh/helm/v3")?.starts_with("3.14."), "the oldest Helm is another one");
+    for page in [&page, &read("charts/lictor/README.md.gotmpl")] {
+        ensure!(page.contains("3.14 or later"), "the oldest Helm that is tested");
+    }
     ensure!(kubernetes_versions()?.0 == "1.31", "the chart allows another one than the oldest that is tested");
     Ok(())
 }

@@ -21,7 +21,7 @@ pub(crate) fn chart() -> PathBuf {
 pub(crate) fn all_values() -> Vec<PathBuf> {
     let mut files: Vec<_> = std::fs::read_dir(chart().join("ci")).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.sort();
-    assert!(files.len() > 3, "{files:?}");
+    assert!(files.len() > 10, "{files:?}");
     files
 }
 
@@ -47,6 +47,16 @@ impl Helm {
     /// Helm on a cluster.
     pub(crate) async fn on(kubeconfig: &Path) -> Result<Self> {
         Ok(Self(lictor_testbed::Helm::on(kubeconfig).await?))
+    }
+
+    /// The oldest Helm that is supported, without a cluster.
+    pub(crate) async fn oldest() -> Result<Self> {
+        Ok(Self(lictor_testbed::Helm::oldest().await?))
+    }
+
+    /// The oldest Helm that is supported, on a cluster.
+    pub(crate) async fn oldest_on(kubeconfig: &Path) -> Result<Self> {
+        Ok(Self(lictor_testbed::Helm::oldest_on(kubeconfig).await?))
     }
 
     /// Runs it.

@@ -191,6 +191,37 @@ async fn a_hook_that_fails_uninstalls_nothing() -> Result<()> {
     Ok(())
 }
 
+/// The way out of docs/install.md where the image cannot run any more.
+#[tokio::test]
+async fn finalizers_are_removed_without_lictor() -> Result<()> {
+    let cluster = Cluster::take().await?;
+    cluster.define().await?;
+    cluster.make_resource().await?;
+    let finalizers = "jsonpath={.items[*].metadata.finalizers}";
+    let finalizers = ["get", "csvc", "--namespace=default", "--output", finalizers];
+    let patch = r#"--patch={"metadata":{"finalizers":["lictor.dev/deregister"]}}"#;
+    let names = cluster.kubectl(&["get", "csvc", "--namespace=default", "--output=name"]).await?;
+    for name in names.lines() {
+        cluster.kubectl(&["patch", name, "--namespace=default", "--type=merge", patch]).await?;
+    }
+    ensure!(cluster.kubectl(&finalizers).await?.contains("lictor.dev/deregister"));
+
+    let page = read("docs/install.md");
+    let (_, block) = page.split_once("$ kubectl get csvc --all-namespaces --no-headers").context("no such command")?;
+    let (command, _) = block.split_once("```").context("an open block")?;
+    let kubectl = Programs::ensure_kubectl().await?;
+    let script = format!(
+        "kubectl() {{ {} \"$@\"; }}\nkubectl get csvc --all-namespaces --no-headers{command}",
+        kubectl.display()
+    );
+    let mut bash = Command::new("bash");
+    bash.args(["-eo", "pipefail", "-c", &script]).env("KUBECONFIG", cluster.plane.kubeconfig());
+    let ended = bash.output()?;
+    ensure!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+    ensure!(cluster.kubectl(&finalizers).await?.trim().is_empty());
+    Ok(())
+}
+
 #[tokio::test]
 async fn the_pod_of_helm_test_stays() -> Result<()> {
     let cluster = Cluster::take().await?;
@@ -225,6 +256,75 @@ async fn a_crd_of_somebody_else_is_not_taken_unasked() -> Result<()> {
     cluster.helm("uninstall", None, &[]).await?;
     ensure!(cluster.resource().await? == resource);
     Ok(())
+}
+
+/// Helm 4 has the server apply its objects, and meets there whoever else has set a field; the oldest Helm does not.
+#[tokio::test]
+async fn every_helm_leaves_the_replicas_to_whoever_scales() -> Result<()> {
+    let (cluster, chart) = (Cluster::take().await?, chart());
+    let chart = chart.to_str().context("a path")?;
+    let oldest = Helm::oldest_on(cluster.plane.kubeconfig()).await?;
+    let at = ["lictor", chart, "--namespace=lictor", "--create-namespace", "--no-hooks"];
+    let replicas = ["get", "deployment/lictor", "--namespace=lictor", "--output=jsonpath={.spec.replicas}"];
+    let scale = ["scale", "deployment/lictor", "--namespace=lictor", "--replicas=3"];
+    for (helm, meets_others) in [(&cluster.helm, true), (&oldest, false)] {
+        let with = |verb, more: &'static [&str]| helm.run([verb].into_iter().chain(at).chain(more.iter().copied()));
+        with("install", &[]).await?;
+        cluster.kubectl(&scale).await?;
+        let upgraded = with("upgrade", &["--install", "--set", "statusRate=30"]).await;
+        if meets_others {
+            let refused = format!("{:#}", upgraded.expect_err("it took the replicas back"));
+            ensure!(refused.contains("conflict") && refused.contains(".spec.replicas"), "{refused}");
+        } else {
+            upgraded?;
+            ensure!(cluster.kubectl(&replicas).await? == "2", "it has left them");
+            cluster.kubectl(&scale).await?;
+        }
+        // From now on they are somebody else's.
+        with("upgrade", &["--install", "--set", "statusRate=30,replicaCount=null"]).await?;
+        ensure!(meets_others == (cluster.kubectl(&replicas).await? == "3"));
+        cluster.kubectl(&scale).await?;
+        with("upgrade", &["--install", "--set", "statusRate=40,replicaCount=null"]).await?;
+        ensure!(cluster.kubectl(&replicas).await? == "3", "an upgrade scales");
+        helm.run(["uninstall", "lictor", "--namespace=lictor", "--no-hooks"]).await?;
+        ensure!(cluster.made("lictor").await?.is_empty());
+    }
+    Ok(())
+}
+
+/// A parent chart with a resource of its own: Helm looks up the kinds of all objects before it makes the first one, so the
+/// definition has to be there before.
+#[tokio::test]
+async fn a_parent_chart_has_a_resource() -> Result<()> {
+    let (cluster, folder) = (Cluster::take().await?, WorkDir::create("parent-chart")?);
+    folder.write(
+        "Chart.yaml",
+        "apiVersion: v2\nname: parent\nversion: 1.0.0\ndependencies: [{ name: lictor, version: '*', condition: lictor.enabled }]\n",
+    )?;
+    std::fs::create_dir_all(folder.join("charts"))?;
+    std::os::unix::fs::symlink(chart(), folder.join("charts/lictor"))?;
+    std::fs::create_dir_all(folder.join("templates"))?;
+    folder.write(
+        "templates/web.yaml",
+        "apiVersion: lictor.dev/v1alpha1\nkind: ConsulService\nmetadata: { name: web }\nspec: { source: { service: { name: web } } }\n",
+    )?;
+    let parent = folder.path();
+    let refused = cluster.helm("install", Some(parent), &[]).await.expect_err("it is installed");
+    ensure!(format!("{refused:#}").contains("no matches for kind \"ConsulService\""), "{refused:#}");
+    ensure!(cluster.made("lictor").await?.is_empty());
+
+    cluster.define().await?;
+    cluster
+        .helm("install", Some(parent), &["--set", "lictor.crds.install=false,global.imageRegistry=example.com"])
+        .await?;
+    cluster.kubectl(&["get", "csvc/web", "--namespace=lictor"]).await?;
+    let image = "jsonpath={.items[*].spec.template.spec.containers[0].image}";
+    let image = cluster.kubectl(&["get", "deployments", "--namespace=lictor", "--output", image]).await?;
+    ensure!(image.starts_with("example.com/lictor-dev/lictor:"), "{image}");
+    // Without Lictor.
+    cluster.helm("upgrade", Some(parent), &["--set", "lictor.enabled=false"]).await?;
+    ensure!(cluster.made("lictor").await?.is_empty());
+    cluster.helm("uninstall", None, &[]).await.map(drop)
 }
 
 #[tokio::test]

@@ -15,6 +15,20 @@ async fn helm_has_nothing_to_say_against_it() -> Result<()> {
     Ok(())
 }
 
+/// The oldest Helm makes of the chart what the newest one does. It knows no Kubernetes that is new enough by itself.
+#[tokio::test]
+async fn the_oldest_helm_makes_the_same() -> Result<()> {
+    let (newest, oldest) = (Helm::new().await?, Helm::oldest().await?);
+    for values in all_values() {
+        let args: Vec<_> = with(&values).into_iter().chain(["--kube-version=1.31".as_ref()]).collect();
+        assert_eq!(oldest.objects(&args).await?, newest.objects(&args).await?, "{}", values.display());
+    }
+    let none: [&str; 0] = [];
+    let refused = oldest.refusal(&none).await?;
+    assert!(refused.contains("chart requires kubeVersion: >=1.31.0-0"), "{refused}");
+    Ok(())
+}
+
 /// The suites in `charts/lictor/tests`.
 #[tokio::test]
 async fn what_it_makes_follows_the_values() -> Result<()> {

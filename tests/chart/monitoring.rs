@@ -130,6 +130,7 @@ async fn ask(installed: &Installed, namespace: &TestNamespace) -> Result<()> {
     ensure!(queries.len() > 10, "{queries:?}");
     for (panel, query) in &queries {
         let query = query
+            .replace("$cluster", ".*")
             .replace("$namespace", namespace.name())
             .replace("$job", "lictor-metrics")
             .replace("$__rate_interval", "30s");

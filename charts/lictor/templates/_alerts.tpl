@@ -1,6 +1,6 @@
 {{/* What picks this release's metrics. */}}
 {{- define "lictor.metricsSelector" -}}
-{{- default (printf "namespace=%q, job=%q" .Release.Namespace (include "lictor.metricsServiceName" .)) .Values.metrics.prometheusRule.selector }}
+{{- default (printf "namespace=%q, job=%q" (include "lictor.namespace" .) (include "lictor.metricsServiceName" .)) .Values.metrics.prometheusRule.selector }}
 {{- end }}
 
 {{/*

@@ -15,9 +15,14 @@
 {{- end }}
 {{- end }}
 
+{{/* The namespace of all that the chart makes in one. */}}
+{{- define "lictor.namespace" -}}
+{{- default .Release.Namespace .Values.namespaceOverride }}
+{{- end }}
+
 {{/* The name for what has no namespace: two releases of one name may be in two namespaces. */}}
 {{- define "lictor.clusterName" -}}
-{{- printf "%s:%s" .Release.Namespace (include "lictor.fullname" .) }}
+{{- printf "%s:%s" (include "lictor.namespace" .) (include "lictor.fullname" .) }}
 {{- end }}
 
 {{- define "lictor.serviceAccountName" -}}
@@ -37,7 +42,7 @@
 {{- end }}
 
 {{- define "lictor.leaseNamespace" -}}
-{{- default .Release.Namespace .Values.leaderElection.leaseNamespace }}
+{{- default (include "lictor.namespace" .) .Values.leaderElection.leaseNamespace }}
 {{- end }}
 
 {{/* What picks our pods, of all components. */}}
@@ -57,6 +62,18 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 {{- end }}
 
+{{/* The labels of a pod that runs once, with those that the values give to it alone. */}}
+{{- define "lictor.oncePodLabels" -}}
+{{- toYaml (merge (deepCopy .own) (include "lictor.podLabels" .root | fromYaml)) }}
+{{- end }}
+
+{{/* The annotations of a pod that runs once. */}}
+{{- define "lictor.oncePodAnnotations" -}}
+{{- with merge (deepCopy .own) .root.Values.podAnnotations }}
+{{- toYaml . }}
+{{- end }}
+{{- end }}
+
 {{- define "lictor.labels" -}}
 {{ include "lictor.selectorLabels" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
@@ -68,10 +85,36 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- end }}
 {{- end }}
 
+{{/*
+A registry for all images of a parent chart takes the place of the one in the repository, which is what stands before the
+first slash and looks like a host: https://pkg.go.dev/github.com/distribution/reference.
+*/}}
 {{- define "lictor.image" -}}
+{{- $repository := .Values.image.repository }}
+{{- with .Values.global.imageRegistry }}
+{{- $path := regexReplaceAll "^([^/]*[.:][^/]*|localhost)/" $repository "" }}
+{{- $repository = printf "%s/%s" (trimSuffix "/" .) $path }}
+{{- end }}
+{{- $tag := .Values.image.tag }}
+{{- if not (kindIs "string" $tag) }}
+{{- $tag = int64 $tag | toString }}
+{{- end }}
 {{- if .Values.image.digest }}
-{{- printf "%s@%s" .Values.image.repository .Values.image.digest }}
+{{- printf "%s@%s" $repository .Values.image.digest }}
 {{- else }}
-{{- printf "%s:%s" .Values.image.repository (default .Chart.AppVersion .Values.image.tag) }}
+{{- printf "%s:%s" $repository (default .Chart.AppVersion $tag) }}
+{{- end }}
+{{- end }}
+
+{{/* The chart's labels, with those that the values give to one object, which come first: a Prometheus may pick by any. */}}
+{{- define "lictor.labelsWith" -}}
+{{- $ours := include "lictor.labels" .root | fromYaml }}
+{{- toYaml (merge (deepCopy .labels) $ours) }}
+{{- end }}
+
+{{/* With the action that the Prometheus operator's definition sets by default: Argo CD sees a difference otherwise. */}}
+{{- define "lictor.relabelings" -}}
+{{- range . }}
+- {{ toYaml (merge (deepCopy .) (dict "action" "replace")) | nindent 2 | trim }}
 {{- end }}
 {{- end }}

@@ -99,7 +99,7 @@ serviceAccountName: {{ include "lictor.serviceAccountName" . }}
 automountServiceAccountToken: true
 # A Service called "lictor" would otherwise set variables that look like ours.
 enableServiceLinks: false
-{{- with .Values.imagePullSecrets }}
+{{- with include "lictor.imagePullSecrets" . | fromYamlArray }}
 imagePullSecrets:
   {{- toYaml . | nindent 2 }}
 {{- end }}
@@ -125,9 +125,27 @@ tolerations:
 volumes:
   {{- toYaml . | nindent 2 }}
 {{- end }}
+{{- with .Values.initContainers }}
+initContainers:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
 {{- end }}
 
-{{/* All of ours are optional, so that a pod starts without them and says itself which is missing. */}}
+{{/* Those of the parent chart and ours, each once. A parent chart may give names alone. */}}
+{{- define "lictor.imagePullSecrets" -}}
+{{- $names := list }}
+{{- range concat (default list .Values.global.imagePullSecrets) .Values.imagePullSecrets }}
+{{- $names = append $names (kindIs "string" . | ternary . (get (kindIs "map" . | ternary . dict) "name")) }}
+{{- end }}
+{{- range uniq $names }}
+- name: {{ . }}
+{{- end }}
+{{- end }}
+
+{{/*
+All of ours are optional, so that a pod starts without them and says itself which is missing. The pod's user reads them
+without an fsGroup, which OpenShift assigns itself.
+*/}}
 {{- define "lictor.volumes" -}}
 {{- with .Values.consul.token }}
 {{- if .existingSecret }}
@@ -135,7 +153,7 @@ volumes:
   secret:
     secretName: {{ .existingSecret }}
     optional: true
-    defaultMode: 0440
+    defaultMode: 0444
     items:
       - key: {{ .key }}
         path: token
@@ -147,7 +165,7 @@ volumes:
   secret:
     secretName: {{ .existingSecret }}
     optional: true
-    defaultMode: 0440
+    defaultMode: 0444
     items:
       - key: {{ .key }}
         path: ca.crt
@@ -156,7 +174,7 @@ volumes:
   configMap:
     name: {{ .existingConfigMap }}
     optional: true
-    defaultMode: 0440
+    defaultMode: 0444
     items:
       - key: {{ .key }}
         path: ca.crt
@@ -168,7 +186,7 @@ volumes:
   secret:
     secretName: {{ .existingSecret }}
     optional: true
-    defaultMode: 0440
+    defaultMode: 0444
     items:
       - key: {{ .certKey }}
         path: tls.crt

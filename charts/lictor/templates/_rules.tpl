@@ -50,5 +50,5 @@
 subjects:
   - kind: ServiceAccount
     name: {{ include "lictor.serviceAccountName" . }}
-    namespace: {{ .Release.Namespace }}
+    namespace: {{ include "lictor.namespace" . }}
 {{- end }}

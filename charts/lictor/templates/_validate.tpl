@@ -21,7 +21,8 @@
 {{- if and $values.clusterUid (not $values.clusterName) }}
 {{- fail "clusterUid: it needs a clusterName" }}
 {{- end }}
-{{- if and (gt (int $values.replicaCount) 1) (not $values.leaderElection.enabled) }}
+{{- $replicas := kindIs "invalid" $values.replicaCount | ternary 2 $values.replicaCount }}
+{{- if and (gt (int $replicas) 1) (not $values.leaderElection.enabled) }}
 {{- fail "replicaCount: without leaderElection.enabled there may be one replica only" }}
 {{- end }}
 {{- if and $values.uninstall.detach (not $values.leaderElection.enabled) }}
