@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::lanes::{FailedWrites, Turn};
 use super::metrics::{Kind, Result as Written};
 use super::reconcile::span;
-use super::resync::{Ask, Verdict};
+use super::resync::{Ask, Reader, Verdict};
 use super::session::Stamped;
 use super::timers::Timer;
 use super::{Completion, Engine};
@@ -26,15 +26,6 @@ use crate::ports::{Bundle, Outcome, Rows, Unavailable};
 
 /// How long a replica that does not act keeps what it knows of Consul. Another one that acts by then has written.
 const KEPT: Duration = Duration::from_secs(60);
-
-/// What a node is read for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Reader {
-    /// The next write to it.
-    Lane,
-    /// The resync.
-    Resync,
-}
 
 /// What the answers to a bundle come to.
 #[derive(Default)]
@@ -67,7 +58,7 @@ impl Engine {
             match ask {
                 Ask::List => self.list_nodes(),
                 // Its lane reads it, as nothing may be written to it before.
-                Ask::Read(node) if self.lanes.resume(&node) => {}
+                Ask::Read(node) if self.lanes.resume(&node) => self.resync.lane_reads(&node),
                 Ask::Read(node) => self.read_node(node, Reader::Resync),
             }
         }
@@ -134,7 +125,7 @@ impl Engine {
 
     /// Does what is to be done once all nodes have been read, if they have.
     fn end_round(&mut self) {
-        if self.resync.end_round().is_none() {
+        if !self.resync.end_round() {
             return;
         }
         if self.session.loaded() {
@@ -273,7 +264,7 @@ impl Engine {
         match self.session.accept(answer) {
             Some(Ok(rows)) => {
                 self.consul_answered();
-                if self.resync.read(node) {
+                if self.resync.read(node, reader) {
                     tracing::info!(%node, "a Consul node can be read again");
                 }
                 let moved = self.mirror.take_over(node, rows, since);
@@ -311,16 +302,16 @@ impl Engine {
             self.lanes.read_failed(node.clone());
         }
         if outage.is_about_all() {
-            self.resync.put_back(node);
+            self.resync.put_back(node, reader);
             self.failed(outage, false);
             return;
         }
         if self.session.is_paused() {
-            self.resync.put_back(node);
+            self.resync.put_back(node, reader);
             return;
         }
         let needs_all = !self.session.is_ready();
-        match self.resync.read_failed(node, needs_all, Instant::now(), &mut self.ports.random) {
+        match self.resync.read_failed(node, reader, needs_all, Instant::now(), &mut self.ports.random) {
             Verdict::Again => {}
             Verdict::Later { is_new } => {
                 if is_new {

@@ -61,13 +61,12 @@ mod unready;
 
 pub use snapshot::Snapshot;
 
-use exchange::Reader;
 use lanes::Lanes;
 use metrics::Metrics;
 use removals::Removals;
 use reports::Reports;
 use resources::Resources;
-use resync::Resync;
+use resync::{Reader, Resync};
 use session::{Session, Stamped};
 use timers::{Timer, Timers};
 use unready::Unready;

@@ -25,8 +25,8 @@ pub(super) struct Resync {
     nodes: BTreeSet<Str>,
     /// Those of them that are still to be read in it.
     pending: BTreeSet<Str>,
-    /// The nodes that are being read.
-    reading: BTreeSet<Str>,
+    /// The nodes that are being read in it, and what reads them.
+    reading: BTreeMap<Str, Reader>,
     /// The nodes whose last read failed.
     failing: BTreeMap<Str, Failing>,
     /// How often in a row the list failed.
@@ -55,6 +55,15 @@ struct Failing {
     failures: u32,
     /// When it is read again.
     due: Instant,
+}
+
+/// What a node is read for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reader {
+    /// The next write to it.
+    Lane,
+    /// The resync.
+    Resync,
 }
 
 /// What to ask of Consul.
@@ -90,18 +99,23 @@ impl Resync {
             return Some(Ask::List);
         }
         let node = if self.reading.len() < READS { self.next_node(now)? } else { return None };
-        self.reading.insert(node.clone());
+        self.reading.insert(node.clone(), Reader::Resync);
         Some(Ask::Read(node))
+    }
+
+    /// Notes that its lane reads a node in place of the resync.
+    pub(super) fn lane_reads(&mut self, node: &Str) {
+        self.reading.insert(node.clone(), Reader::Lane);
     }
 
     fn next_node(&mut self, now: Instant) -> Option<Str> {
         let Self { failing, reading, pending, .. } = self;
-        let again = failing.iter().find(|(node, failing)| failing.due <= now && !reading.contains(*node));
+        let again = failing.iter().find(|(node, failing)| failing.due <= now && !reading.contains_key(*node));
         if let Some((node, _)) = again {
             return Some(node.clone());
         }
         let Phase::Reading { next, gap, .. } = &mut self.phase else { return None };
-        let node = pending.iter().find(|node| *next <= now && !reading.contains(*node))?.clone();
+        let node = pending.iter().find(|node| *next <= now && !reading.contains_key(*node))?.clone();
         pending.remove(&node);
         *next += *gap;
         Some(node)
@@ -110,10 +124,12 @@ impl Resync {
     /// Answers when there will be something to ask, if nothing happens before.
     pub(super) fn due(&self) -> Option<Instant> {
         let again =
-            self.failing.iter().filter(|(node, _)| !self.reading.contains(*node)).map(|(_, failing)| failing.due);
+            self.failing.iter().filter(|(node, _)| !self.reading.contains_key(*node)).map(|(_, failing)| failing.due);
         let round = match self.phase {
             Phase::Due | Phase::Listing => None,
-            Phase::Reading { next, .. } => self.pending.iter().any(|node| !self.reading.contains(node)).then_some(next),
+            Phase::Reading { next, .. } => {
+                self.pending.iter().any(|node| !self.reading.contains_key(node)).then_some(next)
+            }
             Phase::Over(next) => Some(next),
         };
         let reads = self.reading.len() < READS;
@@ -149,20 +165,42 @@ impl Resync {
     }
 
     /// Notes that a node was read. Answers whether it had not been for a while.
-    pub(super) fn read(&mut self, node: &Str) -> bool {
-        self.reading.remove(node);
-        self.failing.remove(node).is_some_and(|failing| failing.failures > 1)
+    pub(super) fn read(&mut self, node: &Str, reader: Reader) -> bool {
+        let is_of_round = self.no_longer_reads(node, reader);
+        let Some(failing) = self.failing.remove(node) else { return false };
+        if !is_of_round {
+            // A read for a write may have begun before the round.
+            self.read_in_round(node);
+        }
+        failing.failures > 1
+    }
+
+    /// Notes the end of a read. Answers whether it was the one of this round.
+    fn no_longer_reads(&mut self, node: &Str, reader: Reader) -> bool {
+        let is_of_round = self.reading.get(node) == Some(&reader);
+        if is_of_round {
+            self.reading.remove(node);
+        }
+        is_of_round
+    }
+
+    /// Has a node of this round read in it, unless it is being read.
+    fn read_in_round(&mut self, node: &Str) {
+        if self.nodes.contains(node) && !self.reading.contains_key(node) {
+            self.pending.insert(node.clone());
+        }
     }
 
     /// Notes that a node could not be read. With `needs_all`, one such node is enough for Consul to be unavailable.
     pub(super) fn read_failed(
         &mut self,
         node: &Str,
+        reader: Reader,
         needs_all: bool,
         now: Instant,
         random: &mut fastrand::Rng,
     ) -> Verdict {
-        self.reading.remove(node);
+        self.no_longer_reads(node, reader);
         let failing = self.failing.entry(node.clone()).or_insert(Failing { failures: 0, due: now });
         failing.failures = failing.failures.saturating_add(1);
         let failures = failing.failures;
@@ -178,10 +216,9 @@ impl Resync {
     }
 
     /// Notes that a node was not read after all: its turn comes again.
-    pub(super) fn put_back(&mut self, node: &Str) {
-        self.reading.remove(node);
-        if self.nodes.contains(node) && !self.failing.contains_key(node) {
-            self.pending.insert(node.clone());
+    pub(super) fn put_back(&mut self, node: &Str, reader: Reader) {
+        if self.no_longer_reads(node, reader) && !self.failing.contains_key(node) {
+            self.read_in_round(node);
         }
     }
 
@@ -194,21 +231,18 @@ impl Resync {
         self.list_failures = 0;
     }
 
-    /// Ends the round if every node of it was read, or was found not to be readable now. Answers whether all were read;
-    /// none if the round goes on.
-    pub(super) fn end_round(&mut self) -> Option<bool> {
-        let Phase::Reading { began, ends, .. } = self.phase else { return None };
+    /// Ends the round if every node of it was read, or was found not to be readable now. Answers whether it has ended.
+    pub(super) fn end_round(&mut self) -> bool {
+        let Phase::Reading { began, ends, .. } = self.phase else { return false };
         let is_decided = |node: &Str| self.failing.get(node).is_some_and(|failing| failing.failures > 1);
-        let is_over = self.pending.is_empty() && self.reading.iter().chain(self.failing.keys()).all(is_decided);
-        if !is_over {
-            return None;
+        let is_over = self.pending.is_empty() && self.reading.keys().chain(self.failing.keys()).all(is_decided);
+        if is_over {
+            self.phase = Phase::Over(ends);
+            if self.failing.is_empty() {
+                self.fresh_since = Some(began);
+            }
         }
-        self.phase = Phase::Over(ends);
-        let is_whole = self.failing.is_empty();
-        if is_whole {
-            self.fresh_since = Some(began);
-        }
-        Some(is_whole)
+        is_over
     }
 
     /// How many nodes could not be read twice in a row.
@@ -227,7 +261,7 @@ impl Resync {
         self.outage();
         match self.phase {
             Phase::Listing => self.phase = Phase::Due,
-            Phase::Reading { .. } => self.pending.extend(reading.into_iter().filter(|node| self.nodes.contains(node))),
+            Phase::Reading { .. } => self.pending.extend(reading.into_keys().filter(|node| self.nodes.contains(node))),
             Phase::Due | Phase::Over(_) => {}
         }
     }
@@ -265,7 +299,7 @@ mod tests {
     }
 
     fn fail(resync: &mut Resync, name: &str, now: Instant) -> Verdict {
-        resync.read_failed(&name.into(), false, now, &mut fastrand::Rng::with_seed(1))
+        resync.read_failed(&name.into(), Reader::Resync, false, now, &mut fastrand::Rng::with_seed(1))
     }
 
     #[test]
@@ -276,11 +310,11 @@ mod tests {
             let now = start + Duration::from_secs(seconds);
             assert_eq!(resync.due(), Some(now), "{node}");
             assert_eq!(next(&mut resync, now).as_deref(), Some(node));
-            assert_eq!((resync.next(now), resync.end_round()), (None, None), "{node}");
-            assert!(!resync.read(&node.into()));
+            assert_eq!((resync.next(now), resync.end_round()), (None, false), "{node}");
+            assert!(!resync.read(&node.into(), Reader::Resync));
         }
         let end = start + Duration::from_secs(21);
-        assert_eq!((resync.end_round(), resync.fresh_since), (Some(true), Some(start)));
+        assert_eq!((resync.end_round(), resync.fresh_since), (true, Some(start)));
         assert_eq!((resync.due(), resync.next(end)), (Some(start + INTERVAL), None));
         assert_eq!(next(&mut resync, start + INTERVAL).as_deref(), Some("the list"));
     }
@@ -294,7 +328,7 @@ mod tests {
         resync.listed(nodes(&names.iter().map(String::as_str).collect::<Vec<_>>()), now, INTERVAL, false);
         assert_eq!(std::iter::from_fn(|| resync.next(now)).count(), READS);
         assert_eq!(resync.due(), None, "an answer comes first");
-        resync.read(&"10".into());
+        resync.read(&"10".into(), Reader::Resync);
         assert_eq!(next(&mut resync, now).as_deref(), Some("18"));
     }
 
@@ -304,18 +338,18 @@ mod tests {
         let mut resync = round(&["a", "b"], now);
         assert_eq!(next(&mut resync, now).as_deref(), Some("a"));
         assert_eq!(fail(&mut resync, "a", now), Verdict::Again);
-        assert_eq!((next(&mut resync, now).as_deref(), resync.end_round()), (Some("a"), None));
+        assert_eq!((next(&mut resync, now).as_deref(), resync.end_round()), (Some("a"), false));
         assert_eq!(fail(&mut resync, "a", now), Verdict::Later { is_new: true });
         assert_eq!(resync.next(now), None, "it waits");
         let later = now + Duration::from_secs(15);
         assert_eq!(next(&mut resync, later).as_deref(), Some("a"));
         assert_eq!(fail(&mut resync, "a", later), Verdict::Later { is_new: false });
         assert_eq!(next(&mut resync, later).as_deref(), Some("b"));
-        resync.read(&"b".into());
-        assert_eq!((resync.end_round(), resync.fresh_since, resync.failing_len()), (Some(false), None, 1));
+        resync.read(&"b".into(), Reader::Resync);
+        assert_eq!((resync.end_round(), resync.fresh_since, resync.failing_len()), (true, None, 1));
         let recovers = later + Duration::from_secs(10);
         assert_eq!(next(&mut resync, recovers).as_deref(), Some("a"));
-        assert!(resync.read(&"a".into()), "it could not be read before");
+        assert!(resync.read(&"a".into(), Reader::Resync), "it could not be read before");
         assert_eq!(resync.failing_len(), 0);
     }
 
@@ -330,8 +364,12 @@ mod tests {
         ] {
             let mut resync = round(names, now);
             resync.next(now);
-            assert_eq!(resync.read_failed(&"a".into(), needs_all, now, random), Verdict::Again);
-            assert_eq!(resync.read_failed(&"a".into(), needs_all, now, random), expected, "{names:?} {needs_all}");
+            assert_eq!(resync.read_failed(&"a".into(), Reader::Resync, needs_all, now, random), Verdict::Again);
+            assert_eq!(
+                resync.read_failed(&"a".into(), Reader::Resync, needs_all, now, random),
+                expected,
+                "{names:?} {needs_all}"
+            );
         }
     }
 
@@ -343,7 +381,7 @@ mod tests {
         fail(&mut resync, "a", now);
         resync.outage();
         assert_eq!(next(&mut resync, now + INTERVAL).as_deref(), Some("a"), "it is still to be read");
-        resync.put_back(&"a".into());
+        resync.put_back(&"a".into(), Reader::Resync);
         resync.hurry();
         assert_eq!(next(&mut resync, now).as_deref(), Some("the list"));
         resync.hurry();
@@ -371,6 +409,53 @@ mod tests {
     #[test]
     fn a_round_without_nodes_is_over_at_once() {
         let now = Instant::now();
-        assert_eq!(round(&[], now).end_round(), Some(true));
+        assert!(round(&[], now).end_round());
+    }
+
+    /// What a round is after a read for a write that was answered while this was under way: whether it is over, and whether
+    /// the node is still to be read.
+    #[test]
+    fn a_read_for_a_write_counts_for_the_round_only_in_place_of_the_resyncs_own() {
+        let (now, random) = (Instant::now(), &mut fastrand::Rng::with_seed(1));
+        let own = |resync: &mut Resync| drop(resync.next(now));
+        let by_lane = |resync: &mut Resync| {
+            resync.next(now);
+            resync.lane_reads(&"a".into());
+        };
+        let failing = |resync: &mut Resync| {
+            resync.next(now);
+            resync.read_failed(&"a".into(), Reader::Resync, false, now, random);
+        };
+        let cases: [(&str, Box<dyn FnOnce(&mut Resync) + '_>, bool, Option<&str>); 4] = [
+            ("nothing", Box::new(|_| {}), false, Some("a")),
+            ("the resync's own read", Box::new(own), false, None),
+            ("the resync, by the lane", Box::new(by_lane), true, None),
+            ("nothing, after a read that failed", Box::new(failing), false, Some("a")),
+        ];
+        for (under_way, begin, is_over, node) in cases {
+            let mut resync = Resync::default();
+            resync.next(now);
+            resync.listed(nodes(&["a"]), now, INTERVAL, false);
+            begin(&mut resync);
+            assert!(!resync.read(&"a".into(), Reader::Lane), "{under_way}");
+            assert_eq!((resync.end_round(), next(&mut resync, now).as_deref()), (is_over, node), "{under_way}");
+            if !is_over {
+                resync.read(&"a".into(), Reader::Resync);
+                assert!(resync.end_round(), "{under_way}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_read_for_a_write_that_fails_leaves_the_resyncs_own_under_way() {
+        let now = Instant::now();
+        let mut resync = round(&["a", "b"], now);
+        resync.next(now);
+        resync.put_back(&"a".into(), Reader::Lane);
+        assert_eq!(
+            resync.read_failed(&"a".into(), Reader::Lane, false, now, &mut fastrand::Rng::with_seed(1)),
+            Verdict::Again
+        );
+        assert_eq!(resync.next(now), None, "it is being read");
     }
 }
