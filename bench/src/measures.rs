@@ -55,9 +55,14 @@ impl Measure {
         let cold = trial.all_there().await?;
         let (rss, peak) = trial.memory()?;
         if self == Self::Cold {
-            return Ok(
-                [("cold start", millis(cold)), ("RSS", rss), ("RSS, most", peak), ("CPU", trial.cpu()?.lictor)].into()
-            );
+            return Ok([
+                ("cold start", millis(cold)),
+                ("RSS", rss),
+                ("RSS, most", peak),
+                ("CPU", trial.cpu()?.lictor),
+                ("turns over 50 ms", long_turns(&trial).await?),
+            ]
+            .into());
         }
         trial.operator.wait_ready(Duration::from_secs(60)).await?;
         // Until statuses are written, which is slow on purpose.

@@ -20,7 +20,7 @@ use crate::cluster::lease::{Candidate, ElectionFailure, LeaseSettings};
 use crate::cluster::watch::{self, Orders, WatchHealth};
 use crate::consul::transport::{BadSettings, Http, Transport};
 use crate::engine::metrics::Metrics;
-use crate::engine::{Config, Engine};
+use crate::engine::{Config, Engine, TURN};
 use crate::model::ids::Identity;
 use crate::ports::Leads;
 use crate::settings::{Election, RunArgs, Settings};
@@ -103,6 +103,7 @@ async fn operate(settings: Settings) -> anyhow::Result<()> {
         concurrency: settings.concurrency,
         status_rate: settings.status_rate,
         grace: settings.grace_period,
+        turn: TURN,
     };
     let mut engine = Engine::new(config, world, registry, Arc::new(kubernetes), fastrand::Rng::new(), metrics);
     if let Some(elected) = &election {

@@ -1,13 +1,13 @@
 //! Removals that Kubernetes is asked about first: by a fresh list, or whether the `CustomResourceDefinition` goes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use tokio::time::{Duration, Instant};
 
 use super::decide::Removal;
-use super::reconcile::{Inferred, span};
-use super::removals::Deletion;
+use super::reconcile::span;
+use super::removals::{Deletion, Inferred};
 use super::resources::Dirty;
 use super::session::Stamped;
 use super::timers::{Backoff, Timer};
@@ -27,21 +27,23 @@ pub(super) const ASK_AGAIN: Duration = Duration::from_secs(3);
 
 impl Engine {
     /// Lets removals by inference pass while they are few, and otherwise has Kubernetes confirm them.
-    pub(super) fn guard(&mut self, inferred: BTreeMap<ResourceKey, Inferred>) {
+    pub(super) fn guard(&mut self) {
+        let inferred = std::mem::take(&mut self.removals.inferred);
         if inferred.is_empty() {
             return;
         }
-        let removals = inferred.values().flat_map(|of| &of.ops).filter(|op| op.removes()).count();
+        let removals = inferred.values().map(|of| of.removals).sum();
         let (owned, now) = (self.mirror.owned_rows(), Instant::now());
         let waits = !self.removals.relist.is_empty() || !self.removals.budget.takes(removals, owned, now);
-        for (key, Inferred { mut ops, since }) in inferred {
+        for (key, Inferred { since, .. }) in inferred {
             let dirty = Dirty { cause: Cause::Inferred, since };
             if waits {
-                ops.retain(|op| !op.removes());
-                self.removals.relist.wait(key.clone(), dirty);
-                self.resources.begin_progress(&key, dirty);
+                self.removals.relist.wait(key, dirty);
+            } else {
+                let _span = span(&key).entered();
+                let ops = self.operations(&key, dirty);
+                self.explain_and_schedule(&key, ops, dirty, false);
             }
-            self.explain_and_schedule(&key, ops, dirty, false);
         }
         if waits {
             self.relist();

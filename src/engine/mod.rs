@@ -28,7 +28,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::{JoinError, JoinSet};
+use tokio::task::{JoinError, JoinSet, yield_now};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::model::cause::{Cause, CrdState};
@@ -47,6 +47,7 @@ pub(crate) mod decide;
 mod exchange;
 mod lanes;
 pub mod metrics;
+mod queue;
 mod reconcile;
 mod refusals;
 mod removals;
@@ -58,8 +59,10 @@ mod snapshot;
 mod tell;
 mod timers;
 mod unready;
+mod work;
 
 pub use snapshot::Snapshot;
+pub use work::TURN;
 
 use lanes::Lanes;
 use metrics::Metrics;
@@ -70,6 +73,7 @@ use resync::{Reader, Resync};
 use session::{Session, Stamped};
 use timers::{Timer, Timers};
 use unready::Unready;
+use work::Work;
 
 /// What the engine is told once.
 #[derive(Clone, Debug)]
@@ -86,6 +90,8 @@ pub struct Config {
     pub status_rate: u32,
     /// How long what is under way may take after the order to stop.
     pub grace: Duration,
+    /// How many instances each part of a turn of the loop takes on, at least 1: more of them wait for the next turn.
+    pub turn: usize,
 }
 
 /// What others ask the engine.
@@ -160,6 +166,8 @@ enum Next {
     Completion(Completion),
     Event(Event),
     Timer,
+    /// The turn before left something to do.
+    Rest,
 }
 
 /// An answer.
@@ -178,6 +186,16 @@ enum Completion {
     StatusForgotten { key: ResourceKey, answer: Result<(), WriteError> },
     FinalizerWritten { key: ResourceKey, answer: Result<(), WriteError> },
     EventWritten(Result<(), WriteError>),
+}
+
+impl Completion {
+    /// Counts the instances that it is about.
+    fn len(&self) -> usize {
+        match self {
+            Self::Applied { planned, .. } => planned.len(),
+            _ => 0,
+        }
+    }
 }
 
 impl Engine {
@@ -229,7 +247,7 @@ impl Engine {
         self.ports.kubernetes.want(&self.world.wanted());
         let mut begun = Instant::now();
         loop {
-            self.step();
+            let is_done = self.step();
             self.metrics.turned(begun.elapsed());
             let due = self.timers.next();
             let timer = async {
@@ -250,27 +268,31 @@ impl Engine {
                     None => break,
                 },
                 () = timer => Next::Timer,
+                // Others have their turn in between.
+                () = yield_now(), if !is_done => Next::Rest,
             };
             begun = Instant::now();
+            let (mut events_work, mut answers_work) = (self.work(), self.work());
             match next {
                 Next::Question(question) => self.answer(question),
                 Next::Leadership => {
                     leads.borrow_and_update();
                     self.on_leadership();
                 }
-                Next::Completion(completion) => self.on_completion(completion),
-                Next::Event(event) => self.on_event(event),
-                Next::Timer => {}
+                Next::Completion(completion) => self.on_completion(completion, &mut answers_work),
+                Next::Event(event) => self.on_event(event, &mut events_work),
+                Next::Timer | Next::Rest => {}
             }
             // What has arrived meanwhile is taken in together: this is where writes become bundles.
-            for _ in 0..MOST_AT_ONCE {
-                match events.try_recv() {
-                    Ok(event) => self.on_event(event),
-                    Err(_) => break,
-                }
+            while events_work.is_left()
+                && let Ok(event) = events.try_recv()
+            {
+                self.on_event(event, &mut events_work);
             }
-            while let Some(completion) = self.tasks.completed() {
-                self.on_completion(completion);
+            while answers_work.is_left()
+                && let Some(completion) = self.tasks.completed()
+            {
+                self.on_completion(completion, &mut answers_work);
             }
             let now = Instant::now();
             while let Some(timer) = self.timers.take_due(now) {
@@ -297,21 +319,27 @@ impl Engine {
         }
     }
 
-    /// Does everything that can be done without waiting.
-    fn step(&mut self) {
+    /// The work that a part of a turn may take on.
+    fn work(&self) -> Work {
+        Work::on(self.config.turn)
+    }
+
+    /// Does what can be done without waiting. Answers whether that is all, and not only as much as a turn takes on.
+    fn step(&mut self) -> bool {
         if !self.leads() {
-            return;
+            return true;
         }
         self.continue_session();
         self.follow_placement();
-        self.reconcile_dirty();
+        let all_reconciled = self.reconcile_dirty();
         // A name that was freed may have brought somebody's needs along.
         self.update_watches();
         self.launch_bundles();
-        self.write_reports();
+        self.write_reports() && all_reconciled
     }
 
-    fn on_event(&mut self, event: Event) {
+    fn on_event(&mut self, event: Event, work: &mut Work) {
+        work.heard(event.change.endpoints());
         let completes = event.change.completes_a_list();
         let now = Instant::now();
         for dirtied in self.world.apply(event, now) {
@@ -369,7 +397,8 @@ impl Engine {
         self.enqueue_kept(key, dirty.cause, dirty.since);
     }
 
-    fn on_completion(&mut self, completion: Completion) {
+    fn on_completion(&mut self, completion: Completion, work: &mut Work) {
+        work.did(completion.len());
         match completion {
             Completion::Connected(answer) => self.on_connected(answer),
             Completion::Resumed(answer) => self.on_resumed(answer),
@@ -429,7 +458,8 @@ impl Engine {
         let (under_way, grace) = (self.lanes.in_flight_len(), self.config.grace);
         let all = async {
             while let Some(joined) = self.tasks.bundles.join_next().await {
-                self.on_completion(completion(joined));
+                let mut work = self.work();
+                self.on_completion(completion(joined), &mut work);
             }
         };
         if timeout(grace, all).await.is_err() {
@@ -439,6 +469,3 @@ impl Engine {
         }
     }
 }
-
-/// The most events that are taken in before anything is written.
-const MOST_AT_ONCE: usize = 4096;

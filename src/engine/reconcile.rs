@@ -7,6 +7,7 @@ use tokio::time::{Duration, Instant};
 
 use super::Engine;
 use super::decide::{Action, Decision, decide, registered, share, why_gone, without};
+use super::removals::Inferred;
 use super::resources::{Basis, Dirty, Handover, Kept, MissingEndpoints};
 use super::timers::Timer;
 use crate::model::cause::Cause;
@@ -32,35 +33,45 @@ pub(super) fn span(key: &ResourceKey) -> tracing::Span {
     tracing::info_span!("reconcile", namespace = %key.namespace, resource_name = %key.name)
 }
 
-/// The writes of a resource that removes instances by inference.
-pub(super) struct Inferred {
-    pub(super) ops: Vec<Op>,
-    pub(super) since: Instant,
-}
-
 impl Engine {
-    /// Takes every dirty resource to the writes that wait for it.
-    pub(super) fn reconcile_dirty(&mut self) {
+    /// Takes dirty resources to the writes that wait for them. Answers whether these were all.
+    pub(super) fn reconcile_dirty(&mut self) -> bool {
         if !self.session.is_ready() {
-            return;
+            return true;
         }
-        let mut inferred = BTreeMap::new();
-        while let Some((key, dirty)) = self.resources.next_dirty() {
+        let mut work = self.work();
+        while work.is_left()
+            && let Some((key, dirty)) = self.resources.next_dirty()
+        {
             let _span = span(&key).entered();
-            if let Some(removals) = self.reconcile(&key, dirty) {
-                inferred.insert(key, removals);
-            }
+            self.reconcile(&key, dirty);
+            work.did(self.instances_of(&key));
         }
-        self.guard(inferred);
+        let are_all = !self.resources.has_dirty();
+        if are_all {
+            // Only together it shows whether they are few.
+            self.guard();
+        }
+        are_all
     }
 
-    /// Schedules the writes of a resource, unless these are removals by inference.
-    fn reconcile(&mut self, key: &ResourceKey, mut dirty: Dirty) -> Option<Inferred> {
+    /// Counts the instances that a decision about a resource is about, and those that it has.
+    pub(super) fn instances_of(&self, key: &ResourceKey) -> usize {
+        let desired = match self.resources.get(key).kept.as_ref().map(|kept| &kept.decision.action) {
+            Some(Action::Apply { desired, .. }) => desired.len(),
+            Some(Action::Freeze | Action::Disown) | None => 0,
+        };
+        desired.max(self.mirror.owned_by(key))
+    }
+
+    /// Schedules the writes of a resource, but no removals by inference.
+    fn reconcile(&mut self, key: &ResourceKey, mut dirty: Dirty) {
+        self.removals.inferred.remove(key);
         if let Some(missing) = &self.resources.get(key).missing {
             dirty.cause = dirty.cause.max(missing.cause);
         }
         if !self.world.watches(&key.namespace) {
-            return None;
+            return;
         }
         if !self.world.is_whole(&key.namespace) || self.world.waits_for(key).is_some() {
             // It stays as it is until then: what was decided before may be wrong by now.
@@ -68,7 +79,7 @@ impl Engine {
             self.resources.forget_decision(key);
             self.reports.enqueue(key.clone());
             self.resources.wait_for_lists(key.clone(), dirty);
-            return None;
+            return;
         }
         // From here on the name is its own.
         for freed in self.world.act(key) {
@@ -90,12 +101,25 @@ impl Engine {
             self.ask_for_definition();
             self.schedule(key, Vec::new(), dirty);
         } else if removes && (dirty.cause == Cause::Inferred || self.removals.relist.has(key)) {
-            return Some(Inferred { ops, since: dirty.since });
+            self.infer(key, ops, dirty.since);
         } else {
             self.removals.relist.forget(key);
             self.explain_and_schedule(key, ops, dirty, false);
         }
-        None
+    }
+
+    /// Schedules these writes of a resource but its removals, which wait until it is known how many there are in all.
+    fn infer(&mut self, key: &ResourceKey, mut ops: Vec<Op>, since: Instant) {
+        let all = ops.len();
+        ops.retain(|op| !op.removes());
+        let dirty = Dirty { cause: Cause::Inferred, since };
+        self.removals.inferred.insert(key.clone(), Inferred { removals: all - ops.len(), since });
+        self.resources.begin_progress(key, dirty);
+        if ops.is_empty() {
+            self.lanes.replace(key, Vec::new());
+        } else {
+            self.explain_and_schedule(key, ops, dirty, false);
+        }
     }
 
     pub(super) fn is_deleted(&self, key: &ResourceKey) -> bool {

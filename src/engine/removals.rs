@@ -20,7 +20,9 @@ const SHARE_PERCENT: usize = 10;
 /// Removals that wait for a confirmation, and what was confirmed.
 #[derive(Debug, Default)]
 pub(super) struct Removals {
-    /// Resources with removals by inference: a fresh list confirms them.
+    /// Resources with removals by inference that were not weighed yet.
+    pub(super) inferred: BTreeMap<ResourceKey, Inferred>,
+    /// Resources with removals by inference that are too many: a fresh list confirms them.
     pub(super) relist: Confirmation,
     /// Deleted resources: they are confirmed when the definition stays.
     pub(super) definition: Confirmation,
@@ -34,6 +36,15 @@ pub(super) struct Removals {
     definition_goes: bool,
     /// The number of times in a row that a fresh list could not tell or contradicted.
     failures: u32,
+}
+
+/// The removals of one resource by inference.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Inferred {
+    /// Their number.
+    pub(super) removals: usize,
+    /// The time at which the change arrived that led to them.
+    pub(super) since: Instant,
 }
 
 /// What becomes of the instances of a deleted resource.
@@ -69,7 +80,7 @@ impl Removals {
 
     /// Says whether something of a resource waits for a confirmation.
     pub(super) fn has(&self, key: &ResourceKey) -> bool {
-        self.relist.has(key) || self.definition.has(key)
+        self.inferred.contains_key(key) || self.relist.has(key) || self.definition.has(key)
     }
 
     /// Counts the resources that wait for a fresh list, or for somebody who can tell whether the definition goes.
@@ -122,6 +133,7 @@ impl Removals {
     /// Forgets what waits and what was confirmed: it concerned what was known of Consul before. An answer that is under
     /// way stays expected.
     pub(super) fn reset(&mut self) {
+        self.inferred.clear();
         self.relist.waiting.clear();
         self.definition.waiting.clear();
         self.confirmed.clear();

@@ -4,12 +4,13 @@
 //! each, who came first goes first. Status and Events share a budget, so that resources that flap do not load the API
 //! server, and one resource has at most one write of its status under way.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::queue::Queue;
 use crate::model::ids::{ResourceKey, Str};
 use crate::model::status::Status;
 
@@ -40,6 +41,8 @@ pub(super) struct Told {
     pub(super) sent: Option<Sent>,
     /// Since when there is nothing to tell but that writes are under way. Most are over before it is worth a word.
     pub(super) pending: Option<Instant>,
+    /// The time of the last look at its status that found nothing to write yet.
+    pub(super) looked: Option<Instant>,
     /// What the last Event said of `Ready`: reason and message.
     pub(super) event: Option<(String, String)>,
     /// The version of the resource at which its finalizer was last written: it is not written twice on one sight.
@@ -198,41 +201,6 @@ pub(super) enum Next {
     At(Instant),
     /// No status waits.
     None,
-}
-
-/// Resources in the order in which they came, each once.
-#[derive(Debug, Default)]
-struct Queue {
-    /// May hold resources that were removed.
-    order: VecDeque<ResourceKey>,
-    members: BTreeSet<ResourceKey>,
-}
-
-impl Queue {
-    fn push(&mut self, key: ResourceKey) {
-        if self.members.insert(key.clone()) {
-            self.order.push_back(key);
-        }
-    }
-
-    fn pop(&mut self) -> Option<ResourceKey> {
-        while let Some(key) = self.order.pop_front() {
-            if self.members.remove(&key) {
-                return Some(key);
-            }
-        }
-        None
-    }
-
-    fn remove(&mut self, key: &ResourceKey) {
-        if self.members.remove(key) {
-            self.order.retain(|other| other != key);
-        }
-    }
-
-    fn is_empty(&self) -> bool {
-        self.members.is_empty()
-    }
 }
 
 /// A token bucket: so many writes a second in the long run, and a burst after a quiet time.

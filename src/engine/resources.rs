@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use tokio::time::Instant;
 
 use super::decide::Decision;
+use super::queue::Queue;
 use super::refusals::Refusals;
 use crate::model::cause::Cause;
 use crate::model::ids::ResourceKey;
@@ -117,11 +118,20 @@ impl Record {
     }
 }
 
+/// How many resources about which a watch told something go before one of the others at most.
+const IN_A_ROW: usize = 8;
+
 /// All records, and the queue.
 #[derive(Debug, Default)]
 pub(super) struct Resources {
     records: BTreeMap<ResourceKey, Record>,
     dirty: BTreeMap<ResourceKey, Dirty>,
+    /// Those of them about which a watch told something.
+    observed: Queue,
+    /// The others.
+    inferred: Queue,
+    /// Counts those that were taken from the first queue since one was taken from the second.
+    in_a_row: usize,
     /// Dirty resources that wait for the first list of something that they need.
     waiting: BTreeMap<ResourceKey, Dirty>,
     /// Resources with instances whose IDs somebody else holds.
@@ -158,6 +168,11 @@ impl Resources {
     /// Has a resource reconciled.
     pub(super) fn enqueue(&mut self, key: ResourceKey, cause: Cause, since: Instant) {
         let new = Dirty { cause, since };
+        match cause {
+            Cause::Observed => self.observed.push(key.clone()),
+            Cause::Inferred if !self.dirty.contains_key(&key) => self.inferred.push(key.clone()),
+            Cause::Inferred => {}
+        }
         self.dirty.entry(key).or_insert(new).merge(new);
     }
 
@@ -184,11 +199,24 @@ impl Resources {
         known.unwrap_or(Dirty { cause: Cause::Observed, since: now })
     }
 
-    /// Takes the next resource that is to be reconciled.
+    /// Takes the next resource that is to be reconciled: those first about which a watch told something, except for one
+    /// in a while.
     pub(super) fn next_dirty(&mut self) -> Option<(ResourceKey, Dirty)> {
-        let (key, dirty) = self.dirty.pop_first()?;
-        self.waiting.remove(&key);
-        Some((key, dirty))
+        loop {
+            let observed = if self.in_a_row < IN_A_ROW { self.observed.pop() } else { None };
+            self.in_a_row = if observed.is_some() { self.in_a_row + 1 } else { 0 };
+            let key = observed.or_else(|| self.inferred.pop()).or_else(|| self.observed.pop())?;
+            // One may wait in both queues, or be dirty no more.
+            if let Some(dirty) = self.dirty.remove(&key) {
+                self.waiting.remove(&key);
+                return Some((key, dirty));
+            }
+        }
+    }
+
+    /// Says whether a resource is to be reconciled.
+    pub(super) fn has_dirty(&self) -> bool {
+        !self.dirty.is_empty()
     }
 
     /// Says whether a resource is to be reconciled.
@@ -395,5 +423,26 @@ mod tests {
         assert!(resources.get(&key("a")).progress.is_some_and(|progress| progress.in_flight == 0 && progress.more));
         resources.write_ended(&key("b"), true);
         assert_eq!(resources.in_flight(&key("b")), 0);
+    }
+
+    #[test]
+    fn a_change_that_a_watch_told_of_goes_first_and_the_others_come_all_the_same() {
+        let (mut resources, now) = (Resources::default(), Instant::now());
+        for name in ["z", "y", "m"] {
+            resources.enqueue(key(name), Cause::Inferred, now);
+        }
+        let observed: Vec<String> = (10..20).map(|number| number.to_string()).collect();
+        for name in &observed {
+            resources.enqueue(key(name), Cause::Observed, now);
+        }
+        resources.enqueue(key("m"), Cause::Observed, now);
+        let taken: Vec<(ResourceKey, Cause)> =
+            std::iter::from_fn(|| resources.next_dirty()).map(|(key, dirty)| (key, dirty.cause)).collect();
+        let mut expected: Vec<(ResourceKey, Cause)> =
+            observed.iter().map(|name| (key(name), Cause::Observed)).collect();
+        expected.insert(IN_A_ROW, (key("z"), Cause::Inferred));
+        expected.extend([(key("m"), Cause::Inferred), (key("y"), Cause::Inferred)]);
+        assert_eq!(taken, expected);
+        assert!(!resources.has_dirty());
     }
 }

@@ -426,7 +426,8 @@ mod tests {
             resync.next(now);
             resync.read_failed(&"a".into(), Reader::Resync, false, now, random);
         };
-        let cases: [(&str, Box<dyn FnOnce(&mut Resync) + '_>, bool, Option<&str>); 4] = [
+        type Begin<'a> = Box<dyn FnOnce(&mut Resync) + 'a>;
+        let cases: [(&str, Begin<'_>, bool, Option<&str>); 4] = [
             ("nothing", Box::new(|_| {}), false, Some("a")),
             ("the resync's own read", Box::new(own), false, None),
             ("the resync, by the lane", Box::new(by_lane), true, None),

@@ -39,33 +39,38 @@ const RETRY: Duration = Duration::from_secs(2);
 const RETRY_REFUSED: Duration = Duration::from_secs(60);
 
 impl Engine {
-    /// Writes what there is to tell, as far as the limits allow.
-    pub(super) fn write_reports(&mut self) {
+    /// Writes what there is to tell, as far as the limits allow. Answers whether all of that was looked at.
+    pub(super) fn write_reports(&mut self) -> bool {
+        let mut work = self.work();
         let (is_ready, is_unavailable) = (self.session.is_ready(), self.session.outage().is_some());
         if self.reports.has_unreachable() && (is_ready || is_unavailable) {
             self.reports.take_unreachable(!is_ready);
         }
-        while let Some(key) = self.reports.next_finalizer() {
+        while work.is_left()
+            && let Some(key) = self.reports.next_finalizer()
+        {
+            work.did(1);
             if self.world.resource(&key).is_none() {
                 self.reports.forget_told(&key);
             } else if is_ready && self.world.is_whole(&key.namespace) {
                 self.tell_finalizer(&key);
             }
         }
-        loop {
+        while work.is_left() {
             match self.reports.next_status(Instant::now()) {
                 Next::Resource(key) => {
                     if self.world.is_whole(&key.namespace) && (is_ready || is_unavailable) {
-                        self.tell_status(key);
+                        work.did(self.tell_status(key));
                     }
                 }
                 Next::At(at) => {
                     self.timers.set(at, Timer::Reports);
-                    return;
+                    return true;
                 }
-                Next::None => return,
+                Next::None => return true,
             }
         }
+        false
     }
 
     /// Puts the finalizer on a resource that has registrations, or is about to, and takes it off one that is being
@@ -128,18 +133,29 @@ impl Engine {
     }
 
     /// Writes the status of a resource if it differs from what the resource has, was not just written, and is not about
-    /// to be overtaken.
-    fn tell_status(&mut self, key: ResourceKey) {
+    /// to be overtaken. Answers how many instances were counted for that.
+    fn tell_status(&mut self, key: ResourceKey) -> usize {
         if self.world.resource(&key).is_none_or(|entry| !entry.resource.ours) {
-            return;
+            return 0;
         }
         let now = Instant::now();
-        let sent_at = self.reports.told(&key).sent.as_ref().map(|sent| sent.at);
-        if let Some(next) = sent_at.map(|at| at + BETWEEN).filter(|next| *next > now) {
+        let told = self.reports.told(&key);
+        // While writes are under way, each answer gives reason for a look, and counting thousands of instances takes time.
+        let looked = told.looked.filter(|_| self.resources.get(&key).progress.is_some());
+        let last = told.sent.as_ref().map(|sent| sent.at).max(looked);
+        if let Some(next) = last.map(|at| at + BETWEEN).filter(|next| *next > now) {
             self.timers.set(next, Timer::Report(key));
-            return;
+            return 0;
         }
         self.decide(&key);
+        let counted = self.instances_of(&key);
+        self.reports.told(&key).looked = Some(now);
+        self.write_status(key, now);
+        counted
+    }
+
+    /// Writes the status of a resource, or sets a timer for when it may be written.
+    fn write_status(&mut self, key: ResourceKey, now: Instant) {
         let (Some(entry), Some(kept)) = (self.world.resource(&key), &self.resources.get(&key).kept) else { return };
         let status = Arc::new(self.status_of(&key, entry, &kept.decision));
         let told = self.reports.told(&key);

@@ -107,6 +107,15 @@ impl Change {
         }
     }
 
+    /// Counts the endpoints that it tells of.
+    #[must_use]
+    pub fn endpoints(&self) -> usize {
+        match self {
+            Self::Slice(Step::Apply(_, slice) | Step::InitApply(_, slice)) => slice.endpoints.len(),
+            Self::Slice(_) | Self::Resource(_) | Self::Service(_) | Self::Pod(_) | Self::Node(_) => 0,
+        }
+    }
+
     /// Says whether a list is done with it: what was only unknown before may now be known to be absent.
     #[must_use]
     pub fn completes_a_list(&self) -> bool {

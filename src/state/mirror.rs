@@ -49,6 +49,12 @@ impl Mirror {
         self.by_owner.get(owner).into_iter().flatten().filter_map(|key| self.rows.get_key_value(key))
     }
 
+    /// Counts the rows of a resource.
+    #[must_use]
+    pub fn owned_by(&self, owner: &ResourceKey) -> usize {
+        self.by_owner.get(owner).map_or(0, BTreeSet::len)
+    }
+
     /// The names that a resource has rows under.
     #[must_use]
     pub fn names(&self, owner: &ResourceKey) -> BTreeSet<NameInUse> {

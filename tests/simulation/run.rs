@@ -389,6 +389,7 @@ fn engine(sim: &Sim, setup: &Setup, life: u32, sink: mpsc::Sender<Event>) -> Eng
         concurrency: 4,
         status_rate: 20,
         grace: Duration::from_secs(5),
+        turn: setup.turn,
     };
     let world = World::new(setup.scopes.iter().cloned(), setup.mode == Mode::Catalog);
     let kubernetes = Arc::new(ApiServer::new(sim.clone(), life, sink));

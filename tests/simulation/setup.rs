@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use lictor::engine::TURN;
 use lictor::model::ids::{ClusterName, Identity};
 use lictor::model::resource::Limits;
 use lictor::state::event::Scope;
@@ -97,6 +98,8 @@ pub struct Setup {
     pub hold_mass_unready: Duration,
     /// Whether Lictor acts only while it leads.
     pub elects: bool,
+    /// How many instances each part of a turn of the engine's loop takes on.
+    pub turn: usize,
     /// A fault of the product's that is to be caught.
     pub planted: Option<PlantedFault>,
 }
@@ -134,6 +137,7 @@ impl Setup {
             former_named: random.bool(),
             hold_mass_unready: Duration::from_secs(if random.bool() { 0 } else { random.u64(1..40) }),
             elects: random.u8(..3) == 0,
+            turn: if random.bool() { random.usize(1..6) } else { TURN },
             planted: None,
         }
     }
