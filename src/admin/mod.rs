@@ -187,7 +187,12 @@ pub fn example() -> Result<String, std::fmt::Error> {
     Metrics::new(&mut registry).touch();
     let mut text = String::new();
     encode_registry(&mut text, &registry)?;
-    encode_registry(&mut text, &gauges(&Snapshot { resync_age: Some(Duration::ZERO), ..Snapshot::default() }))?;
+    let snapshot = Snapshot {
+        resync_age: Some(Duration::ZERO),
+        resources: [(("True", "Ready".to_owned()), 1)].into(),
+        ..Snapshot::default()
+    };
+    encode_registry(&mut text, &gauges(&snapshot))?;
     Ok(text)
 }
 
@@ -201,7 +206,11 @@ fn gauges(snapshot: &Snapshot) -> Registry {
     };
     gauge("lictor_ready", "1 if all watches are synced and Consul answers", snapshot.not_ready.is_none().into());
     gauge("lictor_leader", "1 if this replica is the one that acts", snapshot.leads.into());
-    gauge("lictor_resources", "ConsulService resources watched", snapshot.resources);
+    gauge(
+        "lictor_consul_unavailable",
+        "1 if nothing but an outage of Consul keeps this replica from being ready",
+        snapshot.consul_unavailable.into(),
+    );
     gauge("lictor_dirty_resources", "Resources that are to be reconciled", snapshot.dirty);
     gauge("lictor_outstanding_writes", "Writes to Consul that wait or are under way", snapshot.outstanding);
     gauge("lictor_refused_instances", "Instances that Consul refuses", snapshot.refused);
@@ -213,6 +222,13 @@ fn gauges(snapshot: &Snapshot) -> Registry {
         "Instances that stopped being ready at once with most others, while their endpoints stay",
         snapshot.mass_unready,
     );
+    let by_ready = prometheus_client::metrics::family::Family::<Vec<(String, String)>, Gauge>::default();
+    for ((ready, reason), count) in &snapshot.resources {
+        let labels = vec![("ready".to_owned(), (*ready).to_owned()), ("reason".to_owned(), reason.clone())];
+        by_ready.get_or_create(&labels).set(i64::try_from(*count).unwrap_or(i64::MAX));
+    }
+    let help = "ConsulService resources watched, by the status and the reason of their condition Ready";
+    registry.register("lictor_resources", help, by_ready);
     let by_state = prometheus_client::metrics::family::Family::<Vec<(String, String)>, Gauge>::default();
     let states = [("passing", snapshot.passing), ("warning", snapshot.warning), ("critical", snapshot.critical)];
     for (state, count) in states {

@@ -1,10 +1,12 @@
 //! How things stand, for `/readyz` and `/metrics`.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::Engine;
 use crate::model::health::Health;
 use crate::model::registration::Ownership;
+use crate::model::status::{ConditionKind, Status, Truth};
 
 /// How things stand at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -13,8 +15,10 @@ pub struct Snapshot {
     pub not_ready: Option<String>,
     /// True if this replica is the one that acts.
     pub leads: bool,
-    /// The number of resources that are watched.
-    pub resources: usize,
+    /// True if it is Consul's outage alone that keeps this replica from being ready.
+    pub consul_unavailable: bool,
+    /// The number of resources that are watched, by the status and the reason of their condition `Ready`.
+    pub resources: BTreeMap<(&'static str, String), usize>,
     /// The number of instances that of this cluster pass in Consul.
     pub passing: usize,
     /// The number of them that have a check that warns.
@@ -47,7 +51,8 @@ impl Engine {
         Snapshot {
             not_ready: self.not_ready(),
             leads: self.leads(),
-            resources: self.world.entries().filter(|entry| entry.resource.ours).count(),
+            consul_unavailable: self.world.is_synced() && self.session.outage().is_some(),
+            resources: self.resources_by_ready(),
             passing: self.mirror.count(Health::Passing),
             warning: self.mirror.count(Health::Warning),
             critical: self.mirror.count(Health::Critical),
@@ -61,6 +66,16 @@ impl Engine {
             mass_unready_message: self.mass_unready_message(),
             resync_age: self.resync.age(),
         }
+    }
+
+    /// Counts the resources by what Kubernetes shows of their condition `Ready`.
+    fn resources_by_ready(&self) -> BTreeMap<(&'static str, String), usize> {
+        let mut counts = BTreeMap::new();
+        for entry in self.world.entries().filter(|entry| entry.resource.ours) {
+            let (ready, reason) = ready(&entry.resource.status);
+            *counts.entry((ready, reason.to_owned())).or_insert(0) += 1;
+        }
+        counts
     }
 
     /// Counts the instances that another agent holds that are for this Lictor to take away.
@@ -88,5 +103,35 @@ impl Engine {
         // One that stands by knows Kubernetes, and that is all it needs.
         let is_ready = self.session.is_ready() || !self.leads();
         (!is_ready).then(|| "Consul's registrations have not been read yet".to_owned())
+    }
+}
+
+/// The status and the reason of the condition `Ready`. The reasons are Lictor's own words, so they are few: authors of
+/// resources may not write a status.
+fn ready(status: &Status) -> (&'static str, &str) {
+    let ready = status.condition(ConditionKind::Ready);
+    ready.map_or((Truth::Unknown.as_str(), "NotReported"), |ready| (ready.truth.as_str(), &ready.reason))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::status::Condition;
+
+    #[test]
+    fn a_resource_counts_by_its_condition_ready() {
+        let condition = |kind, truth, reason: &str| Condition {
+            kind,
+            truth,
+            reason: reason.to_owned(),
+            message: String::new(),
+            observed_generation: 1,
+        };
+        let mut status = Status::default();
+        assert_eq!(ready(&status), ("Unknown", "NotReported"));
+        status.conditions.push(condition(ConditionKind::Accepted, Truth::True, "Accepted"));
+        assert_eq!(ready(&status), ("Unknown", "NotReported"));
+        status.conditions.push(condition(ConditionKind::Ready, Truth::False, "Refused"));
+        assert_eq!(ready(&status), ("False", "Refused"));
     }
 }

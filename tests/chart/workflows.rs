@@ -178,8 +178,8 @@ fn no_program_is_forgotten() -> Result<()> {
             );
             old += 1;
         } else {
-            let mut updated = modules.filter(|(module, _)| allowed.contains(*module));
-            ensure!(updated.next().is_some(), "{name}: no update");
+            let mut named = modules.filter(|(module, _)| allowed.contains(*module));
+            ensure!(named.next().is_some(), "{name}: no update");
             wanted.insert(format!("/tests/testbed/programs/{name}"));
         }
     }

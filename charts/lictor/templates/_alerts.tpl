@@ -28,13 +28,23 @@ an old answer. Labels of single replicas are left out where a change of replica 
     summary: No replica of Lictor is the leader.
     description: All replicas are standbys. Changes do not reach Consul.
 - alert: LictorNotReady
-  expr: max by (namespace, job) (lictor_ready{ {{- $s -}} } {{ $acts }}) == 0
+  expr: max by (namespace, job) (lictor_ready{ {{- $s -}} } {{ $acts }}) == 0 unless on (namespace, job) max by (namespace, job) (lictor_consul_unavailable{ {{- $s -}} } {{ $acts }}) > 0
   for: 5m
   labels:
     severity: critical
   annotations:
     summary: The leader of Lictor is not ready.
-    description: It cannot read Kubernetes, or Consul is unavailable. Changes do not reach Consul. Its /readyz says why.
+    description: It cannot read Kubernetes, or has not read Consul yet. Changes do not reach Consul. Its /readyz says why.
+{{- range $severity, $for := dict "warning" "5m" "critical" "30m" }}
+- alert: LictorConsulUnavailable
+  expr: max by (namespace, job) (lictor_consul_unavailable{ {{- $s -}} } {{ $acts }}) > 0
+  for: {{ $for }}
+  labels:
+    severity: {{ $severity }}
+  annotations:
+    summary: Consul is unavailable to Lictor.
+    description: Changes do not reach Consul. Lictor tries again at least every 15 s. Its /readyz says why.
+{{- end }}
 - alert: LictorStandbyNotReady
   expr: lictor_ready{ {{- $s -}} } == 0 unless on (namespace, instance) lictor_leader{ {{- $s -}} } == 1
   for: 15m
@@ -51,14 +61,30 @@ an old answer. Labels of single replicas are left out where a change of replica 
   annotations:
     summary: The resync of Lictor is overdue.
     description: {{ `"The last complete resync began {{ $value | humanizeDuration }} ago. On at least one Consul node, Lictor does not see what others change."` }}
+- alert: LictorResourcesNotReady
+  expr: sum by (namespace, job, reason) (lictor_resources{ {{- $s -}} , ready="False", reason!~"ConsulUnavailable|MassUnready|Refused"} {{ $acts }}) > 0
+  for: 1h
+  labels:
+    severity: info
+  annotations:
+    summary: Resources are not ready for a reason that their authors can see.
+    description: {{ `"{{ $value }} resources have been not ready for an hour. The reason {{ $labels.reason }} is explained in their conditions."` }}
 - alert: LictorInstancesRefused
   expr: max by (namespace, job) (lictor_refused_instances{ {{- $s -}} } {{ $acts }}) > 0
   for: 10m
   labels:
-    severity: warning
+    severity: info
   annotations:
     summary: Consul refuses instances.
-    description: {{ `"Consul refuses {{ $value }} instances, usually because the token of Lictor lacks permissions. The conditions of the resources say why."` }}
+    description: {{ `"Consul refuses {{ $value }} instances. The conditions of their resources say why."` }}
+- alert: LictorInstancesRefused
+  expr: sum by (namespace, job) (lictor_resources{ {{- $s -}} , reason="Refused"} {{ $acts }}) > 0.2 * sum by (namespace, job) (lictor_resources{ {{- $s -}} } {{ $acts }})
+  for: 10m
+  labels:
+    severity: warning
+  annotations:
+    summary: Consul refuses instances of many resources.
+    description: {{ `"Consul refuses instances of {{ $value }} resources, more than one in five. Usually the token of Lictor lacks permissions."` }}
 - alert: LictorRemovalsHeld
   expr: max by (namespace, job) (lictor_held_resources{ {{- $s -}} } {{ $acts }}) > 0
   for: 15m
