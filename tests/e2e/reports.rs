@@ -39,7 +39,9 @@ pub(crate) async fn metrics_are_there(fixture: &Fixture) -> Result<()> {
 
     for (name, expected) in [
         ("lictor_ready", 1.0),
-        ("lictor_resources", 2.0),
+        ("lictor_consul_unavailable", 0.0),
+        ("lictor_resources{ready=\"True\",reason=\"Ready\"}", 1.0),
+        ("lictor_resources{ready=\"False\",reason=\"ServiceNotFound\"}", 1.0),
         ("lictor_dirty_resources", 0.0),
         ("lictor_outstanding_writes", 0.0),
         ("lictor_refused_instances", 0.0),
