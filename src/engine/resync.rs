@@ -416,6 +416,7 @@ mod tests {
     /// the node is still to be read.
     #[test]
     fn a_read_for_a_write_counts_for_the_round_only_in_place_of_the_resyncs_own() {
+        type Begin<'a> = Box<dyn FnOnce(&mut Resync) + 'a>;
         let (now, random) = (Instant::now(), &mut fastrand::Rng::with_seed(1));
         let own = |resync: &mut Resync| drop(resync.next(now));
         let by_lane = |resync: &mut Resync| {
@@ -426,7 +427,6 @@ mod tests {
             resync.next(now);
             resync.read_failed(&"a".into(), Reader::Resync, false, now, random);
         };
-        type Begin<'a> = Box<dyn FnOnce(&mut Resync) + 'a>;
         let cases: [(&str, Begin<'_>, bool, Option<&str>); 4] = [
             ("nothing", Box::new(|_| {}), false, Some("a")),
             ("the resync's own read", Box::new(own), false, None),
