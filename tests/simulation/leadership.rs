@@ -30,6 +30,8 @@ pub struct Leadership {
     until: Option<Instant>,
     /// Another replica has written since the present life last listed what Consul has.
     pub is_unread: bool,
+    /// Another replica has written since the present life began.
+    pub another_led: bool,
     /// Held by each write that is under way.
     pub under_way: Arc<()>,
 }
@@ -59,6 +61,7 @@ impl State {
     pub fn begin_life(&mut self) {
         self.leadership.until = None;
         self.leadership.is_unread = false;
+        self.leadership.another_led = false;
     }
 
     /// The lead is given back.
@@ -100,6 +103,7 @@ impl State {
             self.change_ours();
         }
         self.leadership.is_unread = true;
+        self.leadership.another_led = true;
         self.observe(&Origin::Others);
     }
 }

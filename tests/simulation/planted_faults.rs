@@ -14,7 +14,7 @@ use lictor::ports::{Bundle, Outcome, Registry, Rows, Unavailable};
 
 use crate::expected::owner;
 use crate::moves::FORMER_NODE;
-use crate::setup::{AGENT_NODE, CLUSTER_UID};
+use crate::setup::{AGENT_NODE, CLUSTER_UID, Mode};
 use crate::sim::Sim;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,6 +142,29 @@ impl Watched {
         outcomes
     }
 
+    /// In the catalog Lictor steps back from another one only where there is another one.
+    fn judge_outage(&self, outage: &Unavailable) {
+        let mut state = self.sim.state();
+        let steps_back = state.setup.mode == Mode::Catalog && outage.session_lost && outage.retry_after.is_some();
+        if steps_back && !state.leadership.another_led {
+            state.violate("one leader", format!("Lictor takes itself for another one: {outage}"));
+        }
+    }
+
+    fn judged<T>(&self, answer: Result<T, Unavailable>) -> Result<T, Unavailable> {
+        answer.inspect_err(|outage| self.judge_outage(outage))
+    }
+
+    async fn carry_out(&self, bundle: &Bundle) -> Vec<Outcome> {
+        let outcomes = self.inner.apply(bundle).await;
+        for outcome in &outcomes {
+            if let Outcome::NotTried(outage) | Outcome::Unknown(outage) = outcome {
+                self.judge_outage(outage);
+            }
+        }
+        outcomes
+    }
+
     async fn lie(&self, bundle: &Bundle) -> Vec<Outcome> {
         let lies = self.sim.state().random.lives.u8(..4) == 0;
         if lies { vec![Outcome::Written { shown: true }; bundle.ops.len()] } else { self.inner.apply(bundle).await }
@@ -178,15 +201,15 @@ impl Registry for Watched {
     }
 
     fn read(&self) -> BoxFuture<'_, Result<Rows, Unavailable>> {
-        async move { self.inner.read().await.map(|rows| self.claimed(rows)) }.boxed()
+        async move { self.judged(self.inner.read().await).map(|rows| self.claimed(rows)) }.boxed()
     }
 
     fn nodes(&self) -> BoxFuture<'_, Result<BTreeSet<Str>, Unavailable>> {
-        self.inner.nodes()
+        async move { self.judged(self.inner.nodes().await) }.boxed()
     }
 
     fn read_node<'a>(&'a self, node: &'a Str) -> BoxFuture<'a, Result<Rows, Unavailable>> {
-        async move { self.inner.read_node(node).await.map(|rows| self.claimed(rows)) }.boxed()
+        async move { self.judged(self.inner.read_node(node).await).map(|rows| self.claimed(rows)) }.boxed()
     }
 
     fn apply<'a>(&'a self, bundle: &'a Bundle) -> BoxFuture<'a, Vec<Outcome>> {
@@ -194,7 +217,7 @@ impl Registry for Watched {
         match self.planted {
             Some(PlantedFault::SwappedLanes) => self.overtake(bundle).boxed(),
             Some(PlantedFault::FalseAnswers) => self.lie(bundle).boxed(),
-            _ => self.inner.apply(bundle),
+            _ => self.carry_out(bundle).boxed(),
         }
     }
 
@@ -203,7 +226,7 @@ impl Registry for Watched {
             let trouble = Unavailable::transient("a write failed");
             return std::future::ready(Err(trouble)).boxed();
         }
-        self.inner.check_writes()
+        async move { self.judged(self.inner.check_writes().await) }.boxed()
     }
 
     fn tidy<'a>(&'a self, addresses: &'a BTreeMap<Str, IpAddr>) -> BoxFuture<'a, Result<(), Unavailable>> {

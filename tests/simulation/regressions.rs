@@ -27,4 +27,7 @@ pub const SEEDS: &[(u64, &str)] = &[
     (11674, "nodes that had been read when the lead was lost were forgotten, and not read again: a finalizer came off"),
     (7262, "likewise: in `agent` mode, all was written anew by what another leader had changed"),
     (14020, "a resource was told that lists were missing which had come while Consul was away"),
+    (127, "Lictor took its own new term for another one's, which the marker showed before the answer to the write did"),
+    (468, "likewise"),
+    (554, "likewise"),
 ];

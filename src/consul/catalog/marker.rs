@@ -197,18 +197,27 @@ impl Catalog {
 
     /// Looks whether a fence, or one that we have raised since, still stands; if not, says why.
     pub(super) async fn stand_again(&self, fence: Fence) -> Result<(), Unavailable> {
-        if self.has_moved_on(fence) {
-            return Ok(());
+        if let Some(known) = self.known_of(fence) {
+            return known;
         }
         let marker = self.marker_node().await?;
-        if self.has_moved_on(fence) {
-            return Ok(());
+        // While it is being raised, the marker may show our own new term before we have the answer.
+        let _alone = self.raising.lock().await;
+        if let Some(known) = self.known_of(fence) {
+            return known;
         }
         self.judge(marker.as_ref(), fence).map_or(Ok(()), Err)
     }
 
-    fn has_moved_on(&self, fence: Fence) -> bool {
-        matches!(self.state().fence, FenceState::Firm(present) if present != fence)
+    /// Says what is known of a fence without a look at the marker: whether we have raised another one since, and whether
+    /// the session is lost already.
+    fn known_of(&self, fence: Fence) -> Option<Result<(), Unavailable>> {
+        match &self.state().fence {
+            FenceState::Firm(present) | FenceState::Stale { fence: present, .. } => {
+                (*present != fence).then_some(Ok(()))
+            }
+            FenceState::Lost(outage) => Some(Err(outage.clone())),
+        }
     }
 
     /// Says what has become of the marker, if it is not as we left it. The session is lost then.
