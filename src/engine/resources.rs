@@ -227,6 +227,8 @@ impl Resources {
     /// Does not have a resource reconciled.
     pub(super) fn forget_dirty(&mut self, key: &ResourceKey) {
         self.dirty.remove(key);
+        self.observed.remove(key);
+        self.inferred.remove(key);
     }
 
     /// Lets a resource wait until something that it needs has been listed.
