@@ -70,12 +70,8 @@ impl Engine {
 
     /// Counts the resources by what Kubernetes shows of their condition `Ready`.
     fn resources_by_ready(&self) -> BTreeMap<(&'static str, String), usize> {
-        let mut counts = BTreeMap::new();
-        for entry in self.world.entries().filter(|entry| entry.resource.ours) {
-            let (ready, reason) = ready(&entry.resource.status);
-            *counts.entry((ready, reason.to_owned())).or_insert(0) += 1;
-        }
-        counts
+        let ours = self.world.entries().filter(|entry| entry.resource.ours);
+        count_by_ready(ours.map(|entry| &*entry.resource.status))
     }
 
     /// Counts the instances that another agent holds that are for this Lictor to take away.
@@ -106,8 +102,28 @@ impl Engine {
     }
 }
 
-/// The status and the reason of the condition `Ready`. The reasons are Lictor's own words, so they are few: authors of
-/// resources may not write a status.
+/// The most pairs of status and reason that are told apart. Lictor writes fewer reasons than that. Who may write a status
+/// could invent any number, and each would be a time series.
+const MOST_REASONS: usize = 64;
+
+/// The reason that stands for all others.
+const OTHER: &str = "Other";
+
+/// Counts statuses by their condition `Ready`.
+fn count_by_ready<'a>(statuses: impl Iterator<Item = &'a Status>) -> BTreeMap<(&'static str, String), usize> {
+    let mut counts = BTreeMap::new();
+    for status in statuses {
+        let (ready, reason) = ready(status);
+        let mut pair = (ready, reason.to_owned());
+        if counts.len() >= MOST_REASONS && !counts.contains_key(&pair) {
+            OTHER.clone_into(&mut pair.1);
+        }
+        *counts.entry(pair).or_insert(0) += 1;
+    }
+    counts
+}
+
+/// The status and the reason of the condition `Ready`.
 fn ready(status: &Status) -> (&'static str, &str) {
     let ready = status.condition(ConditionKind::Ready);
     ready.map_or((Truth::Unknown.as_str(), "NotReported"), |ready| (ready.truth.as_str(), &ready.reason))
@@ -133,5 +149,25 @@ mod tests {
         assert_eq!(ready(&status), ("Unknown", "NotReported"));
         status.conditions.push(condition(ConditionKind::Ready, Truth::False, "Refused"));
         assert_eq!(ready(&status), ("False", "Refused"));
+    }
+
+    #[test]
+    fn invented_reasons_are_counted_together() {
+        let status = |number: usize| Status {
+            conditions: vec![Condition {
+                kind: ConditionKind::Ready,
+                truth: Truth::False,
+                reason: format!("Reason{number}"),
+                message: String::new(),
+                observed_generation: 1,
+            }],
+            ..Status::default()
+        };
+        let statuses: Vec<Status> = (0..1_000).chain(0..3).map(status).collect();
+        let counts = count_by_ready(statuses.iter());
+        assert_eq!(counts.values().sum::<usize>(), statuses.len());
+        assert_eq!(counts.len(), MOST_REASONS + 1);
+        assert_eq!(counts[&("False", "Reason0".to_owned())], 2);
+        assert_eq!(counts[&("False", OTHER.to_owned())], 1_000 - MOST_REASONS);
     }
 }
