@@ -5,6 +5,7 @@
 
 mod imports;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -101,6 +102,17 @@ fn names(line: &str, name: &str) -> bool {
 fn each_room_knows_only_the_rooms_to_its_right() {
     let violations = violations(Path::new(env!("CARGO_MANIFEST_DIR")), &RULES);
     assert!(violations.is_empty(), "{}", violations.join("\n"));
+}
+
+/// A room that the list lacks could be known by every other one.
+#[test]
+fn the_list_has_all_rooms() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let entries = fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("a readable entry").path());
+    let names = entries.map(|path| path.file_stem().expect("a name").to_string_lossy().into_owned());
+    let found: BTreeSet<String> = names.filter(|name| name != "lib" && name != "main").collect();
+    let known: BTreeSet<String> = ROOMS.map(ToOwned::to_owned).into();
+    assert_eq!(found, known);
 }
 
 #[test]
