@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -39,6 +39,12 @@ pub async fn tell(stage: &mut Stage, once: bool) -> Result<()> {
     std::future::pending().await
 }
 
+/// The folder with the examples.
+fn folder() -> Result<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
+    folder.canonicalize().with_context(|| folder.display().to_string())
+}
+
 /// Whether Consul runs the checks of the examples.
 enum Checks {
     Run,
@@ -64,8 +70,7 @@ impl Checks {
     /// Applies the examples, or one of them, as far as these checks go, and shows it.
     async fn apply(&self, stage: &Stage, example: &str) -> Result<()> {
         let namespace = stage.namespace()?;
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples").canonicalize()?.join(example);
-        let path = path.display().to_string();
+        let path = folder()?.join(example).display().to_string();
         let apply = format!("kubectl -n {} apply -f", namespace.name());
         let (line, applied) = match self {
             Self::Run => (format!("{apply} examples/{example}"), namespace.kubectl(&["apply", "-f", &path]).await?),
