@@ -263,6 +263,9 @@ pub(crate) async fn a_lead_lost_for_a_moment(fixture: &Fixture) -> Result<()> {
     let second = Replica::start(fixture, 1).await?;
     operator.process().signal("STOP")?;
     second.until_it_leads().await?;
+    let acted = "read what Consul holds";
+    wait::until("the other one acts", SOON, || async { Ok(second.operator.log().contains(acted).then_some(())) })
+        .await?;
     operator.process().signal("CONT")?;
     second.operator.kill()?;
     wait::until("it leads a third time", SOON, || async { Ok(leads(&operator).await?.then_some(())) }).await?;
@@ -287,13 +290,13 @@ pub(crate) async fn one_leads_where_kubernetes_is_slow(fixture: &Fixture) -> Res
     wait::until("the Lease is nobody's", SOON, || async { Ok(holder(fixture).await?.is_empty().then_some(())) })
         .await?;
 
-    // So slow that renewals have to overlap: a Lease of 6 s can be kept where a request takes less than 4 s.
-    slow(3000);
-    let first = behind(fixture, &listening, "first").flag("--lease-duration", "6s").ready().await?;
+    // So slow that renewals have to overlap: a Lease of 9 s can be kept where a request takes less than 6 s.
+    slow(4000);
+    let first = behind(fixture, &listening, "first").flag("--lease-duration", "9s").ready().await?;
     wait::until("it leads", SOON, || async { Ok(leads(&first).await?.then_some(())) }).await?;
-    let second = behind(fixture, &listening, "second").flag("--lease-duration", "6s").ready().await?;
+    let second = behind(fixture, &listening, "second").flag("--lease-duration", "9s").ready().await?;
     let since = Instant::now();
-    while since.elapsed() < Duration::from_secs(12) {
+    while since.elapsed() < Duration::from_secs(18) {
         let acts = (leads(&first).await?, leads(&second).await?);
         ensure!(acts == (true, false), "who acts: {acts:?}");
         let named = holder(fixture).await?;
@@ -305,7 +308,7 @@ pub(crate) async fn one_leads_where_kubernetes_is_slow(fixture: &Fixture) -> Res
     ensure!(!first.log().contains(LOST), "it lost the lead");
 
     // Too slow for anybody: nobody acts, and nobody is named. What is registered stays.
-    slow(5000);
+    slow(7000);
     for operator in [&first, &second] {
         wait_not_ready(operator, "raise --lease-duration").await?;
     }
