@@ -152,16 +152,35 @@ async fn rewrite(trial: &Trial, load: &Load, pace: Pace) -> Result<Figures> {
     let tag = format!("round-{}", fastrand::u32(..));
     let one = async {
         sleep(Duration::from_secs(1)).await;
-        let begun = Instant::now();
-        try_join(load.set_ready(0, false), trial.wait_for(0, false)).await?;
-        let first = millis(begun.elapsed());
-        let begun = Instant::now();
-        try_join(load.set_ready(0, true), trial.wait_for(0, true)).await?;
-        anyhow::Ok([("flip in a rewrite", first), ("flip back in a rewrite", millis(begun.elapsed()))])
+        let (there, first) = flip(trial, load, false).await?;
+        let (_, back) = flip(trial, load, true).await?;
+        anyhow::Ok([("flip in a rewrite", first), ("of which Kubernetes", there), ("flip back in a rewrite", back)])
     };
-    let (figures, ()) = try_join(one, load.edit_tags(&tag)).await?;
+    let edits = async {
+        let begun = Instant::now();
+        load.edit_tags(&tag).await?;
+        Ok(millis(begun.elapsed()))
+    };
+    let (figures, edited) = try_join(one, edits).await?;
+    let mut figures = Figures::from(figures);
+    figures.insert("edits", edited);
     sleep(Duration::from_secs(pace.seconds.into())).await;
-    Ok(figures.into())
+    Ok(figures)
+}
+
+/// The time until Kubernetes has taken the readiness of the first service's first instance, and until Consul shows it.
+async fn flip(trial: &Trial, load: &Load, ready: bool) -> Result<(f64, f64)> {
+    let begun = Instant::now();
+    let time = || Ok::<_, anyhow::Error>(millis(begun.elapsed()));
+    let taken = async {
+        load.set_ready(0, ready).await?;
+        time()
+    };
+    let seen = async {
+        trial.wait_for(0, ready).await?;
+        time()
+    };
+    try_join(taken, seen).await
 }
 
 async fn refused(trial: &Trial, pace: Pace) -> Result<Figures> {
