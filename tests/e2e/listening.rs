@@ -28,6 +28,7 @@ pub(crate) struct Listening {
     /// A kubeconfig that leads through it.
     pub(crate) kubeconfig: PathBuf,
     log: Arc<Mutex<Vec<Look>>>,
+    writes: Arc<Mutex<Vec<String>>>,
     rule: Arc<Mutex<Option<Rule>>>,
     _serving: JoinSet<()>,
     _work_dir: WorkDir,
@@ -64,6 +65,7 @@ pub(crate) type Rule = Arc<dyn Fn(Option<&Look>) -> Option<Way> + Send + Sync>;
 struct Shared {
     upstream: Client,
     log: Arc<Mutex<Vec<Look>>>,
+    writes: Arc<Mutex<Vec<String>>>,
     rule: Arc<Mutex<Option<Rule>>>,
 }
 
@@ -72,9 +74,13 @@ impl Listening {
     pub(crate) async fn to(kubeconfig: &Path) -> Result<Self> {
         let config =
             Config::from_custom_kubeconfig(Kubeconfig::read_from(kubeconfig)?, &KubeConfigOptions::default()).await?;
-        let log = Arc::new(Mutex::default());
-        let rule = Arc::new(Mutex::default());
-        let shared = Shared { upstream: Client::try_from(config)?, log: Arc::clone(&log), rule: Arc::clone(&rule) };
+        let shared = Shared {
+            upstream: Client::try_from(config)?,
+            log: Arc::default(),
+            writes: Arc::default(),
+            rule: Arc::default(),
+        };
+        let (log, writes, rule) = (Arc::clone(&shared.log), Arc::clone(&shared.writes), Arc::clone(&shared.rule));
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let server = format!("http://{}", listener.local_addr()?);
         let mut serving = JoinSet::new();
@@ -94,7 +100,7 @@ impl Listening {
             "current-context": "proxy",
         });
         let kubeconfig = work_dir.write("kubeconfig", through.to_string())?;
-        Ok(Self { kubeconfig, log, rule, _serving: serving, _work_dir: work_dir })
+        Ok(Self { kubeconfig, log, writes, rule, _serving: serving, _work_dir: work_dir })
     }
 
     /// From now on this becomes of requests.
@@ -105,6 +111,11 @@ impl Listening {
     /// Every look so far.
     pub(crate) fn looks(&self) -> Vec<Look> {
         locked(&self.log).clone()
+    }
+
+    /// The paths of all writes so far, in the order in which they came.
+    pub(crate) fn writes(&self) -> Vec<String> {
+        locked(&self.writes).clone()
     }
 
     /// The kinds that are watched at this moment.
@@ -136,6 +147,9 @@ async fn answer(shared: &Shared, request: Request) -> Result<Response> {
         is_watch: path.query().is_some_and(|query| query.split('&').any(|part| part == "watch=true")),
         open: true,
     });
+    if look.is_none() {
+        locked(&shared.writes).push(path.path().to_owned());
+    }
     let rule = locked(&shared.rule).clone();
     let way = rule.and_then(|rule| rule(look.as_ref()));
     let open = look.map(|look| Open::note(&shared.log, look));

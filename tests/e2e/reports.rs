@@ -1,9 +1,20 @@
 //! What users and administrators see.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
+use futures::{StreamExt, TryStreamExt, stream};
+use lictor_testbed::wait;
 use serde_json::json;
 
 use crate::fixture::{Fixture, SOON, metric, wait_for_metric};
+use crate::listening::{Listening, Way};
+
+/// Resources whose status changes all the time.
+const FLAPPING: usize = 60;
+
+/// The most writes to Kubernetes that Lictor has under way at once.
+const AT_ONCE: usize = 16;
 
 pub(crate) async fn kubectl_shows_it(fixture: &Fixture) -> Result<()> {
     fixture.web(2).await?;
@@ -61,4 +72,53 @@ pub(crate) async fn metrics_are_there(fixture: &Fixture) -> Result<()> {
     // No name of anything that users make.
     ensure!(!metrics.contains(&fixture.cluster) && !metrics.contains("web"), "a label holds a name: {metrics}");
     Ok(())
+}
+
+pub(crate) async fn a_finalizer_waits_for_no_status(fixture: &Fixture) -> Result<()> {
+    fixture.web(2).await?;
+    let listening = Listening::to(&fixture.kubeconfig).await?;
+    let _operator = fixture.operator().kubeconfig(&listening.kubeconfig).ready().await?;
+    let spec = |name: &str, policy: &str| {
+        fixture.spec(json!({ "name": fixture.service_named(name), "deletionPolicy": policy }))
+    };
+    let names: Vec<String> = (0..FLAPPING).map(|number| format!("a-{number}")).collect();
+    let apply = async |name: &String| fixture.apply(name, &spec(name, "Deregister")).await;
+    stream::iter(&names).map(apply).buffer_unordered(16).try_collect::<()>().await?;
+    for name in &names {
+        fixture.wait_ready(name).await?;
+    }
+
+    listening.rule(|look| look.is_none().then_some(Way::Late(Duration::from_millis(100))));
+    let is_status = |path: &String| path.ends_with("/status");
+    let statuses = || listening.writes().into_iter().filter(is_status).count();
+    let more_statuses = async |so_far: usize| {
+        let many = so_far + FLAPPING / 4;
+        wait::until("statuses of a pod that flaps", SOON, || async { Ok((statuses() >= many).then_some(())) }).await
+    };
+    let flap = async {
+        for ready in [false, true].into_iter().cycle() {
+            let before = statuses();
+            fixture.namespace.set_ready("web-0", ready).await?;
+            more_statuses(before).await?;
+        }
+        Ok(())
+    };
+    let finalizer = async {
+        more_statuses(statuses()).await?;
+        fixture.apply("zz", &spec("zz", "Retain")).await?;
+        let before = statuses();
+        let after = wait::until("the finalizer", SOON, || async {
+            let writes = listening.writes();
+            let finalizer = writes.iter().position(|path| path.ends_with("/consulservices/zz"));
+            Ok(finalizer.map(|at| writes[..at].iter().filter(|path| is_status(path)).count()))
+        })
+        .await?;
+        println!("{} statuses went before the finalizer", after.saturating_sub(before));
+        ensure!(after <= before + AT_ONCE, "{} statuses went before the finalizer", after - before);
+        fixture.consul().wait_for(&fixture.service_named("zz"), "its instances", |found| found.len() == 2, SOON).await
+    };
+    tokio::select! {
+        flapped = flap => flapped,
+        found = finalizer => found.map(drop),
+    }
 }

@@ -103,6 +103,9 @@ scenarios! {
     verified::endpoints_need_a_pod(agent: yes, catalog: yes);
     /// Pods, Services, slices and nodes are listed and watched only while a resource needs them, as a proxy before the apiserver sees.
     watches::only_what_is_needed_is_watched(agent: yes, catalog: yes);
+    /// A removal waits for a fresh list, and `EndpointSlice`s cannot be listed: it waits on, all watches stay, and what they tell is
+    /// followed. Once they can be listed, the removal is made.
+    watches::a_kind_that_cannot_be_listed_leaves_the_watches_alone(agent: yes, catalog: yes);
 
     /// A pod of two families is one instance, at its Service's primary one; `dualStack` adds the other; DNS answers A and AAAA so.
     families::both_families(agent: yes, catalog: yes);
@@ -304,6 +307,9 @@ scenarios! {
     left::the_log_tells_when_and_why(agent: yes, catalog: yes);
     /// The metrics are there by name, and the gauges are right.
     reports::metrics_are_there(agent: yes, catalog: yes);
+    /// The status of 60 resources changes all the time, and writes to the apiserver are slow: the finalizer of a new resource that retains its
+    /// instances is written before more than a few of the statuses.
+    reports::a_finalizer_waits_for_no_status(agent: yes, catalog: yes);
 
     /// Two replicas, the leader killed in turn under change: the other one writes soon, and nothing that lives is missing for a moment.
     replicas::one_takes_over_from_one_that_is_killed(agent: yes, catalog: yes);

@@ -1,4 +1,4 @@
-//! A kind is watched only while a resource needs it.
+//! What is watched: only what a resource needs, and without a break.
 
 use std::collections::BTreeSet;
 
@@ -7,7 +7,8 @@ use lictor_testbed::wait;
 use serde_json::{Value, json};
 
 use crate::fixture::{Fixture, Mode, SOON, merged, pair};
-use crate::listening::Listening;
+use crate::listening::{Listening, Way};
+use crate::rows::Row;
 
 pub(crate) async fn only_what_is_needed_is_watched(fixture: &Fixture) -> Result<()> {
     let pods = fixture.web(2).await?;
@@ -93,4 +94,44 @@ pub(crate) async fn only_what_is_needed_is_watched(fixture: &Fixture) -> Result<
 
 fn looks(listening: &Listening) -> [usize; 3] {
     ["pods", "services", "endpointslices"].map(|kind| listening.looks_at(kind))
+}
+
+pub(crate) async fn a_kind_that_cannot_be_listed_leaves_the_watches_alone(fixture: &Fixture) -> Result<()> {
+    let pods = fixture.web(2).await?;
+    let listening = Listening::to(&fixture.kubeconfig).await?;
+    let operator = fixture.operator().kubeconfig(&listening.kubeconfig).ready().await?;
+    fixture.apply_web(json!({})).await?;
+    let found = fixture.wait_for_pods(&[&pods[0], &pods[1]]).await?;
+    fixture.wait_ready("web").await?;
+
+    listening.rule(|look| {
+        let is_list = look.is_some_and(|look| look.kind == "endpointslices" && !look.is_watch);
+        is_list.then_some(Way::TooMany(1))
+    });
+    let begun = || listening.looks().iter().filter(|look| look.is_watch).count();
+    let (watched, before) = (listening.watched(), begun());
+    // One more of two is more than a tenth: Kubernetes is asked for a fresh list first.
+    let mut ghost = Row::of(fixture, &found[0]);
+    ghost.id = format!("{}:{}:web:{}:ghost:8080", fixture.cluster, fixture.namespace.name(), ghost.service);
+    "10.1.0.99".clone_into(&mut ghost.address);
+    ghost.put(fixture).await?;
+    wait::until("a fresh list that cannot tell, and another one", SOON, || async {
+        let told = operator.log().matches("a fresh list cannot tell").count();
+        Ok((told >= 2).then_some(()))
+    })
+    .await?;
+    fixture.wait_for("the removal waits", |found| found.len() == 3).await?;
+    ensure!(listening.watched() == watched, "other kinds are watched: {:?}", listening.watched());
+    ensure!(begun() == before, "a watch began anew: {:?}", listening.looks());
+
+    // What the watches tell meanwhile is followed all the same.
+    fixture.namespace.set_ready("web-0", false).await?;
+    let unready = pods[0].ip.to_string();
+    fixture
+        .wait_for("the readiness", |found| found.iter().any(|i| i.address == unready && i.status == "critical"))
+        .await?;
+    listening.rule(|_| None);
+    fixture.wait_for("the removal", |found| found.len() == 2 && found.iter().all(|i| i.id != ghost.id)).await?;
+    ensure!(begun() == before, "a watch began anew: {:?}", listening.looks());
+    Ok(())
 }
