@@ -21,6 +21,7 @@
 //! - [`engine`]: the loop from what changed to what was written.
 //! - [`certificates`]: whether certificates and keys can be used; pure, and known to `cluster` and `consul`.
 //! - [`admin`]: `/healthz`, `/readyz`, `/metrics`.
+//! - [`policy`]: the file with the administrator's policy, read again when it changes.
 //! - [`settings`]: flags and environment, parsed once.
 //! - [`cli`]: one file for each subcommand.
 
@@ -31,6 +32,7 @@ pub mod cluster;
 pub mod consul;
 pub mod engine;
 pub mod model;
+pub mod policy;
 pub mod ports;
 pub mod settings;
 pub mod state;

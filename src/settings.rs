@@ -12,7 +12,9 @@ use ipnet::IpNet;
 use crate::cluster::convert::{ChecksRunBy, Rules};
 use crate::consul::transport::ConsulSettings;
 use crate::model::ids::{ClusterName, Str};
+use crate::model::policy::Policy;
 use crate::model::resource::Limits;
+use crate::policy::PolicyFile;
 use crate::state::event::Scope;
 
 /// The flags of `lictor run`. Consul's are also read from the environment, under the names that Consul's own
@@ -50,6 +52,11 @@ pub struct RunArgs {
     /// commas. May be given several times; default: none.
     #[arg(long, value_name = "CIDR,...", value_delimiter = ',', env = "LICTOR_ALLOW_STATIC")]
     pub allow_static: Vec<String>,
+
+    /// A file that says, by namespace, what resources may ask for: names, tags, checks, addresses, budgets. It is read again
+    /// when it changes. Default: everything but the names of Consul's own companions.
+    #[arg(long, value_name = "FILE", env = "LICTOR_POLICY")]
+    pub policy: Option<PathBuf>,
 
     /// Let resources of several namespaces register under one name in Consul. By default the name is the older
     /// resource's, and the other one is told so.
@@ -218,6 +225,7 @@ impl RunArgs {
             &mut self.consul_ca_cert,
             &mut self.consul_client_cert,
             &mut self.consul_client_key,
+            &mut self.policy,
             &mut self.kubeconfig,
         ] {
             path.take_if(|path| path.as_os_str().is_empty());
@@ -268,6 +276,8 @@ pub struct Settings {
     pub nodes: bool,
     /// The rules that resources have to keep.
     pub rules: Rules,
+    /// What the administrator lets resources ask for.
+    pub policy: PolicyFile,
     /// The way to Consul.
     pub consul: ConsulSettings,
     /// The addresses of agents that were registered with before, in `agent` mode.
@@ -328,14 +338,12 @@ impl Settings {
         if let Some(class) = &args.class {
             ClusterName::new(class).map_err(|_| anyhow::anyhow!("--class {class:?} is not a DNS label"))?;
         }
-        let allow_static: Vec<IpNet> = args
-            .allow_static
-            .iter()
-            .filter(|net| !net.is_empty())
-            .map(|net| {
-                net.parse().with_context(|| format!("--allow-static {net:?} is not a network like 203.0.113.0/24"))
-            })
-            .collect::<anyhow::Result<_>>()?;
+        let without = Policy {
+            rules: None,
+            networks: networks(&args.allow_static)?,
+            class: args.class.as_deref().unwrap_or("").into(),
+        };
+        let policy = PolicyFile { path: args.policy.clone(), without };
         let checks = match (args.registration, args.consul_esm) {
             (Mode::Agent, true) => {
                 bail!("--consul-esm is for --registration=catalog: an agent runs checks itself")
@@ -370,14 +378,15 @@ impl Settings {
             nodes: args.registration == Mode::Catalog && !args.without_nodes,
             rules: Rules {
                 class: args.class,
-                allow_static,
                 checks,
                 limits: Limits {
                     instances: args.max_instances as usize,
                     shares_name: args.allow_shared_names,
                     verify_endpoints: args.verify_endpoints,
+                    only_keeps: false,
                 },
             },
+            policy,
             consul: ConsulSettings {
                 addresses: args.consul_address,
                 token,
@@ -402,6 +411,15 @@ impl Settings {
             log_level: args.log_level,
         })
     }
+}
+
+/// The networks of `--allow-static`.
+fn networks(given: &[String]) -> anyhow::Result<Vec<IpNet>> {
+    let given = given.iter().filter(|network| !network.is_empty());
+    let network = |text: &String| {
+        text.parse().with_context(|| format!("--allow-static {text:?} is not a network like 203.0.113.0/24"))
+    };
+    given.map(network).collect()
 }
 
 /// The settings of an election.

@@ -222,7 +222,7 @@ fn desired_with(tagged: &Value, address: &str, other: Option<&str>, placement: &
         "metadata": { "name": "user", "namespace": "shop" },
         "spec": { "source": { "service": { "name": "user" } }, "taggedAddresses": tagged },
     });
-    let rules = Rules { allow_static: vec!["0.0.0.0/0".parse().unwrap()], ..Rules::default() };
+    let rules = Rules::default();
     let read = convert::resource(ObjectKey::new("shop", "user"), serde_json::from_value(object).unwrap(), &rules);
     let instance = Instance {
         address: address.parse().unwrap(),

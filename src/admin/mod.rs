@@ -14,7 +14,7 @@ use prometheus_client::encoding::text::{encode_eof, encode_registry};
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout};
 
 use crate::cluster::lease::ElectionFailure;
@@ -36,6 +36,8 @@ pub struct Admin {
     stage: Arc<Mutex<Stage>>,
     /// Says what is not right, but in nobody's way.
     remark: Arc<Mutex<Option<String>>>,
+    /// Says why the policy file as it is cannot be used.
+    policy_failure: watch::Receiver<Option<String>>,
 }
 
 /// Says how far the operator has come.
@@ -59,7 +61,19 @@ impl Admin {
     #[must_use]
     pub fn new(metrics: Registry) -> Self {
         let stage = Stage::Starting("starting".to_owned());
-        Self { metrics: Arc::new(metrics), stage: Arc::new(Mutex::new(stage)), remark: Arc::default() }
+        Self {
+            metrics: Arc::new(metrics),
+            stage: Arc::new(Mutex::new(stage)),
+            remark: Arc::default(),
+            policy_failure: watch::channel(None).1,
+        }
+    }
+
+    /// The same endpoints, which also tell why the policy file as it is cannot be used.
+    #[must_use]
+    pub fn following(mut self, policy_failure: watch::Receiver<Option<String>>) -> Self {
+        self.policy_failure = policy_failure;
+        self
     }
 
     /// Notes what is not right although all works, to be said beside the `ok` of `/readyz`; none if nothing is.
@@ -151,6 +165,7 @@ async fn readyz(State(admin): State<Admin>) -> (StatusCode, String) {
             all.into_iter().map(|(_, why)| why).chain(engine).chain(election).collect()
         }
     };
+    but.extend(admin.policy_failure.borrow().clone());
     but.extend(admin.remark.lock().unwrap_or_else(PoisonError::into_inner).clone());
     if not_ready.is_empty() {
         let ok = if standby { "ok, standing by" } else { "ok" }.to_owned();
@@ -168,6 +183,7 @@ async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
     };
     let mut text = String::new();
     let encoded = encode_registry(&mut text, &admin.metrics)
+        .and_then(|()| encode_registry(&mut text, &policy_gauge(admin.policy_failure.borrow().is_some())))
         .and_then(|()| snapshot.map_or(Ok(()), |snapshot| encode_registry(&mut text, &gauges(&snapshot))))
         .and_then(|()| encode_eof(&mut text));
     let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -193,7 +209,21 @@ pub fn example() -> Result<String, std::fmt::Error> {
         ..Snapshot::default()
     };
     encode_registry(&mut text, &gauges(&snapshot))?;
+    encode_registry(&mut text, &policy_gauge(false))?;
     Ok(text)
+}
+
+/// Gives whether the last good policy is in force in place of the file as it is.
+fn policy_gauge(is_stale: bool) -> Registry {
+    let mut registry = Registry::default();
+    let gauge = <Gauge>::default();
+    gauge.set(is_stale.into());
+    registry.register(
+        "lictor_policy_stale",
+        "1 if the policy file as it is cannot be used, and the last good policy stays in force",
+        gauge,
+    );
+    registry
 }
 
 /// Gives what the engine holds at this moment, as gauges.

@@ -27,6 +27,7 @@ mod crd;
 mod detach;
 mod doctor;
 mod plan;
+mod policy;
 mod preview;
 mod run;
 mod takeover;
@@ -55,6 +56,9 @@ enum Command {
     /// Print what another cluster has left in Consul under this cluster's name, as where a cluster was built anew, and
     /// with --yes take it over: then `run` treats it as its own. Refused while a Lictor of that cluster still writes.
     Takeover(Box<takeover::TakeoverArgs>),
+    /// Ask about the policy of the administrator.
+    #[command(subcommand)]
+    Policy(policy::PolicyCommand),
     /// Print the `CustomResourceDefinition` of `ConsulService`, for `kubectl apply -f -`.
     Crd,
 }
@@ -78,6 +82,7 @@ pub fn main() -> ExitCode {
         Command::Doctor(args) => doctor::doctor(*args),
         Command::Detach(args) => detach::detach(*args),
         Command::Takeover(args) => takeover::takeover(*args),
+        Command::Policy(command) => policy::policy(command),
         Command::Crd => crd::print().map(|()| ExitCode::SUCCESS),
     };
     match done {

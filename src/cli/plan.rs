@@ -68,7 +68,8 @@ async fn look(settings: Settings) -> anyhow::Result<(Vec<Step>, Vec<Note>)> {
         .context("reaching Kubernetes")?;
     let identity = identify(&client, &settings).await?;
     let registry = registry(&settings, &identity, transport, None)?;
-    let kubernetes = ApiServer::new(client, settings.scopes, Arc::new(settings.rules), Orders::default());
+    let policy = tokio::sync::watch::channel(settings.policy.read()?).1;
+    let kubernetes = ApiServer::new(client, settings.scopes, Arc::new(settings.rules), Orders::default()).under(policy);
     let world = kubernetes.read_again().await?;
     let (placement, rows) = registry.survey().await?;
     Ok(preview(world, rows, &identity, &placement, Instant::now()))
@@ -100,7 +101,7 @@ pub(super) fn table(steps: &[Step], notes: &[Note]) -> String {
 }
 
 /// Lines in columns that are as wide as they need to be.
-fn columns<const N: usize>(lines: &[[String; N]]) -> String {
+pub(super) fn columns<const N: usize>(lines: &[[String; N]]) -> String {
     let mut widths = [0; N];
     for line in lines {
         for (width, cell) in widths.iter_mut().zip(line) {

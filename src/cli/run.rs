@@ -47,9 +47,11 @@ pub(super) fn run(args: RunArgs) -> anyhow::Result<()> {
 }
 
 async fn operate(settings: Settings) -> anyhow::Result<()> {
+    let policy = settings.policy.read()?;
     let mut metrics_registry = prometheus_client::registry::Registry::default();
     let metrics = Metrics::new(&mut metrics_registry);
-    let admin = Admin::new(metrics_registry);
+    let policies = settings.policy.clone().follow(Arc::clone(&policy));
+    let admin = Admin::new(metrics_registry).following(policies.failure);
     let listener = TcpListener::bind(settings.admin_address)
         .await
         .with_context(|| format!("--admin-address {}", settings.admin_address))?;
@@ -94,8 +96,8 @@ async fn operate(settings: Settings) -> anyhow::Result<()> {
     let failure = election.as_ref().map(|elected| elected.failure.clone()).unwrap_or_default();
     admin.runs(ask, health, failure);
 
-    let world = World::new(settings.scopes.clone(), settings.nodes);
-    let kubernetes = ApiServer::new(client, settings.scopes, rules, orders);
+    let world = World::new(settings.scopes.clone(), settings.nodes).under(policy);
+    let kubernetes = ApiServer::new(client, settings.scopes, rules, orders).under(policies.policy.clone());
     let config = Config {
         identity,
         resync_interval: settings.resync_interval,
@@ -106,6 +108,7 @@ async fn operate(settings: Settings) -> anyhow::Result<()> {
         turn: TURN,
     };
     let mut engine = Engine::new(config, world, registry, Arc::new(kubernetes), fastrand::Rng::new(), metrics);
+    engine = engine.under(policies.policy);
     if let Some(elected) = &election {
         engine = engine.led_by(elected.leads.clone());
     }

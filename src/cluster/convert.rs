@@ -8,9 +8,9 @@ mod checks;
 mod source;
 
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::Arc;
 
-use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
 use serde_json::Value;
@@ -48,8 +48,6 @@ pub struct ResourceObject {
 pub struct Rules {
     /// The class of the resources that are ours; none and empty is the default class.
     pub class: Option<String>,
-    /// The networks in which addresses may be that a resource's author chooses.
-    pub allow_static: Vec<IpNet>,
     /// Says who runs the checks of registrations.
     pub checks: ChecksRunBy,
     /// Says what else resources may do.
@@ -87,6 +85,7 @@ pub fn resource(key: ObjectKey, object: ResourceObject, rules: &Rules) -> SeenRe
         Some("Retain") => Some(DeletionPolicy::Retain),
         Some(_) => None,
     };
+    let bytes = length(&spec);
     let spec = match serde_json::from_value::<ConsulServiceSpec>(spec) {
         _ if !ours => refuse("OtherClass", "another class: not ours"),
         Ok(spec) => self::spec(spec, &key.name, rules).map(Arc::new),
@@ -108,10 +107,30 @@ pub fn resource(key: ObjectKey, object: ResourceObject, rules: &Rules) -> SeenRe
         finalizer: finalizer(our_class),
         paused: paused.is_some_and(|value| value != "false"),
         deletion,
+        bytes,
         spec,
         status: Arc::new(status),
     };
     SeenResource { resource, since }
+}
+
+/// The length of a value in JSON, in bytes.
+fn length(value: &Value) -> usize {
+    struct Count(usize);
+    impl io::Write for Count {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0 += bytes.len();
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut count = Count(0);
+    // A value has a form in JSON, and counting does not fail.
+    let _ = serde_json::to_writer(&mut count, value);
+    count.0
 }
 
 fn class(name: Option<&str>) -> &str {
@@ -145,12 +164,12 @@ fn spec(spec: ConsulServiceSpec, name: &str, rules: &Rules) -> Result<Spec, Refu
     }
     let spec = Spec {
         service: service_name(spec.name.as_deref().unwrap_or(name))?,
-        source: source::source(spec.source, rules)?,
+        source: source::source(spec.source)?,
         port: spec.port.map(port).transpose()?,
         tags: tags("spec.tags", &spec.tags)?,
         meta: pairs("spec.meta", &spec.meta)?,
         weights: weights(spec.weights.unwrap_or_default())?,
-        tagged_addresses: Arc::new(source::tagged_addresses(&spec.tagged_addresses, rules)?),
+        tagged_addresses: Arc::new(source::tagged_addresses(&spec.tagged_addresses)?),
         enable_tag_override: spec.enable_tag_override,
         dual_stack: spec.dual_stack,
         readiness: match spec.readiness {
@@ -187,9 +206,12 @@ fn service_name(name: &str) -> Result<Str, Refusal> {
     if name.is_empty() || name.len() > MAX_NAME {
         return invalid(format!("the name in Consul has {} bytes: it must have 1 to {MAX_NAME}", name.len()));
     }
-    if name.chars().any(char::is_control) || name.trim() != name {
+    // Consul compares names in lower case, as Go makes it, letter by letter: there "İ" becomes a plain "i". Other libraries
+    // make two letters of it. Of ASCII there are no two opinions.
+    if !name.chars().all(|c| c == ' ' || c.is_ascii_graphic()) || name.trim() != name {
         return invalid(format!(
-            "the name in Consul, {name:?}, holds a control character, or begins or ends with a space"
+            "the name in Consul, {name:?}, holds something else than printable ASCII characters, or begins or ends with a \
+             space"
         ));
     }
     // A token without any rights to it may register into this one: Consul's transactions do not ask about it.

@@ -17,6 +17,7 @@ use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::runtime::watcher;
 use kube::{Api, Client, CustomResourceExt, Resource};
 use serde_json::json;
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::debug;
 
@@ -28,6 +29,7 @@ use super::watch::{Orders, namespaced};
 use super::{definition, status};
 use crate::model::cause::CrdState;
 use crate::model::ids::{ResourceKey, Str};
+use crate::model::policy::Policy;
 use crate::ports::{Finalizers, Kubernetes, ReadError, Write, WriteError};
 use crate::state::event::{self, Kind, Scope};
 use crate::state::world::{Wanted, World};
@@ -46,6 +48,7 @@ pub struct ApiServer {
     recorder: Recorder,
     scopes: Vec<Scope>,
     rules: Arc<Rules>,
+    policy: watch::Receiver<Arc<Policy>>,
     orders: Orders,
 }
 
@@ -55,7 +58,14 @@ impl ApiServer {
     pub fn new(client: Client, scopes: Vec<Scope>, rules: Arc<Rules>, orders: Orders) -> Self {
         let reporter = Reporter { controller: "lictor".to_owned(), instance: host_name() };
         let recorder = Recorder::new(client.clone(), reporter);
-        Self { client, recorder, scopes, rules, orders }
+        Self { client, recorder, scopes, rules, policy: watch::channel(Arc::default()).1, orders }
+    }
+
+    /// Holds the resources of fresh lists to the policy that is in force.
+    #[must_use]
+    pub fn under(mut self, policy: watch::Receiver<Arc<Policy>>) -> Self {
+        self.policy = policy;
+        self
     }
 
     fn resources(&self, key: &ResourceKey) -> Api<ResourceObject> {
@@ -200,7 +210,9 @@ impl Kubernetes for ApiServer {
 
     fn read_again(&self) -> BoxFuture<'_, Result<World, ReadError>> {
         async move {
-            let mut world = World::new(self.scopes.iter().cloned(), false).wanting(self.orders.wanted());
+            let policy = Arc::clone(&self.policy.borrow());
+            let world = World::new(self.scopes.iter().cloned(), false);
+            let mut world = world.under(policy).wanting(self.orders.wanted());
             for scope in &self.scopes {
                 self.read(namespaced::<ResourceObject>(&self.client, scope), scope, &mut world).await?;
             }

@@ -116,6 +116,11 @@ pub(crate) fn decide<'a>(
     let (goes_by_rows, goes_by_status) = (Cell::new(false), Cell::new(false));
     let noted = std::iter::once_with(|| goes_by_rows.set(true)).flat_map(|()| registered.clone());
     let resolution = resolution(world, identity, key, spec, noted, &goes_by_status);
+    if spec.limits.only_keeps {
+        let action = fixed_action(world, key).unwrap_or_else(|| keep(spec, resolution));
+        let source = SourceReport::default();
+        return Decision { action, source, goes_by_rows: goes_by_rows.get(), goes_by_status: goes_by_status.get() };
+    }
     let source = SourceReport::of(spec, &resolution);
     let action = match (fixed_action(world, key), placement) {
         (Some(action), _) => action,
@@ -161,6 +166,13 @@ fn apply(
     let unready = resolution.instances.iter().filter(|instance| !spec.readiness.registers(instance.ready));
     let unready = unready.map(|instance| instance.address.to_string().into()).collect();
     Action::Apply { desired, hold: resolution.hold, unready }
+}
+
+/// Keeps what is registered at the addresses that a source comes to, and registers nothing.
+fn keep(spec: &Spec, resolution: Resolution) -> Action {
+    let living = resolution.instances.iter().map(|instance| instance.address.to_string().into());
+    let hold = resolution.hold.keeping(&spec.source, living);
+    Action::Apply { desired: Desired::new(), hold, unready: BTreeSet::new() }
 }
 
 /// Gives what the source of a spec comes to, for a resource of which these instances are registered.

@@ -27,14 +27,20 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+<<<<<<< HEAD
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinError, JoinSet, yield_now};
+=======
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::{JoinError, JoinSet};
+>>>>>>> bd5e52b (Hold resources to a policy of the administrator)
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::model::cause::{Cause, CrdState};
 use crate::model::desired::Placement;
 use crate::model::ids::{Identity, ResourceKey, Str};
 use crate::model::plan::Planned;
+use crate::model::policy::Policy;
 use crate::ports::{Kubernetes, ReadError, WriteError};
 use crate::ports::{Leads, always};
 use crate::ports::{Outcome, Registry, Rows, Unavailable};
@@ -125,6 +131,8 @@ struct Ports {
     kubernetes: Arc<dyn Kubernetes>,
     /// Until when this replica acts.
     leads: Leads,
+    /// The administrator's policy.
+    policies: watch::Receiver<Arc<Policy>>,
     random: fastrand::Rng,
 }
 
@@ -163,6 +171,7 @@ fn completion(joined: Result<Completion, JoinError>) -> Completion {
 enum Next {
     Question(Question),
     Leadership,
+    Policy,
     Completion(Completion),
     Event(Event),
     Timer,
@@ -212,7 +221,7 @@ impl Engine {
         Self {
             reports: Reports::new(config.status_rate),
             config,
-            ports: Ports { registry, kubernetes, leads: always(), random },
+            ports: Ports { registry, kubernetes, leads: always(), policies: watch::channel(Arc::default()).1, random },
             metrics,
             world,
             mirror: Mirror::default(),
@@ -225,6 +234,13 @@ impl Engine {
             timers: Timers::default(),
             tasks: Tasks::default(),
         }
+    }
+
+    /// The same engine, which holds resources to the policy that is in force.
+    #[must_use]
+    pub fn under(mut self, policies: watch::Receiver<Arc<Policy>>) -> Self {
+        self.ports.policies = policies;
+        self
     }
 
     /// The same engine, which acts only while this replica leads.
@@ -244,6 +260,7 @@ impl Engine {
     ) {
         let mut stop = std::pin::pin!(stop);
         let mut leads = self.ports.leads.clone();
+        let mut policies = self.ports.policies.clone();
         self.ports.kubernetes.want(&self.world.wanted());
         let mut begun = Instant::now();
         loop {
@@ -261,6 +278,7 @@ impl Engine {
                 () = &mut stop => break,
                 Some(question) = questions.recv() => Next::Question(question),
                 Ok(()) = leads.changed() => Next::Leadership,
+                Ok(()) = policies.changed() => Next::Policy,
                 Some(joined) = self.tasks.bundles.join_next() => Next::Completion(completion(joined)),
                 Some(joined) = self.tasks.others.join_next() => Next::Completion(completion(joined)),
                 event = events.recv() => match event {
@@ -279,9 +297,19 @@ impl Engine {
                     leads.borrow_and_update();
                     self.on_leadership();
                 }
+<<<<<<< HEAD
                 Next::Completion(completion) => self.on_completion(completion, &mut answers_work),
                 Next::Event(event) => self.on_event(event, &mut events_work),
                 Next::Timer | Next::Rest => {}
+=======
+                Next::Policy => {
+                    let policy = Arc::clone(&policies.borrow_and_update());
+                    self.on_policy(policy);
+                }
+                Next::Completion(completion) => self.on_completion(completion),
+                Next::Event(event) => self.on_event(event),
+                Next::Timer => {}
+>>>>>>> bd5e52b (Hold resources to a policy of the administrator)
             }
             // What has arrived meanwhile is taken in together: this is where writes become bundles.
             while events_work.is_left()
@@ -319,6 +347,7 @@ impl Engine {
         }
     }
 
+<<<<<<< HEAD
     /// The work that a part of a turn may take on.
     fn work(&self) -> Work {
         Work::on(self.config.turn)
@@ -326,6 +355,19 @@ impl Engine {
 
     /// Does what can be done without waiting. Answers whether that is all, and not only as much as a turn takes on.
     fn step(&mut self) -> bool {
+=======
+    /// Holds resources to another policy.
+    fn on_policy(&mut self, policy: Arc<Policy>) {
+        let now = Instant::now();
+        for dirtied in self.world.follow(policy) {
+            self.enqueue(dirtied.key, dirtied.cause.unwrap_or(Cause::Observed), now);
+        }
+        self.update_watches();
+    }
+
+    /// Does everything that can be done without waiting.
+    fn step(&mut self) {
+>>>>>>> bd5e52b (Hold resources to a policy of the administrator)
         if !self.leads() {
             return true;
         }

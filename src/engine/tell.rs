@@ -231,8 +231,10 @@ impl Engine {
         let is_undecided = entry.last_good.is_some() && self.world.is_undecided(key);
         let rival = self.world.rival(key).filter(|_| !is_undecided || was_told());
         let conflict = rival.map(name_conflict);
+        let only_keeps = entry.last_good.as_ref().is_some_and(|spec| spec.limits.only_keeps);
         let counts = match &decision.action {
             _ if placement.is_none() => resource.status.instances,
+            _ if only_keeps => Counts { desired: 0, ..count_owned(self.mirror.owned(key).map(|(_, row)| row)) },
             Action::Apply { desired, .. } => match &record.missing {
                 Some(missing) => count(&without(desired, &missing.rows), |row| self.mirror.row(row)),
                 None => count(desired, |row| self.mirror.row(row)),

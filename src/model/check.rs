@@ -187,6 +187,22 @@ pub fn fingerprint(value: &impl fmt::Debug) -> u64 {
         .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
+/// Reads Go's notation of a duration as far as the schema lets it through: `1h`, `1m30s`, `500ms`. None if it is none.
+#[must_use]
+pub fn milliseconds(text: &str) -> Option<u64> {
+    let (mut rest, mut sum) = (text, 0_u64);
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).filter(|&digits| digits > 0)?;
+        let number: u64 = rest[..digits].parse().ok()?;
+        let unit = &rest[digits..];
+        let units = [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000)];
+        let (name, factor) = units.into_iter().find(|(name, _)| unit.starts_with(name))?;
+        sum = sum.checked_add(number.checked_mul(factor)?)?;
+        rest = &unit[name.len()..];
+    }
+    (!text.is_empty()).then_some(sum)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -215,5 +231,13 @@ mod tests {
         let digests: BTreeSet<_> = [&one, &slower, &elsewhere].map(Checks::digest).into();
         assert_eq!(digests.len(), 3);
         assert_eq!(Checks::default().digest(), None);
+    }
+
+    #[test]
+    fn durations_are_gos() {
+        let table = [("10s", Some(10_000)), ("1m30s", Some(90_000)), ("500ms", Some(500)), ("1h", Some(3_600_000))];
+        for (text, expected) in table.into_iter().chain([("", None), ("10", None), ("s", None), ("1d", None)]) {
+            assert_eq!(milliseconds(text), expected, "{text}");
+        }
     }
 }

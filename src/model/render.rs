@@ -10,8 +10,8 @@ use super::template::Template;
 /// Consul's limit for a value of metadata, in bytes.
 pub const MAX_META_VALUE: usize = 512;
 
-/// The longest tag, in bytes. Consul has no limit; a tag is made for a DNS name.
-const MAX_TAG: usize = 255;
+/// The longest tag, in bytes. Consul has no limit: Traefik and Fabio read whole rules out of tags.
+const MAX_TAG: usize = 1024;
 
 /// Says what is left of a text where a value is missing, or not fit for Consul.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -41,6 +41,8 @@ pub struct Resource {
     /// Says what happens to the registrations when it is deleted; none where that cannot be read. It counts even where
     /// the rest of the spec is refused.
     pub deletion: Option<DeletionPolicy>,
+    /// The size of its spec in JSON, in bytes.
+    pub bytes: usize,
     /// The spec that it asks for, or the reason why that cannot be.
     pub spec: Result<Arc<Spec>, Refusal>,
     /// The status as last read, also where it is someone else's.
@@ -119,15 +121,24 @@ pub struct Limits {
     pub shares_name: bool,
     /// True if an endpoint counts only with a pod behind it.
     pub verify_endpoints: bool,
+    /// True if nothing is registered or changed: what is registered stays as it is, as long as its endpoint lives. So it is
+    /// for a resource that the administrator does not allow any more.
+    pub only_keeps: bool,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { instances: 5_000, shares_name: false, verify_endpoints: false }
+        Self { instances: 5_000, shares_name: false, verify_endpoints: false, only_keeps: false }
     }
 }
 
 impl Spec {
+    /// The same spec, for a resource of which nothing but what is registered already may be there.
+    #[must_use]
+    pub fn only_kept(&self) -> Self {
+        Self { limits: Limits { only_keeps: true, instances: usize::MAX, ..self.limits }, ..self.clone() }
+    }
+
     /// The values that its texts hold.
     #[must_use]
     pub fn variables(&self) -> BTreeSet<&Variable> {

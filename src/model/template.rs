@@ -182,6 +182,20 @@ impl Template {
     }
 }
 
+impl fmt::Display for Template {
+    /// As its author wrote it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = |text: &str| text.replace("${", "$${");
+        match self {
+            Self::Plain(plain) => f.write_str(&text(plain)),
+            Self::Parts(parts) => parts.iter().try_for_each(|part| match part {
+                Part::Text(plain) => f.write_str(&text(plain)),
+                Part::Value(variable) => write!(f, "${{{variable}}}"),
+            }),
+        }
+    }
+}
+
 /// Finds the `}` of a variable: one in quotes does not count.
 fn end_of_variable(text: &str) -> Option<usize> {
     let mut quote = None;

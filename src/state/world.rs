@@ -5,6 +5,7 @@ mod entry;
 mod index;
 mod known;
 mod missing;
+mod policed;
 mod wants;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,6 +19,7 @@ use super::table::{Moved, Outcome, Table};
 use crate::model::cause::Cause;
 use crate::model::facts::{Facts, Node, Pod, Service, Slice};
 use crate::model::ids::{ResourceKey, Str};
+use crate::model::policy::Policy;
 use crate::model::registration::NameInUse;
 use crate::model::resource::{Needs, Spec};
 use claims::Claims;
@@ -34,6 +36,8 @@ pub use wants::Wanted;
 #[derive(Debug)]
 pub struct World {
     scopes: BTreeSet<Scope>,
+    /// What the administrator lets resources ask for.
+    policy: Arc<Policy>,
     /// The kinds that are watched whatever resources need.
     always: Wanted,
     /// The kinds that are taken in besides.
@@ -116,6 +120,7 @@ impl World {
         let always = Wanted { watches: resources.chain(nodes).collect(), annotations: BTreeSet::new() };
         Self {
             scopes,
+            policy: Arc::default(),
             always,
             besides: Wanted::default(),
             resources: Table::default(),
@@ -147,6 +152,13 @@ impl World {
     #[must_use]
     pub fn wanting(mut self, wanted: Wanted) -> Self {
         self.besides = wanted;
+        self
+    }
+
+    /// Holds resources to this policy from the beginning.
+    #[must_use]
+    pub fn under(mut self, policy: Arc<Policy>) -> Self {
+        self.policy = policy;
         self
     }
 
@@ -221,9 +233,13 @@ impl World {
     }
 
     fn apply_resource(&mut self, scope: &Scope, step: Step<SeenResource>, dirt: &mut Dirt) -> bool {
-        let step = step.map(|key, seen| Entry::new(seen, self.resources.get(key)));
+        let step = step.map(|key, seen| Entry::new(seen, self.resources.get(key), &self.policy));
         let Outcome { moved, first_list_done } = self.resources.apply(scope, step);
+        let mut budgets = BTreeSet::new();
         for Moved { key, old, cause } in moved {
+            if policed::counts(old.as_ref()) != policed::counts(self.resources.get(&key)) {
+                budgets.insert(key.namespace.clone());
+            }
             let (substance, granted) = match (&old, self.resources.get(&key)) {
                 (Some(old), Some(new)) => {
                     (old.resource.differs_in_substance(&new.resource), old.granted != new.granted)
@@ -240,6 +256,12 @@ impl World {
             if substance || granted {
                 self.link(&key, dirt);
             }
+        }
+        if first_list_done {
+            budgets.extend(self.resources.keys().map(|key| key.namespace.clone()));
+        }
+        for namespace in &budgets {
+            self.share_budget(namespace, dirt);
         }
         first_list_done
     }
@@ -359,7 +381,7 @@ impl World {
             if let Some(entry) = self.resources.get_mut(&key)
                 && let Some(known) = known.filter(|known| known.resource.uid == entry.resource.uid)
             {
-                if entry.last_good.is_none() {
+                if !entry.was_allowed() && known.last_good.is_some() {
                     entry.last_good.clone_from(&known.last_good);
                 }
                 entry.granted.clone_from(&known.granted);

@@ -6,7 +6,7 @@ use crate::fixture::LICTOR;
 
 pub(crate) fn one_line_and_an_exit_code_above_one() {
     let missing = "/nonexistent/file";
-    let wrong: [(&[&str], &str); 20] = [
+    let wrong: [(&[&str], &str); 21] = [
         (&[], "subcommand"),
         (&["walk"], "walk"),
         (&["release"], "'release' is now 'detach'"),
@@ -27,6 +27,7 @@ pub(crate) fn one_line_and_an_exit_code_above_one() {
             "user or a password",
         ),
         (&["run", "--kubeconfig", missing], missing),
+        (&["run", "--policy", missing], missing),
         (&["run", "--consul-ca-cert", missing], missing),
         (&["run", "--consul-token-file", missing], missing),
         (&["run", "--admin-address", "203.0.113.1:1"], "203.0.113.1:1"),

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::fixture::{Fixture, LICTOR, Mode, SOON, arg};
 
-/// Runs a subcommand with the flags of the fixture's operator.
+/// Runs a subcommand, which may be two words, with the flags of the fixture's operator.
 fn lictor(fixture: &Fixture, subcommand: &str, more: &[&str]) -> Result<Output> {
     let namespace = fixture.namespace.name();
     let consul = match more {
@@ -18,7 +18,7 @@ fn lictor(fixture: &Fixture, subcommand: &str, more: &[&str]) -> Result<Output> 
     let more = if more.first() == Some(&"--consul-address") { &[] } else { more };
     let flags = ["--registration", fixture.mode.as_str(), "--cluster-name", &fixture.cluster, "--namespace", namespace];
     let places = ["--consul-address", &consul, "--kubeconfig", arg(&fixture.kubeconfig)?];
-    let output = Command::new(LICTOR).arg(subcommand).args(flags).args(places).args(more).output()?;
+    let output = Command::new(LICTOR).args(subcommand.split(' ')).args(flags).args(places).args(more).output()?;
     Ok(output)
 }
 

@@ -36,6 +36,7 @@ mod names;
 mod nodes;
 mod outages;
 mod pausing;
+mod policies;
 mod ports;
 mod quiet;
 mod refusals;

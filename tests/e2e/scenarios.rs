@@ -99,6 +99,12 @@ scenarios! {
     /// A static address outside of what the administrator allows: what to ask is said, nothing is registered, what was stays.
     elsewhere::addresses_that_are_not_allowed(agent: yes, catalog: yes);
 
+    /// A policy decides about names, tags, meta keys, addresses, `Retain` and the number of resources; each refusal names its rule.
+    policies::a_policy_decides_what_may_be_asked_for(agent: yes, catalog: yes);
+    /// A tightened policy removes nothing that lives, also over a restart, and what dies goes; a file that cannot be used changes
+    /// nothing, and is told of; a loosened one is followed.
+    policies::a_tightened_policy_removes_nothing_that_lives(agent: yes, catalog: yes);
+
     /// `--verify-endpoints`: an endpoint is an instance as long as its namespace has a pod at its address, and is told of otherwise.
     verified::endpoints_need_a_pod(agent: yes, catalog: yes);
     /// Pods, Services, slices and nodes are listed and watched only while a resource needs them, as a proxy before the apiserver sees.

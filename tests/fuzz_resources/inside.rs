@@ -16,7 +16,7 @@ use lictor::model::registration::Registration;
 use lictor::model::resolve::{Before, resolve};
 use lictor::model::resource::{Limits, Source, Spec};
 
-use crate::author::{ALLOWED, ANNOTATIONS, LABELS, PORTS, SERVICES};
+use crate::author::{ANNOTATIONS, LABELS, PORTS, SERVICES};
 use crate::resources::{Draft, Resources};
 use crate::schema::Generator;
 
@@ -92,7 +92,6 @@ fn try_one(
 fn rules(generator: &mut Generator) -> Rules {
     Rules {
         class: None,
-        allow_static: ALLOWED.split(',').map(|net| net.parse().expect("a network")).collect(),
         checks: [ChecksRunBy::Agent, ChecksRunBy::Esm, ChecksRunBy::Nobody][generator.rng.usize(..3)],
         limits: Limits { verify_endpoints: generator.chance(20), ..Limits::default() },
     }
@@ -107,7 +106,10 @@ fn within_limits(registration: &Registration) -> Result<(), String> {
     };
     let reserved = |key: &str| key.to_ascii_lowercase().starts_with("consul-");
     let service = &*registration.service;
-    holds("its name", (1..=255).contains(&service.len()) && plain(service) && service.trim() == service)?;
+    holds(
+        "its name",
+        (1..=255).contains(&service.len()) && service.is_ascii() && plain(service) && service.trim() == service,
+    )?;
     holds("Consul's own name", !service.eq_ignore_ascii_case("consul"))?;
     holds("its address", registration.address.parse::<IpAddr>().is_ok())?;
     holds("its port", registration.port > 0)?;
@@ -115,7 +117,7 @@ fn within_limits(registration: &Registration) -> Result<(), String> {
     let tags: BTreeSet<&str> = registration.tags.iter().map(|tag| &**tag).collect();
     holds("a tag that comes twice", tags.len() == registration.tags.len())?;
     for tag in tags {
-        holds("a tag", (1..=255).contains(&tag.len()) && plain(tag))?;
+        holds("a tag", (1..=1024).contains(&tag.len()) && plain(tag))?;
     }
     holds("its number of pairs", registration.meta.len() <= 64)?;
     for (key, value) in &registration.meta {

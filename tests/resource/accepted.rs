@@ -115,7 +115,7 @@ fn largest(pairs: usize) -> Map<String, Value> {
     };
     let spec = json!({
         "name": "x".repeat(255),
-        "tags": (0..64).map(|i| long(i, 255)).collect::<Vec<_>>(),
+        "tags": (0..64).map(|i| long(i, 1024)).collect::<Vec<_>>(),
         "meta": (0..pairs).map(|i| (long(i, 128), json!("x".repeat(512)))).collect::<Map<_, _>>(),
         "weights": { "passing": 65535, "warning": 65535 },
         "enableTagOverride": true,

@@ -2,6 +2,7 @@
 //! here, and say how it is tested.
 
 use lictor::cluster::convert::{self, ChecksRunBy, Rules};
+use lictor::model::policy::Policy;
 use lictor::model::reasons::Refusal;
 use lictor::state::event::ObjectKey;
 
@@ -61,15 +62,17 @@ fn refused(what: &'static str, yaml: impl Into<String>, by: Setup, reason: &'sta
 /// What Lictor says of a row; none if it accepts it.
 pub(crate) fn refusal(row: &Row, setup: Setup) -> Option<Refusal> {
     let any = ["0.0.0.0/0", "::/0"].map(|net| net.parse().unwrap());
-    let allow_static = if setup == Setup::AnyStatic { any.to_vec() } else { Vec::new() };
+    let networks = if setup == Setup::AnyStatic { any.to_vec() } else { Vec::new() };
     let checks = match setup {
         Setup::Agent | Setup::AnyStatic => ChecksRunBy::Agent,
         Setup::Catalog => ChecksRunBy::Nobody,
         Setup::Esm => ChecksRunBy::Esm,
     };
-    let rules = Rules { allow_static, checks, ..Rules::default() };
+    let rules = Rules { checks, ..Rules::default() };
     let object = serde_json::from_value(fixture::resource("user", &fixture::spec(&row.yaml))).unwrap();
-    convert::resource(ObjectKey::new("shop", "user"), object, &rules).resource.spec.err()
+    let resource = convert::resource(ObjectKey::new("shop", "user"), object, &rules).resource;
+    let policy = Policy { networks, ..Policy::default() };
+    resource.spec.as_ref().map_err(Clone::clone).and_then(|spec| policy.judge(&resource, spec, true)).err()
 }
 
 /// All rows.

@@ -199,9 +199,12 @@ fn name() -> Vec<Row> {
             .named("consul")
             .shown("metadata: {name: consul}"),
         row("too long", format!("name: {}", "x".repeat(256)), "may not be more than 255"),
-        row("too long in bytes", format!("name: {}", "ü".repeat(128)), "at most 255 bytes, of which"),
-        row("a line break", "name: \"user\\nservice\"", "a name holds no control characters or line breaks"),
-        row("a control character", "name: \"user\\u0085\"", "a name holds no control characters or line breaks"),
+        row("a line break", "name: \"user\\nservice\"", "a name holds printable ASCII characters alone"),
+        row(
+            "a letter that is another one in lower case",
+            "name: \"pay_serv\\u0130ce\"",
+            "a name holds printable ASCII characters alone",
+        ),
         row("a space before it", "name: \" user\"", "a name neither begins nor ends with a space"),
     ]
 }
@@ -224,8 +227,8 @@ fn tags() -> Vec<Row> {
         row("one tag twice", "tags: [grpc, grpc]", "Duplicate value: \"grpc\""),
         row("an empty tag", "tags: [\"\"]", "should be at least 1 chars long"),
         row("a line break", "tags: [\"user\\n\"]", "a tag holds no control characters or line breaks"),
-        row("too long", format!("tags: [{}]", "x".repeat(256)), "may not be more than 255"),
-        row("too long in bytes", format!("tags: [{}]", "ü".repeat(128)), "at most 255 bytes, of which"),
+        row("too long", format!("tags: [{}]", "x".repeat(1025)), "may not be more than 1024"),
+        row("too long in bytes", format!("tags: [{}]", "ü".repeat(513)), "at most 1024 bytes, of which"),
         row("too many", format!("tags: [{many}]"), "must have at most 64 items").shown("tags: [\"0\", …, \"64\"]"),
         row("a ${ that is not closed", "tags: [\"v-${pod.name\"]", "a ${ without its }"),
         row("a quote that is not closed", "tags: [\"${pod.labels['app}\"]", "a ${ without its }"),

@@ -56,6 +56,7 @@ impl Object {
             finalizer: FINALIZER.into(),
             paused: self.paused,
             deletion: Some(self.deletion),
+            bytes: 0,
             spec: if self.other_class { Err(other_class()) } else { self.spec.clone() },
             status: Arc::new(status),
         };

@@ -391,7 +391,7 @@ fn engine(sim: &Sim, setup: &Setup, life: u32, sink: mpsc::Sender<Event>) -> Eng
         grace: Duration::from_secs(5),
         turn: setup.turn,
     };
-    let world = World::new(setup.scopes.iter().cloned(), setup.mode == Mode::Catalog);
+    let world = World::new(setup.scopes.iter().cloned(), setup.mode == Mode::Catalog).under(Setup::policy());
     let kubernetes = Arc::new(ApiServer::new(sim.clone(), life, sink));
     let random = fastrand::Rng::with_seed(sim.state().random.lives.u64(..));
     let metrics = Metrics::new(&mut prometheus_client::registry::Registry::default());

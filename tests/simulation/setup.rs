@@ -1,9 +1,11 @@
 //! What a seed decides once, for the whole of its run.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use lictor::engine::TURN;
 use lictor::model::ids::{ClusterName, Identity};
+use lictor::model::policy::Policy;
 use lictor::model::resource::Limits;
 use lictor::state::event::Scope;
 
@@ -105,6 +107,12 @@ pub struct Setup {
 }
 
 impl Setup {
+    /// The policy: addresses of every network are allowed.
+    pub fn policy() -> Arc<Policy> {
+        let networks = ["0.0.0.0/0", "::/0"].map(|network| network.parse().expect("a network")).into();
+        Arc::new(Policy { networks, ..Policy::default() })
+    }
+
     pub fn draw(seed: u64) -> Self {
         let mut random = fastrand::Rng::with_seed(seed);
         let mode = if random.bool() { Mode::Agent } else { Mode::Catalog };
@@ -117,6 +125,7 @@ impl Setup {
             instances: if random.u8(..6) == 0 { random.usize(2..6) } else { 5_000 },
             shares_name: random.u8(..3) == 0,
             verify_endpoints: random.u8(..4) == 0,
+            only_keeps: false,
         };
         Self {
             seed,

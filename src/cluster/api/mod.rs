@@ -97,16 +97,15 @@ pub struct ConsulServiceSpec {
     /// the first has the name, unless the administrator of Lictor says otherwise.
     ///
     /// Underscores resolve in Consul's DNS; a name with a dot in it can be had from the HTTP API but never from
-    /// DNS. Consul compares names without case. At most 255 bytes.
+    /// DNS. Consul compares names without case. Printable ASCII characters, at most 255.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 255))]
     #[x_kube(
         validation = Rule::new("self.lowerAscii() != 'consul'")
             .message("the name 'consul' belongs to Consul's own servers: choose another"),
-        validation = Rule::new(r"!self.matches('[\\x00-\\x1f\\x7f-\\x9f]')")
-            .message("a name holds no control characters or line breaks"),
-        validation = Rule::new("self.trim() == self").message("a name neither begins nor ends with a space"),
-        validation = schema::bytes(255)
+        validation = Rule::new("self.matches('^[ -~]*$')")
+            .message("a name holds printable ASCII characters alone: Consul compares names in lower case, and beyond ASCII two names may be one by that"),
+        validation = Rule::new("self.trim() == self").message("a name neither begins nor ends with a space")
     )]
     pub name: Option<String>,
 
@@ -120,7 +119,7 @@ pub struct ConsulServiceSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<PortRef>,
 
-    /// Tags of each instance, at most 64 of at most 255 bytes.
+    /// Tags of each instance, at most 64 of at most 1024 bytes.
     ///
     /// A tag may hold facts about the instance: `${pod.name}`, `${pod.namespace}`, `${pod.uid}`,
     /// `${pod.labels['key']}`, `${pod.annotations['key']}`, `${node.name}`, `${node.zone}`, `${node.region}`, and

@@ -15,8 +15,12 @@ use serde_json::{Value, json};
 /// those: lowering this number later would refuse what is in use.
 const MAX_META: u32 = 48;
 const MAX_TAGS: u32 = 64;
+/// Consul has no limit for a tag: Traefik and Fabio read whole rules out of one.
+const MAX_TAG: u32 = 1024;
 /// The most that one static address may add to the resource's own: less, as there may be 256 of them.
 const MAX_OWN: u32 = 8;
+/// The most bytes of a tag of one static address.
+const MAX_OWN_TAG: u32 = 512;
 /// The most bytes that all static addresses together may add: etcd takes objects of 1.5 MiB, with what Kubernetes
 /// notes about the owners of fields.
 const MAX_OWN_IN_ALL: u32 = 256 * 1024;
@@ -64,14 +68,14 @@ pub(super) fn meta_in_all() -> Rule {
 }
 
 pub(super) fn tags(_: &mut SchemaGenerator) -> Schema {
-    tag_list(MAX_TAGS)
+    tag_list(MAX_TAGS, MAX_TAG)
 }
 
 pub(super) fn own_tags(_: &mut SchemaGenerator) -> Schema {
-    tag_list(MAX_OWN)
+    tag_list(MAX_OWN, MAX_OWN_TAG)
 }
 
-fn tag_list(max: u32) -> Schema {
+fn tag_list(max: u32, length: u32) -> Schema {
     json_schema!({
         "type": "array",
         "maxItems": max,
@@ -79,13 +83,13 @@ fn tag_list(max: u32) -> Schema {
         "items": {
             "type": "string",
             "minLength": 1,
-            "maxLength": 255,
+            "maxLength": length,
             "x-kubernetes-validations": [
                 {
                     "rule": r"!self.matches('[\\x00-\\x1f\\x7f-\\x9f]')",
                     "message": "a tag holds no control characters or line breaks",
                 },
-                bytes(255),
+                bytes(length),
                 template(),
             ],
         },

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::{Rules, invalid, not_supported, port, refuse};
 use crate::cluster::api::{self, TlsOptions};
-use crate::model::check::{Check, CheckSpec, Probe, Tls};
+use crate::model::check::{Check, CheckSpec, Probe, Tls, milliseconds};
 use crate::model::ids::{READINESS, Str};
 use crate::model::reasons::Refusal;
 
@@ -90,6 +90,14 @@ fn check(given: api::Check) -> Result<CheckSpec, Refusal> {
             ));
         }
     };
+    // Consul's own headers tell its API how to answer: a check that carries one asks an agent, not a service.
+    let headers = given.http.iter().flat_map(|http| &http.headers);
+    if let Some(header) = headers.into_iter().find(|header| header.name.to_ascii_lowercase().starts_with("x-consul-")) {
+        return invalid(format!(
+            "spec.checks {name:?}: the header {:?} is for Consul's own API: choose another name",
+            header.name
+        ));
+    }
     // The path follows the instance's address in a URL: "@other:80" would make that address a user's name.
     if let Some(http) = given.http.as_ref().filter(|http| !http.path.starts_with('/')) {
         return invalid(format!("spec.checks {name:?}: the path {:?} does not begin with '/'", http.path));
@@ -126,21 +134,6 @@ fn check(given: api::Check) -> Result<CheckSpec, Refusal> {
 fn tls(on: bool, options: TlsOptions) -> Option<Tls> {
     let TlsOptions { tls_skip_verify, tls_server_name } = options;
     on.then(|| Tls { skip_verify: tls_skip_verify, server_name: tls_server_name.map(Str::from) })
-}
-
-/// Reads Go's notation as far as the schema lets it through: `1h`, `1m30s`, `500ms`.
-fn milliseconds(text: &str) -> Option<u64> {
-    let (mut rest, mut sum) = (text, 0_u64);
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit()).filter(|&digits| digits > 0)?;
-        let number: u64 = rest[..digits].parse().ok()?;
-        let unit = &rest[digits..];
-        let units = [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000)];
-        let (name, factor) = units.into_iter().find(|(name, _)| unit.starts_with(name))?;
-        sum = sum.checked_add(number.checked_mul(factor)?)?;
-        rest = &unit[name.len()..];
-    }
-    (!text.is_empty()).then_some(sum)
 }
 
 #[cfg(test)]
@@ -183,14 +176,6 @@ mod tests {
         for what in fine.iter().chain(refused.iter().map(|(what, _)| what)) {
             assert!(judged(what, ChecksRunBy::Agent).is_ok(), "{what}");
             assert!(judged(what, ChecksRunBy::Nobody).unwrap_err().contains("--consul-esm"), "{what}");
-        }
-    }
-
-    #[test]
-    fn durations_are_gos() {
-        let table = [("10s", Some(10_000)), ("1m30s", Some(90_000)), ("500ms", Some(500)), ("1h", Some(3_600_000))];
-        for (text, expected) in table.into_iter().chain([("", None), ("10", None), ("s", None), ("1d", None)]) {
-            assert_eq!(milliseconds(text), expected, "{text}");
         }
     }
 }

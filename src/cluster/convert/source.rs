@@ -1,20 +1,22 @@
 //! Where instances come from, and the addresses that a resource's author chooses.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement};
 
-use super::{Rules, invalid, pairs, refuse, tags};
+use super::{invalid, pairs, refuse, tags};
 use crate::cluster::api;
+use crate::model::address::forbidden;
 use crate::model::ids::Str;
+use crate::model::policy::NOT_ALLOWED;
 use crate::model::reasons::Refusal;
 use crate::model::registration::TaggedAddress;
 use crate::model::resource::{PerAddress, Source, StaticAddress};
 use crate::model::selector::{Requirement, Selector};
 
-pub(super) fn source(source: api::Source, rules: &Rules) -> Result<Source, Refusal> {
+pub(super) fn source(source: api::Source) -> Result<Source, Refusal> {
     match source {
         api::Source { service: Some(service), pods: None, static_addresses: None } => {
             Ok(Source::Service { name: service.name.into() })
@@ -23,7 +25,7 @@ pub(super) fn source(source: api::Source, rules: &Rules) -> Result<Source, Refus
             Ok(Source::Pods { selector: self::selector(selector)? })
         }
         api::Source { service: None, pods: None, static_addresses: Some(given) } => {
-            Ok(Source::Static { addresses: static_addresses(given, rules)? })
+            Ok(Source::Static { addresses: static_addresses(given)? })
         }
         _ => invalid("spec.source: set exactly one of service, pods, static"),
     }
@@ -54,14 +56,14 @@ fn requirement(given: LabelSelectorRequirement) -> Result<Requirement, Refusal> 
     }
 }
 
-fn static_addresses(given: Vec<api::StaticAddress>, rules: &Rules) -> Result<Vec<StaticAddress>, Refusal> {
+fn static_addresses(given: Vec<api::StaticAddress>) -> Result<Vec<StaticAddress>, Refusal> {
     let mut seen = BTreeSet::new();
     given
         .into_iter()
         .map(|given| {
             let field = "spec.source.static";
             let port = port(field, given.port)?;
-            let address = allowed(field, &given.address, rules)?;
+            let address = address(field, &given.address)?;
             if !seen.insert((address, port)) {
                 return invalid(format!("{field}: {address} port {port} stands there twice"));
             }
@@ -73,7 +75,6 @@ fn static_addresses(given: Vec<api::StaticAddress>, rules: &Rules) -> Result<Vec
 
 pub(super) fn tagged_addresses(
     author: &BTreeMap<String, api::TaggedAddress>,
-    rules: &Rules,
 ) -> Result<BTreeMap<Str, TaggedAddress>, Refusal> {
     let mut tagged = BTreeMap::new();
     for (tag, given) in author {
@@ -82,7 +83,7 @@ pub(super) fn tagged_addresses(
             return invalid(format!("{field}: names that begin with 'consul-' belong to Consul: choose another"));
         }
         let port = port(&field, given.port)?;
-        let address = allowed(&field, &given.address, rules)?;
+        let address = address(&field, &given.address)?;
         // An agent refuses such a registration.
         if let Some((_, family)) = OF_ONE_FAMILY.iter().find(|(name, v4)| name == tag && *v4 != address.is_ipv4()) {
             let family = if *family { "IPv4" } else { "IPv6" };
@@ -103,48 +104,16 @@ fn port(field: &str, port: u16) -> Result<u16, Refusal> {
 const OF_ONE_FAMILY: [(&str, bool); 4] =
     [("lan_ipv4", true), ("wan_ipv4", true), ("lan_ipv6", false), ("wan_ipv6", false)];
 
-/// An address that the author of a resource chose, if the administrator lets them.
-fn allowed(field: &str, address: &str, rules: &Rules) -> Result<IpAddr, Refusal> {
+/// An address that the author of a resource chose. Whether it is in a network that the administrator allows, the policy
+/// tells.
+fn address(field: &str, address: &str) -> Result<IpAddr, Refusal> {
     let Ok(address) = address.parse::<IpAddr>() else {
         return invalid(format!("{field}: {address:?} is not an IP address"));
     };
     // An IPv4 address that is written as IPv6 is that very address.
     let address = address.to_canonical();
-    if is_nobodys(address) {
-        let message = format!(
-            "{field}: {address} is a loopback, link-local, multicast or unspecified address: others cannot reach it"
-        );
-        return refuse("NotAllowed", message);
+    match forbidden(address) {
+        Some(why) => refuse(NOT_ALLOWED, format!("{field}: {address} {why}")),
+        None => Ok(address),
     }
-    if METADATA.contains(&address) {
-        let message = format!("{field}: {address} is where a cloud answers for its machines: it is not for services");
-        return refuse("NotAllowed", message);
-    }
-    if !rules.allow_static.iter().any(|net| net.contains(&address)) {
-        let message = format!(
-            "{field}: {address} is not in a range that is allowed: ask the administrator of Lictor to add one with --allow-static"
-        );
-        return refuse("NotAllowed", message);
-    }
-    Ok(address)
 }
-
-/// Says whether an address means another host to each who uses it, or none.
-fn is_nobodys(address: IpAddr) -> bool {
-    let link_local = match address {
-        IpAddr::V4(v4) => v4.is_link_local() || v4.is_broadcast(),
-        // Addresses of IPv4 in the form that is no more are nobody's, either.
-        IpAddr::V6(v6) => v6.is_unicast_link_local() || v6.segments()[..6] == [0; 6],
-    };
-    link_local || address.is_loopback() || address.is_unspecified() || address.is_multicast()
-}
-
-/// The addresses at which clouds tell a machine its secrets, besides 169.254.169.254, which is link-local: Amazon's
-/// and Google's by IPv6, Alibaba's, Azure's wire server, Oracle's.
-const METADATA: [IpAddr; 5] = [
-    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
-    IpAddr::V6(Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254)),
-    IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)),
-    IpAddr::V4(Ipv4Addr::new(168, 63, 129, 16)),
-    IpAddr::V4(Ipv4Addr::new(192, 0, 0, 192)),
-];

@@ -15,8 +15,7 @@ fn read_with(rules: &Rules, spec: &Value) -> SeenResource {
 }
 
 fn read(spec: &Value) -> Result<Arc<Spec>, Refusal> {
-    let allow_static = vec!["198.51.100.0/24".parse().unwrap(), "fe80::/10".parse().unwrap()];
-    let rules = Rules { class: None, allow_static, checks: ChecksRunBy::Agent, limits: Limits::default() };
+    let rules = Rules { class: None, checks: ChecksRunBy::Agent, limits: Limits::default() };
     read_with(&rules, spec).resource.spec
 }
 
@@ -101,9 +100,17 @@ fn what_cannot_be_acted_on_is_refused_with_its_reason() {
         (read(&json!({ "source": 7 })), "Undecodable", "Source"),
         (with(json!({ "readiness": "Guess" })), "Undecodable", "Guess"),
         (with(json!({ "name": "Consul" })), "Invalid", "Consul"),
-        (with(json!({ "name": "a\n" })), "Invalid", "control"),
+        (with(json!({ "name": "a\n" })), "Invalid", "printable ASCII"),
         (with(json!({ "name": "a " })), "Invalid", "space"),
-        (with(json!({ "name": "ä".repeat(128) })), "Invalid", "256 bytes"),
+        (with(json!({ "name": "a".repeat(256) })), "Invalid", "256 bytes"),
+        (with(json!({ "name": "pay_serv\u{130}ce" })), "Invalid", "printable ASCII"),
+        (
+            with(
+                json!({ "checks": [{ "name": "a", "http": { "headers": [{ "name": "x-Consul-Token", "value": "t" }] } }] }),
+            ),
+            "Invalid",
+            "x-Consul-Token",
+        ),
         (with(json!({ "port": 0 })), "Invalid", "spec.port"),
         (with(json!({ "weights": { "passing": 0 } })), "Invalid", "spec.weights.passing"),
         (with(json!({ "meta": { "v": "ä".repeat(257) } })), "Invalid", "514 bytes"),
@@ -123,7 +130,7 @@ fn what_cannot_be_acted_on_is_refused_with_its_reason() {
             "no IPv6 address",
         ),
         (with(tagged("example.com")), "Invalid", "spec.taggedAddresses.wan: \"example.com\" is not an IP address"),
-        (with(tagged("203.0.113.1")), "NotAllowed", "--allow-static"),
+        (with(tagged("127.0.0.1")), "NotAllowed", "loopback"),
     ];
     for (result, reason, part) in table {
         is_refused(result, reason, part);
@@ -226,7 +233,7 @@ fn static_addresses_that_are_wrong_are_refused() {
         (one(json!({ "meta": { "v": "${pod}" } })), "InvalidTemplate", "pod"),
         (one(json!({ "meta": { "lictor-owner": "me" } })), "Invalid", "lictor-owner"),
         (one(json!({ "meta": { "v": "x".repeat(513) } })), "Invalid", "513 bytes"),
-        (one(json!({ "address": "203.0.113.1" })), "NotAllowed", "--allow-static"),
+        (one(json!({ "address": "169.254.1.1" })), "NotAllowed", "link-local"),
     ];
     for (result, reason, part) in table {
         is_refused(result, reason, part);
@@ -248,8 +255,7 @@ fn a_static_address_has_room_for_its_pairs_beside_those_of_all() {
 
 #[test]
 fn no_range_of_the_administrators_allows_what_is_nobodys_or_a_clouds() {
-    let everything = vec!["0.0.0.0/0".parse().unwrap(), "::/0".parse().unwrap()];
-    let rules = Rules { allow_static: everything, ..Rules::default() };
+    let rules = Rules::default();
     let read = |address: &str| {
         let wan = json!({ "address": address, "port": 443 });
         let source = json!({ "static": [{ "address": address, "port": 443 }] });
@@ -310,7 +316,7 @@ fn values_are_read_where_they_are_meant_and_judged_when_they_are_known() {
 
 #[test]
 fn what_the_administrator_allows_is_part_of_the_spec() {
-    let limits = Limits { instances: 7, shares_name: true, verify_endpoints: true };
+    let limits = Limits { instances: 7, shares_name: true, verify_endpoints: true, only_keeps: false };
     let rules = Rules { limits, ..Rules::default() };
     let spec = read_with(&rules, &json!({ "source": { "service": { "name": "user" } } })).resource.spec;
     assert_eq!(spec.unwrap().limits, limits);

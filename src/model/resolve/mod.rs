@@ -88,6 +88,9 @@ pub enum Hold {
     OtherSources(Str),
     /// Those at these addresses: the endpoint lives, only how to register it is not known.
     Addresses(BTreeSet<Str>),
+    /// Those that came from another source than this one, and those at these addresses: the resource may only keep what it
+    /// has.
+    Kept(Str, BTreeSet<Str>),
 }
 
 impl Hold {
@@ -98,7 +101,21 @@ impl Hold {
             Self::Nothing => false,
             Self::OtherSources(source) => registration.meta.get(meta::SOURCE) != Some(source),
             Self::Addresses(addresses) => addresses.contains(&registration.address),
+            Self::Kept(source, addresses) => {
+                registration.meta.get(meta::SOURCE) != Some(source) || addresses.contains(&registration.address)
+            }
         }
+    }
+
+    /// Holds what is there for a resource that may only keep it: what these living endpoints are, and what came from
+    /// another source than its present one.
+    #[must_use]
+    pub fn keeping(self, source: &Source, living: impl Iterator<Item = Str>) -> Self {
+        let held = match self {
+            Self::Nothing | Self::OtherSources(_) => BTreeSet::new(),
+            Self::Addresses(addresses) | Self::Kept(_, addresses) => addresses,
+        };
+        Self::Kept(source.to_string().into(), held.into_iter().chain(living).collect())
     }
 
     fn of(addresses: BTreeSet<Str>) -> Self {

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 
 use crate::model::ids::Str;
+use crate::model::policy::Policy;
+use crate::model::reasons::Refusal;
 use crate::model::resource::{Resource, Spec};
 use crate::model::status::{ConditionKind, Truth};
 use crate::state::event::SeenResource;
@@ -11,8 +13,12 @@ use crate::state::event::Transitions;
 /// A resource, and what is to be remembered of it beyond its last event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// As last seen.
+    /// As last seen. Its spec is the one that the administrator's policy allows, or why it does not.
     pub resource: Resource,
+    /// The spec as its author wrote it.
+    pub(super) asked_spec: Result<Arc<Spec>, Refusal>,
+    /// True if the budget of its namespace has room for it.
+    pub(super) fits: bool,
     /// The last spec that could be acted on, of this very resource.
     pub last_good: Option<Arc<Spec>>,
     /// Says since when its conditions have held.
@@ -40,18 +46,44 @@ pub(super) enum GrantedBy {
 }
 
 impl Entry {
-    pub(super) fn new(seen: SeenResource, previous: Option<&Self>) -> Self {
+    pub(super) fn new(seen: SeenResource, previous: Option<&Self>, policy: &Policy) -> Self {
         let SeenResource { resource, since } = seen;
         let previous = previous.filter(|previous| previous.resource.uid == resource.uid);
-        let last_good = match &resource.spec {
-            Ok(spec) => Some(spec.clone()),
-            Err(_) => previous.and_then(|previous| previous.last_good.clone()),
+        let mut entry = Self {
+            asked_spec: resource.spec.clone(),
+            // A new one waits for its place among the others of its namespace.
+            fits: previous.is_some_and(|previous| previous.fits),
+            last_good: previous.and_then(|previous| previous.last_good.clone()),
+            resource,
+            since,
+            granted: None,
         };
-        let mut entry = Self { resource, last_good, since, granted: None };
+        entry.judge(policy);
         if entry.resource.ours {
             entry.granted = entry.granted_after(previous);
         }
         entry
+    }
+
+    /// Asks a policy about what its author wrote. What the policy does not allow leaves the last spec in force that it did;
+    /// without one, what is registered is kept, and nothing more.
+    pub(super) fn judge(&mut self, policy: &Policy) {
+        let Ok(asked) = &self.asked_spec else {
+            // What the author wrote cannot be read, whatever the policy says.
+            return;
+        };
+        let judged = policy.judge(&self.resource, asked, self.fits);
+        match &judged {
+            Ok(allowed) => self.last_good = Some(Arc::clone(allowed)),
+            Err(_) if !self.was_allowed() => self.last_good = Some(Arc::new(asked.only_kept())),
+            Err(_) => {}
+        }
+        self.resource.spec = judged;
+    }
+
+    /// Says whether a spec is in force that was allowed.
+    pub(super) fn was_allowed(&self) -> bool {
+        self.last_good.as_ref().is_some_and(|spec| !spec.limits.only_keeps)
     }
 
     /// Carries over the granted name. A resource that changes hands comes back as a newcomer: of another class,

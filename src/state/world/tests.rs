@@ -16,6 +16,7 @@ mod history;
 mod missing;
 mod names;
 mod on_nodes;
+mod policed;
 
 const NAMESPACES: [&str; 2] = ["a", "b"];
 
@@ -73,6 +74,7 @@ fn seen(key: &ObjectKey, uid: &str, generation: i64, spec: Result<Spec, Refusal>
         finalizer: FINALIZER.into(),
         paused: false,
         deletion: Some(DeletionPolicy::Deregister),
+        bytes: 0,
         spec: spec.map(Arc::new),
         status: Arc::default(),
     };

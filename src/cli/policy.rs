@@ -1,0 +1,142 @@
+//! `lictor policy check`: what another policy would change for the resources of the cluster.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Context;
+use clap::{Args, Subcommand};
+
+use super::plan::columns;
+use super::{DIFFERS, prepare};
+use crate::cluster::connect;
+use crate::cluster::kubernetes::ApiServer;
+use crate::cluster::watch::Orders;
+use crate::model::ids::ResourceKey;
+use crate::model::policy::Policy;
+use crate::policy::PolicyFile;
+use crate::ports::Kubernetes;
+use crate::settings::{RunArgs, Settings};
+use crate::state::world::World;
+
+/// The subcommands of `lictor policy`.
+#[derive(Debug, Subcommand)]
+pub enum PolicyCommand {
+    /// Print what a policy would change for the resources of the cluster, given the present flags of `run`, --policy
+    /// included; exits with 0 if nothing would change, with 1 if something would, and with more if it cannot be told.
+    Check(Box<CheckArgs>),
+}
+
+/// The flags of `lictor policy check`: the file, and those of `run`.
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// The policy file to check.
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+/// What a policy says of one resource, beside the present one.
+#[derive(Debug, PartialEq, Eq)]
+struct Verdict {
+    resource: ResourceKey,
+    /// The name of the rule that would decide; none where no rule is for its namespace.
+    rule: Option<String>,
+    /// Why it is refused now.
+    now: Option<String>,
+    /// Why it would be refused.
+    then: Option<String>,
+}
+
+pub(super) fn policy(command: PolicyCommand) -> anyhow::Result<ExitCode> {
+    let PolicyCommand::Check(args) = command;
+    let mut run = args.run;
+    if run.log_level == crate::settings::LOG_LEVEL {
+        "error,kube_client=off".clone_into(&mut run.log_level);
+    }
+    let settings = Settings::new(run)?;
+    prepare(&settings)?;
+    let file = PolicyFile { path: Some(args.file), ..settings.policy.clone() };
+    let then = file.read()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
+    let world = runtime.block_on(look(settings))?;
+    let verdicts = verdicts(world, &then);
+    // A closed pipe is the reader's choice.
+    let _ = std::io::stdout().write_all(table(&verdicts).as_bytes());
+    let changes = verdicts.iter().any(|verdict| verdict.now != verdict.then);
+    Ok(if changes { ExitCode::from(DIFFERS) } else { ExitCode::SUCCESS })
+}
+
+/// The resources of the cluster, under the present policy.
+async fn look(settings: Settings) -> anyhow::Result<World> {
+    let policy = tokio::sync::watch::channel(settings.policy.read()?).1;
+    let client = connect::client(settings.kubeconfig.as_deref(), settings.context.as_deref())
+        .await
+        .context("reaching Kubernetes")?;
+    let kubernetes = ApiServer::new(client, settings.scopes, Arc::new(settings.rules), Orders::default()).under(policy);
+    Ok(kubernetes.read_again().await?)
+}
+
+/// Compares the present policy of a World with another one.
+fn verdicts(mut world: World, then: &Arc<Policy>) -> Vec<Verdict> {
+    let refusals = |world: &World| -> Vec<(ResourceKey, Option<String>)> {
+        let ours = world.entries().filter(|entry| entry.resource.ours);
+        let refusal = |spec: Result<_, &crate::model::reasons::Refusal>| spec.err().map(|why| why.message.clone());
+        ours.map(|entry| (entry.resource.key.clone(), refusal(entry.resource.spec.as_ref()))).collect()
+    };
+    let now = refusals(&world);
+    world.follow(Arc::clone(then));
+    let rule = |key: &ResourceKey| then.rule(&key.namespace).map(|rule| rule.name.to_string());
+    let both = now.into_iter().zip(refusals(&world));
+    both.map(|((resource, now), (_, then))| Verdict { rule: rule(&resource), resource, now, then }).collect()
+}
+
+fn table(verdicts: &[Verdict]) -> String {
+    let mut lines = vec![["RESOURCE", "RULE", "NOW", "THEN", "WHY"].map(str::to_owned)];
+    let word = |refusal: &Option<String>| if refusal.is_some() { "refused" } else { "allowed" }.to_owned();
+    lines.extend(verdicts.iter().map(|verdict| {
+        [
+            verdict.resource.to_string(),
+            verdict.rule.clone().unwrap_or_else(|| "none".to_owned()),
+            word(&verdict.now),
+            word(&verdict.then),
+            verdict.then.clone().unwrap_or_default(),
+        ]
+    }));
+    let count = |fits: &dyn Fn(&Verdict) -> bool| verdicts.iter().filter(|verdict| fits(verdict)).count();
+    let refused = count(&|verdict| verdict.now.is_none() && verdict.then.is_some());
+    let allowed = count(&|verdict| verdict.now.is_some() && verdict.then.is_none());
+    let stays = "what is registered of them stays";
+    format!(
+        "{}{} resources, {refused} would be refused that are allowed now ({stays}), {allowed} would be allowed that are \
+         refused now\n",
+        if verdicts.is_empty() { String::new() } else { columns(&lines) },
+        verdicts.len()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_says_what_would_change_and_why() {
+        let verdict = |name: &str, now: Option<&str>, then: Option<&str>| Verdict {
+            resource: ResourceKey::new("shop", name),
+            rule: Some("shops".to_owned()),
+            now: now.map(str::to_owned),
+            then: then.map(str::to_owned),
+        };
+        let expected = "\
+RESOURCE  RULE   NOW      THEN     WHY
+shop/a    shops  allowed  refused  the tag \"x\"
+shop/b    shops  refused  allowed
+2 resources, 1 would be refused that are allowed now (what is registered of them stays), 1 would be allowed that are refused now
+";
+        assert_eq!(table(&[verdict("a", None, Some("the tag \"x\"")), verdict("b", Some("no"), None)]), expected);
+        assert!(table(&[]).starts_with("0 resources"));
+    }
+}

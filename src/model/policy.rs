@@ -1,0 +1,296 @@
+//! What the administrator lets the authors of resources ask for.
+//!
+//! A policy is a list of rules; the first one that is for a resource's namespace decides. Where no rule is, nothing is
+//! allowed. Without a policy everything is but the names of Consul's own companions.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use super::check::milliseconds;
+use super::ids::{ResourceKey, Str};
+use super::pattern::Pattern;
+use super::reasons::Refusal;
+use super::resource::{DeletionPolicy, Limits, Resource, Source, Spec};
+use super::template::Template;
+
+/// The reason of `Accepted=False` where the administrator does not allow what a resource asks for.
+pub const NOT_ALLOWED: &str = "NotAllowed";
+
+/// Names that companions of Consul register themselves under (consul-esm, Nomad's agents, Vault's servers) and that
+/// readers trust for it, and the one that `lictor doctor` tries. A rule may allow one by writing it out.
+const RESERVED: [&str; 4] = ["consul", "consul-esm", "vault", "lictor-doctor"];
+
+/// The beginning of the names that Nomad's agents register themselves under: `nomad`, `nomad-client`.
+const NOMAD: &str = "nomad";
+
+/// The rules of the administrator.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// The rules, in order; none without a policy.
+    pub rules: Option<Vec<Rule>>,
+    /// The networks in which addresses may be that an author chooses, where no rule says it.
+    pub networks: Vec<IpNet>,
+    /// The class of the resources that this operator acts on; empty for the default class.
+    pub class: Str,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self { rules: None, networks: Vec::new(), class: "".into() }
+    }
+}
+
+/// A rule. A field that is `None` allows everything.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rule {
+    /// The name that messages call it by.
+    pub name: Str,
+    /// The namespaces that it is for.
+    pub namespaces: Vec<Pattern>,
+    /// The names in Consul.
+    pub names: Option<Vec<Pattern>>,
+    /// The tags.
+    pub tags: Option<Vec<Pattern>>,
+    /// The keys of meta pairs.
+    pub meta_keys: Option<Vec<Pattern>>,
+    /// The kinds of checks, by Consul's words.
+    pub checks: Option<Vec<Str>>,
+    /// The least time between two runs of a check, in milliseconds.
+    pub least_interval: Option<u64>,
+    /// The networks in which addresses may be that an author chooses.
+    pub networks: Option<Vec<IpNet>>,
+    /// Says whether `deletionPolicy: Retain` may be asked for.
+    pub retain: Option<bool>,
+    /// The classes of operators; empty for the default class.
+    pub classes: Option<Vec<Str>>,
+    /// Says whether a name may also be that of another namespace's resource.
+    pub shared_names: Option<bool>,
+    /// The budget.
+    pub budget: Budget,
+}
+
+/// The most that a namespace or a resource may have; none for no limit of the rule.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Budget {
+    /// The resources of the namespace. The older ones have it.
+    pub resources: Option<usize>,
+    /// The instances of one resource.
+    pub instances: Option<usize>,
+    /// The checks of one resource.
+    pub checks: Option<usize>,
+    /// The bytes of one resource's spec.
+    pub bytes: Option<usize>,
+}
+
+impl Policy {
+    /// The rule that decides about resources of a namespace.
+    #[must_use]
+    pub fn rule(&self, namespace: &str) -> Option<&Rule> {
+        let mut rules = self.rules.iter().flatten();
+        rules.find(|rule| rule.namespaces.iter().any(|pattern| pattern.matches(namespace, namespace)))
+    }
+
+    /// Gives the most resources that a namespace may have.
+    #[must_use]
+    pub fn most_resources(&self, namespace: &str) -> Option<usize> {
+        self.rule(namespace)?.budget.resources
+    }
+
+    /// Gives the spec that a resource may have: what it asks for, within the limits of its rule. `fits` says whether it is
+    /// among the resources that the budget of its namespace has room for.
+    ///
+    /// # Errors
+    ///
+    /// Fails with the rule, and what it does not allow.
+    pub fn judge(&self, resource: &Resource, asked: &Arc<Spec>, fits: bool) -> Result<Arc<Spec>, Refusal> {
+        let namespace = &*resource.key.namespace;
+        let rule = match (&self.rules, self.rule(namespace)) {
+            (None, _) => &Rule::default(),
+            (Some(_), Some(rule)) => rule,
+            (Some(_), None) => {
+                let message = format!(
+                    "no rule of the administrator's policy is for namespace {namespace}: ask the administrator of Lictor \
+                     for one"
+                );
+                return Err(Refusal { reason: NOT_ALLOWED, message });
+            }
+        };
+        let judgement = Judgement { rule, policy: self, key: &resource.key };
+        judgement.name(&asked.service)?;
+        judgement.texts(asked)?;
+        judgement.checks(asked)?;
+        judgement.addresses(asked)?;
+        judgement.deletion(resource.deletion)?;
+        judgement.class()?;
+        judgement.budget(asked, resource.bytes, fits)?;
+        let limits = Limits {
+            instances: rule.budget.instances.map_or(asked.limits.instances, |most| most.min(asked.limits.instances)),
+            shares_name: rule.shared_names.unwrap_or(asked.limits.shares_name),
+            ..asked.limits
+        };
+        if limits == asked.limits { Ok(Arc::clone(asked)) } else { Ok(Arc::new(Spec { limits, ..(**asked).clone() })) }
+    }
+}
+
+/// A rule, and the resource that it is asked about.
+struct Judgement<'a> {
+    rule: &'a Rule,
+    policy: &'a Policy,
+    key: &'a ResourceKey,
+}
+
+impl Judgement<'_> {
+    /// Refuses something. Without a policy there is no rule to name.
+    fn refuse(&self, what: &str, allowed: &str) -> Refusal {
+        let message = format!(
+            "{what}: rule {:?} of the administrator's policy allows {allowed}; what is registered stays",
+            &*self.rule.name
+        );
+        Refusal { reason: NOT_ALLOWED, message }
+    }
+
+    fn name(&self, name: &str) -> Result<(), Refusal> {
+        let names = self.rule.names.as_deref();
+        // Consul compares names without case.
+        let lower = name.to_ascii_lowercase();
+        let is_reserved = RESERVED.contains(&&*lower) || lower.starts_with(NOMAD);
+        let is_written_out = names.into_iter().flatten().any(|pattern| pattern.is_literally(&lower));
+        if is_reserved && !is_written_out {
+            let message = format!(
+                "the name {name:?} is one that Consul's own companions register under: set spec.name to another, or ask \
+                 the administrator of Lictor for a rule that names it"
+            );
+            return Err(Refusal { reason: NOT_ALLOWED, message });
+        }
+        match names {
+            Some(names) if !names.iter().any(|pattern| pattern.matches(&lower, &self.key.namespace)) => {
+                Err(self.refuse(&format!("the name {name:?} in Consul"), &listed("the names", names)))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn texts(&self, spec: &Spec) -> Result<(), Refusal> {
+        let own = match &spec.source {
+            Source::Static { addresses } => &addresses[..],
+            Source::Service { .. } | Source::Pods { .. } => &[],
+        };
+        if let Some(patterns) = &self.rule.tags {
+            let fits = |tag: &&Template| patterns.iter().any(|p| p.matches_template(tag, &self.key.namespace));
+            let mut tags = spec.tags.iter().chain(own.iter().flat_map(|address| &address.own.tags));
+            if let Some(tag) = tags.find(|tag| !fits(tag)) {
+                let values = match tag {
+                    Template::Plain(_) => "",
+                    Template::Parts(_) => ", where a ${…} as a whole falls to a *",
+                };
+                return Err(
+                    self.refuse(&format!("the tag {:?}", tag.to_string()), &(listed("the tags", patterns) + values))
+                );
+            }
+        }
+        if let Some(patterns) = &self.rule.meta_keys {
+            let fits = |key: &&Str| patterns.iter().any(|pattern| pattern.matches(key, &self.key.namespace));
+            let mut keys = spec.meta.keys().chain(own.iter().flat_map(|address| address.own.meta.keys()));
+            if let Some(key) = keys.find(|key| !fits(key)) {
+                return Err(self.refuse(&format!("the meta key {:?}", &**key), &listed("the keys", patterns)));
+            }
+        }
+        Ok(())
+    }
+
+    fn checks(&self, spec: &Spec) -> Result<(), Refusal> {
+        for check in &spec.checks {
+            let (name, kind) = (&*check.check.name, check.check.probe.kind());
+            if let Some(kinds) =
+                self.rule.checks.as_ref().filter(|kinds| !kinds.iter().any(|allowed| **allowed == *kind))
+            {
+                let allowed =
+                    if kinds.is_empty() { "no checks".to_owned() } else { format!("the kinds {}", kinds.join(", ")) };
+                return Err(self.refuse(&format!("the check {name:?} is of the kind {kind}"), &allowed));
+            }
+            let interval = milliseconds(&check.check.interval).unwrap_or_default();
+            if let Some(least) = self.rule.least_interval.filter(|least| interval < *least) {
+                let what = format!("the check {name:?} runs every {}", &*check.check.interval);
+                return Err(self.refuse(&what, &format!("one run in {least} ms")));
+            }
+        }
+        Ok(())
+    }
+
+    fn addresses(&self, spec: &Spec) -> Result<(), Refusal> {
+        let own = match &spec.source {
+            Source::Static { addresses } => &addresses[..],
+            Source::Service { .. } | Source::Pods { .. } => &[],
+        };
+        let own = own.iter().map(|address| ("spec.source.static".to_owned(), address.address));
+        let tagged = spec.tagged_addresses.iter();
+        let tagged =
+            tagged.filter_map(|(tag, at)| Some((format!("spec.taggedAddresses.{tag}"), at.address.parse().ok()?)));
+        let networks = self.rule.networks.as_ref().unwrap_or(&self.policy.networks);
+        let is_outside = |(_, address): &(String, IpAddr)| !networks.iter().any(|network| network.contains(address));
+        let Some((field, address)) = own.chain(tagged).find(is_outside) else { return Ok(()) };
+        if self.rule.networks.is_none() {
+            let message = format!(
+                "{field}: {address} is not in a range that is allowed: ask the administrator of Lictor to add one with \
+                 --allow-static"
+            );
+            return Err(Refusal { reason: NOT_ALLOWED, message });
+        }
+        let all: Vec<String> = networks.iter().map(ToString::to_string).collect();
+        let allowed =
+            if all.is_empty() { "no such addresses".to_owned() } else { format!("the networks {}", all.join(", ")) };
+        Err(self.refuse(&format!("{field}: {address}"), &allowed))
+    }
+
+    fn deletion(&self, deletion: Option<DeletionPolicy>) -> Result<(), Refusal> {
+        match deletion {
+            Some(DeletionPolicy::Retain) if self.rule.retain == Some(false) => {
+                Err(self.refuse("deletionPolicy: Retain", "Deregister alone"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn class(&self) -> Result<(), Refusal> {
+        let class = &*self.policy.class;
+        match &self.rule.classes {
+            Some(classes) if !classes.iter().any(|allowed| **allowed == *class) => {
+                let all: Vec<String> = classes.iter().map(|class| format!("{:?}", &**class)).collect();
+                Err(self.refuse(&format!("the class {class:?}"), &format!("the classes {}", all.join(", "))))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn budget(&self, spec: &Spec, bytes: usize, fits: bool) -> Result<(), Refusal> {
+        let budget = &self.rule.budget;
+        if let Some(most) = budget.resources.filter(|_| !fits) {
+            let what = format!(
+                "namespace {} has more ConsulServices than that, and this is one of the newest",
+                self.key.namespace
+            );
+            return Err(self.refuse(&what, &format!("{most} of them")));
+        }
+        if let Some(most) = budget.checks.filter(|most| spec.checks.len() > *most) {
+            return Err(self.refuse(&format!("the resource has {} checks", spec.checks.len()), &format!("{most}")));
+        }
+        match budget.bytes.filter(|most| bytes > *most) {
+            Some(most) => Err(self.refuse(&format!("the spec has {bytes} bytes"), &format!("{most}"))),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Says what patterns allow.
+fn listed(what: &str, patterns: &[Pattern]) -> String {
+    if patterns.is_empty() {
+        return "none".to_owned();
+    }
+    let all: Vec<&str> = patterns.iter().map(Pattern::as_str).collect();
+    format!("{what} {}", all.join(", "))
+}
+
+#[cfg(test)]
+mod tests;

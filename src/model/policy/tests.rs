@@ -1,0 +1,246 @@
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::model::check::{Check, CheckSpec, Probe};
+use crate::model::registration::{TaggedAddress, Weights};
+use crate::model::resource::{PerAddress, Readiness, StaticAddress, finalizer};
+
+fn patterns(texts: &[&str]) -> Vec<Pattern> {
+    texts.iter().map(|text| Pattern::parse(text).unwrap()).collect()
+}
+
+/// A rule for all namespaces that allows just what [`spec`] asks for.
+fn rule() -> Rule {
+    Rule {
+        name: "shops".into(),
+        namespaces: patterns(&["shop*"]),
+        names: Some(patterns(&["{namespace}-*"])),
+        tags: Some(patterns(&["v*", "env=prod"])),
+        meta_keys: Some(patterns(&["team"])),
+        checks: Some(vec!["tcp".into()]),
+        least_interval: Some(10_000),
+        networks: Some(vec!["203.0.113.0/24".parse().unwrap()]),
+        retain: Some(false),
+        classes: Some(vec!["".into()]),
+        shared_names: Some(false),
+        budget: Budget { resources: Some(2), instances: Some(10), checks: Some(1), bytes: Some(100) },
+    }
+}
+
+fn check(probe: Probe, interval: &str) -> CheckSpec {
+    let check = Check {
+        name: "alive".into(),
+        probe,
+        interval: interval.into(),
+        timeout: "1s".into(),
+        success_before_passing: 0,
+        failures_before_warning: None,
+        failures_before_critical: 0,
+        notes: "".into(),
+    };
+    CheckSpec { port: None, check: Arc::new(check) }
+}
+
+fn at(address: &str) -> StaticAddress {
+    StaticAddress { address: address.parse().unwrap(), port: 80, own: Arc::default() }
+}
+
+fn text(text: &str) -> Template {
+    Template::parse(text).unwrap()
+}
+
+fn spec() -> Spec {
+    Spec {
+        service: "shop-web".into(),
+        source: Source::Static { addresses: vec![at("203.0.113.7")] },
+        port: None,
+        tags: vec![text("v${pod.labels['version']}"), text("env=prod")],
+        meta: [("team".into(), text("any ${pod.name}"))].into(),
+        weights: Weights::default(),
+        tagged_addresses: Arc::default(),
+        enable_tag_override: false,
+        dual_stack: false,
+        readiness: Readiness::Mirror,
+        checks: vec![check(Probe::Tcp { tls: None }, "10s")],
+        limits: Limits { shares_name: true, ..Limits::default() },
+    }
+}
+
+fn resource() -> Resource {
+    Resource {
+        key: ResourceKey::new("shop", "web"),
+        uid: "u".into(),
+        created: 1,
+        generation: 1,
+        resource_version: "1".into(),
+        finalizers: Vec::new(),
+        deleting: false,
+        ours: true,
+        finalizer: finalizer(""),
+        paused: false,
+        deletion: Some(DeletionPolicy::Deregister),
+        bytes: 100,
+        spec: Ok(Arc::new(spec())),
+        status: Arc::default(),
+    }
+}
+
+fn judged(rules: Option<Vec<Rule>>, resource: &Resource, spec: Spec, fits: bool) -> Result<Arc<Spec>, Refusal> {
+    Policy { rules, ..Policy::default() }.judge(resource, &Arc::new(spec), fits)
+}
+
+/// An attempt of an author, what a rule without that very limit is, and the words of the refusal.
+type Attempt = (fn(&mut Resource, &mut Spec, &mut bool), fn(&mut Rule), &'static str);
+
+/// Each limit of a rule, and what is only refused because of it.
+const ATTEMPTS: [(&str, Attempt); 19] = [
+    ("another name", (|_, s, _| s.service = "payments".into(), |r| r.names = None, "the name \"payments\"")),
+    ("another case", (|_, s, _| s.service = "PAYMENTS".into(), |r| r.names = None, "the name \"PAYMENTS\"")),
+    (
+        "a tag",
+        (|_, s, _| s.tags = vec![text("traefik.enable=true")], |r| r.tags = None, "the tag \"traefik.enable=true\""),
+    ),
+    ("a tag of a label", (|_, s, _| s.tags = vec![text("${pod.labels['t']}")], |r| r.tags = None, "falls to a *")),
+    ("a tag with a value in it", (|_, s, _| s.tags = vec![text("env=${pod.name}")], |r| r.tags = None, "env=prod")),
+    (
+        "a tag of one address",
+        (
+            |_, s, _| {
+                let own = PerAddress { tags: vec![text("x")], meta: BTreeMap::new() };
+                s.source =
+                    Source::Static { addresses: vec![StaticAddress { own: Arc::new(own), ..at("203.0.113.7") }] };
+            },
+            |r| r.tags = None,
+            "the tag \"x\"",
+        ),
+    ),
+    (
+        "a meta key",
+        (|_, s, _| s.meta = [("cost".into(), text("1"))].into(), |r| r.meta_keys = None, "the meta key \"cost\""),
+    ),
+    (
+        "a meta key of one address",
+        (
+            |_, s, _| {
+                let own = PerAddress { tags: Vec::new(), meta: [("cost".into(), text("1"))].into() };
+                s.source =
+                    Source::Static { addresses: vec![StaticAddress { own: Arc::new(own), ..at("203.0.113.7") }] };
+            },
+            |r| r.meta_keys = None,
+            "the meta key \"cost\"",
+        ),
+    ),
+    (
+        "a kind of check",
+        (|_, s, _| s.checks = vec![check(Probe::Udp, "10s")], |r| r.checks = None, "\"alive\" is of the kind udp"),
+    ),
+    (
+        "a check too often",
+        (
+            |_, s, _| s.checks = vec![check(Probe::Tcp { tls: None }, "9s999ms")],
+            |r| r.least_interval = None,
+            "runs every 9s999ms",
+        ),
+    ),
+    ("many checks", (|_, s, _| s.checks = vec![s.checks[0].clone(); 2], |r| r.budget.checks = None, "has 2 checks")),
+    (
+        "an address outside",
+        (
+            |_, s, _| s.source = Source::Static { addresses: vec![at("203.0.113.7"), at("198.51.100.1")] },
+            |r| r.networks = Some(vec!["0.0.0.0/0".parse().unwrap()]),
+            "198.51.100.1",
+        ),
+    ),
+    (
+        "a tagged address outside",
+        (
+            |_, s, _| {
+                let wan = TaggedAddress { address: "198.51.100.1".into(), port: 80 };
+                s.tagged_addresses = Arc::new([("wan".into(), wan)].into());
+            },
+            |r| r.networks = Some(vec!["0.0.0.0/0".parse().unwrap()]),
+            "spec.taggedAddresses.wan",
+        ),
+    ),
+    ("Retain", (|r, _, _| r.deletion = Some(DeletionPolicy::Retain), |r| r.retain = None, "deletionPolicy: Retain")),
+    ("one resource more", (|_, _, fits| *fits = false, |r| r.budget.resources = None, "one of the newest")),
+    ("a byte more", (|r, _, _| r.bytes = 101, |r| r.budget.bytes = None, "101 bytes")),
+    ("a name of Vault", (|_, s, _| s.service = "vault".into(), |r| r.names = Some(patterns(&["vault"])), "companions")),
+    (
+        "a name of Nomad",
+        (|_, s, _| s.service = "Nomad-Client".into(), |r| r.names = Some(patterns(&["nomad-client"])), "companions"),
+    ),
+    (
+        "another namespace",
+        (
+            |r, s, _| (r.key, s.service) = (ResourceKey::new("lab", "web"), "lab-web".into()),
+            |r| r.namespaces = patterns(&["*"]),
+            "no rule of the administrator's policy is for namespace lab",
+        ),
+    ),
+];
+
+#[test]
+fn each_limit_refuses_what_nothing_else_does() {
+    assert!(judged(Some(vec![rule()]), &resource(), spec(), true).is_ok());
+    for (attempt, (change, without, words)) in ATTEMPTS {
+        let (mut resource, mut spec, mut fits) = (resource(), spec(), true);
+        change(&mut resource, &mut spec, &mut fits);
+        let refusal = judged(Some(vec![rule()]), &resource, spec.clone(), fits).unwrap_err();
+        assert_eq!(refusal.reason, NOT_ALLOWED, "{attempt}");
+        assert!(refusal.message.contains(words), "{attempt}: {}", refusal.message);
+        let mut lenient = rule();
+        without(&mut lenient);
+        let answer = judged(Some(vec![lenient]), &resource, spec, fits);
+        assert!(answer.is_ok(), "{attempt}: {answer:?}");
+    }
+}
+
+#[test]
+fn a_refusal_names_its_rule() {
+    let mut spec = spec();
+    spec.tags = vec![text("x")];
+    let message = judged(Some(vec![rule()]), &resource(), spec, true).unwrap_err().message;
+    assert_eq!(
+        message,
+        "the tag \"x\": rule \"shops\" of the administrator's policy allows the tags v*, env=prod; what is registered stays"
+    );
+}
+
+#[test]
+fn the_first_rule_that_is_for_the_namespace_decides() {
+    let first = Rule { name: "first".into(), names: Some(patterns(&["a"])), ..rule() };
+    let policy = Policy { rules: Some(vec![first, rule()]), ..Policy::default() };
+    assert_eq!(&*policy.rule("shop-1").unwrap().name, "first");
+    assert!(policy.rule("lab").is_none());
+    assert_eq!(policy.most_resources("shop"), Some(2));
+}
+
+#[test]
+fn a_rule_narrows_the_limits() {
+    let limits = judged(Some(vec![rule()]), &resource(), spec(), true).unwrap().limits;
+    assert_eq!(limits, Limits { instances: 10, shares_name: false, ..Limits::default() });
+    let generous = Rule { budget: Budget { instances: Some(9_999), ..rule().budget }, shared_names: None, ..rule() };
+    let limits = judged(Some(vec![generous]), &resource(), spec(), true).unwrap().limits;
+    assert_eq!(limits, Limits { shares_name: true, ..Limits::default() }, "a flag is the outer limit");
+}
+
+#[test]
+fn without_a_policy_all_is_allowed_but_names_of_companions_and_addresses_outside() {
+    let judge = |name: &str, source: Source, networks: &[&str]| {
+        let networks = networks.iter().map(|network| network.parse().unwrap()).collect();
+        let spec = Spec { service: name.into(), source, ..spec() };
+        Policy { networks, ..Policy::default() }.judge(&resource(), &Arc::new(spec), true)
+    };
+    let service = || Source::Service { name: "web".into() };
+    for name in ["web", "consul-api", "my-vault", "a-nomad"] {
+        assert!(judge(name, service(), &[]).is_ok(), "{name}");
+    }
+    for name in ["consul-esm", "Consul-ESM", "nomad", "nomad-client", "vault", "VAULT", "lictor-doctor"] {
+        assert!(judge(name, service(), &[]).unwrap_err().message.contains("companions"), "{name}");
+    }
+    let fixed = || Source::Static { addresses: vec![at("203.0.113.7")] };
+    assert!(judge("web", fixed(), &["203.0.113.0/24"]).is_ok());
+    let refusal = judge("web", fixed(), &["198.51.100.0/24"]).unwrap_err();
+    assert!(refusal.message.contains("--allow-static"), "{}", refusal.message);
+}

@@ -1,0 +1,219 @@
+//! The form of a policy file: YAML, or JSON, which is YAML.
+
+use std::collections::BTreeSet;
+
+use ipnet::IpNet;
+use serde::Deserialize;
+
+use crate::model::check::milliseconds;
+use crate::model::ids::Str;
+use crate::model::pattern::Pattern;
+use crate::model::policy::{Budget, Rule};
+
+/// A file as it is written.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct File {
+    rules: Vec<FileRule>,
+}
+
+/// A rule as it is written. What is left out allows everything.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct FileRule {
+    name: String,
+    namespaces: Vec<String>,
+    names: Option<Vec<String>>,
+    tags: Option<Vec<String>>,
+    meta_keys: Option<Vec<String>>,
+    checks: Option<Vec<String>>,
+    min_check_interval: Option<String>,
+    static_networks: Option<Vec<String>>,
+    retain: Option<bool>,
+    classes: Option<Vec<String>>,
+    shared_names: Option<bool>,
+    #[serde(default)]
+    budget: FileBudget,
+}
+
+/// A budget as it is written.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct FileBudget {
+    resources: Option<usize>,
+    instances: Option<usize>,
+    checks: Option<usize>,
+    bytes: Option<usize>,
+}
+
+/// The kinds of checks that there are.
+const KINDS: [&str; 5] = ["http", "tcp", "grpc", "udp", "h2ping"];
+
+/// Says why a policy file cannot be used, in one line.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct BadPolicy(String);
+
+/// Reads the text of a policy file.
+///
+/// # Errors
+///
+/// Fails if it is no YAML, names a field that there is not, or has a rule that can never decide.
+pub fn parse(text: &str) -> Result<Vec<Rule>, BadPolicy> {
+    let file: File = serde_saphyr::from_str(text).map_err(|error| BadPolicy(one_line(&error.to_string())))?;
+    if file.rules.is_empty() {
+        return Err(bad("it has no rules, so it would allow nothing anywhere: write at least one"));
+    }
+    let mut names = BTreeSet::new();
+    let mut rules: Vec<Rule> = Vec::new();
+    for given in file.rules {
+        let name = given.name.clone();
+        let rule = rule(given).map_err(|BadPolicy(why)| BadPolicy(format!("rule {name:?}: {why}")))?;
+        if !names.insert(name.clone()) {
+            return Err(BadPolicy(format!("rule {name:?}: another rule has this name")));
+        }
+        // A rule that can never decide is a mistake of whoever wrote it.
+        let before = rules.iter().find(|before| before.namespaces.iter().any(Pattern::matches_all));
+        if let Some(before) = before {
+            return Err(BadPolicy(format!(
+                "rule {name:?}: it never decides: rule {:?} before it is for all namespaces",
+                &*before.name
+            )));
+        }
+        rules.push(rule);
+    }
+    Ok(rules)
+}
+
+fn rule(given: FileRule) -> Result<Rule, BadPolicy> {
+    if given.name.is_empty() || given.name.len() > 63 || given.name.chars().any(char::is_control) {
+        return Err(bad("name: 1 to 63 bytes, without control characters"));
+    }
+    if given.namespaces.is_empty() {
+        return Err(bad("namespaces: empty, so it is for no namespace: name some, or write \"*\""));
+    }
+    if let Some(namespace) = given.namespaces.iter().find(|namespace| namespace.contains('{')) {
+        return Err(bad(&format!("namespaces: {namespace:?}: a namespace's pattern names no values")));
+    }
+    if let Some(kind) = given.checks.iter().flatten().find(|kind| !KINDS.contains(&kind.as_str())) {
+        return Err(bad(&format!("checks: {kind:?} is no kind of check: write {}", KINDS.join(", "))));
+    }
+    let least_interval = given.min_check_interval.as_deref().map(|text| {
+        milliseconds(text).ok_or_else(|| bad(&format!("minCheckInterval: {text:?}: write it like 10s or 1m30s")))
+    });
+    let FileBudget { resources, instances, checks, bytes } = given.budget;
+    Ok(Rule {
+        name: given.name.into(),
+        namespaces: patterns("namespaces", &given.namespaces)?,
+        names: given.names.map(|names| patterns("names", &lower(&names))).transpose()?,
+        tags: given.tags.map(|tags| patterns("tags", &tags)).transpose()?,
+        meta_keys: given.meta_keys.map(|keys| patterns("metaKeys", &keys)).transpose()?,
+        checks: given.checks.map(|kinds| kinds.into_iter().map(Str::from).collect()),
+        least_interval: least_interval.transpose()?,
+        networks: given.static_networks.map(networks).transpose()?,
+        retain: given.retain,
+        classes: given.classes.map(|classes| classes.into_iter().map(Str::from).collect()),
+        shared_names: given.shared_names,
+        budget: Budget { resources, instances, checks, bytes },
+    })
+}
+
+/// Consul compares names without case.
+fn lower(names: &[String]) -> Vec<String> {
+    names.iter().map(|name| name.to_ascii_lowercase()).collect()
+}
+
+fn patterns(field: &str, given: &[String]) -> Result<Vec<Pattern>, BadPolicy> {
+    let pattern = |text: &String| Pattern::parse(text).map_err(|why| BadPolicy(format!("{field}: {why}")));
+    given.iter().map(pattern).collect()
+}
+
+fn networks(given: Vec<String>) -> Result<Vec<IpNet>, BadPolicy> {
+    let network = |text: String| {
+        text.parse().map_err(|_| bad(&format!("staticNetworks: {text:?} is not a network like 203.0.113.0/24")))
+    };
+    given.into_iter().map(network).collect()
+}
+
+fn bad(why: &str) -> BadPolicy {
+    BadPolicy(why.to_owned())
+}
+
+/// The first line of the words of the reader of YAML, which go on with a picture of the place.
+fn one_line(words: &str) -> String {
+    words.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("it is not YAML").to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_read() {
+        let text = "
+rules:
+- name: payments
+  namespaces: [pay-*, billing]
+  names: ['{namespace}-*', Payments]
+  tags: [v*]
+  metaKeys: [team]
+  checks: [http]
+  minCheckInterval: 10s
+  staticNetworks: [203.0.113.0/24]
+  retain: false
+  classes: ['']
+  sharedNames: true
+  budget: {resources: 5, instances: 100, checks: 2, bytes: 4096}
+- name: others
+  namespaces: ['*']
+";
+        let rules = parse(text).unwrap();
+        let pattern = |text: &str| Pattern::parse(text).unwrap();
+        let first = Rule {
+            name: "payments".into(),
+            namespaces: vec![pattern("pay-*"), pattern("billing")],
+            names: Some(vec![pattern("{namespace}-*"), pattern("payments")]),
+            tags: Some(vec![pattern("v*")]),
+            meta_keys: Some(vec![pattern("team")]),
+            checks: Some(vec!["http".into()]),
+            least_interval: Some(10_000),
+            networks: Some(vec!["203.0.113.0/24".parse().unwrap()]),
+            retain: Some(false),
+            classes: Some(vec!["".into()]),
+            shared_names: Some(true),
+            budget: Budget { resources: Some(5), instances: Some(100), checks: Some(2), bytes: Some(4096) },
+        };
+        let second = Rule { name: "others".into(), namespaces: vec![pattern("*")], ..Rule::default() };
+        assert_eq!(rules, [first, second]);
+    }
+
+    #[test]
+    fn what_cannot_be_meant_is_refused_in_one_line() {
+        let rule = |fields: &str| format!("rules: [{{name: a, namespaces: [x], {fields}}}]");
+        let table = [
+            (String::new(), ""),
+            ("rules: []".to_owned(), "no rules"),
+            ("rule: []".to_owned(), "rule"),
+            ("rules: [{namespaces: [x]}]".to_owned(), "name"),
+            ("rules: [{name: a}]".to_owned(), "namespaces"),
+            ("rules: [{name: a, namespaces: []}]".to_owned(), "no namespace"),
+            ("rules: [{name: a, namespaces: ['{namespace}']}]".to_owned(), "names no values"),
+            ("rules: [{name: '', namespaces: [x]}]".to_owned(), "1 to 63"),
+            ("rules: [{name: a, namespaces: [x]}, {name: a, namespaces: [y]}]".to_owned(), "another rule"),
+            ("rules: [{name: a, namespaces: ['*']}, {name: b, namespaces: [y]}]".to_owned(), "never decides"),
+            (rule("tag: [v*]"), "tag"),
+            (rule("tags: v*"), ""),
+            (rule("tags: ['{pod}']"), "{namespace}"),
+            (rule("checks: [ping]"), "h2ping"),
+            (rule("minCheckInterval: fast"), "10s"),
+            (rule("staticNetworks: [10.0.0.1]"), "203.0.113.0/24"),
+            (rule("budget: {pods: 3}"), "pods"),
+            (rule("budget: {resources: -1}"), ""),
+            ("rules: [".to_owned(), ""),
+        ];
+        for (text, words) in table {
+            let why = parse(&text).unwrap_err().to_string();
+            assert!(why.contains(words) && !why.is_empty() && !why.contains('\n'), "{text}: {why}");
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! How a World holds its resources to a policy.
+
+use super::*;
+use crate::model::pattern::Pattern;
+use crate::model::policy::{Budget, Rule};
+
+/// A policy with one rule for all namespaces, which allows these names and this many resources in each.
+fn policy(names: &[&str], resources: Option<usize>) -> Arc<Policy> {
+    let pattern = |text: &&str| Pattern::parse(text).unwrap();
+    let rule = Rule {
+        name: "all".into(),
+        namespaces: vec![pattern(&"*")],
+        names: Some(names.iter().map(pattern).collect()),
+        budget: Budget { resources, ..Budget::default() },
+        ..Rule::default()
+    };
+    Arc::new(Policy { rules: Some(vec![rule]), ..Policy::default() })
+}
+
+fn at_age(created: i64, key: &ObjectKey, name: &str) -> SeenResource {
+    let mut seen = seen(key, &format!("uid-{}", key.name), 1, Ok(named(name, spec("s"))));
+    seen.resource.created = created;
+    seen
+}
+
+fn refused(world: &World) -> Vec<Str> {
+    let entries = world.entries().filter(|entry| entry.resource.spec.is_err());
+    entries.map(|entry| entry.resource.key.name.clone()).collect()
+}
+
+#[test]
+fn a_tightened_policy_leaves_the_spec_in_force_that_was_allowed() {
+    let (mut world, r) = listed(named("old", spec("s")));
+    assert_eq!(world.follow(policy(&["old"], None)), [], "nothing changes for it");
+    assert_eq!(world.follow(policy(&["other"], None)), dirtied(&r, Some(Cause::Observed)));
+    assert!(world.resource(&r).unwrap().resource.spec.is_err());
+    assert_eq!(world.effective_spec(&r).map(|spec| (**spec).clone()), Some(named("old", spec("s"))));
+    // An edit of what is not allowed does not get through by that.
+    world.edits(seen(&r, "u", 2, Ok(tagged("evil", named("old", spec("s"))))));
+    assert!(world.effective_spec(&r).unwrap().tags.is_empty());
+    assert_eq!(world.follow(policy(&["*"], None)), dirtied(&r, Some(Cause::Observed)));
+    assert_eq!(world.effective_spec(&r).unwrap().tags.len(), 1);
+}
+
+#[test]
+fn after_a_restart_what_is_not_allowed_only_keeps_what_it_has() {
+    let r = key("a", "r");
+    let mut world = World::of([]);
+    world.follow(policy(&["other"], None));
+    world.edits(seen(&r, "u", 1, Ok(spec("s"))));
+    let kept = world.effective_spec(&r).cloned().unwrap();
+    assert!(kept.limits.only_keeps && world.resource(&r).unwrap().resource.spec.is_err());
+    assert!(world.watches_for(&r).contains(&(Kind::Slice, Scope::All)), "to see who dies");
+    // Who may not have the name does not keep others from it.
+    world.note_rows(&r, BTreeSet::new());
+    world.know_rows(true);
+    world.edits(seen(&key("b", "r"), "v", 1, Ok(spec("s"))));
+    world.follow(Arc::default());
+    assert!(!world.effective_spec(&r).unwrap().limits.only_keeps);
+}
+
+#[test]
+fn a_fresh_list_goes_by_what_was_allowed_before() {
+    let (mut world, r) = listed(spec("s"));
+    world.follow(policy(&["other"], None));
+    let mut fresh = World::of([]).under(policy(&["other"], None));
+    fresh.edits(seen(&r, "u", 1, Ok(spec("s"))));
+    assert!(fresh.effective_spec(&r).unwrap().limits.only_keeps);
+    fresh.remember(&world);
+    assert_eq!(fresh.effective_spec(&r), world.effective_spec(&r));
+}
+
+#[test]
+fn a_budget_has_room_for_the_oldest() {
+    let keys = ["x", "y", "z"].map(|name| key("a", name));
+    let ages = [3, 1, 2];
+    let seen = |n: usize| at_age(ages[n], &keys[n], &format!("n{n}"));
+    let mut world = World::of([seen(0), seen(1), at_age(9, &key("b", "other"), "o")]);
+    world.follow(policy(&["*"], Some(2)));
+    assert_eq!(refused(&world), []);
+    // An older one comes: the newest has to wait, and what it has stays.
+    world.edits(seen(2));
+    assert_eq!(refused(&world), [Str::from("x")]);
+    assert!(!world.effective_spec(&keys[0]).unwrap().limits.only_keeps);
+    // A newer one comes besides.
+    world.edits(at_age(4, &key("a", "new"), "n4"));
+    assert_eq!(refused(&world), [Str::from("new"), "x".into()]);
+    assert!(world.effective_spec(&key("a", "new")).unwrap().limits.only_keeps);
+    // One goes: there is room for the next in age.
+    world.deletes(&keys[1]);
+    assert_eq!(refused(&world), [Str::from("new")]);
+    assert_eq!(world.follow(policy(&["*"], None)), dirtied(&key("a", "new"), Some(Cause::Observed)));
+    assert_eq!(refused(&world), []);
+}

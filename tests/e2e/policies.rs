@@ -1,0 +1,151 @@
+//! `--policy`: what the administrator lets resources ask for.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, ensure};
+use lictor_testbed::Instance;
+use serde_json::{Value, json};
+
+use crate::commands::says;
+use crate::fixture::{Fixture, arg, wait_for_metric};
+
+/// A policy file of one scenario.
+struct File(PathBuf);
+
+impl File {
+    fn new(fixture: &Fixture, text: &str) -> Result<Self> {
+        let file = Self(std::env::temp_dir().join(format!("{}-policy.yaml", fixture.cluster)));
+        file.write(text)?;
+        Ok(file)
+    }
+
+    fn write(&self, text: &str) -> Result<()> {
+        // As a kubelet does it: the file is another one at once.
+        let next = self.0.with_extension("next");
+        std::fs::write(&next, text)?;
+        Ok(std::fs::rename(next, &self.0)?)
+    }
+}
+
+impl Drop for File {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// A policy with one rule, for the namespace of a scenario.
+fn policy(fixture: &Fixture, fields: Value) -> String {
+    let mut rule = json!({ "name": "ours", "namespaces": [fixture.namespace.name()] });
+    if let (Some(rule), Value::Object(fields)) = (rule.as_object_mut(), fields) {
+        rule.extend(fields);
+    }
+    json!({ "rules": [rule] }).to_string()
+}
+
+fn addresses(found: &[Instance]) -> Vec<&str> {
+    found.iter().map(|i| i.address.as_str()).collect()
+}
+
+/// Writes a policy file, starts an operator under it, and has one resource registered that it allows.
+async fn under(fixture: &Fixture, file: &Path) -> Result<std::sync::Arc<lictor_testbed::Operator>> {
+    let operator = fixture.operator().flag("--policy", arg(file)?).ready().await?;
+    Ok(operator)
+}
+
+pub(crate) async fn a_policy_decides_what_may_be_asked_for(fixture: &Fixture) -> Result<()> {
+    fixture.web(1).await?;
+    let names = json!([fixture.service, fixture.service_named("second")]);
+    let fields = json!({ "names": names, "tags": ["v*"], "metaKeys": ["team"], "staticNetworks": [], "retain": false,
+        "budget": { "resources": 2 } });
+    let file = File::new(fixture, &policy(fixture, fields))?;
+    under(fixture, &file.0).await?;
+    fixture.apply_web(json!({ "tags": ["v1"], "meta": { "team": "a" } })).await?;
+    fixture.wait_for("the one that is allowed", |found| found.len() == 1).await?;
+    fixture.wait_flawless("web").await?;
+
+    let second = fixture.service_named("second");
+    let refused = [
+        (json!({ "name": "vault" }), "companions"),
+        (json!({ "name": fixture.service_named("third") }), "third"),
+        (json!({ "name": second, "tags": ["traefik.enable=true"] }), "the tag \"traefik.enable=true\""),
+        (json!({ "name": second, "tags": ["${pod.labels['tag']}"] }), "falls to a *"),
+        (json!({ "name": second, "meta": { "cost": "1" } }), "the meta key \"cost\""),
+        (json!({ "name": second, "deletionPolicy": "Retain" }), "Retain"),
+        (json!({ "name": second, "taggedAddresses": { "wan": { "address": "198.51.100.7", "port": 1 } } }), "wan"),
+    ];
+    for (more, words) in refused {
+        fixture.apply("second", &fixture.spec(more)).await?;
+        let message = fixture.wait_for_words("second", "Accepted", words).await?;
+        ensure!(words == "companions" || message.contains("rule \"ours\""), "it does not name the rule: {message}");
+        fixture.wait_for_condition("second", "Accepted", "False", "NotAllowed").await?;
+    }
+    fixture.wait_for_event("second", "NotAllowed").await?;
+    fixture.apply("third", &fixture.spec(json!({ "name": second }))).await?;
+    fixture.wait_for_words("third", "Accepted", "one of the newest").await?;
+    ensure!(fixture.consul().instances(&second).await?.is_empty(), "what is not allowed is registered");
+    // There is room for it once an older one is gone.
+    fixture.delete("second").await?;
+    fixture.wait_flawless("third").await
+}
+
+pub(crate) async fn a_tightened_policy_removes_nothing_that_lives(fixture: &Fixture) -> Result<()> {
+    let pods = fixture.web(3).await?;
+    let file = File::new(fixture, &policy(fixture, json!({})))?;
+    let tight = policy(fixture, json!({ "names": ["other"] }));
+    let operator = under(fixture, &file.0).await?;
+    fixture.apply_web(json!({ "tags": ["before"] })).await?;
+    fixture.wait_for_pods(&[&pods[0], &pods[1], &pods[2]]).await?;
+    fixture.wait_flawless("web").await?;
+
+    // What it would change is told before.
+    let next = File(file.0.with_extension("tight"));
+    next.write(&tight)?;
+    let told = says(fixture, "policy check", &["--policy", arg(&file.0)?, arg(&next.0)?], 1)?;
+    let web = told.lines().find(|line| line.contains("/web")).unwrap_or_default();
+    ensure!(web.contains("ours") && web.contains("allowed  refused") && web.contains("the name"), "{told}");
+    ensure!(says(fixture, "policy check", &["--policy", arg(&file.0)?, arg(&file.0)?], 0)?.contains("0 would be"));
+    next.write("rules: [")?;
+    let told = says(fixture, "policy check", &[arg(&next.0)?], 2)?;
+    ensure!(told.lines().count() == 1 && told.contains("tight"), "{told}");
+
+    file.write(&tight)?;
+    let message = fixture.wait_for_condition("web", "Accepted", "False", "NotAllowed").await?;
+    ensure!(message.contains("what is registered stays"), "{message}");
+    // What was allowed goes on: pods die and come, and edits are not followed.
+    fixture.apply_web(json!({ "tags": ["after"] })).await?;
+    fixture.namespace.force_delete("web-2").await?;
+    let next = fixture.web_pod("web-3", "b").await?;
+    let found = fixture.wait_for_pods(&[&pods[0], &pods[1], &next]).await?;
+    ensure!(found.iter().all(|i| i.tags == ["before"]), "an edit was followed that is not allowed: {found:?}");
+
+    // After a restart nothing is registered or changed any more, and who dies goes all the same.
+    operator.kill()?;
+    let operator = under(fixture, &file.0).await?;
+    fixture.web_pod("web-4", "b").await?;
+    fixture.namespace.force_delete("web-1").await?;
+    let kept = [pods[0].ip.to_string(), next.ip.to_string()];
+    let is_kept = |found: &[Instance]| {
+        let mut found = addresses(found);
+        let mut kept = [kept[0].as_str(), kept[1].as_str()];
+        found.sort_unstable();
+        kept.sort_unstable();
+        found == kept
+    };
+    fixture.wait_for("those that live", is_kept).await?;
+    fixture.wait_for_a_look(&operator).await?;
+    let found = fixture.instances().await?;
+    ensure!(is_kept(&found) && found.iter().all(|i| i.tags == ["before"]), "{found:?}");
+
+    // A file that cannot be used changes nothing; /readyz and the metric tell of it.
+    file.write("rules: [")?;
+    wait_for_metric(&operator, "lictor_policy_stale", |stale| stale > 0.0).await?;
+    let readyz = operator.get("/readyz").await?;
+    ensure!(readyz.contains("last good policy") && readyz.starts_with("ok"), "{readyz}");
+    fixture.wait_for_condition("web", "Accepted", "False", "NotAllowed").await?;
+    file.write(&policy(fixture, json!({})))?;
+    fixture
+        .wait_for("all, as they are asked for", |found| found.len() == 3 && found.iter().all(|i| i.tags == ["after"]))
+        .await?;
+    wait_for_metric(&operator, "lictor_policy_stale", |stale| stale == 0.0).await?;
+    fixture.wait_flawless("web").await
+}
