@@ -27,13 +27,8 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-<<<<<<< HEAD
-use tokio::sync::{mpsc, oneshot};
-use tokio::task::{JoinError, JoinSet, yield_now};
-=======
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::{JoinError, JoinSet};
->>>>>>> bd5e52b (Hold resources to a policy of the administrator)
+use tokio::task::{JoinError, JoinSet, yield_now};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::model::cause::{Cause, CrdState};
@@ -297,19 +292,13 @@ impl Engine {
                     leads.borrow_and_update();
                     self.on_leadership();
                 }
-<<<<<<< HEAD
-                Next::Completion(completion) => self.on_completion(completion, &mut answers_work),
-                Next::Event(event) => self.on_event(event, &mut events_work),
-                Next::Timer | Next::Rest => {}
-=======
                 Next::Policy => {
                     let policy = Arc::clone(&policies.borrow_and_update());
                     self.on_policy(policy);
                 }
-                Next::Completion(completion) => self.on_completion(completion),
-                Next::Event(event) => self.on_event(event),
-                Next::Timer => {}
->>>>>>> bd5e52b (Hold resources to a policy of the administrator)
+                Next::Completion(completion) => self.on_completion(completion, &mut answers_work),
+                Next::Event(event) => self.on_event(event, &mut events_work),
+                Next::Timer | Next::Rest => {}
             }
             // What has arrived meanwhile is taken in together: this is where writes become bundles.
             while events_work.is_left()
@@ -347,15 +336,6 @@ impl Engine {
         }
     }
 
-<<<<<<< HEAD
-    /// The work that a part of a turn may take on.
-    fn work(&self) -> Work {
-        Work::on(self.config.turn)
-    }
-
-    /// Does what can be done without waiting. Answers whether that is all, and not only as much as a turn takes on.
-    fn step(&mut self) -> bool {
-=======
     /// Holds resources to another policy.
     fn on_policy(&mut self, policy: Arc<Policy>) {
         let now = Instant::now();
@@ -365,9 +345,13 @@ impl Engine {
         self.update_watches();
     }
 
-    /// Does everything that can be done without waiting.
-    fn step(&mut self) {
->>>>>>> bd5e52b (Hold resources to a policy of the administrator)
+    /// The work that a part of a turn may take on.
+    fn work(&self) -> Work {
+        Work::on(self.config.turn)
+    }
+
+    /// Does what can be done without waiting. Answers whether that is all, and not only as much as a turn takes on.
+    fn step(&mut self) -> bool {
         if !self.leads() {
             return true;
         }

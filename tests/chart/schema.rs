@@ -155,7 +155,7 @@ fn look_for_defaults(at: &str, schema: &Value, value: &Value, lacking: &mut Vec<
 }
 
 /// What is wrong, and the words for it.
-const REFUSED: [(&str, &str); 79] = [
+const REFUSED: [(&str, &str); 80] = [
     // Names that there are not.
     ("consul.adress=http://consul:8500", "at '/consul': additional properties 'adress' not allowed"),
     ("replicas=3", "at '': additional properties 'replicas' not allowed"),
@@ -168,6 +168,7 @@ const REFUSED: [(&str, &str); 79] = [
     ("extraEnv[0].name=A,extraEnv[0].val=b", "at '/extraEnv/0': additional properties 'val' not allowed"),
     ("livenessProbe.httpGet.path=/", "at '/livenessProbe': additional properties 'httpGet' not allowed"),
     ("initContainers[0].name=a,initContainers[0].imag=b", "at '/initContainers/0': additional properties 'imag' not"),
+    ("policy.rules[0].tagz[0]=a", "at '/policy/rules/0': additional properties 'tagz' not allowed"),
     ("metrics.serviceMonitor.intervall=1m", "additional properties 'intervall' not allowed"),
     ("networkPolicy.metricsFrom[0].podSelectors.a=b", "additional properties 'podSelectors' not allowed"),
     // Values of another kind.

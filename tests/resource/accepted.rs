@@ -34,7 +34,7 @@ class: second
     r#"{port: 65535, class: "", readiness: Ignore, dualStack: true, namespace: default, partition: default}"#,
     "{name: a.b}",
     "{name: consul-user}",
-    "{name: 'Ü b'}",
+    "{name: 'A b'}",
     r#"tags: ["$5 {and} $", "$$", "$${pod.name", "${ pod.name }", "${pod.labels['}']}", '${ports["a}b"]}', "a${node.zone}$${b"]"#,
     "source: {pods: {matchLabels: {app.kubernetes.io/name: user, tier: ''}}}",
     "source: {pods: {matchLabels: {app: a}, matchExpressions: [{key: app, operator: In, values: [a, b]}, {key: old, operator: DoesNotExist}, {key: tier, operator: NotIn, values: [x]}]}}\nport: grpc",

@@ -23,6 +23,9 @@
 {{- with .Values.allowStatic }}
 - --allow-static={{ join "," . }}
 {{- end }}
+{{- if .Values.policy.rules }}
+- --policy=/etc/lictor/policy/policy.yaml
+{{- end }}
 {{- if .Values.allowSharedNames }}
 - --allow-shared-names
 {{- end }}
@@ -194,6 +197,12 @@ without an fsGroup, which OpenShift assigns itself.
         path: tls.key
 {{- end }}
 {{- end }}
+{{- if .Values.policy.rules }}
+- name: policy
+  configMap:
+    name: {{ include "lictor.fullname" . }}-policy
+    defaultMode: 0444
+{{- end }}
 {{- with .Values.extraVolumes }}
 {{ toYaml . }}
 {{- end }}
@@ -216,6 +225,11 @@ without an fsGroup, which OpenShift assigns itself.
   mountPath: /etc/lictor/consul-client
   readOnly: true
 {{- end }}
+{{- end }}
+{{- if .Values.policy.rules }}
+- name: policy
+  mountPath: /etc/lictor/policy
+  readOnly: true
 {{- end }}
 {{- with .Values.extraVolumeMounts }}
 {{ toYaml . }}
