@@ -6,11 +6,11 @@
 #
 # It needs nothing of BuildKit. What caching there is, comes of the order of the layers. Other images to build in and to
 # run in may be given as BUILDER and RUNTIME; these have stages of their own, since what looks for newer versions does
-# not look at arguments.
+# not look at arguments. Both are pinned to the digest of their index, which holds all architectures.
 ARG BUILDER=rust
 ARG RUNTIME=distroless
 
-FROM gcr.io/distroless/cc-debian12:nonroot AS distroless
+FROM gcr.io/distroless/cc-debian12:nonroot@sha256:9dac0a79194e45a7da0158a9c6da57b217585af0786db3845d1f0ec1a0dd182f AS distroless
 
 FROM ${RUNTIME} AS runtime
 ARG VERSION=unknown
@@ -34,7 +34,7 @@ CMD ["run"]
 FROM runtime AS prebuilt
 COPY LICENSE licto[r] /
 
-FROM docker.io/library/rust:1.95-slim-bookworm AS rust
+FROM docker.io/library/rust:1.95-slim-bookworm@sha256:d7482085ff5b415f84dba5647ae71606650bdef00db7aeb69f4b3d170c3e4082 AS rust
 
 FROM ${BUILDER} AS builder
 WORKDIR /src

@@ -19,7 +19,7 @@ DOCKER ?= docker
 IMAGE ?= lictor:$(VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-oldest bench e2e lint fmt doc book deny crd reference build image chart sbom version clean-cache
+.PHONY: help demo test test-long test-oldest bench e2e lint fmt doc book deny advisories crd reference build image chart sbom version clean-cache
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -68,6 +68,9 @@ book: $(MDBOOK) ## Build docs/ as a book: target/book/index.html. A warning is a
 deny: $(DENY) ## Check licences, bans and sources of all crates
 	$(DENY) --all-features check licenses bans sources
 
+advisories: $(DENY) ## Check all crates against the RustSec advisories, which are fetched anew
+	$(DENY) --all-features check advisories
+
 $(DENY):
 	$(CARGO) install --quiet --locked --root $(CACHE)/tools/cargo-deny-$(DENY_VERSION) --version $(DENY_VERSION) cargo-deny
 
@@ -91,10 +94,12 @@ build: ## Build the operator: target/release/lictor
 image: ## Build the image IMAGE (lictor:VERSION) with DOCKER, with or without BuildKit; DOCKER_FLAGS for more
 	$(DOCKER) build --tag $(IMAGE) --build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION) $(DOCKER_FLAGS) .
 
-# `helm` on PATH, or else the one of the tests.
-chart: ## Package the Helm chart: target/chart/lictor-VERSION.tgz
+# `helm` on PATH, or else the one of the tests. A release gives the digest of the image, which the chart then runs.
+chart: ## Package the Helm chart: target/chart/lictor-VERSION.tgz; DIGEST=sha256:… binds it to that image
+	@rm -rf $(TARGET)/chart && mkdir -p $(TARGET)/chart && cp -R charts/lictor $(TARGET)/chart/lictor
+	@sed 's|^\(  lictor.dev/image-digest:\) ""$$|\1 "$(DIGEST)"|' charts/lictor/Chart.yaml > $(TARGET)/chart/lictor/Chart.yaml
 	@helm=$$(command -v helm || $(CARGO) run --quiet --locked --package lictor-testbed --bin testbed -- tool helm) \
-		&& "$$helm" package charts/lictor --destination $(TARGET)/chart
+		&& "$$helm" package $(TARGET)/chart/lictor --destination $(TARGET)/chart
 
 # Of the commit's time, so that one commit has one list; without the folder in which it was made. The program writes
 # beside the Cargo.toml of each package.

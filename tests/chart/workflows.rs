@@ -22,7 +22,7 @@ fn workflows() -> Result<Vec<String>> {
 #[tokio::test]
 async fn actionlint_has_nothing_to_say() -> Result<()> {
     let workflows = workflows()?;
-    ensure!(workflows.len() >= 2, "{workflows:?}");
+    ensure!(workflows.len() >= 3, "{workflows:?}");
     // Its optional helpers differ from machine to machine.
     let args = ["-no-color", "-shellcheck=", "-pyflakes="].map(ToOwned::to_owned);
     let files = workflows.iter().map(|name| file(name).display().to_string());
@@ -47,7 +47,7 @@ fn they_call_targets_that_there_are() -> Result<()> {
         let rule = rule.with_context(|| format!("the Makefile has no {target}"))?;
         ensure!(rule.contains(" ## "), "{rule}: not in `make help`");
     }
-    for target in ["chart", "e2e", "image", "lint", "sbom", "test", "version"] {
+    for target in ["advisories", "chart", "e2e", "image", "lint", "sbom", "test", "version"] {
         ensure!(targets.contains(target), "nothing runs {target}: {targets:?}");
     }
     Ok(())
@@ -145,8 +145,11 @@ fn they_use_the_versions_that_we_name() -> Result<()> {
 
     let rust = read("Dockerfile");
     let rust = rust.lines().find_map(|line| line.strip_prefix("FROM docker.io/library/rust:")).context("rust")?;
-    let linted = workflow["env"]["RUSTUP_TOOLCHAIN"].as_str().context("a toolchain")?;
-    ensure!(rust.starts_with(&format!("{linted}-")), "{rust} and {linted}");
+    for name in [".github/workflows/ci.yaml", ".github/workflows/advisories.yaml"] {
+        let workflow: Value = serde_saphyr::from_str(&read(name))?;
+        let used = workflow["env"]["RUSTUP_TOOLCHAIN"].as_str().context("a toolchain")?;
+        ensure!(rust.starts_with(&format!("{used}-")), "{name}: {rust} and {used}");
+    }
     Ok(())
 }
 
@@ -212,6 +215,142 @@ fn they_trust_little() -> Result<()> {
             ensure!(pinned, "{name}: {line} is not pinned to a commit, with its version beside it");
         }
         ensure!(!text.contains("pull_request_target"), "{name}: runs code of others with our rights");
+    }
+    Ok(())
+}
+
+/// What the image begins with is pinned as actions are.
+#[test]
+fn base_images_cannot_be_moved() -> Result<()> {
+    let dockerfile = read("Dockerfile");
+    let begins = dockerfile.lines().filter_map(|line| line.strip_prefix("FROM ")?.split_whitespace().next());
+    // A stage of the file's own has neither a registry nor a folder in its name.
+    let bases: Vec<_> = begins.filter(|image| image.contains('/')).collect();
+    ensure!(bases.len() == 2, "{bases:?}");
+    for base in bases {
+        let pinned = base.split_once("@sha256:").is_some_and(|(image, digest)| {
+            let named = image.rsplit('/').next().is_some_and(|name| name.contains(':'));
+            named && digest.len() == 64 && digest.chars().all(|c| c.is_ascii_hexdigit())
+        });
+        ensure!(pinned, "{base}: not pinned to a digest, with its tag beside it");
+    }
+    Ok(())
+}
+
+/// A job of a workflow: what it may write, and what it does.
+struct Job {
+    name: String,
+    writes: BTreeSet<String>,
+    runs: String,
+    uses: Vec<String>,
+}
+
+fn jobs(workflow: &str) -> Result<Vec<Job>> {
+    let parsed: Value = serde_saphyr::from_str(&read(workflow))?;
+    let jobs = parsed["jobs"].as_object().context("jobs")?.iter().map(|(name, job)| {
+        let rights = job["permissions"].as_object().into_iter().flatten();
+        let steps = job["steps"].as_array().into_iter().flatten();
+        let texts = |key: &str| steps.clone().filter_map(|step| step[key].as_str().map(ToOwned::to_owned)).collect();
+        let runs: Vec<String> = texts("run");
+        Job {
+            name: format!("{workflow}: {name}"),
+            writes: rights.filter(|(_, right)| *right == "write").map(|(name, _)| name.clone()).collect(),
+            runs: runs.join("\n"),
+            uses: texts("uses"),
+        }
+    });
+    Ok(jobs.collect())
+}
+
+/// What builds runs code of others, and may write nothing. What may write has nothing of the repository to run, and what
+/// signs pushes nothing.
+#[test]
+fn who_builds_may_not_write() -> Result<()> {
+    let (mut builds, mut writes, mut signs) = (0, 0, 0);
+    for job in workflows()?.iter().map(|name| jobs(name)).collect::<Result<Vec<_>>>()?.into_iter().flatten() {
+        let name = &job.name;
+        let words: BTreeSet<_> = job.runs.split_whitespace().collect();
+        let runs_code = ["make", "cargo", "build"].iter().any(|word| words.contains(word));
+        let has_code = runs_code || job.uses.iter().any(|action| action.starts_with("actions/checkout@"));
+        if has_code {
+            ensure!(job.writes.is_empty(), "{name}: runs code of others and may write {:?}", job.writes);
+            builds += usize::from(runs_code);
+        }
+        writes += usize::from(!job.writes.is_empty());
+        let pushes = job.runs.contains(" push ") || job.runs.contains("imagetools create");
+        let may_sign = job.writes.contains("id-token");
+        ensure!(may_sign == job.runs.contains("cosign sign"), "{name}: a signature needs the right to an identity");
+        ensure!(!(may_sign && pushes), "{name}: signs and pushes");
+        signs += usize::from(may_sign);
+    }
+    ensure!(
+        builds >= 8 && writes == 4 && signs == 1,
+        "{builds} build, {writes} write, {signs} sign: is this test blind?"
+    );
+
+    let release = jobs(".github/workflows/release.yaml")?;
+    let sign = release.iter().find(|job| job.writes.contains("id-token")).context("no job signs")?;
+    for subject in [
+        "cosign sign --yes --recursive \"$IMAGE@",
+        "cosign sign --yes \"$CHARTS/",
+        "cosign attest --yes --type cyclonedx",
+    ] {
+        ensure!(sign.runs.contains(subject), "nothing does {subject}");
+    }
+    let provenance = sign.uses.iter().filter(|action| action.starts_with("actions/attest-build-provenance@"));
+    ensure!(provenance.count() == 2, "the image and the chart have provenance");
+    Ok(())
+}
+
+/// What is known to be bad is looked for every day, and before anything is built for a release.
+#[test]
+fn advisories_are_read_daily_and_before_a_release() -> Result<()> {
+    let daily: Value = serde_saphyr::from_str(&read(".github/workflows/advisories.yaml"))?;
+    let cron = daily.pointer("/on/schedule/0/cron").and_then(Value::as_str).context("a schedule")?;
+    ensure!(cron.split(' ').skip(2).all(|field| field == "*"), "{cron} is not every day");
+    let jobs = jobs(".github/workflows/advisories.yaml")?;
+    ensure!(jobs.iter().any(|job| job.runs.contains("make advisories")), "nobody reads advisories of crates");
+    ensure!(
+        jobs.iter().flat_map(|job| &job.uses).any(|action| action.starts_with("anchore/scan-action@")),
+        "nobody scans the image"
+    );
+    let release: Value = serde_saphyr::from_str(&read(".github/workflows/release.yaml"))?;
+    ensure!(release["jobs"]["advisories"]["uses"] == "./.github/workflows/advisories.yaml", "a release reads none");
+    let waits = release.pointer("/jobs/build/needs").and_then(Value::as_array).context("needs")?;
+    ensure!(waits.iter().any(|job| job == "advisories"), "{waits:?}");
+    Ok(())
+}
+
+/// A release's chart runs the image that was released with it, unless the values name another one.
+#[tokio::test]
+async fn a_released_chart_is_bound_to_its_image() -> Result<()> {
+    let (folder, version) = (WorkDir::create("chart")?, env!("CARGO_PKG_VERSION"));
+    let digest = format!("sha256:{}", "0123456789abcdef".repeat(4));
+    let helm = Tool::Helm.ensure().await?;
+    let path = std::env::join_paths(
+        helm.parent().map(Into::into).into_iter().chain(std::env::split_paths(&std::env::var("PATH")?)),
+    )?;
+    let mut make = Command::new("make");
+    make.args(["--silent", "chart", &format!("DIGEST={digest}")]).current_dir(file(".")).env("PATH", path);
+    let made = make.env("CARGO_TARGET_DIR", folder.path()).output()?;
+    ensure!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+
+    let chart = folder.join(format!("chart/lictor-{version}.tgz")).display().to_string();
+    let cases: [(&[&str], &str); 5] = [
+        (&[], &format!("ghcr.io/lictor-dev/lictor:{version}@{digest}")),
+        (&["image.tag=9"], "ghcr.io/lictor-dev/lictor:9"),
+        (&["image.repository=registry.example.com/lictor"], &format!("registry.example.com/lictor:{version}")),
+        (&["global.imageRegistry=registry.example.com"], &format!("registry.example.com/lictor-dev/lictor:{version}")),
+        (
+            &["image.digest=sha256:0000000000000000000000000000000000000000000000000000000000000000"],
+            "ghcr.io/lictor-dev/lictor@sha256:0000000000000000000000000000000000000000000000000000000000000000",
+        ),
+    ];
+    for (set, image) in cases {
+        let set = set.iter().flat_map(|value| ["--set", value]);
+        let args = ["template", "lictor", &chart, "--set", "clusterName=lab"].into_iter().chain(set);
+        let rendered = say(&helm, args).await?;
+        ensure!(rendered.contains(&format!("image: {image}\n")), "{image}: {rendered}");
     }
     Ok(())
 }

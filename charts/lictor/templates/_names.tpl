@@ -99,8 +99,13 @@ first slash and looks like a host: https://pkg.go.dev/github.com/distribution/re
 {{- if not (kindIs "string" $tag) }}
 {{- $tag = int64 $tag | toString }}
 {{- end }}
+{{- /* A mirror may hold the image in another form, and so under another digest. */}}
+{{- $released := index .Chart.Annotations "lictor.dev/image-digest" }}
+{{- $asReleased := and (eq $repository "ghcr.io/lictor-dev/lictor") (not $tag) }}
 {{- if .Values.image.digest }}
 {{- printf "%s@%s" $repository .Values.image.digest }}
+{{- else if and $released $asReleased }}
+{{- printf "%s:%s@%s" $repository .Chart.AppVersion $released }}
 {{- else }}
 {{- printf "%s:%s" $repository (default .Chart.AppVersion $tag) }}
 {{- end }}

@@ -1,7 +1,7 @@
 //! An engine that builds the repository's Dockerfile: Debian's own, in a machine of its own.
 //!
 //! It can pull nothing. The images that the Dockerfile begins with are made here, of Debian's packages, under the names
-//! that the Dockerfile has.
+//! that the Dockerfile has, less their digests: only a registry can vouch for those.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -77,8 +77,9 @@ impl Docker {
     /// Builds the Dockerfile of the repository as [`LICTOR_IMAGE`], and gives the path of an archive of it that lives
     /// as long as this engine.
     pub async fn build(&self, repository: &Path, from: From<'_>) -> Result<PathBuf> {
-        let dockerfile = repository.join("Dockerfile");
-        let stages = std::fs::read_to_string(&dockerfile)?;
+        let stages = without_digests(&std::fs::read_to_string(repository.join("Dockerfile"))?);
+        let dockerfile = self.work_dir.join("Dockerfile");
+        std::fs::write(&dockerfile, &stages)?;
         self.make_base(&base_of(&stages, "distroless")?, "runtime-base", repository).await?;
         let mut args = vec!["build", "--force-rm", "--tag", LICTOR_IMAGE];
         let context = match from {
@@ -162,6 +163,17 @@ fn base(script: &Path) -> Result<PathBuf> {
         std::fs::rename(&unfinished, &archive)?;
     }
     Ok(archive)
+}
+
+/// A Dockerfile whose stages name images by their tags alone.
+fn without_digests(dockerfile: &str) -> String {
+    let by_tag = |line: &str| match line.split_once("@sha256:") {
+        Some((image, rest)) if line.starts_with("FROM ") => {
+            format!("{image}{}\n", rest.trim_start_matches(|c: char| c.is_ascii_hexdigit()))
+        }
+        _ => format!("{line}\n"),
+    };
+    dockerfile.lines().map(by_tag).collect()
 }
 
 /// The image that a stage of a Dockerfile begins with.
