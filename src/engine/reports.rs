@@ -34,6 +34,14 @@ pub(super) struct Reports {
     budget: Budget,
 }
 
+/// What an Event says of a status.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Said {
+    pub(super) warning: bool,
+    pub(super) reason: String,
+    pub(super) message: String,
+}
+
 /// The reports that one resource has got.
 #[derive(Debug, Default)]
 pub(super) struct Told {
@@ -43,8 +51,8 @@ pub(super) struct Told {
     pub(super) pending: Option<Instant>,
     /// The time of the last look at its status that found nothing to write yet.
     pub(super) looked: Option<Instant>,
-    /// What the last Event said of `Ready`: reason and message.
-    pub(super) event: Option<(String, String)>,
+    /// What the last Events said.
+    pub(super) events: Option<Vec<Said>>,
     /// The version of the resource at which its finalizer was last written: it is not written twice on one sight.
     pub(super) finalized: Option<Str>,
     /// The generation at which its status was taken away: that is tried once.

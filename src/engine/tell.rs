@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::decide::{Action, Decision, NAME_CONFLICT, name_conflict, without};
-use super::reports::{Next, Sent};
+use super::reports::{Next, Said, Sent};
 use super::timers::Timer;
 use super::{Completion, Engine};
 use crate::model::diff::count;
@@ -15,7 +15,9 @@ use crate::model::port::PortInUse;
 use crate::model::reasons::{Counts, Problem, ProblemReason};
 use crate::model::registration::{Row, RowKey};
 use crate::model::resource::Resource;
-use crate::model::status::{ConditionKind, ENDPOINTS_MISSING, Findings, NOT_LISTED, PENDING, Status, Truth, status};
+use crate::model::status::{
+    Condition, ConditionKind, ENDPOINTS_MISSING, Findings, NOT_IN_DNS, NOT_LISTED, PENDING, Status, Truth, status,
+};
 use crate::ports::{Finalizers, Write, WriteError};
 use crate::state::world::Entry;
 
@@ -159,9 +161,7 @@ impl Engine {
         let (Some(entry), Some(kept)) = (self.world.resource(&key), &self.resources.get(&key).kept) else { return };
         let status = Arc::new(self.status_of(&key, entry, &kept.decision));
         let told = self.reports.told(&key);
-        if told.event.is_none() {
-            told.event = event_for(&entry.resource.status);
-        }
+        told.events.get_or_insert_with(|| events_for(&entry.resource.status));
         if !is_pending(&status) {
             told.pending = None;
         }
@@ -181,13 +181,10 @@ impl Engine {
         }
         let repeats = told.sent.as_ref().filter(|sent| sent.status == status).map_or(0, |sent| sent.repeats + 1);
         told.sent = Some(Sent { at: now, uid: entry.resource.uid.clone(), status: Arc::clone(&status), repeats });
-        let event = event_for(&status).filter(|event| told.event.as_ref() != Some(event));
-        if event.is_some() {
-            told.event.clone_from(&event);
-        }
+        let events = events_for(&status);
+        let before = if events.is_empty() { None } else { told.events.replace(events.clone()) }.unwrap_or_default();
         let (uid, since) = (entry.resource.uid.clone(), entry.since.clone());
-        if let Some((reason, message)) = event {
-            let warning = status.condition(ConditionKind::Ready).is_some_and(|ready| ready.truth != Truth::True);
+        for Said { warning, reason, message } in events.into_iter().filter(|event| !before.contains(event)) {
             let (key, uid, action) = (key.clone(), uid.clone(), "Reconcile".to_owned());
             self.reports.began_event(now);
             self.spawn_write(Write::Event { key, uid, warning, reason, action, message }, Completion::EventWritten);
@@ -346,10 +343,17 @@ fn is_pending(status: &Status) -> bool {
         .is_some_and(|ready| [PENDING, NOT_LISTED, ENDPOINTS_MISSING].contains(&ready.reason.as_str()))
 }
 
-/// What an Event would say of a status: what `Ready` says, unless it is only pending.
-fn event_for(status: &Status) -> Option<(String, String)> {
-    let ready = status.condition(ConditionKind::Ready).filter(|_| !is_pending(status))?;
-    Some((ready.reason.clone(), ready.message.clone()))
+/// What Events say of a status, unless it is only pending: what `Ready` says, and a name that Consul's DNS cannot answer,
+/// which keeps nothing from being ready.
+fn events_for(status: &Status) -> Vec<Said> {
+    let said = |condition: &Condition, warning| {
+        let Condition { reason, message, .. } = condition.clone();
+        Said { warning, reason, message }
+    };
+    let Some(ready) = status.condition(ConditionKind::Ready).filter(|_| !is_pending(status)) else { return Vec::new() };
+    let accepted = status.condition(ConditionKind::Accepted).filter(|accepted| accepted.reason == NOT_IN_DNS);
+    let ready = said(ready, ready.truth != Truth::True);
+    std::iter::once(ready).chain(accepted.map(|accepted| said(accepted, true))).collect()
 }
 
 /// Counts rows of a resource of which nobody can tell how many there should be.
@@ -362,7 +366,6 @@ fn count_owned<'a>(rows: impl Iterator<Item = &'a Row>) -> Counts {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::status::Condition;
 
     fn ready(reason: &str, registered: usize) -> Status {
         let condition = Condition {
@@ -395,5 +398,21 @@ mod tests {
             let wait = wait_after(&sent(repeats), &next);
             assert_eq!(wait, Duration::from_secs(seconds), "{repeats} {next:?}");
         }
+    }
+
+    /// A name that is not in DNS is a warning beside what `Ready` says, and is not told of a status that is only pending.
+    #[test]
+    fn events_say_what_ready_says_and_that_a_name_is_not_in_dns() {
+        let with = |reason: &str, accepted: &str| {
+            let mut status = ready(reason, 1);
+            let condition = Condition { kind: ConditionKind::Accepted, ..status.conditions[0].clone() };
+            status.conditions.push(Condition { reason: accepted.to_owned(), ..condition });
+            let said = events_for(&status).into_iter();
+            said.map(|Said { warning, reason, .. }| (reason, warning)).collect::<Vec<_>>()
+        };
+        let said = |reason: &str, warning| (reason.to_owned(), warning);
+        assert_eq!(with("Ready", "Accepted"), [said("Ready", false)]);
+        assert_eq!(with("Ready", NOT_IN_DNS), [said("Ready", false), said(NOT_IN_DNS, true)]);
+        assert_eq!(with(PENDING, NOT_IN_DNS), []);
     }
 }

@@ -117,6 +117,12 @@ impl Status {
     }
 }
 
+/// The reason of `Accepted=True` where Consul's DNS does not answer the name.
+pub const NOT_IN_DNS: &str = "NotInDNS";
+
+/// The most bytes of a label of a name in DNS (RFC 1035, 2.3.4).
+const MAX_LABEL: usize = 63;
+
 /// The reason of `Registered=False` while writes are under way.
 pub const PENDING: &str = "Pending";
 
@@ -183,7 +189,10 @@ pub fn status(findings: Findings<'_>) -> Status {
         observed_generation: generation,
     };
     let accepted = match findings.refusal {
-        None => condition(ConditionKind::Accepted, Truth::True, "Accepted", "the spec is accepted".to_owned()),
+        None => match findings.service.as_deref().and_then(not_in_dns) {
+            Some(why) => condition(ConditionKind::Accepted, Truth::True, NOT_IN_DNS, why),
+            None => condition(ConditionKind::Accepted, Truth::True, "Accepted", "the spec is accepted".to_owned()),
+        },
         Some(refusal) => condition(ConditionKind::Accepted, Truth::False, refusal.reason, refusal.message.clone()),
     };
     let resolved = match findings.resolved {
@@ -221,6 +230,25 @@ pub fn status(findings: Findings<'_>) -> Status {
         problems,
         conditions: vec![ready, accepted, resolved, registered],
     }
+}
+
+/// Says why a service's name in Consul is one that DNS does not answer, if it is.
+///
+/// Consul 1.22.7 answers NXDOMAIN where the name holds a dot, a space, a quote, a parenthesis, `;`, `@` or `\\`. It answers
+/// other marks, but resolvers do not ask for them: glibc takes letters, digits, hyphens and underscores alone, and no
+/// hyphen at the start.
+fn not_in_dns(name: &str) -> Option<String> {
+    let is_answered = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    let why = match name.chars().find(|c| !is_answered(*c)) {
+        Some(c) => format!("it holds {c:?}"),
+        None if name.starts_with('-') => "it begins with a hyphen".to_owned(),
+        None if name.len() > MAX_LABEL => format!("it has {} bytes, more than {MAX_LABEL}", name.len()),
+        None => return None,
+    };
+    let right = "letters, digits, hyphens and underscores, at most 63";
+    Some(format!(
+        "the spec is accepted, but Consul's DNS does not answer the name {name:?}: {why}; for DNS use {right}"
+    ))
 }
 
 fn registered(findings: &Findings<'_>) -> (Truth, &'static str, String) {
@@ -286,4 +314,28 @@ fn shorten(message: &str) -> String {
         return message.to_owned();
     }
     message.chars().take(MAX_MESSAGE - 1).chain(['…']).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_dns_does_not_answer() {
+        let long = "x".repeat(MAX_LABEL);
+        for name in ["web", "WEB-1", "a_b", "_a", "a-", "9", &long] {
+            assert_eq!(not_in_dns(name), None, "{name}");
+        }
+        let longer = long + "x";
+        let cases = [
+            ("my.dotted.name", "it holds '.'"),
+            ("a/b", "it holds '/'"),
+            ("a b", "it holds ' '"),
+            ("-a", "it begins with a hyphen"),
+            (&*longer, "it has 64 bytes, more than 63"),
+        ];
+        for (name, why) in cases {
+            assert!(not_in_dns(name).is_some_and(|told| told.contains(why)), "{name}");
+        }
+    }
 }

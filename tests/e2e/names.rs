@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use kube::Api;
 use kube::api::{DeleteParams, DynamicObject};
+use lictor_testbed::dns::Kind;
 use lictor_testbed::{Instance, NewEndpoint, Operator, TestNamespace, wait};
 use serde_json::json;
 
@@ -181,5 +182,41 @@ pub(crate) async fn blue_and_green(fixture: &Fixture) -> Result<()> {
     let left = left.await?;
     fixture.wait_for_a_look(&running).await?;
     ensure!(ids(&fixture.instances().await?) == ids(&left), "what was left was written again");
+    Ok(())
+}
+
+pub(crate) async fn a_name_that_dns_does_not_answer(fixture: &Fixture) -> Result<()> {
+    let pods = fixture.web(1).await?;
+    let operator = fixture.operate().await?;
+    let dotted = fixture.service_named("my.dotted");
+    for (resource, service) in [("web", &fixture.service), ("dotted", &dotted)] {
+        let spec = json!({ "name": service, "source": { "service": { "name": "web" } } });
+        fixture.apply(resource, &spec).await?;
+        fixture.wait_ready(resource).await?;
+    }
+    fixture.wait_for_condition("web", "Accepted", "True", "Accepted").await?;
+    let message = fixture.wait_for_condition("dotted", "Accepted", "True", "NotInDNS").await?;
+    ensure!(message.contains("it holds '.'"), "{message}");
+    let found = fixture.consul().get(&format!("/v1/health/service/{dotted}?passing")).await?;
+    ensure!(found.as_array().is_some_and(|found| found.len() == 1), "{found}");
+    fixture.wait_for_dns(&fixture.service, Kind::A, &[pods[0].ip]).await?;
+    fixture.wait_for_dns(&dotted, Kind::A, &[]).await?;
+
+    fixture.wait_for_event("dotted", "NotInDNS").await?;
+    fixture.wait_for_event("dotted", "Ready").await?;
+    // Neither an edit nor another Lictor tells it again.
+    operator.kill()?;
+    fixture.operate().await?;
+    let spec = json!({ "name": dotted, "source": { "service": { "name": "web" } }, "tags": ["edited"] });
+    fixture.apply("dotted", &spec).await?;
+    wait::until("the edit", SOON, || async {
+        let found = fixture.consul().get(&format!("/v1/health/service/{dotted}?tag=edited")).await?;
+        Ok(found.as_array().is_some_and(|found| found.len() == 1).then_some(()))
+    })
+    .await?;
+    fixture.wait_ready("dotted").await?;
+    let events = fixture.events("dotted", "NotInDNS").await?;
+    let [event] = &events[..] else { bail!("{events:?}") };
+    ensure!(event.type_.as_deref() == Some("Warning") && event.count.unwrap_or(1) == 1, "{event:?}");
     Ok(())
 }

@@ -99,6 +99,9 @@ scenarios! {
     /// A static address outside of what the administrator allows: what to ask is said, nothing is registered, what was stays.
     elsewhere::addresses_that_are_not_allowed(agent: yes, catalog: yes);
 
+    /// A name with dots is registered and ready; Consul's DNS does not answer it, and a condition and a warning say so once.
+    names::a_name_that_dns_does_not_answer(agent: yes, catalog: yes);
+
     /// A policy decides about names, tags, meta keys, addresses, `Retain` and the number of resources; each refusal names its rule.
     policies::a_policy_decides_what_may_be_asked_for(agent: yes, catalog: yes);
     /// A tightened policy removes nothing that lives, also over a restart, and what dies goes; a file that cannot be used changes
