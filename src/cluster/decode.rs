@@ -24,7 +24,7 @@ use crate::model::facts::{
     ContainerKind, ContainerPort, Endpoint, Family, Node, Pod, PodRef, Protocol, Service, ServicePort, Slice, SlicePort,
 };
 use crate::model::ids::{Str, is_pod_name, is_uid};
-use crate::model::render::MAX_META_VALUE;
+use crate::model::render::MAX_TAG;
 use crate::state::event::{Change, Kind, ObjectKey, SeenResource, Step};
 
 /// A kind that is watched.
@@ -390,9 +390,10 @@ impl Watched for PodObject {
     }
 }
 
-/// As much of an annotation as can be of use: what is longer is too long for Consul, and is only known to be so.
+/// As much of an annotation as can be of use: what is longer than the longest tag is too long for every text, and is only
+/// known to be so.
 fn within_use(value: &str) -> Str {
-    let most = MAX_META_VALUE + 4;
+    let most = MAX_TAG + 4;
     let end = (0..=most.min(value.len())).rev().find(|end| value.is_char_boundary(*end)).unwrap_or_default();
     value[..end].into()
 }

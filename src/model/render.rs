@@ -11,7 +11,7 @@ use super::template::Template;
 pub const MAX_META_VALUE: usize = 512;
 
 /// The longest tag, in bytes. Consul has no limit: Traefik and Fabio read whole rules out of tags.
-const MAX_TAG: usize = 1024;
+pub const MAX_TAG: usize = 1024;
 
 /// Says what is left of a text where a value is missing, or not fit for Consul.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -55,7 +55,7 @@ pub(crate) fn text(generator: &mut Generator, path: &str) -> Option<String> {
     let text: String = match path {
         "name" if generator.chance(15) => generator.pick(&["shop", "Shop", "user_service", "a.b", "two words"]).into(),
         "name" if generator.chance(2) => "N".repeat(255),
-        "name" => format!("{}x", generator.any_text(0, 63).trim().replace(char::is_control, "-")),
+        "name" => format!("{}x", generator.any_text(0, 63).trim().replace(|c| !(' '..='~').contains(&c), "-")),
         "port" | "checks[].port" => generator.pick(&PORT_NAMES).into(),
         "tags[]" | "meta{}" | "source.static[].tags[]" | "source.static[].meta{}" => with_values(generator),
         "meta{key}" | "source.static[].meta{key}" | "taggedAddresses{key}" => key(generator),
