@@ -332,8 +332,8 @@ async fn a_released_chart_is_bound_to_its_image() -> Result<()> {
     )?;
     let mut make = Command::new("make");
     make.args(["--silent", "chart", &format!("DIGEST={digest}")]).current_dir(file(".")).env("PATH", path);
-    let made = make.env("CARGO_TARGET_DIR", folder.path()).output()?;
-    ensure!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let output = make.env("CARGO_TARGET_DIR", folder.path()).output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 
     let chart = folder.join(format!("chart/lictor-{version}.tgz")).display().to_string();
     let cases: [(&[&str], &str); 5] = [
