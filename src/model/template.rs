@@ -116,7 +116,8 @@ pub enum BadTemplate {
     /// It names what is not there.
     #[error(
         "${{{0}}} is not a value that there is: use pod.name, pod.namespace, pod.uid, pod.labels['key'], \
-         pod.annotations['key'], node.name, node.zone, node.region or ports['name']"
+         pod.annotations['key'], node.name, node.zone, node.region or ports['name'], or write $${{{0}}} where the text \
+         itself is meant"
     )]
     Unknown(String),
 }

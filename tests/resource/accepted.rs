@@ -35,7 +35,7 @@ class: second
     "{name: a.b}",
     "{name: consul-user}",
     "{name: 'A b'}",
-    r#"tags: ["$5 {and} $", "$$", "$${pod.name", "${ pod.name }", "${pod.labels['}']}", '${ports["a}b"]}', "a${node.zone}$${b"]"#,
+    r#"tags: ["$5 {and} $", "$$", "$${pod.name", "${ pod.name }", "${pod.labels['}']}", '${ports["a}b"]}', "a${node.zone}$${b", "/$${1}"]"#,
     "source: {pods: {matchLabels: {app.kubernetes.io/name: user, tier: ''}}}",
     "source: {pods: {matchLabels: {app: a}, matchExpressions: [{key: app, operator: In, values: [a, b]}, {key: old, operator: DoesNotExist}, {key: tier, operator: NotIn, values: [x]}]}}\nport: grpc",
     "source: {static: [{address: 203.0.113.7, port: 80, tags: [a], meta: {zone: z}}]}",

@@ -230,8 +230,12 @@ fn tags() -> Vec<Row> {
         row("too long", format!("tags: [{}]", "x".repeat(1025)), "may not be more than 1024"),
         row("too long in bytes", format!("tags: [{}]", "ü".repeat(513)), "at most 1024 bytes, of which"),
         row("too many", format!("tags: [{many}]"), "must have at most 64 items").shown("tags: [\"0\", …, \"64\"]"),
-        row("a ${ that is not closed", "tags: [\"v-${pod.name\"]", "a ${ without its }"),
-        row("a quote that is not closed", "tags: [\"${pod.labels['app}\"]", "a ${ without its }"),
+        row("a ${ that is not closed", "tags: [\"v-${pod.name\"]", "a ${ that begins no value"),
+        row("a quote that is not closed", "tags: [\"${pod.labels['app}\"]", "a ${ that begins no value"),
+        row("the group of a regular expression", "tags: [\"path=/api/(.*) /${1}\"]", "as in $${1}"),
+        row("a key without quotes", "tags: [\"${pod.labels[app]}\"]", "a ${ that begins no value"),
+        row("an empty key", "tags: [\"${ports['']}\"]", "a ${ that begins no value"),
+        row("nothing between the braces", "tags: [\"${}\"]", "a ${ that begins no value"),
         row("a number", "tags: [1]", "must be of type string: \"integer\""),
     ]
 }
@@ -263,7 +267,7 @@ fn meta() -> Vec<Row> {
             "at most 512 bytes, of which",
         ),
         row("a value that is a number", "meta: {version: 1.2}", "must be of type string: \"number\""),
-        row("a ${ that is not closed", "meta: {version: \"${pod.labels['version']\"}", "a ${ without its }"),
+        row("a ${ that is not closed", "meta: {version: \"${pod.labels['version']\"}", "a ${ that begins no value"),
         row("too many pairs", format!("meta: {{{many}}}"), "must have at most 48 items")
             .shown("meta: {k0: \"\", …, k48: \"\"}"),
     ]

@@ -27,9 +27,9 @@ const MAX_OWN_IN_ALL: u32 = 256 * 1024;
 
 /// A duration as Go and Kubernetes write it, without fractions.
 pub(super) const DURATION: &str = "^([0-9]{1,5}(h|m|s|ms)){1,4}$";
-/// The `${` that are not `$${` have their `}`. What stands between is not looked at, but for quotes: what values
-/// there are is a matter of the version of Lictor.
-const TEMPLATE: &str = r#"^([^$]|[$]+[^${]|[$]{2,}[{]|[$][{]('[^']*'|"[^"]*"|[^'"}])*[}])*[$]*$"#;
+/// Each `${` that is not `$${` begins something of the form of a value. Which values there are is a matter of the version
+/// of Lictor.
+const TEMPLATE: &str = r#"^([^$]|[$]+[^${]|[$]{2,}[{]|[$][{] *[a-zA-Z][a-zA-Z.]*(\[('[^']+'|"[^"]+")\])? *[}])*[$]*$"#;
 
 /// A DNS label; bounded in length by the field.
 pub(super) fn dns_label(what: &str) -> Rule {
@@ -135,7 +135,7 @@ fn template() -> Value {
     json!({
         // In CEL a string in quotes has escapes of its own; one between three of them may hold both kinds of quotes.
         "rule": format!("self.matches(r\"\"\"{TEMPLATE}\"\"\")"),
-        "message": "a ${ without its }: close it, as in ${pod.name}, or write $${ where ${ itself is meant",
+        "message": "a ${ that begins no value: write a value like ${pod.name} or ${pod.labels['app']}, or $${ where ${ itself is meant, as in $${1}",
     })
 }
 
