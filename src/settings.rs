@@ -98,7 +98,8 @@ pub struct RunArgs {
     pub without_nodes: bool,
 
     /// Consul's HTTP address, such as `http://127.0.0.1:8500`. With --registration=catalog there may be several,
-    /// separated by commas: servers of one datacenter, which are tried in turn.
+    /// separated by commas: servers of one datacenter, which are tried in turn. Where `CONSUL_HTTP_SSL` is true, `http://` is
+    /// taken for `https://`, as Consul's own tools do.
     #[arg(
         long,
         value_name = "URL,...",
@@ -357,11 +358,6 @@ impl Settings {
             args.registration == Mode::Agent || args.previous_agents.is_empty(),
             "--previous-agent is for --registration=agent"
         );
-        let ssl_verify = match args.consul_ssl_verify.to_ascii_lowercase().as_str() {
-            "" | "true" | "1" | "t" => true,
-            "false" | "0" | "f" => false,
-            other => bail!("--consul-ssl-verify {other:?}: write true or false"),
-        };
         // What was registered with one agent is deregistered with that one.
         ensure!(
             args.registration == Mode::Catalog || args.consul_address.len() == 1,
@@ -369,7 +365,7 @@ impl Settings {
             args.consul_address.len()
         );
         let election = args.leader_election.then(|| election(&args)).transpose()?;
-        let token = std::env::var("CONSUL_HTTP_TOKEN").ok().filter(|token| !token.is_empty());
+        let consul = consul(&mut args)?;
         Ok(Self {
             registration: args.registration,
             cluster_name,
@@ -387,16 +383,7 @@ impl Settings {
                 },
             },
             policy,
-            consul: ConsulSettings {
-                addresses: args.consul_address,
-                token,
-                token_file: args.consul_token_file,
-                ca_cert: args.consul_ca_cert,
-                client_cert: args.consul_client_cert,
-                client_key: args.consul_client_key,
-                ssl_verify,
-                tls_server_name: args.consul_tls_server_name,
-            },
+            consul,
             previous_agents: args.previous_agents,
             election,
             kubeconfig: args.kubeconfig,
@@ -410,6 +397,52 @@ impl Settings {
             log_format: args.log_format,
             log_level: args.log_level,
         })
+    }
+}
+
+/// Variables by which Consul's own tools would go to Consul otherwise than Lictor does.
+const NOT_HONOURED: [&str; 4] = ["CONSUL_CAPATH", "CONSUL_HTTP_AUTH", "CONSUL_NAMESPACE", "CONSUL_PARTITION"];
+
+/// The way to Consul, by flags and by the environment. Takes what it needs of the flags.
+fn consul(args: &mut RunArgs) -> anyhow::Result<ConsulSettings> {
+    let environment = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    if let Some(name) = NOT_HONOURED.into_iter().find(|name| environment(name).is_some()) {
+        bail!("the environment variable {name} is not supported: unset it");
+    }
+    if boolean("CONSUL_HTTP_SSL", &environment("CONSUL_HTTP_SSL").unwrap_or_default(), false)? {
+        for address in args.consul_address.iter_mut().chain(&mut args.previous_agents) {
+            *address = over_tls(address);
+        }
+    }
+    Ok(ConsulSettings {
+        addresses: std::mem::take(&mut args.consul_address),
+        token: environment("CONSUL_HTTP_TOKEN"),
+        token_file: args.consul_token_file.take(),
+        ca_cert: args.consul_ca_cert.take(),
+        client_cert: args.consul_client_cert.take(),
+        client_key: args.consul_client_key.take(),
+        ssl_verify: boolean("--consul-ssl-verify", &args.consul_ssl_verify, true)?,
+        tls_server_name: args.consul_tls_server_name.take(),
+    })
+}
+
+/// Reads true and false as Consul's own tools do.
+fn boolean(name: &str, text: &str, default: bool) -> anyhow::Result<bool> {
+    match text.to_ascii_lowercase().as_str() {
+        "" => Ok(default),
+        "true" | "1" | "t" => Ok(true),
+        "false" | "0" | "f" => Ok(false),
+        _ => bail!("{name} {text:?}: write true or false"),
+    }
+}
+
+/// An address as `CONSUL_HTTP_SSL` wants it. With it, Consul's own tools use TLS also where the address begins with
+/// `http://` (`NewClient` in `api/api.go` of Consul).
+fn over_tls(address: &str) -> String {
+    let address = address.trim();
+    match address.strip_prefix("http://").or_else(|| (!address.contains("://")).then_some(address)) {
+        Some(rest) => format!("https://{rest}"),
+        None => address.to_owned(),
     }
 }
 
@@ -468,4 +501,24 @@ fn host_name() -> String {
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let span: jiff::SignedDuration = text.parse().map_err(|_| "write it like 30s, 1m30s or 250ms".to_owned())?;
     Duration::try_from(span).map_err(|_| "a duration cannot be negative".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tls_is_asked_for_as_consuls_own_tools_have_it() {
+        for (address, expected) in [
+            ("consul:8500", "https://consul:8500"),
+            (" http://consul:8500", "https://consul:8500"),
+            ("https://consul:8501", "https://consul:8501"),
+            ("unix:///run/consul.sock", "unix:///run/consul.sock"),
+        ] {
+            assert_eq!(over_tls(address), expected);
+        }
+        for (text, expected) in [("", Some(true)), ("TRUE", Some(true)), ("0", Some(false)), ("maybe", None)] {
+            assert_eq!(boolean("it", text, true).ok(), expected, "{text}");
+        }
+    }
 }

@@ -36,6 +36,8 @@ pub struct Admin {
     stage: Arc<Mutex<Stage>>,
     /// Says what is not right, but in nobody's way.
     remark: Arc<Mutex<Option<String>>>,
+    /// Says what of the settings is not right, in nobody's way either.
+    warnings: Arc<[&'static str]>,
     /// Says why the policy file as it is cannot be used.
     policy_failure: watch::Receiver<Option<String>>,
 }
@@ -65,6 +67,7 @@ impl Admin {
             metrics: Arc::new(metrics),
             stage: Arc::new(Mutex::new(stage)),
             remark: Arc::default(),
+            warnings: Arc::default(),
             policy_failure: watch::channel(None).1,
         }
     }
@@ -73,6 +76,13 @@ impl Admin {
     #[must_use]
     pub fn following(mut self, policy_failure: watch::Receiver<Option<String>>) -> Self {
         self.policy_failure = policy_failure;
+        self
+    }
+
+    /// The same endpoints, which also say these sentences beside the `ok` of `/readyz`.
+    #[must_use]
+    pub fn warning(mut self, warnings: Vec<&'static str>) -> Self {
+        self.warnings = warnings.into();
         self
     }
 
@@ -165,6 +175,7 @@ async fn readyz(State(admin): State<Admin>) -> (StatusCode, String) {
             all.into_iter().map(|(_, why)| why).chain(engine).chain(election).collect()
         }
     };
+    but.extend(admin.warnings.iter().map(|warning| (*warning).to_owned()));
     but.extend(admin.policy_failure.borrow().clone());
     but.extend(admin.remark.lock().unwrap_or_else(PoisonError::into_inner).clone());
     if not_ready.is_empty() {

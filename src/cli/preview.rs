@@ -12,6 +12,7 @@ use crate::engine::decide::{Action as Decided, SourceReport, decide, name_confli
 use crate::model::desired::Placement;
 use crate::model::diff::{Op, diff, disown};
 use crate::model::ids::{Identity, ResourceKey};
+use crate::model::reasons::Refusal;
 use crate::model::registration::{Registration, RowKey};
 use crate::model::resolve::{Remains, remains};
 use crate::model::status::{ENDPOINTS_MISSING, NOT_LISTED};
@@ -209,7 +210,10 @@ fn notes_of(world: &World, source: SourceReport, key: &ResourceKey) -> Vec<Note>
     if entry.resource.paused {
         notes.push(note("Paused", "the annotation lictor.dev/paused freezes what is in Consul".to_owned()));
     }
-    let conflict = world.rival(key).map(name_conflict);
+    let conflict = world.rival(key).map(|holder| {
+        let refusal = name_conflict();
+        Refusal { message: format!("{}; the holder is {holder}", refusal.message), ..refusal }
+    });
     let refusal = entry.resource.spec.as_ref().err().or(conflict.as_ref());
     notes.extend(refusal.map(|refusal| note(refusal.reason, format!("{}; what is registered stays", refusal.message))));
     let waits_for = world.waits_for(key);

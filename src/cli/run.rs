@@ -51,7 +51,11 @@ async fn operate(settings: Settings) -> anyhow::Result<()> {
     let mut metrics_registry = prometheus_client::registry::Registry::default();
     let metrics = Metrics::new(&mut metrics_registry);
     let policies = settings.policy.clone().follow(Arc::clone(&policy));
-    let admin = Admin::new(metrics_registry).following(policies.failure);
+    let warnings = settings.consul.exposures();
+    for warning in &warnings {
+        tracing::warn!("{warning}");
+    }
+    let admin = Admin::new(metrics_registry).following(policies.failure).warning(warnings);
     let listener = TcpListener::bind(settings.admin_address)
         .await
         .with_context(|| format!("--admin-address {}", settings.admin_address))?;

@@ -26,6 +26,9 @@ use crate::certificates::{Credentials, Fault, Source};
 /// keeps a silent watch open.
 const READ_TIMEOUT: Duration = Duration::from_secs(75);
 
+/// The longest body of a failure that is read.
+const LONGEST_FAILURE: usize = 1 << 20;
+
 /// Says why there is no cluster to talk to.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
@@ -158,7 +161,13 @@ async fn keep_retry_after(response: Response<Box<DynBody>>) -> Result<Response<B
     else {
         return Ok(response);
     };
-    let body = response.into_body().collect().await?.to_bytes();
+    let (mut incoming, mut body) = (response.into_body(), Vec::new());
+    while let Some(frame) = incoming.frame().await {
+        body.extend_from_slice(frame?.data_ref().map_or(&[], |data| data));
+        if body.len() > LONGEST_FAILURE {
+            break;
+        }
+    }
     Err(kube::Error::Api(limited(code.as_u16(), seconds, &body)?.boxed()).into())
 }
 

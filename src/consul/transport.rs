@@ -16,7 +16,7 @@ use std::sync::{Mutex as Lock, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures::future::BoxFuture;
 use jiff::Timestamp;
 use reqwest::RequestBuilder;
@@ -164,6 +164,30 @@ const NOT_LEADING: &str = "this replica does not lead any more";
 /// The longest that we wait because we were told to: a proxy may say anything.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(30);
 
+/// The longest body of an answer that is read. A row of ours takes about 1 KiB, and one answer holds at most those of a
+/// whole agent; what answers at Consul's address may send anything.
+const LONGEST_BODY: usize = 256 << 20;
+
+/// Says why an answer did not come to its end.
+enum Interrupted {
+    /// The connection or the protocol failed.
+    Failed(reqwest::Error),
+    /// Its body is longer than the limit.
+    TooLong,
+}
+
+/// Reads a body, up to a limit.
+async fn body(mut incoming: reqwest::Response, limit: usize) -> Result<Bytes, Interrupted> {
+    let mut body = BytesMut::new();
+    while let Some(chunk) = incoming.chunk().await.map_err(Interrupted::Failed)? {
+        if body.len() + chunk.len() > limit {
+            return Err(Interrupted::TooLong);
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body.freeze())
+}
+
 /// Consul over HTTP/1.1.
 pub struct Http {
     blueprint: Blueprint,
@@ -242,9 +266,9 @@ impl Http {
             return Err(TransportError::NotSent(NOT_LEADING.to_owned()));
         }
         let exchange = async {
-            let incoming = outgoing.send().await?;
+            let incoming = outgoing.send().await.map_err(Interrupted::Failed)?;
             let (status, headers) = (incoming.status().as_u16(), incoming.headers().clone());
-            Ok((status, headers, incoming.bytes().await?))
+            Ok((status, headers, body(incoming, LONGEST_BODY).await?))
         };
         let answered = match &self.write_lease {
             None => Some(exchange.await),
@@ -253,7 +277,14 @@ impl Http {
         let Some(answered) = answered else {
             return Err(TransportError::NoAnswer(NOT_LEADING.to_owned()));
         };
-        let answered = answered.map_err(|error| self.failure(&connections, error));
+        let answered = answered.map_err(|why| match why {
+            Interrupted::Failed(error) => self.failure(&connections, error),
+            Interrupted::TooLong => TransportError::NoAnswer(format!(
+                "Consul at {}: the answer is longer than {} MiB",
+                connections.base,
+                LONGEST_BODY >> 20
+            )),
+        });
         if fared_ill(answered.as_ref().map(|(status, ..)| *status)) {
             self.move_on(&connections);
         }
@@ -435,6 +466,17 @@ mod tests {
             assert_eq!(http.send(a_get("/v1/x".to_owned())).await.unwrap().status, 500);
         }
         assert_eq!(accepted.load(Ordering::SeqCst), 3);
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_read_up_to_a_limit() {
+        let (address, _) = server(LEADERLESS).await;
+        let client = set_up(std::slice::from_ref(&address)).connections().client.clone();
+        for (limit, is_read) in [(16, false), (17, true)] {
+            let incoming = client.get(&address).send().await.unwrap();
+            let body = body(incoming, limit).await;
+            assert_eq!(body.is_ok_and(|body| body == "No cluster leader"), is_read, "{limit}");
+        }
     }
 
     #[tokio::test]

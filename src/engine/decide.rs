@@ -242,14 +242,16 @@ fn missing_values(spec: &Spec, resolution: &Resolution) -> Option<String> {
     first.map(|first| format!("{lacking} of {all} instances lack a value: {first}"))
 }
 
-/// Gives what is said to a resource whose name belongs to `holder`.
-pub(crate) fn name_conflict(holder: &ResourceKey) -> Refusal {
+/// Gives what is said to a resource whose name belongs to one of another namespace. Which one that is, its author may not
+/// know: the log and `lictor plan` tell it to whoever runs Lictor.
+pub(crate) fn name_conflict() -> Refusal {
     Refusal {
         reason: NAME_CONFLICT,
-        message: format!(
-            "the name in Consul belongs to ConsulService {holder} of another namespace: set spec.name to another, or \
-             ask the administrator of Lictor to let namespaces share names (--allow-shared-names)"
-        ),
+        message:
+            "the name in Consul belongs to a ConsulService of another namespace: set spec.name to another, or ask \
+                  the administrator of Lictor, whose log says which, to let namespaces share names \
+                  (--allow-shared-names)"
+                .to_owned(),
     }
 }
 

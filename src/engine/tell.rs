@@ -185,6 +185,9 @@ impl Engine {
         let before = if events.is_empty() { None } else { told.events.replace(events.clone()) }.unwrap_or_default();
         let (uid, since) = (entry.resource.uid.clone(), entry.since.clone());
         for Said { warning, reason, message } in events.into_iter().filter(|event| !before.contains(event)) {
+            if let Some(holder) = self.world.rival(&key).filter(|_| reason == NAME_CONFLICT) {
+                tracing::info!(resource = %key, %holder, "the name in Consul belongs to a resource of another namespace");
+            }
             let (key, uid, action) = (key.clone(), uid.clone(), "Reconcile".to_owned());
             self.reports.began_event(now);
             self.spawn_write(Write::Event { key, uid, warning, reason, action, message }, Completion::EventWritten);
@@ -227,7 +230,7 @@ impl Engine {
         let was_told = || resource.status.condition(ConditionKind::Accepted).is_some_and(|c| c.reason == NAME_CONFLICT);
         let is_undecided = entry.last_good.is_some() && self.world.is_undecided(key);
         let rival = self.world.rival(key).filter(|_| !is_undecided || was_told());
-        let conflict = rival.map(name_conflict);
+        let conflict = rival.map(|_| name_conflict());
         let only_keeps = entry.last_good.as_ref().is_some_and(|spec| spec.limits.only_keeps);
         let counts = match &decision.action {
             _ if placement.is_none() => resource.status.instances,

@@ -38,19 +38,36 @@ pub(crate) fn one_line_and_an_exit_code_above_one() {
         if args.first() == Some(&"run") && !args.contains(&"--admin-address") {
             command.args(["--admin-address", "127.0.0.1:0"]);
         }
-        let (code, stderr) = end(&command);
-        assert!(code.is_some_and(|code| code > 1), "{args:?} ends with {code:?}: {stderr}");
-        assert!(stderr.lines().count() == 1, "{args:?} is not one line:\n{stderr}");
-        assert!(!stderr.contains("secret"), "{args:?} shows what is secret: {stderr}");
-        assert!(stderr.contains(words), "{args:?} does not say {words:?}: {stderr}");
+        one_line(&command, words);
     }
+    let environments = [
+        ("CONSUL_CAPATH", "/etc/ssl/consul", "CONSUL_CAPATH is not supported"),
+        ("CONSUL_HTTP_AUTH", "user:secret", "CONSUL_HTTP_AUTH is not supported"),
+        ("CONSUL_NAMESPACE", "team", "CONSUL_NAMESPACE is not supported"),
+        ("CONSUL_PARTITION", "part", "CONSUL_PARTITION is not supported"),
+        ("CONSUL_HTTP_SSL", "maybe", "CONSUL_HTTP_SSL"),
+    ];
+    for (name, value, words) in environments {
+        let mut command = Command::new(LICTOR);
+        one_line(command.args(["run", "--admin-address", "127.0.0.1:0"]).env_clear().env(name, value), words);
+    }
+}
+
+/// Fails unless a command ends with a code above 1 and one line that holds these words.
+fn one_line(command: &Command, words: &str) {
+    let (code, stderr) = end(command);
+    assert!(code.is_some_and(|code| code > 1), "{command:?} ends with {code:?}: {stderr}");
+    assert!(stderr.lines().count() == 1, "{command:?} is not one line:\n{stderr}");
+    assert!(!stderr.contains("secret"), "{command:?} shows what is secret: {stderr}");
+    assert!(stderr.contains(words), "{command:?} does not say {words:?}: {stderr}");
 }
 
 /// Exit code and stderr. What does not end by itself is ended after a while, and has no code then.
 fn end(command: &Command) -> (Option<i32>, String) {
     let mut limited = Command::new("timeout");
     limited.args(["--signal=KILL", "10"]).arg(command.get_program()).args(command.get_args());
-    match limited.env_clear().output() {
+    let environment = command.get_envs().filter_map(|(name, value)| Some((name, value?)));
+    match limited.env_clear().envs(environment).output() {
         Ok(output) => {
             (output.status.code().filter(|code| *code < 128), String::from_utf8_lossy(&output.stderr).into_owned())
         }

@@ -1,5 +1,6 @@
 //! What the user says of Consul: where it is, and how to be let in.
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::{fmt, io};
 
@@ -44,6 +45,35 @@ impl ConsulSettings {
             tls_server_name: None,
         }
     }
+}
+
+impl ConsulSettings {
+    /// Says what others on the way to Consul may read or change, in sentences without addresses: everybody may read them.
+    #[must_use]
+    pub fn exposures(&self) -> Vec<&'static str> {
+        let urls: Vec<Url> = self.addresses.iter().filter_map(|address| parse_address(address).ok()).collect();
+        let has_token = self.token.is_some() || self.token_file.is_some();
+        let mut exposures = Vec::new();
+        if has_token && urls.iter().any(|url| url.scheme() == "http" && !is_loopback(url)) {
+            exposures.push(
+                "the token goes to Consul over plain HTTP, where others on the network can read it: \
+                 use an address with https://",
+            );
+        }
+        if !self.ssl_verify && urls.iter().any(|url| url.scheme() == "https") {
+            exposures.push(
+                "the certificate of Consul is not verified, so that others on the network can pass for Consul: \
+                 set --consul-ca-cert in place of --consul-ssl-verify=false",
+            );
+        }
+        exposures
+    }
+}
+
+/// Says whether an address leads to this very machine, or to its pod.
+fn is_loopback(url: &Url) -> bool {
+    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 impl fmt::Debug for ConsulSettings {
@@ -190,6 +220,27 @@ mod tests {
         }
         for bad in ["", "http://", "ftp://x:1", "http://x:1?a=b", "unix:///run/consul.sock"] {
             assert!(parse_address(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_others_can_read_on_the_way_is_said() {
+        for (address, token, verify, words) in [
+            ("http://127.0.0.1:8500", true, true, ""),
+            ("localhost:8500", true, true, ""),
+            ("http://[::1]:8500", true, true, ""),
+            ("http://consul:8500", false, true, ""),
+            ("consul:8500", true, true, "plain HTTP"),
+            ("http://10.0.0.7:8500", true, false, "plain HTTP"),
+            ("https://consul:8501", true, true, ""),
+            ("https://consul:8501", false, false, "not verified"),
+            ("https://127.0.0.1:8501", true, false, "not verified"),
+        ] {
+            let token = token.then(|| "secret".to_owned());
+            let settings = ConsulSettings { token, ssl_verify: verify, ..ConsulSettings::new(address) };
+            let said = settings.exposures();
+            assert_eq!(said.len(), usize::from(!words.is_empty()), "{address}: {said:?}");
+            assert!(said.iter().all(|said| said.contains(words) && !said.contains("consul:")), "{said:?}");
         }
     }
 
