@@ -35,6 +35,11 @@ impl Fixture {
         self.namespace.client()
     }
 
+    /// The name of the namespace.
+    pub(crate) fn namespace(&self) -> &str {
+        self.namespace.name()
+    }
+
     /// The path of the resources of this namespace.
     pub(crate) fn path(&self) -> String {
         format!("/apis/lictor.dev/v1alpha1/namespaces/{}/consulservices", self.namespace.name())
@@ -58,6 +63,11 @@ impl Fixture {
         let uri = format!("{}/{name}?fieldManager=test{query}", self.path());
         let applied = self.request("PATCH", &uri, "application/apply-patch+yaml", &resource(name, spec)).await?;
         Ok(applied.map(|mut applied| applied["spec"].take()))
+    }
+
+    /// Merges a patch into an object, and gives the object or the refusal.
+    pub(crate) async fn merge(&self, uri: &str, patch: &Value) -> Result<Result<Value, Box<Status>>> {
+        self.request("PATCH", uri, "application/merge-patch+json", patch).await
     }
 
     async fn request(&self, method: &str, uri: &str, kind: &str, body: &Value) -> Result<Result<Value, Box<Status>>> {

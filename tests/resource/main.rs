@@ -3,6 +3,7 @@
 //! - [`accepted`]: what the apiserver takes, defaults and the largest resource there can be included
 //! - [`refused`]: what it refuses; [`conditioned`]: what Lictor answers with a condition. Both are in
 //!   `docs/refusals.md`, which [`refusals`] writes and checks
+//! - [`admission`]: the example of a policy of the apiserver refuses what Lictor's own refuses
 //! - [`edited`]: what may be made may also be edited to
 //! - [`examples`]: one of each field, for `docs/reference.md`, which [`reference`] makes of the CRD
 //! - [`explained`]: `kubectl explain` has words for every field
@@ -15,6 +16,7 @@
 mod fixture;
 
 mod accepted;
+mod admission;
 mod conditioned;
 mod edited;
 mod examples;
