@@ -68,6 +68,12 @@ pub struct RunArgs {
     #[arg(long, env = "LICTOR_VERIFY_ENDPOINTS")]
     pub verify_endpoints: bool,
 
+    /// Networks in which the endpoints of Services and the pods that a resource registers may have their addresses, such as
+    /// the ranges of the pods and of the nodes, separated by commas. May be given several times; default: all. Addresses
+    /// of nobody and of clouds are never registered. What is registered outside of them stays.
+    #[arg(long, value_name = "CIDR,...", value_delimiter = ',', env = "LICTOR_ENDPOINT_NETWORKS")]
+    pub endpoint_networks: Vec<String>,
+
     /// The most instances that one resource may have, 1 to 100000. Of more, those that are registered stay, then ready
     /// ones come first; the status says how many are left out.
     #[arg(
@@ -341,7 +347,7 @@ impl Settings {
         }
         let without = Policy {
             rules: None,
-            networks: networks(&args.allow_static)?,
+            networks: networks("--allow-static", &args.allow_static)?,
             class: args.class.as_deref().unwrap_or("").into(),
         };
         let policy = PolicyFile { path: args.policy.clone(), without };
@@ -379,6 +385,7 @@ impl Settings {
                     instances: args.max_instances as usize,
                     shares_name: args.allow_shared_names,
                     verify_endpoints: args.verify_endpoints,
+                    endpoint_networks: networks("--endpoint-networks", &args.endpoint_networks)?.into(),
                     only_keeps: false,
                 },
             },
@@ -446,12 +453,11 @@ fn over_tls(address: &str) -> String {
     }
 }
 
-/// The networks of `--allow-static`.
-fn networks(given: &[String]) -> anyhow::Result<Vec<IpNet>> {
+/// The networks that a flag gives.
+fn networks(flag: &str, given: &[String]) -> anyhow::Result<Vec<IpNet>> {
     let given = given.iter().filter(|network| !network.is_empty());
-    let network = |text: &String| {
-        text.parse().with_context(|| format!("--allow-static {text:?} is not a network like 203.0.113.0/24"))
-    };
+    let network =
+        |text: &String| text.parse().with_context(|| format!("{flag} {text:?} is not a network like 203.0.113.0/24"));
     given.map(network).collect()
 }
 

@@ -178,7 +178,7 @@ fn spec(spec: ConsulServiceSpec, name: &str, rules: &Rules) -> Result<Spec, Refu
             api::Readiness::Ignore => Readiness::Ignore,
         },
         checks: checks::checks(spec.checks, rules)?,
-        limits: rules.limits,
+        limits: rules.limits.clone(),
     };
     room_for_own_pairs(&spec)?;
     Ok(spec)

@@ -128,7 +128,7 @@ impl Policy {
         let limits = Limits {
             instances: rule.budget.instances.map_or(asked.limits.instances, |most| most.min(asked.limits.instances)),
             shares_name: rule.shared_names.unwrap_or(asked.limits.shares_name),
-            ..asked.limits
+            ..asked.limits.clone()
         };
         if limits == asked.limits { Ok(Arc::clone(asked)) } else { Ok(Arc::new(Spec { limits, ..(**asked).clone() })) }
     }

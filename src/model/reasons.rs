@@ -55,6 +55,8 @@ pub enum ProblemReason {
     PortNotFound,
     /// There is no pod behind the endpoint.
     NotVerified,
+    /// No instance may have its address, or the administrator does not allow it.
+    NotAllowed,
     /// The pod of the endpoint has not been seen yet, and the texts hold values of it.
     PodNotSeen,
 }
@@ -70,6 +72,7 @@ impl ProblemReason {
             Self::CheckPortNotFound => "CheckPortNotFound",
             Self::PortNotFound => "PortNotFound",
             Self::NotVerified => "NotVerified",
+            Self::NotAllowed => "NotAllowed",
             Self::PodNotSeen => "PodNotSeen",
         }
     }
@@ -77,7 +80,7 @@ impl ProblemReason {
     /// Says whether an endpoint that lives is not among the desired instances for it.
     #[must_use]
     pub(super) fn leaves_out(self) -> bool {
-        matches!(self, Self::PortNotFound | Self::NotVerified | Self::PodNotSeen)
+        matches!(self, Self::PortNotFound | Self::NotVerified | Self::NotAllowed | Self::PodNotSeen)
     }
 
     /// Reads it; what a later version wrote is a refusal to this one, until it writes the status anew.
@@ -90,6 +93,7 @@ impl ProblemReason {
             Self::CheckPortNotFound,
             Self::PortNotFound,
             Self::NotVerified,
+            Self::NotAllowed,
             Self::PodNotSeen,
         ];
         all.into_iter().find(|reason| reason.as_str() == text).unwrap_or(Self::Refused)

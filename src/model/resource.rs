@@ -5,6 +5,8 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
+
 use super::check::CheckSpec;
 use super::ids::{ResourceKey, Str};
 use super::port::PortRef;
@@ -113,7 +115,7 @@ pub struct Spec {
 }
 
 /// Says what the administrator allows a resource.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// The most instances that it may have.
     pub instances: usize,
@@ -121,6 +123,8 @@ pub struct Limits {
     pub shares_name: bool,
     /// True if an endpoint counts only with a pod behind it.
     pub verify_endpoints: bool,
+    /// The networks in which endpoints and pods may have their addresses; empty for all.
+    pub endpoint_networks: Arc<[IpNet]>,
     /// True if nothing is registered or changed: what is registered stays as it is, as long as its endpoint lives. So it is
     /// for a resource that the administrator does not allow any more.
     pub only_keeps: bool,
@@ -128,7 +132,13 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { instances: 5_000, shares_name: false, verify_endpoints: false, only_keeps: false }
+        Self {
+            instances: 5_000,
+            shares_name: false,
+            verify_endpoints: false,
+            endpoint_networks: Arc::default(),
+            only_keeps: false,
+        }
     }
 }
 
@@ -136,7 +146,7 @@ impl Spec {
     /// The same spec, for a resource of which nothing but what is registered already may be there.
     #[must_use]
     pub fn only_kept(&self) -> Self {
-        Self { limits: Limits { only_keeps: true, instances: usize::MAX, ..self.limits }, ..self.clone() }
+        Self { limits: Limits { only_keeps: true, instances: usize::MAX, ..self.limits.clone() }, ..self.clone() }
     }
 
     /// The values that its texts hold.

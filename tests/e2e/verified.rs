@@ -1,4 +1,5 @@
-//! `--verify-endpoints`: an endpoint counts only with a pod behind it.
+//! Which endpoints count: those with a pod behind them (`--verify-endpoints`), and those at addresses that an instance may
+//! have (`--endpoint-networks`).
 
 use anyhow::{Result, ensure};
 use lictor_testbed::{Instance, NewEndpoint, NewPod};
@@ -53,5 +54,42 @@ pub(crate) async fn endpoints_need_a_pod(fixture: &Fixture) -> Result<()> {
     trusting.terminate(crate::fixture::SOON).await?;
     fixture.operator().switch("--verify-endpoints").ready().await?;
     fixture.wait_for("the first alone", |found| addresses(found) == ["10.1.0.1"]).await?;
+    Ok(())
+}
+
+/// What Kubernetes takes as addresses of endpoints although no instance may have them.
+const NOBODYS: [&str; 5] = ["100.100.100.200", "168.63.129.16", "192.0.0.192", "239.255.255.250", "255.255.255.255"];
+
+pub(crate) async fn addresses_of_nobody_and_of_clouds(fixture: &Fixture) -> Result<()> {
+    fixture.namespace.apply_service("web", &[], &[("http", 80, "8080")]).await?;
+    let slice = async |all: &[&str]| {
+        let endpoints: Vec<_> = all.iter().map(|ip| Ok(NewEndpoint::new(ip.parse()?))).collect::<Result<_>>()?;
+        fixture.namespace.apply_slice("web-1", "web", &[("http", 8080)], &endpoints).await
+    };
+    let all: Vec<&str> = ["10.1.0.1", "10.9.0.1"].into_iter().chain(NOBODYS).collect();
+    slice(&all).await?;
+    let operator = fixture.operate().await?;
+    fixture.apply_web(json!({})).await?;
+    fixture.wait_for("the others", |found| addresses(found) == ["10.1.0.1", "10.9.0.1"]).await?;
+    for address in NOBODYS {
+        fixture.wait_for_problem("web", address, "NotAllowed").await?;
+    }
+    fixture.wait_for_condition("web", "Ready", "False", "NotAllowed").await?;
+    fixture.wait_for_counts("web", [2, 2, 2, 0]).await?;
+
+    // In fewer networks: nothing new outside of them, and what is there stays.
+    operator.terminate(crate::fixture::SOON).await?;
+    slice(&["10.1.0.1", "10.1.0.2", "10.9.0.1", "10.9.0.2"]).await?;
+    let operator = fixture.operator().flag("--endpoint-networks", "10.1.0.0/24,fd00::/64").ready().await?;
+    fixture.wait_for("one more", |found| addresses(found) == ["10.1.0.1", "10.1.0.2", "10.9.0.1"]).await?;
+    for address in ["10.9.0.1", "10.9.0.2"] {
+        let message = fixture.wait_for_problem("web", address, "NotAllowed").await?;
+        ensure!(message.contains("--endpoint-networks"), "{message}");
+    }
+    fixture.wait_for_a_look(&operator).await?;
+    ensure!(addresses(&fixture.instances().await?) == ["10.1.0.1", "10.1.0.2", "10.9.0.1"]);
+    // It goes when its endpoint does.
+    slice(&["10.1.0.1", "10.1.0.2", "10.9.0.2"]).await?;
+    fixture.wait_for("those within", |found| addresses(found) == ["10.1.0.1", "10.1.0.2"]).await?;
     Ok(())
 }

@@ -126,6 +126,7 @@ impl Setup {
             shares_name: random.u8(..3) == 0,
             verify_endpoints: random.u8(..4) == 0,
             only_keeps: false,
+            ..Limits::default()
         };
         Self {
             seed,

@@ -23,6 +23,9 @@
 {{- with .Values.allowStatic }}
 - --allow-static={{ join "," . }}
 {{- end }}
+{{- with .Values.endpointNetworks }}
+- --endpoint-networks={{ join "," . }}
+{{- end }}
 {{- if .Values.policy.rules }}
 - --policy=/etc/lictor/policy/policy.yaml
 {{- end }}

@@ -316,8 +316,14 @@ fn values_are_read_where_they_are_meant_and_judged_when_they_are_known() {
 
 #[test]
 fn what_the_administrator_allows_is_part_of_the_spec() {
-    let limits = Limits { instances: 7, shares_name: true, verify_endpoints: true, only_keeps: false };
-    let rules = Rules { limits, ..Rules::default() };
+    let limits = Limits {
+        instances: 7,
+        shares_name: true,
+        verify_endpoints: true,
+        endpoint_networks: ["10.0.0.0/8".parse().unwrap()].into(),
+        only_keeps: false,
+    };
+    let rules = Rules { limits: limits.clone(), ..Rules::default() };
     let spec = read_with(&rules, &json!({ "source": { "service": { "name": "user" } } })).resource.spec;
     assert_eq!(spec.unwrap().limits, limits);
 }

@@ -218,10 +218,10 @@ fn the_first_rule_that_is_for_the_namespace_decides() {
 
 #[test]
 fn a_rule_narrows_the_limits() {
-    let limits = judged(Some(vec![rule()]), &resource(), spec(), true).unwrap().limits;
+    let limits = judged(Some(vec![rule()]), &resource(), spec(), true).unwrap().limits.clone();
     assert_eq!(limits, Limits { instances: 10, shares_name: false, ..Limits::default() });
     let generous = Rule { budget: Budget { instances: Some(9_999), ..rule().budget }, shared_names: None, ..rule() };
-    let limits = judged(Some(vec![generous]), &resource(), spec(), true).unwrap().limits;
+    let limits = judged(Some(vec![generous]), &resource(), spec(), true).unwrap().limits.clone();
     assert_eq!(limits, Limits { shares_name: true, ..Limits::default() }, "a flag is the outer limit");
 }
 

@@ -1,5 +1,6 @@
 //! From a source's facts to instances: which endpoints count, at which port, with which values, once each.
 
+mod addresses;
 mod before;
 mod endpoints;
 mod families;
@@ -118,6 +119,16 @@ impl Hold {
         Self::Kept(source.to_string().into(), held.into_iter().chain(living).collect())
     }
 
+    /// Holds what is at these addresses, too.
+    fn and(self, more: BTreeSet<Str>) -> Self {
+        match self {
+            Self::Nothing => Self::of(more),
+            Self::Addresses(addresses) => Self::Addresses(addresses.into_iter().chain(more).collect()),
+            Self::Kept(source, addresses) => Self::Kept(source, addresses.into_iter().chain(more).collect()),
+            Self::OtherSources(_) => self,
+        }
+    }
+
     fn of(addresses: BTreeSet<Str>) -> Self {
         if addresses.is_empty() { Self::Nothing } else { Self::Addresses(addresses) }
     }
@@ -137,7 +148,7 @@ pub fn resolve<'a>(
     if resolution.port_in_use.is_none() && spec.port.is_none() {
         resolution.port_in_use = before.told(&spec.source).cloned();
     }
-    resolution
+    addresses::allowed(resolution, spec)
 }
 
 /// Says what is left of an instance that the spec does not ask for any more.

@@ -113,7 +113,7 @@ fn pod(last: u8, ports: &[(&str, u16)]) -> (Str, Pod) {
     (format!("p{last}").into(), pod)
 }
 
-fn web() -> Spec {
+pub(super) fn web() -> Spec {
     from(Source::Service { name: "web".into() })
 }
 

@@ -58,7 +58,7 @@ impl State {
                 _ => Readiness::Mirror,
             },
             checks: Vec::new(),
-            limits: self.setup.limits,
+            limits: self.setup.limits.clone(),
         })
     }
 
