@@ -1,7 +1,7 @@
 //! Whose a name in Consul is, where resources of several namespaces want it.
 //!
 //! Who has rows of a name in Consul holds it, so that no edit, no restart and no restore of resources takes it away.
-//! Without rows, whoever was last acted under it keeps it. Among those that never were, the older one has it, of those
+//! Of several, and without rows, whoever was last acted under it keeps it. Among those that never were, the older one has it, of those
 //! that could be registered now. Others of its namespace share it. Consul compares names without case, and so is done
 //! here.
 //!
@@ -45,6 +45,8 @@ pub(super) struct Standing {
 /// Says what a claim to a name rests on. The lesser outweighs the greater.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Basis {
+    /// It has rows, wants to have them, and was acted on under the name.
+    RowsAndGrant(GrantedBy),
     /// It has rows, and wants to have them.
     RowsAndWish,
     /// It has rows that stay, although it asks for another name, or for none.
@@ -61,10 +63,11 @@ impl Standing {
         if self.leaves {
             return None;
         }
-        match self.granted {
-            _ if self.has_rows => Some(if self.asks { Basis::RowsAndWish } else { Basis::Rows }),
-            Some(by) => Some(Basis::Granted(by)),
-            None => (self.asks && self.is_able).then_some(Basis::Wish),
+        match (self.has_rows, self.granted) {
+            (true, Some(by)) if self.asks => Some(Basis::RowsAndGrant(by)),
+            (true, _) => Some(if self.asks { Basis::RowsAndWish } else { Basis::Rows }),
+            (false, Some(by)) => Some(Basis::Granted(by)),
+            (false, None) => (self.asks && self.is_able).then_some(Basis::Wish),
         }
     }
 }

@@ -943,9 +943,10 @@ fn holder(world: &World, name: &Str) -> Option<ResourceKey> {
         let granted = entry.and_then(|entry| entry.granted.as_ref()).filter(|granted| granted.name == *name);
         let rank = match (has_rows(world, key, name), granted) {
             (true, _) if ends || renamed => continue,
-            (true, _) => u8::from(!asks),
-            (false, Some(granted)) if !resource.is_some_and(|resource| resource.deleting) => 2 + granted.by as u8,
-            (false, _) if asks && entry.is_some_and(|entry| could_be_registered(world, key, entry)) => 5,
+            (true, Some(granted)) if asks => granted.by as u8,
+            (true, _) => 3 + u8::from(!asks),
+            (false, Some(granted)) if !resource.is_some_and(|resource| resource.deleting) => 5 + granted.by as u8,
+            (false, _) if asks && entry.is_some_and(|entry| could_be_registered(world, key, entry)) => 8,
             (false, _) => continue,
         };
         let claim = (rank, resource.map_or(i64::MAX, |resource| resource.created), key.clone());

@@ -36,6 +36,9 @@ fn of_claims_the_one_that_rests_on_more_has_the_name() {
     let able = Standing { asks: true, is_able: true, ..standing };
     let granted = |by| Standing { granted: Some(by), ..able };
     let in_order = [
+        (Standing { granted: Some(Act), asks: true, ..rows }, Some(Basis::RowsAndGrant(Act))),
+        (Standing { granted: Some(EarlierAct), asks: true, ..rows }, Some(Basis::RowsAndGrant(EarlierAct))),
+        (Standing { granted: Some(Status), asks: true, ..rows }, Some(Basis::RowsAndGrant(Status))),
         (Standing { asks: true, ..rows }, Some(Basis::RowsAndWish)),
         (rows, Some(Basis::Rows)),
         (granted(Act), Some(Basis::Granted(Act))),
@@ -70,6 +73,25 @@ fn who_has_rows_holds_the_name_whatever_else_is_said() {
             world.act(&key("b", "r"));
             assert_eq!(losers(&world), ["a"]);
         }
+    }
+    // Rows that appear later, as of a request that lands late, take the name from nobody who has rows of it.
+    for acts in [true, false] {
+        let older = asks("a", 1, 3, "user");
+        let holds = with(
+            |r| {
+                if !acts {
+                    said(r)
+                }
+            },
+            asks("b", 2, 1, "user"),
+        );
+        let mut world = World::of([older, holds]);
+        world.note_rows(&key("b", "r"), rows());
+        if acts {
+            world.act(&key("b", "r"));
+        }
+        world.note_rows(&key("a", "r"), rows());
+        assert_eq!(losers(&world), ["a"], "acted on: {acts}");
     }
     // A word of a status does not outweigh what this process did itself, though no rows are there now.
     let mut world = World::of([asks("a", 1, 1, "api"), asks("b", 2, 1, "user")]);
