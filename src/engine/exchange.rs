@@ -271,6 +271,9 @@ impl Engine {
                 match reader {
                     Reader::Lane => {
                         for key in self.lanes.read(node) {
+                            if self.world.rival(&key).is_some() {
+                                self.enqueue_again(key.clone());
+                            }
                             self.reports.enqueue(key);
                         }
                         self.wake_conflicting();

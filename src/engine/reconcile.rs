@@ -198,7 +198,10 @@ impl Engine {
         }
         self.wait_for_missing(key, missing, dirty.cause);
         let all = ops.len();
+        let is_in_doubt = self.has_name_in_doubt(key);
+        let is_new = |op: &Op| matches!(op, Op::Register { .. }) && self.mirror.row(op.key()).is_none();
         ops.retain(|op| !self.lanes.is_in_flight(op.key()));
+        ops.retain(|op| !is_in_doubt || !is_new(op));
         if ops.len() < all || waits {
             // They are looked at again when the answers to what is under way come.
             self.resources.begin_progress(key, dirty);
@@ -221,6 +224,12 @@ impl Engine {
             ops.clear();
         }
         ops
+    }
+
+    /// Whether a resource whose name is another's may have nothing under that name any more, since a write of it got no answer.
+    /// It goes on with what it has; until its nodes are read it registers nothing new.
+    fn has_name_in_doubt(&self, key: &ResourceKey) -> bool {
+        self.lanes.has_unknown(key) && self.world.rival(key).is_some()
     }
 
     /// What is left of what a registration of a resource stands for, which is not desired any more.
