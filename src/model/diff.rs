@@ -100,7 +100,7 @@ pub struct Diff {
 pub fn diff<'a>(
     desired: &Desired,
     row: impl Fn(&RowKey) -> Option<&'a Row>,
-    owned: impl Iterator<Item = (&'a RowKey, &'a Row)>,
+    owned: impl Iterator<Item = (&'a RowKey, &'a Row)> + Clone,
     hold: &Hold,
     left_of: impl Fn(&Registration) -> Remains,
     refused: impl Fn(&RowKey) -> bool,
@@ -129,10 +129,14 @@ pub fn diff<'a>(
     }
     let addresses: BTreeSet<&str> =
         if awaited { desired.values().map(|wanted| &*wanted.address).collect() } else { BTreeSet::new() };
-    // Of those that are to pass none does yet.
+    // Of those that are to pass none does yet. What is held stands for endpoints that live, and may have none of them.
     let passing = || desired.iter().filter(|(_, wanted)| passes(wanted));
     let is_there = |row: &Row| row.shown && row.is_ours() && passes(&row.registration);
-    let first_awaited = passing().next().is_some() && !passing().any(|(key, _)| row(key).is_some_and(is_there));
+    let is_held = |(key, row): &(&RowKey, &Row)| !desired.contains_key(*key) && hold.holds(&row.registration);
+    let is_due = passing().next().is_some() || matches!(hold, Hold::Addresses(_));
+    let first_awaited = is_due
+        && !passing().any(|(key, _)| row(key).is_some_and(is_there))
+        && !owned.clone().filter(is_held).any(|(_, row)| is_there(row));
     for (key, row) in owned {
         let there = &*row.registration;
         if desired.contains_key(key) || hold.holds(there) {
@@ -281,6 +285,23 @@ mod tests {
             );
             let removed = found.ops.iter().any(Op::removes);
             assert_eq!((removed, found.waiting.is_empty()), (!waits, !waits), "{wanted:?} {there:?} {left:?}");
+        }
+        // Nobody can tell how what is ready is to be registered: it is held, and may not be registered yet.
+        let hold = Hold::Addresses(["10.0.0.2".into()].into());
+        for (held, waits) in [
+            (None, true),
+            (Some(new(critical, true)), true),
+            (Some(new(passing, false)), true),
+            (Some(new(passing, true)), false),
+        ] {
+            let (old_key, held_key) = (key("old"), key("held"));
+            let owned = [(&old_key, &old)].into_iter().chain(held.as_ref().map(|held| (&held_key, held)));
+            let left = |there: &Registration| {
+                if *there.address == *"10.0.0.1" { Remains::Serving } else { Remains::Nothing }
+            };
+            let found = diff(&Desired::new(), |_| None, owned, &hold, left, |_| false);
+            let removed = found.ops.iter().any(Op::removes);
+            assert_eq!((removed, found.waiting.is_empty()), (!waits, !waits), "{held:?}");
         }
     }
 }
