@@ -8,8 +8,8 @@
 //!
 //! So the registration of a missing endpoint stays while the slices are being rewritten, and for some seconds more. Where
 //! the Service is deleted it stays for some seconds, since a Service may be deleted and made anew. It goes at once where
-//! the endpoint was seen terminating, where its pod is watched and gone, and where another endpoint has its address and
-//! port.
+//! the endpoint was seen terminating, where its pod is watched and gone, and where another instance with its address and
+//! port is desired.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
@@ -276,12 +276,13 @@ impl Undesired<'_> {
         instance_id(self.cluster, self.owner, &self.registration.service, &target, port) == self.row.id
     }
 
-    /// Says whether slices have its endpoint, or another one in its place. One that terminates had the address before: its
-    /// pod may be listed for as long as it takes to remove it.
-    fn is_in(&self, now: &Now<'_>) -> bool {
+    /// Says whether slices have its endpoint, or another one in its place, which is desired. One that terminates had the
+    /// address before: its pod may be listed for as long as it takes to remove it.
+    fn is_in(&self, now: &Now<'_>, desired: &BTreeSet<(&str, u16)>) -> bool {
         now.at.get(&self.address).into_iter().flatten().any(|(slice, endpoint)| {
             let takes_its_place = !endpoint.terminating && has_port(slice, self.registration.port);
-            takes_its_place || self.is_of(endpoint.pod.as_ref().map(|pod| &pod.uid))
+            let is_desired = || desired.contains(&(&*self.registration.address, self.registration.port));
+            takes_its_place && is_desired() || self.is_of(endpoint.pod.as_ref().map(|pod| &pod.uid))
         })
     }
 
@@ -336,8 +337,10 @@ impl World {
         let keys = self.slices_of.get(&of).into_iter().flatten();
         let slices = Now::of(keys.filter_map(|key| self.slices.get(key)));
         let mut missing = Missing { service: name.clone(), is_gone: gone.is_some(), ..Missing::default() };
-        let is_missing =
-            |row: &Undesired<'_>| if gone.is_some() { !row.terminates_in(&slices) } else { !row.is_in(&slices) };
+        let places: BTreeSet<(&str, u16)> = desired.values().map(|wanted| (&*wanted.address, wanted.port)).collect();
+        let is_missing = |row: &Undesired<'_>| {
+            if gone.is_some() { !row.terminates_in(&slices) } else { !row.is_in(&slices, &places) }
+        };
         for row in undesired.filter(|row| is_missing(row) && !self.has_pod_ended(spec, row)) {
             let no_slices = slices.are_none && selects;
             let Some(absence) = self.absence(&of, &row, slices.are_mixed, no_slices) else { continue };
