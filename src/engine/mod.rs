@@ -357,11 +357,12 @@ impl Engine {
         }
         self.continue_session();
         self.follow_placement();
-        let all_reconciled = self.reconcile_dirty();
+        self.reconcile_dirty();
         // A name that was freed may have brought somebody's needs along.
         self.update_watches();
         self.launch_bundles();
-        self.write_reports() && all_reconciled
+        let all_told = self.write_reports();
+        all_told && !(self.session.is_ready() && self.resources.has_dirty())
     }
 
     fn on_event(&mut self, event: Event, work: &mut Work) {

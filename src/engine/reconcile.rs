@@ -34,10 +34,10 @@ pub(super) fn span(key: &ResourceKey) -> tracing::Span {
 }
 
 impl Engine {
-    /// Takes dirty resources to the writes that wait for them. Answers whether these were all.
-    pub(super) fn reconcile_dirty(&mut self) -> bool {
+    /// Takes dirty resources to the writes that wait for them, as many as a turn takes on.
+    pub(super) fn reconcile_dirty(&mut self) {
         if !self.session.is_ready() {
-            return true;
+            return;
         }
         let mut work = self.work();
         while work.is_left()
@@ -47,12 +47,10 @@ impl Engine {
             self.reconcile(&key, dirty);
             work.did(self.instances_of(&key));
         }
-        let are_all = !self.resources.has_dirty();
-        if are_all {
+        if !self.resources.has_dirty() {
             // Only together it shows whether they are few.
             self.guard();
         }
-        are_all
     }
 
     /// Counts the instances that a decision about a resource is about, and those that it has.
@@ -134,18 +132,30 @@ impl Engine {
         registered(self.mirror.owned(key)).chain(self.lanes.being_registered(key))
     }
 
-    /// Decides about a resource, unless the decision that is kept still holds.
-    pub(super) fn decide(&mut self, key: &ResourceKey) {
+    /// Decides about a resource, unless the decision that is kept still holds, and has the resource reconciled if it
+    /// comes to something else. So it does where the port that goes on is known from a status alone.
+    pub(super) fn look(&mut self, key: &ResourceKey) {
+        if self.decide(key) {
+            self.enqueue_again(key.clone());
+        }
+    }
+
+    /// Decides about a resource, unless the decision that is kept still holds. Answers whether another one was kept.
+    fn decide(&mut self, key: &ResourceKey) -> bool {
         let basis = self.basis(key);
         if let Some(kept) = self.resources.get(key).kept.as_ref().filter(|kept| kept.holds(&basis)) {
             debug_assert!(
                 kept.decision.goes_by_rows || kept.decision == self.what_to_do(&self.world, key),
                 "the decision about {key} does not hold any more: {kept:?}"
             );
-            return;
+            return false;
         }
         let decision = self.decide_by(&self.world, key);
-        self.resources.change(key, |record| record.kept = Some(Kept { decision, basis }));
+        self.resources.change(key, |record| {
+            let is_another = record.kept.as_ref().is_some_and(|kept| kept.decision.action != decision.action);
+            record.kept = Some(Kept { decision, basis });
+            is_another
+        })
     }
 
     /// Decides about a resource by what a World says of it.
@@ -385,7 +395,7 @@ impl Engine {
         if !self.session.is_ready() || !is_known {
             return true;
         }
-        self.decide(key);
+        self.look(key);
         let record = self.resources.get(key);
         let Some(Action::Apply { desired, .. }) = record.kept.as_ref().map(|kept| &kept.decision.action) else {
             return false;

@@ -149,7 +149,7 @@ impl Engine {
             self.timers.set(next, Timer::Report(key));
             return 0;
         }
-        self.decide(&key);
+        self.look(&key);
         let counted = self.instances_of(&key);
         self.reports.told(&key).looked = Some(now);
         self.write_status(key, now);

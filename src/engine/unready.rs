@@ -201,7 +201,7 @@ impl Engine {
         fresh.remember(&self.world);
         let resources: BTreeSet<ResourceKey> = self.unready.mass.resources().cloned().collect();
         for key in &resources {
-            self.decide(key);
+            self.look(key);
         }
         let is_frozen = |key: &ResourceKey| {
             let kept = self.resources.get(key).kept.as_ref();
