@@ -63,6 +63,11 @@ impl Lanes {
         self.queue.replace(owner, writes);
     }
 
+    /// Takes back the writes of a resource that wait and that `is_stale` names.
+    pub(super) fn withdraw(&mut self, owner: &ResourceKey, is_stale: impl Fn(&Op) -> bool) {
+        self.queue.withdraw(owner, is_stale);
+    }
+
     /// Says whether writes of a resource wait.
     pub(super) fn has_waiting(&self, owner: &ResourceKey) -> bool {
         self.queue.has(owner)

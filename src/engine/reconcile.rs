@@ -47,9 +47,21 @@ impl Engine {
             self.reconcile(&key, dirty);
             work.did(self.instances_of(&key));
         }
-        if !self.resources.has_dirty() {
+        if self.resources.has_dirty() {
+            self.withdraw_stale();
+        } else {
             // Only together it shows whether they are few.
             self.guard();
+        }
+    }
+
+    /// Takes back what waits of resources that are still to be decided about: what was to go may be the last one that
+    /// serves by now, and of a resource that was paused nothing is written.
+    fn withdraw_stale(&mut self) {
+        let is_paused = |key: &ResourceKey| self.world.resource(key).is_some_and(|entry| entry.resource.paused);
+        for key in self.resources.dirty() {
+            let all = is_paused(key);
+            self.lanes.withdraw(key, |op| all || op.removes() || op.makes_critical());
         }
     }
 

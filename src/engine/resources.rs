@@ -219,6 +219,11 @@ impl Resources {
         !self.dirty.is_empty()
     }
 
+    /// Gives the resources that are dirty.
+    pub(super) fn dirty(&self) -> impl Iterator<Item = &ResourceKey> {
+        self.dirty.keys()
+    }
+
     /// Says whether a resource is to be reconciled.
     pub(super) fn is_dirty(&self, key: &ResourceKey) -> bool {
         self.dirty.contains_key(key)

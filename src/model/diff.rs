@@ -73,6 +73,12 @@ impl Op {
     pub fn removes(&self) -> bool {
         matches!(self, Self::Deregister { .. })
     }
+
+    /// Says whether it tells Consul's users not to use an instance any more.
+    #[must_use]
+    pub fn makes_critical(&self) -> bool {
+        matches!(self, Self::Readiness { registration, .. } if registration.readiness == Some(Health::Critical))
+    }
 }
 
 /// Says what a resource's registrations want.

@@ -147,6 +147,29 @@ impl Plan {
         }
     }
 
+    /// Takes back the writes of a resource that wait and that `is_stale` names.
+    pub fn withdraw(&mut self, owner: &ResourceKey, is_stale: impl Fn(&Op) -> bool) {
+        let Some(keys) = self.by_owner.get(owner) else { return };
+        let waits = |key: &&RowKey| {
+            let lane = self.lanes.get(&key.node);
+            let planned = lane.and_then(|lane| lane.order.get(lane.place.get(&key.id)?));
+            planned.is_some_and(|planned| is_stale(&planned.op))
+        };
+        for key in keys.iter().filter(waits).cloned().collect::<Vec<_>>() {
+            self.drop_op(&key);
+            self.forget_key(owner, &key);
+        }
+    }
+
+    fn forget_key(&mut self, owner: &ResourceKey, key: &RowKey) {
+        if let Some(keys) = self.by_owner.get_mut(owner) {
+            keys.remove(key);
+            if keys.is_empty() {
+                self.by_owner.remove(owner);
+            }
+        }
+    }
+
     /// Takes the next bundle for a node: as many of its oldest writes as fit, at least one. Those that have failed while
     /// others passed go after all others, and in bundles as small as `isolation` says.
     pub fn take(&mut self, node: &str, most: usize, isolation: &Isolation) -> Vec<Planned> {
@@ -170,13 +193,10 @@ impl Plan {
         for place in places {
             let Some(planned) = lane.order.remove(&place) else { continue };
             lane.place.remove(&planned.op.key().id);
-            if let Some(keys) = self.by_owner.get_mut(&planned.owner) {
-                keys.remove(planned.op.key());
-                if keys.is_empty() {
-                    self.by_owner.remove(&planned.owner);
-                }
-            }
             bundle.push(planned);
+        }
+        for planned in &bundle {
+            self.forget_key(&planned.owner, planned.op.key());
         }
         self.tidy(node);
         bundle
@@ -286,6 +306,20 @@ mod tests {
         assert_eq!(plan.len(), 3);
         assert_eq!(ids(&plan.take("n", 10, &Isolation::default())), ["2", "3"]);
         assert_eq!(ids(&plan.take("m", 10, &Isolation::default())), ["4"]);
+        assert!(plan.is_empty() && plan.by_owner.is_empty() && plan.urgent.is_empty());
+    }
+
+    #[test]
+    fn what_is_stale_is_taken_back_and_the_rest_stays() {
+        let (a, b) = (ResourceKey::new("ns", "a"), ResourceKey::new("ns", "b"));
+        let mut plan = Plan::default();
+        plan.replace(&a, wanted([remove("n", "1"), remove("n", "2"), remove("m", "3")]));
+        plan.replace(&b, wanted([remove("n", "4")]));
+        plan.withdraw(&a, |op| *op.key().id == *"2");
+        assert_eq!(ids(&plan.take("n", 10, &Isolation::default())), ["1", "4"]);
+        assert!(plan.has(&a) && !plan.has(&b));
+        plan.withdraw(&a, Op::removes);
+        plan.withdraw(&b, Op::removes);
         assert!(plan.is_empty() && plan.by_owner.is_empty() && plan.urgent.is_empty());
     }
 
