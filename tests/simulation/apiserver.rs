@@ -35,7 +35,7 @@ impl ApiServer {
         let lost = |why: &str| WriteError::Unavailable(why.to_owned());
         {
             let mut state = self.sim.state();
-            if !state.leads() {
+            if !state.may_write() {
                 state.violate("one leader", format!("life {} sent {} without the lead", self.life, told(&write)));
             }
         }

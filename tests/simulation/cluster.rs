@@ -162,6 +162,21 @@ impl Cluster {
         })?
     }
 
+    /// The pods and slices as they were at a position.
+    pub fn at(&self, position: u64) -> (BTreeMap<&ObjectKey, &Pod>, BTreeMap<&ObjectKey, &Slice>) {
+        let (mut pods, mut slices) = (BTreeMap::new(), BTreeMap::new());
+        for logged in &self.log[..usize::try_from(position).expect("positions are small")] {
+            match &logged.change {
+                Change::Pod(Step::Apply(key, pod)) => _ = pods.insert(key, pod),
+                Change::Pod(Step::Delete(key)) => _ = pods.remove(key),
+                Change::Slice(Step::Apply(key, slice)) => _ = slices.insert(key, slice),
+                Change::Slice(Step::Delete(key)) => _ = slices.remove(key),
+                _ => {}
+            }
+        }
+        (pods, slices)
+    }
+
     /// What a list of a kind has, in no particular order of a change.
     pub fn list(&self, kind: Kind, scope: &Scope) -> Vec<Change> {
         fn all<T: Clone>(

@@ -28,6 +28,8 @@ const FOR_EVER: Duration = Duration::from_secs(100_000);
 pub struct Leadership {
     /// Until when the present life leads; none while it does not. It always leads where there is no election.
     until: Option<Instant>,
+    /// When the present life was last told that it does not lead any more.
+    told: Option<Instant>,
     /// Another replica has written since the present life last listed what Consul has.
     pub is_unread: bool,
     /// Another replica has written since the present life began.
@@ -51,6 +53,12 @@ impl State {
         !self.setup.elects || self.leadership.until.is_some_and(|until| Instant::now() < until)
     }
 
+    /// Whether the present life may write to Kubernetes: what it has begun may leave in the very moment in which it is told
+    /// that it does not lead any more.
+    pub fn may_write(&self) -> bool {
+        self.leads() || self.leadership.told == Some(Instant::now())
+    }
+
     /// Whether nothing but the engine keeps to the lead.
     pub fn has_no_write_lease(&self) -> bool {
         use PlantedFault::{LeadGivenBackEarly, LeadIgnored, LeadWithoutEnd};
@@ -70,6 +78,7 @@ impl State {
     }
 
     fn lead_until(&mut self, leads: &watch::Sender<Option<Instant>>, until: Option<Instant>) {
+        self.leadership.told = until.is_none().then(Instant::now);
         self.leadership.until = until;
         let endless = self.setup.planted == Some(PlantedFault::LeadWithoutEnd);
         leads.send_replace(until.map(|until| if endless { until + FOR_EVER } else { until }));

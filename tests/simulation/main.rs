@@ -117,6 +117,10 @@ fn seeds() {
     for (what, times) in &stats.0 {
         println!("{times:>9} {what}");
     }
+    if !failed.is_empty() {
+        let all: Vec<String> = failed.iter().map(|(seed, _)| seed.to_string()).collect();
+        println!("failed: {}", all.join(" "));
+    }
     for (seed, what) in failed.iter().take(40) {
         println!("seed {seed}: {what}");
     }

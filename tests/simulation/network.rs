@@ -65,7 +65,14 @@ impl Drop for Waiting {
 
 impl Transport for Network {
     fn send(&self, request: Request) -> BoxFuture<'_, Result<Response, TransportError>> {
-        Box::pin(self.deliver(request))
+        Box::pin(async move {
+            self.begin(&request)?;
+            tokio::select! {
+                biased;
+                answer = self.deliver(request) => answer,
+                () = leadership::gives_up(&self.sim) => Err(no_answer("this replica does not lead any more")),
+            }
+        })
     }
 
     fn addresses(&self) -> usize {
@@ -80,7 +87,6 @@ impl Transport for Network {
 impl Network {
     async fn deliver(&self, request: Request) -> Result<Response, TransportError> {
         let is_write = request.method == Method::Put;
-        self.begin(&request)?;
         let abandoned = Arc::new(AtomicBool::new(false));
         let _waiting = Waiting(abandoned.clone());
         let (fate, there, back, sent) = {
@@ -97,7 +103,6 @@ impl Network {
         if self.sim.state().is_traced() {
             self.trace(&request, &fate);
         }
-        let gone = |why: &str| TransportError::NoAnswer(format!("Consul: {why}"));
         let late = match fate {
             Fate::NotSent => {
                 sleep(there).await;
@@ -106,7 +111,7 @@ impl Network {
             Fate::Unsendable => return Err(TransportError::Unsendable("the request cannot be made".to_owned())),
             Fate::RequestLost => {
                 sleep(there).await;
-                return Err(gone("connection reset"));
+                return Err(no_answer("connection reset"));
             }
             Fate::Instead(reply) => {
                 sleep(there + back).await;
@@ -129,24 +134,16 @@ impl Network {
         });
         if late.is_some() {
             sleep(there + back).await;
-            return Err(gone("connection reset while waiting for the answer"));
+            return Err(no_answer("connection reset while waiting for the answer"));
         }
-        let answered = async {
-            tokio::select! {
-                biased;
-                answer = timeout(request.timeout, answer) => Some(answer),
-                () = leadership::gives_up(&self.sim) => None,
-            }
-        };
-        let Some(answered) = answered.await else { return Err(gone("this replica does not lead any more")) };
-        match answered {
-            Ok(Ok(None)) => Err(gone("connection reset")),
+        match timeout(request.timeout, answer).await {
+            Ok(Ok(None)) => Err(no_answer("connection reset")),
             Ok(Ok(Some(_))) if matches!(fate, Fate::Stumbles) => {
                 Ok(response(Reply::text(500, "leadership lost while committing log")))
             }
             Ok(Ok(Some(reply))) => Ok(response(reply)),
             Ok(Err(_)) => panic!("the model of Consul panicked at {} {}", request.path, body_text(&request)),
-            Err(_) => Err(gone("operation timed out")),
+            Err(_) => Err(no_answer("operation timed out")),
         }
     }
 
@@ -191,6 +188,10 @@ impl Network {
             });
         }
     }
+}
+
+fn no_answer(why: &str) -> TransportError {
+    TransportError::NoAnswer(format!("Consul: {why}"))
 }
 
 /// A request on its way.

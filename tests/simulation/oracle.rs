@@ -14,7 +14,9 @@ use lictor::model::facts::{Endpoint, Pod, Service as KubernetesService, ServiceP
 use lictor::model::ids::{ResourceKey, Str};
 use lictor::model::port::PortRef;
 use lictor::model::resource::{DeletionPolicy, Readiness, Source, Spec};
-use lictor::state::event::{Kind, ObjectKey, Scope};
+use lictor::state::event::{Event, Kind, ObjectKey, Scope};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use crate::cluster::{Cluster, EndpointId, Object, endpoint_id};
 use crate::consul::agent::Agent as LocalAgent;
@@ -87,8 +89,29 @@ const STAYS: Duration = Duration::from_secs(5);
 /// How long it is remembered that an endpoint was in no slice.
 const REMEMBERED: Duration = Duration::from_secs(60);
 
+/// How long Lictor may count what is gone: until the answer to a removal comes.
+const UNANSWERED: Duration = Duration::from_secs(15);
+
 /// How far back Lictor may have counted the instances of which a tenth may go: a minute, and what it has not read since.
 const COUNTED: Duration = Duration::from_secs(120);
+
+/// An endpoint or a pod at an address.
+#[derive(Clone, Debug)]
+struct End {
+    /// The uid of the pod, where there is one.
+    uid: Option<Str>,
+    /// It is ready or, on its way out, serves still.
+    serves: bool,
+    leaves: bool,
+}
+
+/// When a resource had its last instance under a name.
+#[derive(Clone, Copy, Debug)]
+struct Left {
+    at: Duration,
+    /// Somebody else has removed it: Lictor may not know.
+    unheard: bool,
+}
 
 /// A name that a resource was told to be its own.
 #[derive(Clone, Debug)]
@@ -96,6 +119,16 @@ struct Holder {
     name: String,
     /// Since which position of the log its status says so.
     since: u64,
+}
+
+/// What the watches have told Lictor, and how much of that it has not taken in yet.
+#[derive(Clone, Default)]
+struct Inbox {
+    sink: Option<mpsc::WeakSender<Event>>,
+    /// How many events it was told of.
+    told: usize,
+    /// How far watches had told of the log, each after so many events.
+    waiting: VecDeque<(usize, (Kind, Scope), u64)>,
 }
 
 /// What the continuous checks know.
@@ -116,17 +149,22 @@ pub struct Oracle {
     /// The names that resources have instances under, with the life of Lictor in which that began.
     names_in_use: BTreeMap<(ResourceKey, String), u32>,
     /// When resources last had instances under names that they have none under any more.
-    names_left: BTreeMap<(ResourceKey, String), Duration>,
+    names_left: BTreeMap<(ResourceKey, String), Left>,
     /// Resources that ask for a name which their status calls accepted.
     holders: BTreeMap<ResourceKey, Holder>,
     /// Resources as they were when the definition of our kind was deleted, while it is not back: their instances stay.
     kept: BTreeMap<ResourceKey, Object>,
     /// How many instances of those Lictor may remove where it may not find out what became of the definition.
     spare: usize,
-    /// How many instances there were of late.
+    /// How many instances there were of late, as far as Lictor may know.
     owned: VecDeque<(Duration, usize)>,
-    /// How far each watch has told of the log; none before its first list is whole.
+    /// When instances were last there, of those that Lictor may not know to be gone.
+    last_there: BTreeMap<(String, String), Duration>,
+    /// How far Lictor has taken in what each watch has told of the log; none before its first list is whole.
     seen: BTreeMap<(Kind, Scope), Option<u64>>,
+    inbox: Inbox,
+    /// When Lictor last sent bundles, and what it had seen then.
+    launched: Option<(Instant, View)>,
     /// For each Consul node, what Lictor had seen at its last decision.
     decided: Arc<BTreeMap<String, View>>,
     foreign: BTreeSet<(String, String)>,
@@ -146,8 +184,28 @@ pub struct Oracle {
 }
 
 impl Oracle {
-    pub fn sees_nothing(&mut self) {
+    /// Another life begins, which is told of events over this channel.
+    pub fn sees_nothing(&mut self, sink: &mpsc::Sender<Event>) {
         self.seen.clear();
+        self.launched = None;
+        self.inbox = Inbox { sink: Some(sink.downgrade()), ..Inbox::default() };
+    }
+
+    /// Lictor was told of an event.
+    pub fn was_told(&mut self) {
+        self.inbox.told += 1;
+    }
+
+    /// Notes what Lictor has taken in of what it was told.
+    fn takes_in(&mut self) {
+        let sink = self.inbox.sink.as_ref().and_then(mpsc::WeakSender::upgrade);
+        let waits = sink.map_or(0, |sink| sink.max_capacity() - sink.capacity());
+        let taken = self.inbox.told.saturating_sub(waits);
+        while self.inbox.waiting.front().is_some_and(|(told, _, _)| *told <= taken)
+            && let Some((_, watch, position)) = self.inbox.waiting.pop_front()
+        {
+            self.seen.insert(watch, Some(position));
+        }
     }
 
     /// The definition of our kind is about to be deleted, and all resources with it. Where nobody can tell, a tenth of what
@@ -171,10 +229,11 @@ impl Oracle {
 
     pub fn ends_to_see(&mut self, watch: &(Kind, Scope)) {
         self.seen.remove(watch);
+        self.inbox.waiting.retain(|(_, of, _)| of != watch);
     }
 
     pub fn has_seen(&mut self, kind: Kind, scope: &Scope, position: u64) {
-        self.seen.insert((kind, scope.clone()), Some(position));
+        self.inbox.waiting.push_back((self.inbox.told, (kind, scope.clone()), position));
     }
 
     pub fn decisions(&self) -> Arc<BTreeMap<String, View>> {
@@ -246,6 +305,11 @@ fn has_owner(service: &Service) -> bool {
 }
 
 impl Sent {
+    /// How far Lictor had seen when it decided.
+    fn view(&self, node: &str) -> View {
+        self.decided.get(&fold(node)).cloned().unwrap_or_default()
+    }
+
     /// Whether Lictor had seen all that these kinds tell up to a position of the log, when it decided.
     fn had_seen(&self, node: &str, kinds: &[Kind], since: u64) -> bool {
         let Some(view) = self.decided.get(&fold(node)) else { return false };
@@ -385,11 +449,13 @@ impl State {
                 }
                 Want::NoService | Want::Refused | Want::Paused | Want::Lost | Want::Deleting | Want::Elsewhere => {}
             }
+            // What goes with the definition of our kind is kept as it was; one that was frozen may go on meanwhile.
+            let present = self.cluster.resources.get(&key).unwrap_or(object);
+            let is_frozen = present.paused && !present.other_class;
+            since_when(&mut self.oracle.paused, &key, is_frozen, now);
             let retains = object.deletion == DeletionPolicy::Retain;
             let is_retained = object.deleting && retains && object.has_finalizer() && !object.other_class;
             since_when(&mut self.oracle.retained, &key, is_retained, now);
-            since_when(&mut self.oracle.paused, &key, object.paused && !object.other_class, now);
-            let is_frozen = object.paused && !object.other_class;
             let goes = object.deleting && !is_frozen || object.other_class && object.has_finalizer();
             since_when(&mut self.oracle.leaving, &key, goes && object.deletion == DeletionPolicy::Deregister, now);
             let name = name_told(object).filter(|name| asked(object).as_ref() == Some(name));
@@ -550,9 +616,19 @@ impl State {
         view
     }
 
-    /// Lictor decides on a bundle for a Consul node.
+    /// Lictor is about to send bundles. They leave in this very moment, when it may have taken in more.
+    pub fn launches(&mut self) {
+        let now = Instant::now();
+        if self.oracle.launched.as_ref().is_none_or(|(at, _)| *at != now) {
+            self.oracle.takes_in();
+            self.oracle.launched = Some((now, self.view()));
+        }
+    }
+
+    /// Lictor has decided on a bundle for a Consul node.
     pub fn decides(&mut self, node: &str) {
-        let view = self.view();
+        self.launches();
+        let view = self.oracle.launched.as_ref().map(|(_, view)| view.clone()).unwrap_or_default();
         Arc::make_mut(&mut self.oracle.decided).insert(fold(node), view);
     }
 
@@ -660,13 +736,16 @@ impl State {
         let has_moved = self.stands_elsewhere(node, id) || self.was_touched_elsewhere(node, id);
         let wanted = self.oracle.wanted.get(&self.seat(node, id)).filter(|_| !has_moved);
         let wanted = wanted.filter(|wanted| sent.had_seen(node, &wanted.kinds, wanted.since));
-        let spared = wanted.is_some() && self.oracle.kept.contains_key(&key) && self.oracle.spare > 0;
+        let held = self.oracle.held.get(&(key.clone(), before.address.clone()));
+        let held = held.is_some_and(|(held, _)| sent.had_seen(node, &held.kinds, held.since));
+        let spared = (wanted.is_some() || held) && self.oracle.kept.contains_key(&key) && self.oracle.spare > 0;
         if spared {
             self.oracle.spare -= 1;
         } else if let Some(wanted) = wanted
             && !self.is_contested(&key, &before.service)
+            && !self.leaves_for_another(&key, node, before, &sent.view(node))
         {
-            let (since, seen) = (wanted.since, sent.decided.get(&fold(node)).cloned().unwrap_or_default());
+            let (since, seen) = (wanted.since, sent.view(node));
             self.violate(
                 "nothing lost",
                 format!("{id} on {node} was taken by life {life}; it is wanted since {since}, and {seen:?} was seen"),
@@ -680,8 +759,10 @@ impl State {
         }
         self.judge_move(node, id, sent);
         self.judge_taken_out(node, &key, before, sent);
-        let held = self.oracle.held.get(&(key.clone(), before.address.clone()));
-        if held.is_some_and(|(held, _)| sent.had_seen(node, &held.kinds, held.since)) && !self.goes_on(&key, before) {
+        // One that loses its name goes on by what its instances came from.
+        let asked = self.cluster.resources.get(&key).and_then(asked);
+        let may_lose = asked.is_some_and(|asked| self.is_contested(&key, &asked));
+        if held && !spared && !may_lose && !self.goes_on(&key, node, before, &sent.view(node)) {
             self.violate("nothing lost", format!("{id} on {node} was taken by life {life} while nobody can tell"));
         }
         let retained = self.oracle.retained.get(&key);
@@ -692,20 +773,87 @@ impl State {
     }
 
     /// Whether a port goes on, of several that the spec does not name: the one of another instance at this address, which
-    /// is registered, or that of one which is not registered since it is not ready.
-    fn goes_on(&self, key: &ResourceKey, gone: &Service) -> bool {
-        let Some(object) = self.cluster.resources.get(key).filter(|object| object.last_good.port.is_none()) else {
-            return false;
-        };
-        let mut others = self.instances().filter(|(_, service)| owner(&service.id).as_ref() == Some(key));
-        let stands = others.any(|(_, other)| other.address == gone.address && other.id != gone.id);
-        stands || object.last_good.readiness == Readiness::Deregister && !self.has_ready_pod(&gone.address)
+    /// is registered, that of one which is not registered since it is not ready, or that of one which is ready and
+    /// registered, while this one is on its way out.
+    fn goes_on(&self, key: &ResourceKey, node: &str, gone: &Service, view: &View) -> bool {
+        let Some(object) = self.without_port(key) else { return false };
+        let stands = self.others(key, node, gone).any(|other| other.address == gone.address);
+        let is_unready = |at| !self.ends_of(object, gone, at).iter().any(|end| end.serves);
+        stands
+            || object.last_good.readiness == Readiness::Deregister && self.since(view).any(is_unready)
+            || self.leaves_for_another(key, node, gone, view)
     }
 
-    /// Whether a pod that is ready has this address.
-    fn has_ready_pod(&self, address: &str) -> bool {
-        let has_it = |pod: &Pod| pod.ready && pod.addresses.iter().any(|own| own.to_string() == address);
-        self.cluster.pods.values().any(has_it)
+    /// Whether an instance is on its way out and another one of its resource, which is ready, goes on with a port of several
+    /// that the spec does not name.
+    fn leaves_for_another(&self, key: &ResourceKey, node: &str, gone: &Service, view: &View) -> bool {
+        let Some(object) = self.without_port(key) else { return false };
+        let leaves = |at| {
+            let ends = self.ends_of(object, gone, at);
+            !ends.is_empty() && ends.iter().all(|end| end.leaves)
+        };
+        let stays = |at| {
+            let mut left = self.others(key, node, gone).flat_map(|other| self.ends_of(object, other, at));
+            left.any(|end| end.serves && !end.leaves)
+        };
+        self.since(view).any(leaves) && self.since(view).any(stays)
+    }
+
+    /// The positions of the log that Lictor may have seen beyond this view, of one watch or another.
+    fn since(&self, view: &View) -> impl Iterator<Item = u64> {
+        let head = self.cluster.position();
+        view.values().copied().min().unwrap_or(head)..=head
+    }
+
+    /// A resource that names no port, as it is or was when the definition of our kind was deleted.
+    fn without_port(&self, key: &ResourceKey) -> Option<&Object> {
+        let object = self.oracle.kept.get(key).or_else(|| self.cluster.resources.get(key));
+        object.filter(|object| object.last_good.port.is_none())
+    }
+
+    /// The instances of a resource besides this one.
+    fn others<'a>(
+        &'a self,
+        key: &'a ResourceKey,
+        node: &'a str,
+        gone: &'a Service,
+    ) -> impl Iterator<Item = &'a Arc<Service>> {
+        let is_other = move |(on, other): &(&str, &Arc<Service>)| {
+            owner(&other.id).as_ref() == Some(key) && (fold(on) != fold(node) || other.id != gone.id)
+        };
+        self.instances().filter(is_other).map(|(_, other)| other)
+    }
+
+    /// What the source of a resource had of an instance at a position of the log: its pod or, where there is none, what has its
+    /// address.
+    fn ends_of(&self, object: &Object, instance: &Service, at: u64) -> Vec<End> {
+        let (pods, slices) = self.cluster.at(at);
+        let namespace = &object.key.namespace;
+        let mut ends: Vec<End> = match &object.last_good.source {
+            Source::Service { name } => {
+                let of_it =
+                    slices.into_iter().filter(|(key, slice)| key.namespace == *namespace && slice.service == *name);
+                let end = |endpoint: &Endpoint| End {
+                    uid: endpoint.pod.as_ref().map(|pod| pod.uid.clone()),
+                    serves: if endpoint.terminating { endpoint.serving } else { endpoint.ready },
+                    leaves: endpoint.terminating,
+                };
+                let endpoints = of_it.flat_map(|(_, slice)| &slice.endpoints);
+                endpoints.filter(|endpoint| endpoint.address.to_string() == instance.address).map(end).collect()
+            }
+            Source::Pods { .. } => {
+                let pods = pods.into_iter().filter(|(key, _)| key.namespace == *namespace);
+                let has_it = |pod: &Pod| pod.addresses.iter().any(|own| own.to_string() == instance.address);
+                let end = |pod: &Pod| End { uid: Some(pod.uid.clone()), serves: pod.ready, leaves: pod.leaving };
+                pods.map(|(_, pod)| pod).filter(|pod| has_it(pod)).map(end).collect()
+            }
+            Source::Static { .. } => Vec::new(),
+        };
+        let target = instance.id.rsplit(':').nth(1);
+        if ends.iter().any(|end| end.uid.as_deref() == target) {
+            ends.retain(|end| end.uid.as_deref() == target);
+        }
+        ends
     }
 
     /// Whether an instance that still serves goes while nobody of its resource passes, though Lictor knows of one that
@@ -745,7 +893,9 @@ impl State {
         let wanted = self.oracle.wanted.get(&self.seat(AGENT_NODE, id));
         let wanted = wanted.is_some_and(|wanted| sent.had_seen(node, &wanted.kinds, wanted.since));
         let by_hand = self.oracle.touched.contains(&(AGENT_NODE.to_owned(), fold(id)));
-        if node == FORMER_NODE && wanted && !by_hand && !self.oracle.shown.contains(id) {
+        // A snapshot that was restored may show it.
+        let is_there = self.consul.store.service(AGENT_NODE, id).is_some_and(|there| is_marked(there));
+        if node == FORMER_NODE && wanted && !by_hand && !is_there && !self.oracle.shown.contains(id) {
             self.violate(
                 "nothing lost",
                 format!("{id} was taken from {node} by life {}, and is nowhere else", sent.life),
@@ -770,6 +920,10 @@ impl State {
         // Where two pods have one address, nobody can tell which of them lives.
         let is_twin = |e: &Endpoint| !e.terminating && e.address.to_string() == before.address;
         let has_port = |slice: &Slice| slice.ports.iter().any(|port| i64::from(port.number) == before.port);
+        let end = |service: &Service| (service.address.clone(), service.port);
+        if self.others(key, node, before).any(|other| end(other) == end(before)) {
+            return;
+        }
         if self.cluster.slices_of(&out.service).any(|(_, slice)| has_port(slice) && slice.endpoints.iter().any(is_twin))
         {
             return;
@@ -861,8 +1015,10 @@ impl State {
         if let Some(holder) = told.or_else(|| self.holds_by_rows(&key, &name, node, sent)) {
             // What was removed just now may be there for all that Lictor knows: then it goes on with it, as long as the
             // other one has nothing.
-            let left = self.oracle.names_left.get(&(key, name.clone())).is_some_and(|at| self.now() < *at + REMEMBERED);
-            if left && !self.oracle.names_in_use.contains_key(&(holder.clone(), name)) {
+            let left = self.oracle.names_left.get(&(key, name.clone()));
+            let left = left.filter(|left| self.now() < left.at + REMEMBERED);
+            let has_none = || !self.oracle.names_in_use.contains_key(&(holder.clone(), name.clone()));
+            if left.is_some_and(|left| left.unheard || has_none()) {
                 return;
             }
             let what = format!("{} on {node} was written by life {}; {holder} has the name", after.id, sent.life);
@@ -924,12 +1080,24 @@ impl State {
         };
         let names = self.instances().filter_map(|(_, service)| Some((owner(&service.id)?, fold(&service.service))));
         let names: BTreeSet<(ResourceKey, String)> = names.collect();
-        let (owned, now) = (self.instances().count(), self.now());
-        self.oracle.owned.push_back((now, owned));
+        let now = self.now();
+        // With an agent one stays ours whose mark somebody has changed.
+        let agents = self.consul.agent.iter().flat_map(LocalAgent::services).map(|service| (AGENT_NODE, service));
+        let all = agents.chain(self.consul.store.services());
+        let all = all.filter(|(node, service)| {
+            let may_be_ours = is_marked(service) || !self.oracle.is_foreign(node, &service.id);
+            has_owner(service) && owner(&service.id).is_some() && may_be_ours
+        });
+        let there: Vec<(String, String)> = all.map(|(node, service)| (fold(node), service.id.clone())).collect();
+        self.oracle.last_there.extend(there.into_iter().map(|row| (row, now)));
+        self.oracle.last_there.retain(|_, at| now < *at + UNANSWERED);
+        self.oracle.owned.push_back((now, self.oracle.last_there.len()));
         self.oracle.owned.retain(|(at, _)| now < *at + COUNTED);
         let known = std::mem::take(&mut self.oracle.names_in_use);
         let since = |name: &(ResourceKey, String)| known.get(name).copied().unwrap_or(life);
-        let left = known.keys().filter(|name| !names.contains(*name)).map(|name| (name.clone(), now));
+        let unheard = !matches!(origin, Origin::Lictor(_));
+        let left = known.keys().filter(|name| !names.contains(*name));
+        let left = left.map(|name| (name.clone(), Left { at: now, unheard }));
         self.oracle.names_left.extend(left);
         self.oracle.names_in_use = names.into_iter().map(|name| (name.clone(), since(&name))).collect();
     }

@@ -242,6 +242,8 @@ impl Registry for Watched {
     }
 
     fn bundle_size(&self) -> usize {
+        // It asks just before it takes a bundle.
+        self.sim.state().launches();
         self.inner.bundle_size()
     }
 }

@@ -30,4 +30,28 @@ pub const SEEDS: &[(u64, &str)] = &[
     (127, "Lictor took its own new term for another one's, which the marker showed before the answer to the write did"),
     (468, "likewise"),
     (554, "likewise"),
+    (
+        19385,
+        "who had acted under a name lost it to one whose rows were to go, and which registered others before it was known \
+         that they had gone",
+    ),
+    (28190, "a port that goes on by a status alone was told and not registered"),
+    (
+        42424,
+        "an instance went whose endpoint was in no slice, for another one with its address that was not to be registered",
+    ),
+    (6862, "the oracle did not know that a port goes on by what is registered, once the last ones that serve may go"),
+    (11498, "a status left in the very moment in which the lead was lost"),
+    (12663, "the oracle took a resource for paused that was so when the definition went"),
+    (13923, "the verdict did not know what a resource goes on with that was never told a name"),
+    (39000, "the verdict looked for a port in the Service that is asked for, and not in the one that goes on"),
+    (20412, "the oracle counted fewer instances than Lictor could know of, where a tenth may go"),
+    (28229, "likewise"),
+    (21790, "of two pods at one address the one went that was in no slice, while the other one was registered"),
+    (24556, "the verdict asked for the mark of a row that waits for its replacement, which Consul refuses"),
+    (28262, "the verdict counted the health of somebody else's row of the same ID"),
+    (28549, "the oracle took for seen what Lictor took in after it had sent a write"),
+    (30776, "the oracle asked how a pod is now, and not how it was when Lictor decided"),
+    (34449, "the oracle did not allow a tenth to go of what is held"),
+    (42262, "the oracle did not know that a snapshot shows what another agent has had"),
 ];

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use lictor::cluster::api::ConsulServiceStatus;
 use lictor::engine::Snapshot;
 use lictor::model::ids::{ResourceKey, Str};
-use lictor::model::resource::Source;
+use lictor::model::resource::{Source, Spec};
 
 use crate::cluster::Object;
 use crate::consul::store::{Service, fold};
@@ -157,8 +157,7 @@ fn names(state: &State, wants: &mut BTreeMap<ResourceKey, Want>, found: &mut Fou
                 || goes_on_as(other, &name)
         };
         let may_have = |other: &Object| asked(other).as_ref() == Some(&name) || may_have_it_still(other);
-        let was_told = condition(&object.status, "Accepted").is_some_and(|said| said == ("False", "NameConflict"));
-        if was_told && others().any(may_have) {
+        if was_told_of_conflict(object) && others().any(may_have) {
             if *want != Want::Paused {
                 *want = Want::Lost;
             }
@@ -179,46 +178,68 @@ fn names(state: &State, wants: &mut BTreeMap<ResourceKey, Want>, found: &mut Fou
     }
 }
 
+fn was_told_of_conflict(object: &Object) -> bool {
+    condition(&object.status, "Accepted").is_some_and(|said| said == ("False", "NameConflict"))
+}
+
 /// Whether a resource says that it is registered under this name.
 fn goes_on_as(object: &Object, name: &str) -> bool {
     object.status.service_name.as_deref().map(fold).as_deref() == Some(name)
 }
 
-/// The same wants, but of those without their name what they go on with: what they ask for under the name that they
-/// have, as long as it comes from where their instances came from.
-fn with_what_goes_on(state: &State, wants: &BTreeMap<ResourceKey, Want>) -> BTreeMap<ResourceKey, Want> {
-    let ours = ours(state);
-    let goes_on = |key: &ResourceKey| {
-        let object = &state.cluster.resources[key];
-        let name = object.status.service_name.as_ref()?;
-        // Rather by the name that nobody takes from it; where that came from elsewhere, all stays as it is.
-        let is_other = |service: &Service| fold(&service.service) != fold(name);
-        let mut of_it = ours.iter().filter(|(_, _, service)| owner(&service.id).as_ref() == Some(key));
-        if asked(object) == Some(fold(name)) && of_it.any(|(_, _, service)| is_other(service)) {
-            return Some(Want::Refused);
-        }
-        let of_name = ours
-            .iter()
-            .filter(|(_, _, service)| owner(&service.id).as_ref() == Some(key) && fold(&service.service) == fold(name));
-        let sources: BTreeSet<&str> =
-            of_name.filter_map(|(_, _, service)| Some(service.meta.get("lictor-source")?.as_str())).collect();
-        let mut spec = (**object.spec.as_ref().ok()?).clone();
-        spec.service = name.as_str().into();
-        let own = match &spec.source {
-            Source::Service { name } => format!("service/{name}"),
-            Source::Pods { .. } => "pods".to_owned(),
-            Source::Static { .. } => "static".to_owned(),
-        };
-        if !sources.contains(own.as_str()) {
-            let service = sources.iter().find_map(|source| source.strip_prefix("service/"))?;
-            spec.source = Source::Service { name: service.into() };
-        }
-        Some(Want::by(&state.cluster, state.setup.mode, object, &spec))
+/// What a resource without its name does with what it has.
+enum GoesOn {
+    /// It goes on by this spec.
+    By(Box<Spec>),
+    /// It stays as it is: what it came from nobody knows any more.
+    AsItIs,
+    /// It has nothing.
+    Nothing,
+}
+
+/// What a resource without its name goes on with: what it asks for under the name that it has, as long as it comes from
+/// where its instances came from; otherwise with the Service that they came from.
+fn goes_on_with(state: &State, key: &ResourceKey) -> GoesOn {
+    let (ours, object) = (ours(state), &state.cluster.resources[key]);
+    let own = || ours.iter().filter(|(_, _, service)| owner(&service.id).as_ref() == Some(key));
+    // One that was never told that a name is its own may have instances all the same, as after a restore.
+    let told = object.status.service_name.as_deref();
+    let name = told.or_else(|| own().map(|(_, _, service)| service.service.as_str()).min());
+    let (Some(name), Ok(spec)) = (name, &object.spec) else { return GoesOn::Nothing };
+    // Rather by the name that nobody takes from it; where that came from elsewhere, all stays as it is.
+    let is_other = |service: &Service| fold(&service.service) != fold(name);
+    if asked(object) == Some(fold(name)) && own().any(|(_, _, service)| is_other(service)) {
+        return GoesOn::AsItIs;
+    }
+    let of_name = own().filter(|(_, _, service)| !is_other(service));
+    let sources: BTreeSet<&str> =
+        of_name.filter_map(|(_, _, service)| Some(service.meta.get("lictor-source")?.as_str())).collect();
+    let mut spec = Box::new((**spec).clone());
+    spec.service = name.into();
+    let source = match &spec.source {
+        Source::Service { name } => format!("service/{name}"),
+        Source::Pods { .. } => "pods".to_owned(),
+        Source::Static { .. } => "static".to_owned(),
     };
+    if !sources.contains(source.as_str()) {
+        let Some(service) = sources.iter().find_map(|source| source.strip_prefix("service/")) else {
+            return if sources.is_empty() { GoesOn::Nothing } else { GoesOn::AsItIs };
+        };
+        spec.source = Source::Service { name: service.into() };
+    }
+    GoesOn::By(spec)
+}
+
+/// The same wants, but of those without their name what they go on with.
+fn with_what_goes_on(state: &State, wants: &BTreeMap<ResourceKey, Want>) -> BTreeMap<ResourceKey, Want> {
     let mut all = wants.clone();
     for (key, want) in all.iter_mut().filter(|(_, want)| **want == Want::Lost) {
-        if let Some(goes_on) = goes_on(key) {
-            *want = goes_on;
+        match goes_on_with(state, key) {
+            GoesOn::By(spec) => {
+                *want = Want::by(&state.cluster, state.setup.mode, &state.cluster.resources[key], &spec);
+            }
+            GoesOn::AsItIs => *want = Want::Refused,
+            GoesOn::Nothing => {}
         }
     }
     all
@@ -250,9 +271,6 @@ fn rows(state: &State, wants: &BTreeMap<ResourceKey, Want>, found: &mut Found) -
             unwanted.push((node, service));
         }
     }
-    if state.setup.mode == Mode::Catalog {
-        changed_marks(state, wants, found);
-    }
     // Resources and addresses of which something cannot be registered, and what cannot be.
     let (mut blocked, mut stuck) = (BTreeSet::new(), BTreeSet::new());
     for (place, stand) in stands.iter_mut().filter(|(_, stand)| **stand == Stands::Missing) {
@@ -281,10 +299,15 @@ fn rows(state: &State, wants: &BTreeMap<ResourceKey, Want>, found: &mut Found) -
             stuck.insert(id.clone());
         }
     }
+    // What is to be replaced stays until its replacement is there, if it ever is.
+    let is_to_be_replaced = |service: &Service| {
+        blocked.contains(&(owner(&service.id), service.address.clone())) || stuck.contains(&service.id)
+    };
+    if state.setup.mode == Mode::Catalog {
+        changed_marks(state, wants, is_to_be_replaced, found);
+    }
     for (node, service) in unwanted {
-        // What is to be replaced stays until its replacement is there, if it ever is.
-        let is_blocked = blocked.contains(&(owner(&service.id), service.address.clone()));
-        if !is_blocked && !stuck.contains(&service.id) {
+        if !is_to_be_replaced(service) {
             found.push(("nothing stale", format!("{} on {node} at {}", service.id, service.address)));
         }
     }
@@ -309,7 +332,12 @@ fn leave_out(state: &State, limited: &Rows, stands: &mut BTreeMap<Place, Stands>
 }
 
 /// On nodes of ours, no row with an ID like ours is left with somebody else's mark.
-fn changed_marks(state: &State, wants: &BTreeMap<ResourceKey, Want>, found: &mut Found) {
+fn changed_marks(
+    state: &State,
+    wants: &BTreeMap<ResourceKey, Want>,
+    is_to_be_replaced: impl Fn(&Service) -> bool,
+    found: &mut Found,
+) {
     for node in state.consul.store.nodes().filter(|node| state.is_own_node(node)) {
         for service in state.consul.store.services_on(&node.node) {
             let has_mark = service.meta.keys().any(|key| key.starts_with("lictor-cluster"));
@@ -318,6 +346,7 @@ fn changed_marks(state: &State, wants: &BTreeMap<ResourceKey, Want>, found: &mut
                 && has_mark
                 && !fails
                 && !is_marked(service)
+                && !is_to_be_replaced(service)
                 && !may_stay(state, wants, &node.node, service)
             {
                 found.push(("nothing stale", format!("{} on {} has another mark", service.id, node.node)));
@@ -346,9 +375,12 @@ fn may_stay(state: &State, wants: &BTreeMap<ResourceKey, Want>, node: &str, serv
         // It lives, and has no port yet.
         Some(Want::Rows(_)) => {
             let object = &state.cluster.resources[&key];
-            let spec = object.spec.as_deref().ok();
+            let spec = match goes_on_with(state, &key) {
+                GoesOn::By(spec) if was_told_of_conflict(object) => Some(*spec),
+                _ => object.spec.as_deref().ok().cloned(),
+            };
             spec.zip(service.address.parse().ok())
-                .is_some_and(|(spec, address)| lives_without_port(&state.cluster, object, spec, address, None))
+                .is_some_and(|(spec, address)| lives_without_port(&state.cluster, object, &spec, address, None))
         }
         Some(Want::Deleting) | None => false,
     }
@@ -571,7 +603,9 @@ fn remark(wanted: &Rows) -> &'static str {
 
 /// The worst of an instance's checks.
 fn health(state: &State, wanted: &Place) -> &'static str {
-    let on = state.consul.store.services().find(|(node, service)| place(node, &service.id) == *wanted);
+    // Somebody else's may have the same ID on another shard.
+    let mut there = state.consul.store.services().filter(|(_, service)| is_marked(service));
+    let on = there.find(|(node, service)| place(node, &service.id) == *wanted);
     let Some((node, service)) = on else { return "critical" };
     let checks = state.consul.store.checks_on(node).filter(|check| fold(&check.service_id) == fold(&service.id));
     let order = ["passing", "warning", "critical"];

@@ -61,7 +61,7 @@ impl Drop for Running {
 
 impl Watches {
     pub fn new(sim: Sim, sink: mpsc::Sender<Event>) -> Self {
-        sim.state().oracle.sees_nothing();
+        sim.state().oracle.sees_nothing(&sink);
         Self { sim, sink, running: Mutex::default(), begun: Mutex::default(), anew: Arc::default() }
     }
 
@@ -262,7 +262,9 @@ impl Watch {
     async fn tell(&self, change: Change) -> Result<(), Ended> {
         let change = seen(change, &self.annotations, self.sim.state().setup.planted);
         self.sim.state().trace(|| format!("tells {} of {}: {}", self.kind, self.scope, summary(&change)));
-        self.sink.send(Event { scope: self.scope.clone(), change }).await.map_err(|_| Ended)
+        self.sink.send(Event { scope: self.scope.clone(), change }).await.map_err(|_| Ended)?;
+        self.sim.state().oracle.was_told();
+        Ok(())
     }
 
     async fn pause(&self) {
