@@ -214,7 +214,7 @@ fn service_name(name: &str) -> Result<Str, Refusal> {
              space"
         ));
     }
-    // A token without any rights to it may register into this one: Consul's transactions do not ask about it.
+    // Consul's own servers are behind this name: nothing of Kubernetes may stand beside them.
     if name.eq_ignore_ascii_case("consul") {
         return invalid(format!("the name {name:?} belongs to Consul's own servers: set spec.name to another"));
     }

@@ -17,6 +17,7 @@ mod schema;
 mod table;
 
 mod appearing;
+mod attacks;
 mod bad_input;
 mod commands;
 mod content;

@@ -10,13 +10,18 @@ use crate::commands::says;
 use crate::fixture::{Fixture, arg, wait_for_metric};
 
 /// A policy file of one scenario.
-struct File(PathBuf);
+pub(crate) struct File(PathBuf);
 
 impl File {
-    fn new(fixture: &Fixture, text: &str) -> Result<Self> {
+    pub(crate) fn new(fixture: &Fixture, text: &str) -> Result<Self> {
         let file = Self(std::env::temp_dir().join(format!("{}-policy.yaml", fixture.cluster)));
         file.write(text)?;
         Ok(file)
+    }
+
+    /// Its path.
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
     }
 
     fn write(&self, text: &str) -> Result<()> {
@@ -34,7 +39,7 @@ impl Drop for File {
 }
 
 /// A policy with one rule, for the namespace of a scenario.
-fn policy(fixture: &Fixture, fields: Value) -> String {
+pub(crate) fn policy(fixture: &Fixture, fields: Value) -> String {
     let mut rule = json!({ "name": "ours", "namespaces": [fixture.namespace.name()] });
     if let (Some(rule), Value::Object(fields)) = (rule.as_object_mut(), fields) {
         rule.extend(fields);

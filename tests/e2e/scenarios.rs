@@ -15,7 +15,8 @@ macro_rules! scenarios {
             $(#[test] fn $once_name() { crate::$once_room::$once_name(); })+
         }
 
-        const LINES: &[Line] = &[
+        /// All scenarios, as they stand in the table.
+        pub(crate) const LINES: &[Line] = &[
             $(Line {
                 name: stringify!($name),
                 room: stringify!($room),
@@ -102,6 +103,9 @@ scenarios! {
     /// A name with dots is registered and ready; Consul's DNS does not answer it, and a condition and a warning say so once.
     names::a_name_that_dns_does_not_answer(agent: yes, catalog: yes);
 
+    /// What authors try, without a policy and under one: each attempt is refused in words, nothing is registered, and nobody else's
+    /// instances change. `docs/security.md` has the list.
+    attacks::attempts_of_an_author(agent: yes, catalog: yes);
     /// A policy decides about names, tags, meta keys, addresses, `Retain` and the number of resources; each refusal names its rule.
     policies::a_policy_decides_what_may_be_asked_for(agent: yes, catalog: yes);
     /// A tightened policy removes nothing that lives, also over a restart, and what dies goes; a file that cannot be used changes

@@ -372,6 +372,7 @@ fn http() -> Vec<Row> {
         row("another scheme", http("scheme: ftp"), "supported values: \"http\", \"https\""),
         row("a method in lower case", http("method: get"), "a method is written in capital letters"),
         row("a method that asks for no page", http("method: CONNECT"), "CONNECT asks for no page"),
+        row("a header of Consul's API", header("x-consul-token", "a"), "headers that begin with X-Consul-"),
         row("a space in a header's name", header("X Probe", "a"), "a header's name holds letters"),
         row("a line break in a header's name", header("\"X-Probe\\r\\n\"", "a"), "no spaces or line breaks"),
         row(

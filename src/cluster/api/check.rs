@@ -167,8 +167,12 @@ pub enum Scheme {
 pub struct Header {
     /// The header's name.
     #[schemars(length(min = 1, max = 128))]
-    #[x_kube(validation = Rule::new("self.matches('^[-!#$%&*+.^_`|~0-9A-Za-z]+$')")
-        .message("a header's name holds letters, digits and '-', no spaces or line breaks"))]
+    #[x_kube(
+        validation = Rule::new("self.matches('^[-!#$%&*+.^_`|~0-9A-Za-z]+$')")
+            .message("a header's name holds letters, digits and '-', no spaces or line breaks"),
+        validation = Rule::new("!self.lowerAscii().startsWith('x-consul-')")
+            .message("headers that begin with X-Consul- are those of Consul's own API, and not for checks: leave it out")
+    )]
     pub name: String,
 
     /// The header's value. Whoever may read this resource or Consul's checks sees it: no place for secrets.

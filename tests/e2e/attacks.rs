@@ -1,0 +1,506 @@
+//! What people try who may do something, but not that; and the page `docs/security.md`, which is made of it.
+
+use std::fmt::Write as _;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+
+use crate::fixture::{Fixture, arg};
+use crate::policies::{File, policy};
+use crate::scenarios::LINES;
+use crate::table::check_page;
+
+/// Somebody who tries.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Attacker {
+    /// Whoever may write a `ConsulService` in one namespace.
+    Author,
+    /// Whoever may write an `EndpointSlice`, a Service or a Pod in one namespace.
+    SliceWriter,
+    /// Whoever has a Consul token with `service:write` on a name that is shared with Lictor.
+    ConsulUser,
+    /// Whoever reaches pods by the network.
+    Network,
+}
+
+impl Attacker {
+    const ALL: [(Self, &'static str); 4] = [
+        (Self::Author, "An author of resources"),
+        (Self::SliceWriter, "A writer of EndpointSlices"),
+        (Self::ConsulUser, "A token with `service:write` on a shared name"),
+        (Self::Network, "Somebody on the pod network"),
+    ];
+}
+
+/// One attempt, and the answer that it gets.
+struct Attempt {
+    by: Attacker,
+    what: &'static str,
+    answer: &'static str,
+    how: How,
+}
+
+/// How an attempt is made in a test.
+enum How {
+    /// The API server refuses this spec in these words.
+    Refused(&'static str, &'static str),
+    /// Without a policy, Lictor refuses this spec for this reason, in these words.
+    NotAccepted(&'static str, &'static str, &'static str),
+    /// Under [`RULE`], Lictor refuses this spec in these words.
+    OutsideOfPolicy(&'static str, &'static str),
+    /// This scenario makes it.
+    Scenario(&'static str),
+    /// A test of this name in this file makes it.
+    Test(&'static str, &'static str),
+}
+
+use Attacker::{Author, ConsulUser, Network, SliceWriter};
+use How::{NotAccepted, OutsideOfPolicy, Refused, Scenario, Test};
+
+const fn attempt(by: Attacker, what: &'static str, answer: &'static str, how: How) -> Attempt {
+    Attempt { by, what, answer, how }
+}
+
+/// The rule of the attempts that only a policy refuses. A test of the policy takes each limit out of such a rule in turn,
+/// and sees the attempt allowed.
+const RULE: &str = "
+tags: [\"v*\"]
+metaKeys: [team]
+checks: [tcp]
+minCheckInterval: 10s
+staticNetworks: []
+retain: false
+budget: {resources: 2, checks: 1, bytes: 600}
+";
+
+/// More than the budget of bytes.
+const LARGE: &str = concat!(
+    "meta: {team: \"",
+    "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef",
+    "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef",
+    "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef",
+    "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef",
+    "\"}"
+);
+
+const NO_INSTANCE: &str = "`Accepted=False`, nothing is registered";
+const BY_SCHEMA: &str = "the API server refuses it";
+
+const ATTEMPTS: &[Attempt] = &[
+    attempt(
+        Author,
+        "registers under the name of Consul's own servers",
+        BY_SCHEMA,
+        Refused("name: Consul", "belongs to Consul's own servers"),
+    ),
+    attempt(
+        Author,
+        "registers under a name that Consul takes for another one",
+        BY_SCHEMA,
+        Refused("name: \"pay_serv\\u0130ce\"", "printable ASCII"),
+    ),
+    attempt(
+        Author,
+        "registers under the name of a companion of Consul, such as Vault",
+        NO_INSTANCE,
+        NotAccepted("name: VAULT", "NotAllowed", "companions"),
+    ),
+    attempt(
+        Author,
+        "registers under the name of another namespace's resource",
+        "`NameConflict`, nothing is registered",
+        Scenario("names::a_name_of_two_namespaces"),
+    ),
+    attempt(
+        Author,
+        "takes a name by an old status, or by an edit",
+        "the name stays whose it is",
+        Scenario("handover::an_old_status_takes_no_name"),
+    ),
+    attempt(
+        Author,
+        "takes a name with an older resource after a restore",
+        "who has instances keeps the name",
+        Scenario("handover::a_restore_takes_no_name"),
+    ),
+    attempt(
+        Author,
+        "registers a machine's metadata service",
+        BY_SCHEMA,
+        Refused("source: {static: [{address: 169.254.169.254, port: 80}]}", "others can reach"),
+    ),
+    attempt(
+        Author,
+        "registers a cloud's metadata service that is not link-local",
+        BY_SCHEMA,
+        Refused("source: {static: [{address: \"fd00:ec2::254\", port: 80}]}", "a cloud answers"),
+    ),
+    attempt(
+        Author,
+        "registers loopback, to reach what listens beside Consul's agent",
+        BY_SCHEMA,
+        Refused("source: {static: [{address: 127.0.0.1, port: 8500}]}", "others can reach"),
+    ),
+    attempt(
+        Author,
+        "registers multicast, to have many machines answer",
+        BY_SCHEMA,
+        Refused("source: {static: [{address: 224.0.0.1, port: 80}]}", "others can reach"),
+    ),
+    attempt(
+        Author,
+        "registers an address of its choice",
+        NO_INSTANCE,
+        NotAccepted("source: {static: [{address: 203.0.113.7, port: 80}]}", "NotAllowed", "--allow-static"),
+    ),
+    attempt(
+        Author,
+        "gives an instance a tagged address of its choice",
+        NO_INSTANCE,
+        NotAccepted("taggedAddresses: {wan: {address: 203.0.113.7, port: 80}}", "NotAllowed", "--allow-static"),
+    ),
+    attempt(
+        Author,
+        "sends a check a token of Consul's, or another header of its API",
+        BY_SCHEMA,
+        Refused("checks: [{name: a, http: {headers: [{name: X-Consul-Token, value: a}]}}]", "X-Consul-"),
+    ),
+    attempt(
+        Author,
+        "has a check sent to another host, by its path",
+        BY_SCHEMA,
+        Refused("checks: [{name: a, http: {path: \"@db.example.com/\"}}]", "the instance's own"),
+    ),
+    attempt(
+        Author,
+        "splits a check's request by a line break",
+        BY_SCHEMA,
+        Refused("checks: [{name: a, http: {path: \"/a\\r\\nHost: b\"}}]", "line breaks"),
+    ),
+    attempt(
+        Author,
+        "writes the mark by which Lictor knows its instances",
+        BY_SCHEMA,
+        Refused("meta: {lictor-owner: other/web}", "Lictor itself sets"),
+    ),
+    attempt(
+        Author,
+        "writes meta that Consul uses itself",
+        BY_SCHEMA,
+        Refused("meta: {consul-network-segment: a}", "belong to Consul"),
+    ),
+    attempt(
+        Author,
+        "asks for another partition",
+        "`NotSupported`, nothing is registered",
+        Scenario("refusals::what_is_not_supported"),
+    ),
+    attempt(
+        Author,
+        "picks more pods than are allowed",
+        "`TooManyInstances`: as many as are allowed",
+        Scenario("limits::too_many_instances"),
+    ),
+    attempt(
+        Author,
+        "writes resources whose status changes all the time",
+        "finalizers and other resources go first",
+        Scenario("reports::a_finalizer_waits_for_no_status"),
+    ),
+    attempt(
+        Author,
+        "has Consul refuse a registration each time",
+        "told at its resource; others go on",
+        Scenario("refusals::a_write_that_fails_each_time"),
+    ),
+    attempt(
+        Author,
+        "under a policy: another name",
+        NO_INSTANCE,
+        OutsideOfPolicy("name: payments", "the name \"payments\""),
+    ),
+    attempt(
+        Author,
+        "under a policy: the same name in capitals",
+        NO_INSTANCE,
+        OutsideOfPolicy("name: PAYMENTS", "the name \"PAYMENTS\""),
+    ),
+    attempt(
+        Author,
+        "under a policy: a tag that configures a proxy",
+        NO_INSTANCE,
+        OutsideOfPolicy("tags: [traefik.enable=true]", "the tag \"traefik.enable=true\""),
+    ),
+    attempt(
+        Author,
+        "under a policy: such a tag by a label of its pods",
+        NO_INSTANCE,
+        OutsideOfPolicy("tags: [\"${pod.labels['tag']}\"]", "falls to a *"),
+    ),
+    attempt(
+        Author,
+        "under a policy: a meta key",
+        NO_INSTANCE,
+        OutsideOfPolicy("meta: {cost: \"1\"}", "the meta key \"cost\""),
+    ),
+    attempt(
+        Author,
+        "under a policy: a kind of check",
+        NO_INSTANCE,
+        OutsideOfPolicy("checks: [{name: a, http: {}}]", "is of the kind http"),
+    ),
+    attempt(
+        Author,
+        "under a policy: a check that runs all the time",
+        NO_INSTANCE,
+        OutsideOfPolicy("checks: [{name: a, tcp: {}, interval: 1s, timeout: 1s}]", "runs every 1s"),
+    ),
+    attempt(
+        Author,
+        "under a policy: more checks",
+        NO_INSTANCE,
+        OutsideOfPolicy("checks: [{name: a, tcp: {}}, {name: b, tcp: {}}]", "has 2 checks"),
+    ),
+    attempt(
+        Author,
+        "under a policy: instances that stay when it goes",
+        NO_INSTANCE,
+        OutsideOfPolicy("deletionPolicy: Retain", "Retain"),
+    ),
+    attempt(Author, "under a policy: a large resource", NO_INSTANCE, OutsideOfPolicy(LARGE, "bytes")),
+    attempt(
+        Author,
+        "under a policy: one resource more",
+        NO_INSTANCE,
+        Scenario("policies::a_policy_decides_what_may_be_asked_for"),
+    ),
+    attempt(
+        SliceWriter,
+        "writes addresses of a cloud's metadata, multicast and broadcast into a slice",
+        "left out and told of; the other endpoints are registered",
+        Scenario("verified::addresses_of_nobody_and_of_clouds"),
+    ),
+    attempt(
+        SliceWriter,
+        "writes addresses outside of the pods' networks",
+        "left out with `--endpoint-networks`",
+        Scenario("verified::addresses_of_nobody_and_of_clouds"),
+    ),
+    attempt(
+        SliceWriter,
+        "writes slices of host names",
+        "a condition; nothing is registered",
+        Scenario("families::host_names_are_no_addresses"),
+    ),
+    attempt(
+        SliceWriter,
+        "names a pod by a uid of 20 KB",
+        "registered by the address",
+        Scenario("refusals::a_target_that_names_no_pod"),
+    ),
+    attempt(
+        SliceWriter,
+        "names addresses that no pod of the namespace has",
+        "not registered with `--verify-endpoints`",
+        Scenario("verified::endpoints_need_a_pod"),
+    ),
+    attempt(
+        SliceWriter,
+        "names a Node that does not exist",
+        "the instance is on a shared Consul node",
+        Scenario("appearing::slices_by_hand"),
+    ),
+    attempt(
+        SliceWriter,
+        "takes all endpoints out of the slices at once",
+        "those that are ready stay for a while",
+        Scenario("rewriting::all_slices_go_and_come_back"),
+    ),
+    attempt(
+        ConsulUser,
+        "registers an instance beside ours",
+        "it is left alone",
+        Scenario("foreign::instances_of_others_are_untouched"),
+    ),
+    attempt(
+        ConsulUser,
+        "deletes an instance of ours",
+        "it is put back",
+        Scenario("drift::what_was_deleted_by_hand_is_put_back"),
+    ),
+    attempt(
+        ConsulUser,
+        "edits an instance of ours, or its check",
+        "it is put right",
+        Scenario("drift::what_was_edited_by_hand_is_put_right"),
+    ),
+    attempt(
+        ConsulUser,
+        "changes the mark on a row of ours",
+        "the mark is put right",
+        Scenario("foreign::a_row_whose_mark_was_changed"),
+    ),
+    attempt(
+        ConsulUser,
+        "takes one of our IDs under another cluster's mark",
+        "the row is left alone; `IdTaken` says who holds it",
+        Scenario("foreign::a_cluster_of_our_name_on_the_same_node"),
+    ),
+    attempt(
+        ConsulUser,
+        "registers on a node of ours, which takes its mark away",
+        "the mark is put back beside what is theirs",
+        Scenario("foreign::a_registration_that_empties_our_node"),
+    ),
+    attempt(
+        ConsulUser,
+        "plants a row with our whole mark",
+        "it is removed as an orphan",
+        Scenario("drift::an_orphan_goes"),
+    ),
+    attempt(
+        ConsulUser,
+        "plants many such rows, to have much removed",
+        "a fresh list of Kubernetes confirms removals first",
+        Scenario("watches::a_kind_that_cannot_be_listed_leaves_the_watches_alone"),
+    ),
+    attempt(
+        ConsulUser,
+        "plants another cluster's marker",
+        "Lictor writes nothing, and says so",
+        Scenario("foreign::a_cluster_of_our_name_in_the_catalog"),
+    ),
+    attempt(
+        ConsulUser,
+        "runs an agent under the name of a node of ours",
+        "the instances move to shared nodes",
+        Scenario("nodes::an_agent_with_our_nodes_name"),
+    ),
+    attempt(
+        Network,
+        "answers in Consul's place, and sends without an end",
+        "the answer is read to a limit",
+        Test("src/consul/transport.rs", "an_answer_is_read_up_to_a_limit"),
+    ),
+    attempt(
+        Network,
+        "reads the token on its way to Consul",
+        "plain HTTP beyond this machine, or no verification: said at the start and in `/readyz`",
+        Test("src/consul/transport/settings.rs", "what_others_can_read_on_the_way_is_said"),
+    ),
+];
+
+/// A policy of one rule, [`RULE`], which allows one name.
+fn rule(fixture: &Fixture, names: [&str; 2]) -> Result<String> {
+    let mut fields: Value = serde_saphyr::from_str(RULE).context("the rule")?;
+    fields["names"] = json!(names);
+    Ok(policy(fixture, fields))
+}
+
+/// The spec of an attempt, over the Service `web`.
+fn spec(fixture: &Fixture, name: &str, yaml: &str) -> Result<Value> {
+    let more: Value = serde_saphyr::from_str(yaml).with_context(|| yaml.to_owned())?;
+    let mut spec = fixture.spec(json!({ "name": name }));
+    if let (Some(spec), Value::Object(more)) = (spec.as_object_mut(), more) {
+        spec.extend(more);
+    }
+    Ok(spec)
+}
+
+pub(crate) async fn attempts_of_an_author(fixture: &Fixture) -> Result<()> {
+    fixture.web(1).await?;
+    let tried = fixture.service_named("tried");
+    // First without a policy, then under one.
+    for is_under_policy in [false, true] {
+        let file = File::new(fixture, &rule(fixture, [&fixture.service, &tried])?)?;
+        let launch = fixture.operator().with_checks();
+        let launch = if is_under_policy { launch.flag("--policy", arg(file.path())?) } else { launch };
+        let operator = launch.ready().await?;
+        fixture.apply_web(json!({})).await?;
+        let before = fixture.wait_for("the one that is allowed", |found| found.len() == 1).await?;
+        fixture.wait_flawless("web").await?;
+        for Attempt { what, how, .. } in ATTEMPTS {
+            match how {
+                Refused(yaml, words) if !is_under_policy => {
+                    let refused = fixture.apply("tried", &spec(fixture, &tried, yaml)?).await;
+                    let Err(refusal) = refused else { anyhow::bail!("{what}: the API server takes {yaml}") };
+                    ensure!(format!("{refusal:#}").contains(words), "{what}: {refusal:#}");
+                }
+                NotAccepted(yaml, reason, words) if !is_under_policy => {
+                    try_one(fixture, &tried, what, yaml, reason, words).await?;
+                }
+                OutsideOfPolicy(yaml, words) if is_under_policy => {
+                    try_one(fixture, &tried, what, yaml, "NotAllowed", words).await?;
+                }
+                _ => {}
+            }
+        }
+        // All of it went by without a trace.
+        let after = fixture.instances().await?;
+        ensure!(after == before, "what others have has changed: {before:?}, {after:?}");
+        for name in [tried.as_str(), "vault", "VAULT", "payments", "PAYMENTS"] {
+            let found = fixture.consul().instances(name).await?;
+            ensure!(found.is_empty(), "an attempt was registered: {found:?}");
+        }
+        operator.kill()?;
+    }
+    Ok(())
+}
+
+/// Makes the resource `tried`, and waits for the refusal.
+async fn try_one(fixture: &Fixture, name: &str, what: &str, yaml: &str, reason: &str, words: &str) -> Result<()> {
+    fixture.apply("tried", &spec(fixture, name, yaml)?).await.context(what.to_owned())?;
+    fixture.wait_for_words("tried", "Accepted", words).await.with_context(|| what.to_owned())?;
+    fixture.wait_for_condition("tried", "Accepted", "False", reason).await.with_context(|| what.to_owned())?;
+    fixture.delete("tried").await?;
+    fixture.wait_gone("tried").await
+}
+
+const HEAD: &str = include_str!("attacks/security.md");
+
+/// The page: its text, and the table of all attempts.
+fn document() -> String {
+    let mut text = format!(
+        "<!-- generated from tests/e2e/attacks/security.md and tests/e2e/attacks.rs; `LICTOR_UPDATE=1 cargo test --test \
+         e2e attacks::the_page_is_current` writes it anew -->\n{HEAD}"
+    );
+    for (attacker, title) in Attacker::ALL {
+        let _ = write!(text, "\n### {title}\n\n| attempt | answer | tested by |\n| --- | --- | --- |\n");
+        for Attempt { what, answer, how, .. } in ATTEMPTS.iter().filter(|attempt| attempt.by == attacker) {
+            let tested_by = match how {
+                Refused(..) | NotAccepted(..) | OutsideOfPolicy(..) => "`attacks::attempts_of_an_author`".to_owned(),
+                Scenario(name) => format!("`{name}`"),
+                Test(file, name) => format!("`{name}` in `{file}`"),
+            };
+            let _ = writeln!(text, "| {what} | {answer} | {tested_by} |");
+        }
+    }
+    let _ = writeln!(text, "\n{} attempts.", ATTEMPTS.len());
+    text
+}
+
+#[test]
+fn the_page_is_current() {
+    check_page("docs/security.md", &document());
+}
+
+/// Each test that the page names is there.
+#[test]
+fn every_test_of_the_page_is_there() -> Result<()> {
+    for Attempt { what, how, .. } in ATTEMPTS {
+        match how {
+            Refused(..) | NotAccepted(..) | OutsideOfPolicy(..) => {}
+            Scenario(wanted) => {
+                let is_there = LINES.iter().any(|line| format!("{}::{}", line.room, line.name) == *wanted);
+                ensure!(is_there, "{what}: there is no scenario {wanted}");
+            }
+            Test(file, name) => {
+                let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
+                let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+                ensure!(text.contains(&format!("fn {name}(")), "{what}: there is no {name} in {file}");
+            }
+        }
+    }
+    ensure!(ATTEMPTS.len() >= 40, "{} attempts", ATTEMPTS.len());
+    Ok(())
+}
