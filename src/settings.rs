@@ -175,9 +175,14 @@ pub struct RunArgs {
     #[arg(long, value_name = "NAME")]
     pub context: Option<String>,
 
-    /// The address at which /healthz, /readyz and /metrics are served.
-    #[arg(long, value_name = "ADDRESS:PORT", default_value = "0.0.0.0:9808", env = "LICTOR_ADMIN_ADDRESS")]
+    /// The address at which /healthz, /readyz and /metrics are served. `[::]` is every address of the machine, of IPv4 as
+    /// well, also where the machine has no IPv6.
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "[::]:9808", env = "LICTOR_ADMIN_ADDRESS")]
     pub admin_address: SocketAddr,
+
+    /// An address for /metrics alone, such as `[::]:9809`; then --admin-address does not serve them. Default: none.
+    #[arg(long, value_name = "ADDRESS:PORT", env = "LICTOR_METRICS_ADDRESS")]
+    pub metrics_address: Option<SocketAddr>,
 
     /// The time between two comparisons of everything of this cluster with Consul.
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
@@ -297,6 +302,8 @@ pub struct Settings {
     pub context: Option<String>,
     /// The address at which `/healthz`, `/readyz` and `/metrics` are served.
     pub admin_address: SocketAddr,
+    /// The address at which `/metrics` is served in place of that, where one is given.
+    pub metrics_address: Option<SocketAddr>,
     /// The time for which instances are kept passing when most stop being ready at once; 0 for not at all.
     pub hold_mass_unready: Duration,
     /// Between whole looks at Consul; at least a second.
@@ -396,6 +403,7 @@ impl Settings {
             kubeconfig: args.kubeconfig,
             context: args.context,
             admin_address: args.admin_address,
+            metrics_address: args.metrics_address,
             hold_mass_unready: args.hold_mass_unready,
             resync_interval: args.resync_interval,
             concurrency: usize::from(args.concurrency),

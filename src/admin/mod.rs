@@ -2,6 +2,8 @@
 //!
 //! Requests ask the engine how things stand, all of them together once a second at most.
 
+mod serve;
+
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -17,6 +19,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout};
 
+pub use self::serve::listen;
 use crate::cluster::lease::ElectionFailure;
 use crate::cluster::watch::WatchHealth;
 use crate::engine::metrics::Metrics;
@@ -109,14 +112,17 @@ impl Admin {
         self.stage.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Serves until the process ends.
-    pub async fn serve(self, listener: TcpListener) -> std::io::Result<()> {
-        let router = Router::new()
-            .route("/healthz", get(healthz))
-            .route("/readyz", get(readyz))
-            .route("/metrics", get(metrics))
-            .with_state(self);
-        axum::serve(listener, router).await
+    /// Serves until the process ends: the metrics at a listener of their own, where there is one.
+    pub async fn serve(self, listener: TcpListener, for_metrics: Option<TcpListener>) {
+        let probes = Router::new().route("/healthz", get(healthz)).route("/readyz", get(readyz));
+        let of_metrics = Router::new().route("/metrics", get(metrics));
+        match for_metrics {
+            None => serve::serve(listener, probes.merge(of_metrics).with_state(self)).await,
+            Some(for_metrics) => {
+                let of_metrics = serve::serve(for_metrics, of_metrics.with_state(self.clone()));
+                tokio::join!(serve::serve(listener, probes.with_state(self)), of_metrics);
+            }
+        }
     }
 }
 

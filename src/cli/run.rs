@@ -1,6 +1,7 @@
 //! `lictor run`: builds the rooms and joins them.
 
 use std::future::Future;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use super::{identify, prepare, registry, write_lease};
-use crate::admin::Admin;
+use crate::admin::{self, Admin};
 use crate::cluster::connect;
 use crate::cluster::definition::{self, Definition};
 use crate::cluster::kubernetes::{ApiServer, UidError};
@@ -56,10 +57,12 @@ async fn operate(settings: Settings) -> anyhow::Result<()> {
         tracing::warn!("{warning}");
     }
     let admin = Admin::new(metrics_registry).following(policies.failure).warning(warnings);
-    let listener = TcpListener::bind(settings.admin_address)
-        .await
-        .with_context(|| format!("--admin-address {}", settings.admin_address))?;
-    tokio::spawn(admin.clone().serve(listener));
+    let listener = listener("--admin-address", settings.admin_address).await?;
+    let for_metrics = match settings.metrics_address {
+        Some(address) => Some(self::listener("--metrics-address", address).await?),
+        None => None,
+    };
+    tokio::spawn(admin.clone().serve(listener, for_metrics));
 
     let mut stop = std::pin::pin!(stop_signal()?);
     let http = tokio::select! {
@@ -122,6 +125,10 @@ async fn operate(settings: Settings) -> anyhow::Result<()> {
     }
     tracing::info!("stopping; registrations stay in Consul");
     Ok(())
+}
+
+async fn listener(flag: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
+    admin::listen(address).await.with_context(|| format!("{flag} {address}"))
 }
 
 /// Takes part in an election while the operator runs.

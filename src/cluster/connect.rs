@@ -11,7 +11,7 @@ use http::{HeaderMap, Response, StatusCode};
 use http_body_util::BodyExt;
 use jiff::Timestamp;
 use kube::client::{ClientBuilder, DynBody};
-use kube::config::{AuthInfo, Cluster, KubeConfigOptions, Kubeconfig};
+use kube::config::{AuthInfo, Cluster, Context, KubeConfigOptions, Kubeconfig, NamedCluster};
 use kube::core::Status;
 use kube::{Client, Config};
 use secrecy::ExposeSecret;
@@ -20,6 +20,7 @@ use tower::BoxError;
 use tower::util::ThenLayer;
 
 use super::list::chain;
+use super::proxy::{self, BadProxy};
 use crate::certificates::{Credentials, Fault, Source};
 
 /// A connection on which nothing comes for so long is dead. More than the time for which the apiserver
@@ -41,6 +42,9 @@ pub enum ConnectError {
     /// A certificate or a key that cannot be used.
     #[error(transparent)]
     Certificate(#[from] Fault),
+    /// A proxy that cannot be used.
+    #[error(transparent)]
+    Proxy(#[from] BadProxy),
 }
 
 /// The configuration by `kubectl`'s rules: `kubeconfig` if given, else `$KUBECONFIG`, else
@@ -65,36 +69,53 @@ pub async fn config(kubeconfig: Option<&Path>, context: Option<&str>) -> Result<
 
 /// A client for the cluster that [`config`] finds.
 pub async fn client(kubeconfig: Option<&Path>, context: Option<&str>) -> Result<Client, ConnectError> {
-    let mut credentials = credentials(kubeconfig, context)?;
-    let config = config(kubeconfig, context).await?;
+    let (mut credentials, own_proxy) = read(kubeconfig, context)?;
+    let mut config = config(kubeconfig, context).await?;
+    let mut proxy = None;
     if let Some(path) = &config.root_cert_file {
-        // A pod's own: nothing but its token shows who it is.
+        // A pod's own: nothing but its token shows who it is. The cluster's own network leads to the server.
         credentials = Credentials::new(file(path).as_ref(), None)?;
+    } else {
+        proxy = proxy::find(own_proxy.as_deref(), &config.cluster_url, |name| std::env::var(name).ok())?;
+    }
+    config.proxy_url = proxy.as_ref().map(|proxy| proxy.url.clone());
+    let proxy: Option<Arc<str>> = proxy.map(|proxy| proxy.to_string().into());
+    if let Some(proxy) = &proxy {
+        tracing::info!(%proxy, "requests to Kubernetes go through a proxy");
     }
     if let Some(fault) = credentials.fault_at(Timestamp::now()) {
         tracing::warn!("{fault}");
     }
     let credentials = Arc::new(credentials);
     let builder = ClientBuilder::try_from(config).map_err(|error| ConnectError::Client(chain(&error)))?;
-    let layer = ThenLayer::new(move |answer| explained(answer, Arc::clone(&credentials)));
+    let layer = ThenLayer::new(move |answer| explained(answer, Arc::clone(&credentials), proxy.clone()));
     Ok(builder.with_layer(&layer).build())
 }
 
-/// Reads what a kubeconfig has of certificates and keys, which is judged before it is used. What cannot be read of it
-/// is left to kube, which says so.
-fn credentials(kubeconfig: Option<&Path>, context: Option<&str>) -> Result<Credentials, Fault> {
+/// Reads what a kubeconfig has of certificates and keys, which is judged before it is used, and its proxy. What cannot be
+/// read of it is left to kube, which says so.
+fn read(kubeconfig: Option<&Path>, context: Option<&str>) -> Result<(Credentials, Option<String>), Fault> {
     let (read, place) = match kubeconfig {
         Some(path) => (Kubeconfig::read_from(path), format!("the kubeconfig {}", path.display())),
         None => (Kubeconfig::read(), "the kubeconfig".to_owned()),
     };
-    read.map_or_else(|_| Ok(Credentials::default()), |read| credentials_of(&read, context, &place))
+    let Ok(read) = read else { return Ok(Default::default()) };
+    let (_, cluster) = named(&read, context);
+    let proxy = cluster.and_then(|named| named.cluster.as_ref()?.proxy_url.clone());
+    Ok((credentials_of(&read, context, &place)?, proxy))
+}
+
+/// The context of a kubeconfig, and its cluster.
+fn named<'a>(kubeconfig: &'a Kubeconfig, context: Option<&str>) -> (Option<&'a Context>, Option<&'a NamedCluster>) {
+    let name = context.or(kubeconfig.current_context.as_deref());
+    let context = kubeconfig.contexts.iter().find(|named| Some(&*named.name) == name);
+    let context = context.and_then(|named| named.context.as_ref());
+    let cluster = context.and_then(|of| kubeconfig.clusters.iter().find(|named| named.name == of.cluster));
+    (context, cluster)
 }
 
 fn credentials_of(kubeconfig: &Kubeconfig, context: Option<&str>, place: &str) -> Result<Credentials, Fault> {
-    let name = context.or(kubeconfig.current_context.as_deref());
-    let context = kubeconfig.contexts.iter().find(|named| Some(&*named.name) == name);
-    let Some(context) = context.and_then(|named| named.context.as_ref()) else { return Ok(Credentials::default()) };
-    let cluster = kubeconfig.clusters.iter().find(|named| named.name == context.cluster);
+    let (Some(context), cluster) = named(kubeconfig, context) else { return Ok(Credentials::default()) };
     let user = kubeconfig.auth_infos.iter().find(|named| Some(&named.name) == context.user.as_ref());
 
     let mut authorities = None;
@@ -133,15 +154,17 @@ fn file(path: &Path) -> Option<Source> {
     Some(Source { from: path.display().to_string(), text })
 }
 
-/// Says more of a failure than kube does, where that is a matter of certificates or of time.
+/// Says more of a failure than kube does, where that is a matter of certificates or of time, or of a proxy.
 async fn explained(
     answer: Result<Response<Box<DynBody>>, BoxError>,
     credentials: Arc<Credentials>,
+    proxy: Option<Arc<str>>,
 ) -> Result<Response<Box<DynBody>>, BoxError> {
     let now = Timestamp::now();
-    let response = answer.map_err(|error| match credentials.explain(&*error, now) {
-        Some(why) => format!("{}; {why}", chain(&*error)).into(),
-        None => error,
+    let response = answer.map_err(|error| match (credentials.explain(&*error, now), proxy) {
+        (Some(why), _) => format!("{}; {why}", chain(&*error)).into(),
+        (None, Some(proxy)) => format!("{}; requests go through the proxy {proxy}", chain(&*error)).into(),
+        (None, None) => error,
     })?;
     // The apiserver takes any certificate for a connection, and refuses a bad one by each answer.
     match credentials.fault_at(now) {

@@ -14,5 +14,6 @@ pub mod kubernetes;
 pub(crate) mod lease;
 mod list;
 pub(crate) mod permissions;
+mod proxy;
 pub mod status;
 pub mod watch;

@@ -50,6 +50,11 @@ impl<'a> Launch<'a> {
         Self { launch: self.launch.env("CONSUL_HTTP_TOKEN", token), ..self }
     }
 
+    /// A variable of the environment.
+    pub(crate) fn env(self, name: &str, value: &str) -> Self {
+        Self { launch: self.launch.env(name, value), ..self }
+    }
+
     /// Another flag.
     pub(crate) fn flag(self, name: &str, value: &str) -> Self {
         Self { launch: self.launch.flag(name, value), ..self }

@@ -39,6 +39,7 @@ mod outages;
 mod pausing;
 mod policies;
 mod ports;
+mod proxies;
 mod quiet;
 mod refusals;
 mod replicas;

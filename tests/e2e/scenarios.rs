@@ -117,6 +117,9 @@ scenarios! {
     /// A slice with addresses of nobody and of clouds: those are not registered and told of, the others are. `--endpoint-networks`
     /// narrows it further; what is registered outside of the networks stays.
     verified::addresses_of_nobody_and_of_clouds(agent: yes, catalog: yes);
+    /// A proxy in the environment does not stop what is on the same machine; one of the kubeconfig is used, and named when it fails.
+    /// The metrics are served at an address of their own.
+    proxies::a_proxy_on_the_way_to_kubernetes(agent: yes, catalog: yes);
     /// Pods, Services, slices and nodes are listed and watched only while a resource needs them, as a proxy before the apiserver sees.
     watches::only_what_is_needed_is_watched(agent: yes, catalog: yes);
     /// A removal waits for a fresh list, and `EndpointSlice`s cannot be listed: it waits on, all watches stay, and what they tell is

@@ -33,6 +33,11 @@
 {{- end }}
 {{- end }}
 
+{{/* The name of the port of /metrics. */}}
+{{- define "lictor.metricsPortName" -}}
+{{- ternary "metrics" "admin" (gt (int .Values.admin.metricsPort) 0) }}
+{{- end }}
+
 {{- define "lictor.metricsServiceName" -}}
 {{- printf "%s-metrics" (include "lictor.fullname" .) }}
 {{- end }}

@@ -64,6 +64,9 @@
 - --lease-duration={{ .Values.leaderElection.leaseDuration }}
 {{- end }}
 - --admin-address={{ .Values.admin.address }}:{{ int .Values.admin.port }}
+{{- if .Values.admin.metricsPort }}
+- --metrics-address={{ .Values.admin.address }}:{{ int .Values.admin.metricsPort }}
+{{- end }}
 - --resync-interval={{ .Values.resyncInterval }}
 - --concurrency={{ int .Values.concurrency }}
 - --status-rate={{ int .Values.statusRate }}
