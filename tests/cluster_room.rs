@@ -15,7 +15,7 @@ use lictor::model::port::{PortInUse, PortRef};
 use lictor::model::reasons::{Counts, Problem, ProblemReason};
 use lictor::model::status::{Condition, ConditionKind, Status, Truth};
 use lictor::ports::{Finalizers, Kubernetes, Write, WriteError};
-use lictor::state::event::Scope;
+use lictor::state::event::{Kind, Scope};
 use lictor::state::world::{Entry, World};
 use lictor_testbed::{ControlPlane, NewPod, Programs, TestNamespace, wait};
 use tokio::sync::mpsc;
@@ -183,6 +183,56 @@ async fn what_is_there_is_told_through_every_trouble() -> Result<()> {
     forbidden.until_health("it says which rights it wants", all_forbidden).await?;
 
     forbidden.end().await?;
+    following.end().await
+}
+
+/// More namespaces than have a watch of their own: what each asks for is told, and lists are of one namespace.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_namespaces_share_a_watch_of_pods() -> Result<()> {
+    let plane = ControlPlane::start(&Programs::ensure().await?).await?;
+    install_crd(&plane).await?;
+    let client = connect::client(Some(plane.kubeconfig()), None).await?;
+    let following = Following::begin(client.clone(), &Scope::All);
+    let resource = |name: &str, tag: &str| {
+        format!(
+            "{{apiVersion: lictor.dev/v1alpha1, kind: ConsulService, metadata: {{name: user}}, spec: {{name: {name}, \
+             source: {{pods: {{matchLabels: {{app: user}}}}}}, tags: [\"{tag}\"]}}}}"
+        )
+    };
+    let mut namespaces = Vec::new();
+    for number in 0..11 {
+        let namespace = TestNamespace::create(&plane, &format!("n{number}")).await?;
+        let node = namespace.create_node("a", "192.0.2.10".parse()?, "zone-1").await?;
+        let pod = NewPod::new("user-1", &node).label("app", "user").annotation("team", "blue").port("grpc", 8080);
+        namespace.create_pod(pod).await?;
+        let yaml = resource(&format!("user-{number}"), "plain");
+        wait::until("the resource is made", SOON, || async { namespace.apply_yaml(&yaml).await.map(Some) }).await?;
+        namespaces.push(namespace);
+    }
+    let keys: Vec<ResourceKey> = namespaces.iter().map(|own| ResourceKey::new(own.name(), "user")).collect();
+    let pods = |world: &World, key: &ResourceKey| world.facts(key).matching().count();
+    let all_have = |count: usize| {
+        let keys = &keys;
+        move |world: &World| keys.iter().all(|key| world.waits_for(key).is_none() && pods(world, key) == count)
+    };
+    following.until("the pods of all", all_have(1)).await?;
+    let again = ApiServer::new(client, vec![Scope::All], Arc::default(), following.orders.clone());
+    ensure!(all_have(1)(&again.read_again().await?), "one list tells of all namespaces");
+
+    // The first has a watch of its own, and the last shares one.
+    for (number, namespace) in namespaces.iter().enumerate() {
+        namespace.apply_yaml(&resource(&format!("user-{number}"), "${pod.annotations['team']}")).await?;
+        let team = |world: &World| {
+            let facts = world.facts(&keys[number]);
+            let team = facts.matching().next().and_then(|(_, pod)| pod.annotations.get("team").cloned());
+            team.as_deref() == Some("blue")
+        };
+        following.until("the annotation", team).await?;
+        // One that the watch tells of after the list.
+        namespace.force_delete("user-1").await?;
+        following.until("no pod", |world| pods(world, &keys[number]) == 0).await?;
+    }
+    ensure!(following.health.failing().is_empty() && following.health.ages().contains_key(&Kind::Pod));
     following.end().await
 }
 

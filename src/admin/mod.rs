@@ -4,6 +4,8 @@
 
 mod serve;
 
+use std::collections::BTreeMap;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -13,6 +15,7 @@ use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
 use prometheus_client::encoding::text::{encode_eof, encode_registry};
+use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
@@ -176,6 +179,7 @@ async fn readyz(State(admin): State<Admin>) -> (StatusCode, String) {
             let (some, all): (Vec<_>, Vec<_>) =
                 watches.failing().into_iter().partition(|(kind, _)| matches!(kind, Kind::Pod | Kind::Node));
             but.extend(some.into_iter().map(|(_, why)| why));
+            but.extend(watches.silent());
             // One that leads has the Lease, whatever it heard last.
             let election = election.get().filter(|_| standby);
             all.into_iter().map(|(_, why)| why).chain(engine).chain(election).collect()
@@ -194,13 +198,14 @@ async fn readyz(State(admin): State<Admin>) -> (StatusCode, String) {
 }
 
 async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
-    let snapshot = match admin.stage() {
-        Stage::Starting(_) => None,
-        Stage::Running(engine, ..) => ask(&engine).await.ok(),
+    let (snapshot, ages) = match admin.stage() {
+        Stage::Starting(_) => (None, BTreeMap::new()),
+        Stage::Running(engine, watches, _) => (ask(&engine).await.ok(), watches.ages()),
     };
     let mut text = String::new();
     let encoded = encode_registry(&mut text, &admin.metrics)
         .and_then(|()| encode_registry(&mut text, &policy_gauge(admin.policy_failure.borrow().is_some())))
+        .and_then(|()| encode_registry(&mut text, &watch_gauges(&ages)))
         .and_then(|()| snapshot.map_or(Ok(()), |snapshot| encode_registry(&mut text, &gauges(&snapshot))))
         .and_then(|()| encode_eof(&mut text));
     let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -227,7 +232,23 @@ pub fn example() -> Result<String, std::fmt::Error> {
     };
     encode_registry(&mut text, &gauges(&snapshot))?;
     encode_registry(&mut text, &policy_gauge(false))?;
+    encode_registry(&mut text, &watch_gauges(&[(Kind::Pod, Duration::ZERO)].into()))?;
     Ok(text)
+}
+
+/// Gives the time since each kind that is watched was last heard of.
+fn watch_gauges(ages: &BTreeMap<Kind, Duration>) -> Registry {
+    let mut registry = Registry::default();
+    let by_kind = Family::<Vec<(String, String)>, Gauge<f64, AtomicU64>>::default();
+    for (kind, age) in ages {
+        by_kind.get_or_create(&vec![("kind".to_owned(), kind.to_string())]).set(age.as_secs_f64());
+    }
+    registry.register(
+        "lictor_watch_age_seconds",
+        "Since the watches of a kind last said something; of several, the one that was silent for longest",
+        by_kind,
+    );
+    registry
 }
 
 /// Gives whether the last good policy is in force in place of the file as it is.
@@ -269,14 +290,14 @@ fn gauges(snapshot: &Snapshot) -> Registry {
         "Instances that stopped being ready at once with most others, while their endpoints stay",
         snapshot.mass_unready,
     );
-    let by_ready = prometheus_client::metrics::family::Family::<Vec<(String, String)>, Gauge>::default();
+    let by_ready = Family::<Vec<(String, String)>, Gauge>::default();
     for ((ready, reason), count) in &snapshot.resources {
         let labels = vec![("ready".to_owned(), (*ready).to_owned()), ("reason".to_owned(), reason.clone())];
         by_ready.get_or_create(&labels).set(i64::try_from(*count).unwrap_or(i64::MAX));
     }
     let help = "ConsulService resources watched, by the status and the reason of their condition Ready";
     registry.register("lictor_resources", help, by_ready);
-    let by_state = prometheus_client::metrics::family::Family::<Vec<(String, String)>, Gauge>::default();
+    let by_state = Family::<Vec<(String, String)>, Gauge>::default();
     let states = [("passing", snapshot.passing), ("warning", snapshot.warning), ("critical", snapshot.critical)];
     for (state, count) in states {
         let label = vec![("state".to_owned(), state.to_owned())];
@@ -284,7 +305,7 @@ fn gauges(snapshot: &Snapshot) -> Registry {
     }
     registry.register("lictor_instances", "Our instances in Consul, by the worst of their checks", by_state);
     if let Some(age) = snapshot.resync_age {
-        let gauge = Gauge::<f64, std::sync::atomic::AtomicU64>::default();
+        let gauge = Gauge::<f64, AtomicU64>::default();
         gauge.set(age.as_secs_f64());
         registry.register(
             "lictor_resync_age_seconds",

@@ -21,7 +21,8 @@ use super::containers;
 use super::convert::{self, ResourceObject, Rules};
 use super::interner::Interner;
 use crate::model::facts::{
-    ContainerKind, ContainerPort, Endpoint, Family, Node, Pod, PodRef, Protocol, Service, ServicePort, Slice, SlicePort,
+    Annotations, ContainerKind, ContainerPort, Endpoint, Family, Node, Pod, PodRef, Protocol, Service, ServicePort,
+    Slice, SlicePort,
 };
 use crate::model::ids::{Str, is_pod_name, is_uid};
 use crate::model::render::MAX_TAG;
@@ -47,16 +48,21 @@ pub trait Watched: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned
 #[derive(Debug)]
 pub struct Decoder {
     rules: Arc<Rules>,
-    /// The annotations of pods that are kept.
-    annotations: BTreeSet<Str>,
+    /// The annotations of pods that are kept, by the namespace.
+    annotations: BTreeMap<Str, Arc<BTreeSet<Str>>>,
     strings: Interner,
 }
 
 impl Decoder {
-    /// A decoder that reads resources by these rules, and keeps these annotations of pods.
+    /// A decoder that reads resources by these rules, and keeps no annotations of pods.
     #[must_use]
-    pub fn new(rules: Arc<Rules>, annotations: BTreeSet<Str>) -> Self {
-        Self { rules, annotations, strings: Interner::default() }
+    pub fn new(rules: Arc<Rules>) -> Self {
+        Self { rules, annotations: BTreeMap::new(), strings: Interner::default() }
+    }
+
+    /// Keeps these annotations of pods from now on, by the namespace.
+    pub fn look_for(&mut self, annotations: BTreeMap<Str, Arc<BTreeSet<Str>>>) {
+        self.annotations = annotations;
     }
 
     /// Says what the watch's step means; none where it means nothing to us. An object that is no longer of interest is
@@ -337,7 +343,7 @@ impl Watched for PodObject {
     const KIND: Kind = Kind::Pod;
     const LABELS: Option<&'static str> = None;
 
-    fn fact(self, _: &ObjectKey, decoder: &mut Decoder) -> Option<Pod> {
+    fn fact(self, key: &ObjectKey, decoder: &mut Decoder) -> Option<Pod> {
         let Decoder { annotations, strings, .. } = decoder;
         let (spec, status) = (self.spec.unwrap_or_default(), self.status.unwrap_or_default());
         let ended = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
@@ -378,10 +384,9 @@ impl Watched for PodObject {
             node: spec.node_name.map(|node| strings.get(&node)),
             ports,
             labels,
-            annotations: annotations
-                .iter()
-                .map(|key| (key.clone(), there.get(&**key).map(|value| within_use(value))))
-                .collect(),
+            annotations: annotations.get(&key.namespace).map_or_else(Annotations::default, |keys| {
+                Annotations::look_for(keys, |key| there.get(&**key).map(|value| within_use(value)))
+            }),
         })
     }
 

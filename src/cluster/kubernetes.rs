@@ -25,7 +25,7 @@ use super::api::ConsulService;
 use super::convert::{ResourceObject, Rules};
 use super::decode::{Decoder, NodeObject, PodObject, ServiceObject, SliceObject, Watched};
 use super::list::{Failure, Pages, describe, retry_after};
-use super::watch::{Orders, namespaced};
+use super::watch::{OWN_WATCHES, Orders, namespaced};
 use super::{definition, status};
 use crate::model::cause::CrdState;
 use crate::model::ids::{ResourceKey, Str};
@@ -145,22 +145,68 @@ impl ApiServer {
         }
     }
 
-    async fn read<K: Watched>(&self, api: Api<K>, scope: &Scope, world: &mut World) -> Result<(), ReadError> {
-        let failed = |failure: Failure| unread(format!("{} of {scope}", K::KIND), &failure);
-        let mut decoder = Decoder::new(self.rules.clone(), world.wanted().annotations);
-        let mut apply = |step: watcher::Event<K>| {
+    /// Lists the kind of a watch. Where many namespaces need pods, one list of all pods tells of those that nobody asked
+    /// for yet.
+    async fn read_watch(
+        &self,
+        (kind, scope): &(Kind, Scope),
+        asked: &mut BTreeSet<(Kind, Scope)>,
+        world: &mut World,
+    ) -> Result<(), ReadError> {
+        let one = BTreeSet::from([scope.clone()]);
+        asked.insert((*kind, scope.clone()));
+        let client = &self.client;
+        match kind {
+            Kind::Resource => Ok(()),
+            Kind::Slice => self.read(namespaced::<SliceObject>(client, scope), &one, world).await,
+            Kind::Service => self.read(namespaced::<ServiceObject>(client, scope), &one, world).await,
+            Kind::Node => self.read(Api::<NodeObject>::all(client.clone()), &one, world).await,
+            Kind::Pod => {
+                let wanted = world.wanted().watches.into_keys();
+                let others = wanted.filter(|watch| watch.0 == Kind::Pod && !asked.contains(watch));
+                let others: Vec<Scope> = others.map(|(_, scope)| scope).collect();
+                if others.len() < OWN_WATCHES || !self.scopes.contains(&Scope::All) {
+                    return self.read(namespaced::<PodObject>(client, scope), &one, world).await;
+                }
+                asked.extend(others.iter().map(|scope| (Kind::Pod, scope.clone())));
+                let scopes = one.into_iter().chain(others).collect();
+                self.read(Api::<PodObject>::all(client.clone()), &scopes, world).await
+            }
+        }
+    }
+
+    /// Lists what an API has, and tells of it by these scopes.
+    async fn read<K: Watched>(
+        &self,
+        api: Api<K>,
+        scopes: &BTreeSet<Scope>,
+        world: &mut World,
+    ) -> Result<(), ReadError> {
+        let what = scopes.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let failed = |failure: Failure| unread(format!("{} of {what}", K::KIND), &failure);
+        let mut decoder = Decoder::new(self.rules.clone());
+        let annotations = world.wanted().annotations.into_iter();
+        decoder.look_for(annotations.map(|(namespace, keys)| (namespace, Arc::new(keys))).collect());
+        let mut apply = |scope: &Scope, step: watcher::Event<K>| {
             if let Some(change) = decoder.decode(step) {
                 world.apply(event::Event { scope: scope.clone(), change }, Instant::now());
             }
         };
-        apply(watcher::Event::Init);
-        let mut pages = Pages::of(&api);
+        for scope in scopes {
+            apply(scope, watcher::Event::Init);
+        }
+        let mut pages = Pages::of(api);
         while let Some(page) = pages.next().await.map_err(failed)? {
             for object in page {
-                apply(watcher::Event::InitApply(object));
+                let own = Scope::Namespace(object.meta().namespace.as_deref().unwrap_or_default().into());
+                if let Some(scope) = scopes.get(&Scope::All).or_else(|| scopes.get(&own)) {
+                    apply(scope, watcher::Event::InitApply(object));
+                }
             }
         }
-        apply(watcher::Event::InitDone);
+        for scope in scopes {
+            apply(scope, watcher::Event::InitDone);
+        }
         Ok(())
     }
 }
@@ -214,25 +260,16 @@ impl Kubernetes for ApiServer {
             let world = World::new(self.scopes.iter().cloned(), false);
             let mut world = world.under(policy).wanting(self.orders.wanted());
             for scope in &self.scopes {
-                self.read(namespaced::<ResourceObject>(&self.client, scope), scope, &mut world).await?;
+                let resources = namespaced::<ResourceObject>(&self.client, scope);
+                self.read(resources, &BTreeSet::from([scope.clone()]), &mut world).await?;
             }
             // What is wanted besides, these resources tell. A kind that may not be listed keeps only those waiting
             // that need it. A list may decide whose a name is, and so what else is needed.
             let mut asked = BTreeSet::new();
             while let Some(watch) = world.wanted().watches.into_keys().find(|watch| !asked.contains(watch)) {
-                let (kind, scope) = &watch;
-                let client = &self.client;
-                let listed = match kind {
-                    Kind::Resource => Ok(()),
-                    Kind::Slice => self.read(namespaced::<SliceObject>(client, scope), scope, &mut world).await,
-                    Kind::Service => self.read(namespaced::<ServiceObject>(client, scope), scope, &mut world).await,
-                    Kind::Pod => self.read(namespaced::<PodObject>(client, scope), scope, &mut world).await,
-                    Kind::Node => self.read(Api::<NodeObject>::all(client.clone()), scope, &mut world).await,
-                };
-                if let Err(error) = listed {
+                if let Err(error) = self.read_watch(&watch, &mut asked, &mut world).await {
                     tracing::warn!(%error, "a kind cannot be listed; removals that need it wait");
                 }
-                asked.insert(watch);
             }
             Ok(world)
         }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use kube::Api;
-use kube::api::ListParams;
+use kube::api::{ListParams, VersionMatch};
 use tokio::time::timeout;
 
 use super::decode::Watched;
@@ -15,10 +15,9 @@ const PAGE_TIMEOUT: Duration = Duration::from_secs(30);
 /// The longest that we wait because we were told to: a proxy may say anything.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(30);
 
-/// A list under way. Its resource version is left unset, so that what it has is what is stored, and not
-/// what a cache still has.
-pub(super) struct Pages<'a, K> {
-    api: &'a Api<K>,
+/// A list under way.
+pub(super) struct Pages<K> {
+    api: Api<K>,
     next: Option<ListParams>,
     version: Option<String>,
 }
@@ -58,10 +57,20 @@ pub(super) fn retry_after(status: &kube::core::Status) -> Duration {
     Duration::from_secs(seconds.into()).min(LONGEST_RETRY_AFTER)
 }
 
-impl<'a, K: Watched> Pages<'a, K> {
-    pub(super) fn of(api: &'a Api<K>) -> Self {
-        let first =
-            ListParams { label_selector: K::LABELS.map(ToOwned::to_owned), ..ListParams::default().limit(PAGE) };
+impl<K: Watched> Pages<K> {
+    /// A list of what is there now. Its resource version is left unset, so that what it has is what is stored, and not
+    /// what a cache still has.
+    pub(super) fn of(api: Api<K>) -> Self {
+        Self::by(api, ListParams::default())
+    }
+
+    /// A list of what was there at a version.
+    pub(super) fn at(api: Api<K>, version: &str) -> Self {
+        Self::by(api, ListParams::default().at(version).matching(VersionMatch::Exact))
+    }
+
+    fn by(api: Api<K>, params: ListParams) -> Self {
+        let first = ListParams { label_selector: K::LABELS.map(ToOwned::to_owned), ..params.limit(PAGE) };
         Self { api, next: Some(first), version: None }
     }
 

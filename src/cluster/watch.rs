@@ -5,11 +5,17 @@
 //! others alone and leaves in force what it said before. It is logged once for as long as it stays the
 //! same, and can be read from [`WatchHealth`].
 //!
+//! A watch is never left off for a list that somebody asks for: what a new template needs, or what is in doubt, is listed
+//! while the watch goes on, so that no author can keep others from being heard.
+//!
 //! kube's own `watcher` is not used: it does not say when a watch is up again, a page of its lists may take
 //! for ever, and it goes on after an object that it could not decode as if that had not been.
 
+mod aims;
+mod lists;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -19,21 +25,26 @@ use kube::runtime::watcher;
 use kube::{Api, Client, CustomResourceExt, Resource, ResourceExt};
 use tokio::sync::mpsc::Sender;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::{debug, info, warn};
 
+pub(super) use self::aims::OWN_WATCHES;
+use self::aims::{Aims, Division, Kept};
+use self::lists::{Lists, Next, key_of};
 use super::api::ConsulService;
 use super::convert::{ResourceObject, Rules};
 use super::decode::{Decoder, NodeObject, PodObject, ServiceObject, SliceObject, Watched};
 use super::list::{Failure, Pages};
-use crate::model::ids::Str;
 use crate::state::event::{Event, Kind, Scope};
 use crate::state::world::Wanted;
 
-/// After so many seconds the apiserver ends a watch, and it is taken up again.
-const WATCH_SECONDS: u32 = 60;
+/// After so many seconds the apiserver ends a watch, and it is taken up again. Shortly before, it sends a bookmark. So a watch
+/// that nothing happens to is heard of twice within [`NOT_HEARD_OF`].
+const WATCH_SECONDS: u32 = 30;
 /// A watch that is silent for longer is dead: within [`WATCH_SECONDS`] it either says something or ends.
-const SILENCE: Duration = Duration::from_secs(65);
+const SILENCE: Duration = Duration::from_secs(35);
+/// A watch that was not heard of for longer is one that Lictor is blind without.
+const NOT_HEARD_OF: Duration = Duration::from_secs(60);
 /// The longest time that a watch may take to begin.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
 /// A watch that ends sooner has not worked.
@@ -42,21 +53,65 @@ const TOO_SHORT: Duration = Duration::from_secs(1);
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(8);
 
-/// Says what is wrong with the watches, in words.
+/// Says what is wrong with the watches, in words, and when each was last heard of.
 #[derive(Clone, Debug, Default)]
-pub struct WatchHealth(Arc<Mutex<BTreeMap<(Kind, Scope), String>>>);
+pub struct WatchHealth(Arc<Mutex<Heard>>);
+
+#[derive(Debug, Default)]
+struct Heard {
+    failing: BTreeMap<(Kind, Scope), String>,
+    /// The time of the last word of each watch that there is: an event, a bookmark, the end of a list.
+    last: BTreeMap<(Kind, Scope), Instant>,
+}
 
 impl WatchHealth {
     /// One line for each watch that fails, with what it watches; none if all is well.
     #[must_use]
     pub fn failing(&self) -> Vec<(Kind, String)> {
-        let failing = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        failing.iter().map(|((kind, scope), why)| (*kind, format!("{kind} of {scope}: {why}"))).collect()
+        let heard = self.heard();
+        let failing = heard.failing.iter().map(|((kind, scope), why)| (*kind, format!("{kind} of {scope}: {why}")));
+        failing.collect()
+    }
+
+    /// One line for each watch that was not heard of for a minute, and does not fail for a reason that is known.
+    #[must_use]
+    pub fn silent(&self) -> Vec<String> {
+        let heard = self.heard();
+        let ages = heard.last.iter().filter(|(watch, _)| !heard.failing.contains_key(watch));
+        let ages = ages.map(|(watch, last)| (watch, last.elapsed())).filter(|(_, age)| *age > NOT_HEARD_OF);
+        ages.map(|((kind, scope), age)| format!("{kind} of {scope}: not heard of for {} s", age.as_secs())).collect()
+    }
+
+    /// The time since the last word of each kind that is watched: of its watches, that of the one that was silent for
+    /// longest.
+    #[must_use]
+    pub fn ages(&self) -> BTreeMap<Kind, Duration> {
+        let mut ages = BTreeMap::<Kind, Duration>::new();
+        for ((kind, _), last) in &self.heard().last {
+            let age = ages.entry(*kind).or_default();
+            *age = last.elapsed().max(*age);
+        }
+        ages
+    }
+
+    fn heard(&self) -> MutexGuard<'_, Heard> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A watch begins: from now on it is to be heard of.
+    fn begins(&self, kind: Kind, scope: &Scope) {
+        self.heard().last.entry((kind, scope.clone())).or_insert_with(Instant::now);
+    }
+
+    /// A watch said something.
+    fn hears(&self, kind: Kind, scope: &Scope) {
+        if let Some(last) = self.heard().last.get_mut(&(kind, scope.clone())) {
+            *last = Instant::now();
+        }
     }
 
     fn fails(&self, kind: Kind, scope: &Scope, why: &str) {
-        let mut failing = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = failing.insert((kind, scope.clone()), why.to_owned());
+        let known = self.heard().failing.insert((kind, scope.clone()), why.to_owned());
         if known.as_deref() != Some(why) {
             warn!(%kind, %scope, "cannot watch, trying again: {why}");
         }
@@ -64,12 +119,13 @@ impl WatchHealth {
 
     /// Nobody asks any more.
     fn forget(&self, kind: Kind, scope: &Scope) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&(kind, scope.clone()));
+        let (mut heard, watch) = (self.heard(), (kind, scope.clone()));
+        heard.failing.remove(&watch);
+        heard.last.remove(&watch);
     }
 
     fn works(&self, kind: Kind, scope: &Scope) {
-        let mut failing = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if failing.remove(&(kind, scope.clone())).is_some() {
+        if self.heard().failing.remove(&(kind, scope.clone())).is_some() {
             info!(%kind, %scope, "watching again");
         }
     }
@@ -124,23 +180,26 @@ impl Orders {
 pub async fn watch(client: Client, rules: Arc<Rules>, sink: Sender<Event>, health: WatchHealth, orders: Orders) {
     let watches = Watches { client, rules, sink: sink.clone(), health, orders };
     let mut wanted = watches.orders.wanted.subscribe();
+    let mut division = Division::default();
     let mut running: BTreeMap<(Kind, Scope), Running> = BTreeMap::new();
     loop {
-        let now = wanted.borrow_and_update().clone();
-        let ends = |(watch, running): (&(Kind, Scope), &Running)| {
-            let looks_for_all = watch.0 != Kind::Pod || running.annotations.is_superset(&now.annotations);
-            (now.watches.get(watch) != Some(&running.time) || !looks_for_all).then(|| watch.clone())
+        let now = division.of(&wanted.borrow_and_update());
+        let is_over = |(watch, running): (&(Kind, Scope), &Running)| {
+            let goes_on = now.get(watch).is_some_and(|aims| time_of(&watch.1, aims) == running.time);
+            (!goes_on).then(|| watch.clone())
         };
-        for watch in running.iter().filter_map(ends).collect::<Vec<_>>() {
+        for watch in running.iter().filter_map(is_over).collect::<Vec<_>>() {
             if let Some(ended) = running.remove(&watch) {
                 // The next one of its kind begins only after its last word.
                 ended.end().await;
                 watches.health.forget(watch.0, &watch.1);
             }
         }
-        for (watch, time) in &now.watches {
-            let start = || watches.start(watch.0, &watch.1, *time, &now.annotations);
-            running.entry(watch.clone()).or_insert_with(start);
+        for (watch, aims) in now {
+            match running.get(&watch) {
+                Some(running) => running.go_by(aims),
+                None => drop(running.insert(watch.clone(), watches.start(watch.0, &watch.1, aims))),
+            }
         }
         tokio::select! {
             () = sink.closed() => break,
@@ -152,16 +211,27 @@ pub async fn watch(client: Client, rules: Arc<Rules>, sink: Sender<Event>, healt
     }
 }
 
+/// Tells one time that a watch was wanted from an earlier one; none of a watch that other scopes share.
+fn time_of(scope: &Scope, aims: &Aims) -> Option<u64> {
+    aims.get(scope).map(|aim| aim.time)
+}
+
 /// A watch under way.
 struct Running {
     task: JoinHandle<()>,
-    /// Counts how often it was wanted.
-    time: u64,
-    /// The annotations that it keeps of pods.
-    annotations: BTreeSet<Str>,
+    time: Option<u64>,
+    aims: tokio::sync::watch::Sender<Aims>,
 }
 
 impl Running {
+    fn go_by(&self, aims: Aims) {
+        self.aims.send_if_modified(|known| {
+            let differs = *known != aims;
+            *known = aims;
+            differs
+        });
+    }
+
     async fn end(self) {
         self.task.abort();
         // That it was cancelled is no news.
@@ -179,28 +249,39 @@ struct Watches {
 }
 
 impl Watches {
-    fn start(&self, kind: Kind, scope: &Scope, time: u64, annotations: &BTreeSet<Str>) -> Running {
-        let client = &self.client;
+    fn start(&self, kind: Kind, scope: &Scope, aims: Aims) -> Running {
+        let time = time_of(scope, &aims);
+        let (aims, asked) = tokio::sync::watch::channel(aims);
+        self.health.begins(kind, scope);
         let task = match kind {
-            Kind::Resource => self.spawn(namespaced::<ResourceObject>(client, scope), scope, annotations),
-            Kind::Slice => self.spawn(namespaced::<SliceObject>(client, scope), scope, annotations),
-            Kind::Service => self.spawn(namespaced::<ServiceObject>(client, scope), scope, annotations),
-            Kind::Pod => self.spawn(namespaced::<PodObject>(client, scope), scope, annotations),
-            Kind::Node => self.spawn(Api::<NodeObject>::all(client.clone()), scope, annotations),
+            Kind::Resource => self.spawn(namespaced::<ResourceObject>, scope, asked),
+            Kind::Slice => self.spawn(namespaced::<SliceObject>, scope, asked),
+            Kind::Service => self.spawn(namespaced::<ServiceObject>, scope, asked),
+            Kind::Pod => self.spawn(namespaced::<PodObject>, scope, asked),
+            Kind::Node => self.spawn(|client, _| Api::<NodeObject>::all(client.clone()), scope, asked),
         };
-        Running { task, time, annotations: annotations.clone() }
+        Running { task, time, aims }
     }
 
-    fn spawn<K: Watched>(&self, api: Api<K>, scope: &Scope, annotations: &BTreeSet<Str>) -> JoinHandle<()> {
+    fn spawn<K: Watched>(
+        &self,
+        api: fn(&Client, &Scope) -> Api<K>,
+        scope: &Scope,
+        aims: tokio::sync::watch::Receiver<Aims>,
+    ) -> JoinHandle<()> {
         let watch = Watch {
+            client: self.client.clone(),
             api,
             scope: scope.clone(),
-            decoder: Decoder::new(self.rules.clone(), annotations.clone()),
+            aims,
+            kept: Kept::default(),
+            decoder: Decoder::new(self.rules.clone()),
             health: self.health.clone(),
             sink: self.sink.clone(),
             version: None,
             pauses: Pauses::default(),
-            anew: Anew::new(&self.orders, (K::KIND, scope.clone())),
+            anew: Anew::new(&self.orders, K::KIND),
+            lists: Lists::default(),
         };
         tokio::spawn(watch.follow())
     }
@@ -219,8 +300,13 @@ where
 
 /// One kind in one scope.
 struct Watch<K> {
-    api: Api<K>,
+    client: Client,
+    api: fn(&Client, &Scope) -> Api<K>,
     scope: Scope,
+    /// What is asked of it.
+    aims: tokio::sync::watch::Receiver<Aims>,
+    /// What it goes by.
+    kept: Kept,
     decoder: Decoder,
     health: WatchHealth,
     sink: Sender<Event>,
@@ -229,33 +315,34 @@ struct Watch<K> {
     pauses: Pauses,
     /// Changes when a list is asked for.
     anew: Anew,
+    /// The lists that it makes while it goes on.
+    lists: Lists<K>,
 }
 
 /// Tells one watch when a list is asked of it.
 struct Anew {
     orders: tokio::sync::watch::Receiver<Asked>,
-    watch: (Kind, Scope),
-    /// How often that was so when it last listed.
-    known: u64,
+    kind: Kind,
+    known: Asked,
 }
 
 impl Anew {
-    fn new(orders: &Orders, watch: (Kind, Scope)) -> Self {
-        let mut anew = Self { orders: orders.anew.subscribe(), watch, known: 0 };
-        anew.known = anew.asked();
-        anew
+    fn new(orders: &Orders, kind: Kind) -> Self {
+        let mut orders = orders.anew.subscribe();
+        let known = orders.borrow_and_update().clone();
+        Self { orders, kind, known }
     }
 
-    fn asked(&mut self) -> u64 {
-        self.orders.borrow_and_update().get(&self.watch).copied().unwrap_or_default()
-    }
-
-    /// Waits until a list is asked of this watch.
-    async fn is_asked(&mut self) {
+    /// Waits until a list is asked for, and gives the scopes of this kind.
+    async fn is_asked(&mut self) -> BTreeSet<Scope> {
         loop {
-            let asked = self.asked();
-            if std::mem::replace(&mut self.known, asked) != asked {
-                return;
+            let asked = self.orders.borrow_and_update().clone();
+            let is_news = |(watch, count): &(&(Kind, Scope), &u64)| self.known.get(*watch) != Some(count);
+            let of_kind = asked.iter().filter(|((kind, _), _)| *kind == self.kind);
+            let scopes: BTreeSet<Scope> = of_kind.filter(is_news).map(|((_, scope), _)| scope.clone()).collect();
+            self.known = asked;
+            if !scopes.is_empty() {
+                return scopes;
             }
             if self.orders.changed().await.is_err() {
                 std::future::pending::<()>().await;
@@ -299,16 +386,24 @@ impl<K: Watched> Watch<K> {
 
     /// Tells all that is there.
     async fn list(&mut self) -> Result<(), End> {
-        self.tell(watcher::Event::Init).await?;
-        let api = self.api.clone();
-        let mut pages = Pages::of(&api);
+        self.follow_aims();
+        self.lists = Lists::default();
+        let scopes = self.kept.scopes();
+        for scope in &scopes {
+            self.tell(scope, watcher::Event::Init).await?;
+        }
+        let mut pages = Pages::of((self.api)(&self.client, &self.scope));
         while let Some(page) = pages.next().await? {
             for object in page {
-                self.tell(watcher::Event::InitApply(object)).await?;
+                if let Some(scope) = self.scope_of(&object) {
+                    self.tell(&scope, watcher::Event::InitApply(object)).await?;
+                }
             }
         }
         self.version = Some(pages.version()?);
-        self.tell(watcher::Event::InitDone).await?;
+        for scope in &scopes {
+            self.tell(scope, watcher::Event::InitDone).await?;
+        }
         self.works();
         Ok(())
     }
@@ -322,36 +417,102 @@ impl<K: Watched> Watch<K> {
             ..WatchParams::default()
         };
         let begun = Instant::now();
-        let steps = timeout(START_TIMEOUT, self.api.watch(&params, &version)).await.map_err(|_| Failure::NoAnswer)?;
+        let api = (self.api)(&self.client, &self.scope);
+        let steps = timeout(START_TIMEOUT, api.watch(&params, &version)).await.map_err(|_| Failure::NoAnswer)?;
         let mut steps = steps.map_err(|error| self.not_begun(error))?.boxed();
-        self.health.works(K::KIND, &self.scope);
+        self.has_heard();
+        let mut silent_at = Instant::now() + SILENCE;
         loop {
-            let step = tokio::select! {
-                () = self.anew.is_asked() => {
-                    self.version = None;
-                    return Ok(());
+            tokio::select! {
+                step = timeout_at(silent_at, steps.next()) => {
+                    let Ok(Some(step)) = step else { break };
+                    silent_at = Instant::now() + SILENCE;
+                    let step = step.map_err(|error| self.broken(error))?;
+                    self.on_step(step).await?;
                 }
-                step = timeout(SILENCE, steps.next()) => step,
-            };
-            let Ok(Some(step)) = step else { break };
-            match step.map_err(|error| self.broken(error))? {
-                WatchEvent::Added(object) | WatchEvent::Modified(object) => {
-                    self.version = object.resource_version();
-                    self.tell(watcher::Event::Apply(object)).await?;
+                next = self.lists.next() => self.on_list(next).await?,
+                asked = self.anew.is_asked() => {
+                    let told = self.kept.scopes();
+                    asked.into_iter().filter(|scope| told.contains(scope)).for_each(|scope| self.lists.ask(scope));
                 }
-                WatchEvent::Deleted(object) => {
-                    self.version = object.resource_version();
-                    self.tell(watcher::Event::Delete(object)).await?;
+                changed = self.aims.changed() => {
+                    changed.map_err(|_| End::NobodyListens)?;
+                    self.follow_aims().into_iter().for_each(|scope| self.lists.ask(scope));
                 }
-                WatchEvent::Bookmark(bookmark) => self.version = Some(bookmark.metadata.resource_version),
-                WatchEvent::Error(status) => return Err(self.broken(kube::Error::Api(status.boxed()))),
             }
-            self.works();
         }
         if begun.elapsed() < TOO_SHORT {
             sleep(self.pauses.next()).await;
         }
         Ok(())
+    }
+
+    async fn on_step(&mut self, step: WatchEvent<K>) -> Result<(), End> {
+        match step {
+            WatchEvent::Added(object) | WatchEvent::Modified(object) => {
+                self.version = object.resource_version();
+                self.tell_change(object, watcher::Event::Apply).await?;
+            }
+            WatchEvent::Deleted(object) => {
+                self.version = object.resource_version();
+                self.tell_change(object, watcher::Event::Delete).await?;
+            }
+            WatchEvent::Bookmark(bookmark) => self.version = Some(bookmark.metadata.resource_version),
+            WatchEvent::Error(status) => return Err(self.broken(kube::Error::Api(status.boxed()))),
+        }
+        self.works();
+        Ok(())
+    }
+
+    async fn tell_change(&mut self, object: K, step: fn(K) -> watcher::Event<K>) -> Result<(), End> {
+        let Some(scope) = self.scope_of(&object) else { return Ok(()) };
+        self.lists.tells(&scope, || key_of(&object));
+        self.tell(&scope, step(object)).await
+    }
+
+    async fn on_list(&mut self, next: Next<K>) -> Result<(), End> {
+        match next {
+            Next::Due(scope) => {
+                let Some(version) = &self.version else { return Ok(()) };
+                self.lists.begin(scope.clone(), (self.api)(&self.client, &scope), version);
+                self.tell(&scope, watcher::Event::Init).await?;
+            }
+            Next::Page(scope, objects) => {
+                for object in objects {
+                    self.tell(&scope, watcher::Event::InitApply(object)).await?;
+                }
+            }
+            Next::Done(scope) => {
+                self.tell(&scope, watcher::Event::InitDone).await?;
+                self.health.works(K::KIND, &scope);
+            }
+            Next::Failed(_, failure) if failure.code() == Some(410) => {
+                // Where the watch stands is too long ago. So it may not be taken up there either.
+                self.version = None;
+                return Err(End::Expired);
+            }
+            Next::Failed(scope, failure) => {
+                self.health.fails(K::KIND, &scope, &advice(K::KIND, &failure));
+                self.lists.ask_later(scope, self.pauses.next().max(failure.retry_after()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Goes by what is asked now. Gives the scopes that are to be listed for it.
+    fn follow_aims(&mut self) -> BTreeSet<Scope> {
+        let aims = self.aims.borrow_and_update().clone();
+        for gone in self.kept.scopes().iter().filter(|scope| !aims.contains_key(scope)) {
+            self.lists.forget(gone);
+            self.health.works(K::KIND, gone);
+        }
+        let to_list = self.kept.follow(&aims);
+        self.decoder.look_for(self.kept.annotations());
+        to_list
+    }
+
+    fn scope_of(&self, object: &K) -> Option<Scope> {
+        self.kept.scope_of(object.meta().namespace.as_deref().unwrap_or_default()).cloned()
     }
 
     /// A watch that did not begin missed nothing, unless the apiserver has forgotten what happened since.
@@ -373,15 +534,23 @@ impl<K: Watched> Watch<K> {
         self.not_begun(error)
     }
 
-    async fn tell(&mut self, step: watcher::Event<K>) -> Result<(), End> {
+    async fn tell(&mut self, scope: &Scope, step: watcher::Event<K>) -> Result<(), End> {
         let Some(change) = self.decoder.decode(step) else { return Ok(()) };
-        let event = Event { scope: self.scope.clone(), change };
+        let event = Event { scope: scope.clone(), change };
         self.sink.send(event).await.map_err(|_| End::NobodyListens)
     }
 
     fn works(&mut self) {
-        self.health.works(K::KIND, &self.scope);
+        self.has_heard();
         self.pauses = Pauses::default();
+    }
+
+    fn has_heard(&self) {
+        self.health.hears(K::KIND, &self.scope);
+        // What a list says that goes on failing is not over by that.
+        if !self.lists.is_failing(&self.scope) {
+            self.health.works(K::KIND, &self.scope);
+        }
     }
 }
 
@@ -429,20 +598,20 @@ mod tests {
     }
 
     #[test]
-    fn only_those_watches_list_anew_that_are_asked_to() {
-        let is_asked = |anew: &mut Anew| anew.is_asked().now_or_never().is_some();
+    fn only_those_scopes_are_listed_anew_that_are_asked_for() {
+        let is_asked = |anew: &mut Anew| anew.is_asked().now_or_never().unwrap_or_default();
         let orders = Orders::default();
-        let one = (Kind::Slice, Scope::All);
-        let others = [(Kind::Pod, Scope::All), (Kind::Slice, Scope::Namespace("shop".into()))];
-        orders.list_anew(&[one.clone()].into());
-        let mut late = Anew::new(&orders, one.clone());
-        assert!(!is_asked(&mut late), "it lists anyway when it begins");
-        let mut others = others.map(|watch| Anew::new(&orders, watch));
-        orders.list_anew(&[one.clone()].into());
+        let shop = Scope::Namespace("shop".into());
+        orders.list_anew(&[(Kind::Slice, Scope::All)].into());
+        let mut slices = Anew::new(&orders, Kind::Slice);
+        let mut pods = Anew::new(&orders, Kind::Pod);
+        assert!(is_asked(&mut slices).is_empty(), "it lists anyway when it begins");
+        orders.list_anew(&[(Kind::Slice, Scope::All)].into());
         // A later order for another one does not undo it.
-        orders.list_anew(&[(Kind::Node, Scope::All)].into());
-        assert!(is_asked(&mut late) && !is_asked(&mut late), "once");
-        assert!(!others.iter_mut().any(is_asked), "the other watches go on");
+        orders.list_anew(&[(Kind::Slice, shop.clone()), (Kind::Node, Scope::All)].into());
+        assert_eq!(is_asked(&mut slices), [Scope::All, shop].into());
+        assert!(is_asked(&mut slices).is_empty(), "once");
+        assert!(is_asked(&mut pods).is_empty(), "the other watches go on");
     }
 
     #[test]
@@ -455,5 +624,25 @@ mod tests {
         assert_eq!(health.failing().len(), 1, "another watch of the kind");
         health.works(Kind::Slice, &scope);
         assert!(health.failing().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_watch_that_is_not_heard_of_is_told() {
+        let health = WatchHealth::default();
+        let [shop, wood] = ["shop", "wood"].map(|name| Scope::Namespace(name.into()));
+        let seconds = Duration::from_secs;
+        health.begins(Kind::Pod, &shop);
+        health.begins(Kind::Pod, &wood);
+        health.begins(Kind::Node, &Scope::All);
+        tokio::time::advance(seconds(40)).await;
+        health.hears(Kind::Pod, &wood);
+        health.hears(Kind::Node, &Scope::All);
+        tokio::time::advance(seconds(30)).await;
+        assert_eq!(health.ages(), [(Kind::Pod, seconds(70)), (Kind::Node, seconds(30))].into());
+        assert_eq!(health.silent(), ["Pods of namespace shop: not heard of for 70 s"]);
+        health.fails(Kind::Pod, &shop, "no");
+        assert!(health.silent().is_empty(), "that it fails says more");
+        health.forget(Kind::Pod, &shop);
+        assert_eq!(health.ages()[&Kind::Pod], seconds(30), "nobody needs it any more");
     }
 }

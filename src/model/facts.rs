@@ -1,8 +1,9 @@
 //! The facts about endpoints that decisions need, and nothing more: what the `cluster` room keeps of an
 //! `EndpointSlice`, a `Service`, a `Pod` and a `Node`.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use super::ids::Str;
 use super::selector::Labels;
@@ -153,9 +154,41 @@ pub struct Pod {
     pub ports: Vec<ContainerPort>,
     /// The pod's labels.
     pub labels: Labels,
-    /// The annotations that some template names; none where the pod has no such annotation. One that is not in here
-    /// was not looked for yet.
-    pub annotations: BTreeMap<Str, Option<Str>>,
+    /// The annotations that a template of its namespace names.
+    pub annotations: Annotations,
+}
+
+/// The annotations of a pod that templates name: which were looked for, and those that are there.
+///
+/// Authors of resources choose the keys, and each key is looked for in every pod of their namespace. So the keys are held
+/// once for a namespace, and a pod holds only what it has.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Annotations {
+    looked_for: Arc<BTreeSet<Str>>,
+    /// In the order of the keys.
+    there: Box<[(Str, Str)]>,
+}
+
+impl Annotations {
+    /// Looks for these keys: `value` says what the pod has.
+    #[must_use]
+    pub fn look_for(keys: &Arc<BTreeSet<Str>>, value: impl Fn(&Str) -> Option<Str>) -> Self {
+        let there = keys.iter().filter_map(|key| Some((key.clone(), value(key)?)));
+        Self { looked_for: keys.clone(), there: there.collect() }
+    }
+
+    /// Says whether this key was looked for. Whether the pod has one that was not, nobody knows yet.
+    #[must_use]
+    pub fn knows(&self, key: &str) -> bool {
+        self.looked_for.contains(key)
+    }
+
+    /// The value under a key that was looked for; none where the pod has no such annotation.
+    #[must_use]
+    pub fn get(&self, key: &str) -> Option<&Str> {
+        let at = self.there.binary_search_by(|(there, _)| (**there).cmp(key)).ok()?;
+        self.there.get(at).map(|(_, value)| value)
+    }
 }
 
 /// A port of a container.

@@ -117,7 +117,7 @@ impl World {
         }
         let resources = scopes.iter().map(|scope| ((Kind::Resource, scope.clone()), 0));
         let nodes = nodes.then_some(((Kind::Node, Scope::All), 0));
-        let always = Wanted { watches: resources.chain(nodes).collect(), annotations: BTreeSet::new() };
+        let always = Wanted { watches: resources.chain(nodes).collect(), annotations: BTreeMap::new() };
         Self {
             scopes,
             policy: Arc::default(),
@@ -168,7 +168,9 @@ impl World {
         let mut wanted = self.wants.wanted();
         for more in [&self.besides, &self.always] {
             wanted.watches.extend(more.watches.clone());
-            wanted.annotations.extend(more.annotations.iter().cloned());
+            for (namespace, keys) in &more.annotations {
+                wanted.annotations.entry(namespace.clone()).or_default().extend(keys.iter().cloned());
+            }
         }
         wanted
     }
@@ -181,11 +183,20 @@ impl World {
     /// Lists the watches that tell what becomes of a resource.
     #[must_use]
     pub fn watches_for(&self, key: &ResourceKey) -> BTreeSet<(Kind, Scope)> {
-        let kinds = [Kind::Resource, Kind::Slice, Kind::Service, Kind::Pod];
-        let needed = || kinds.into_iter().filter(|kind| *kind == Kind::Resource || self.needs(key, *kind));
-        let covering = self.scopes.iter().filter(|scope| scope.covers(&key.namespace));
-        let namespaced = covering.flat_map(|scope| needed().map(|kind| (kind, scope.clone())));
-        namespaced.chain(self.needs(key, Kind::Node).then_some((Kind::Node, Scope::All))).collect()
+        let kinds = [Kind::Resource, Kind::Slice, Kind::Service, Kind::Pod, Kind::Node];
+        let needed = kinds.into_iter().filter(|kind| *kind == Kind::Resource || self.needs(key, *kind));
+        needed.flat_map(|kind| self.scopes_of(key, kind).into_iter().map(move |scope| (kind, scope))).collect()
+    }
+
+    /// The scopes in which a kind is watched for a resource.
+    fn scopes_of(&self, key: &ResourceKey, kind: Kind) -> Vec<Scope> {
+        match kind {
+            Kind::Node => vec![Scope::All],
+            Kind::Pod => vec![Scope::Namespace(key.namespace.clone())],
+            Kind::Resource | Kind::Slice | Kind::Service => {
+                self.scopes.iter().filter(|scope| scope.covers(&key.namespace)).cloned().collect()
+            }
+        }
     }
 
     fn is_wanted_anyway(&self, watch: &(Kind, Scope)) -> bool {
@@ -479,12 +490,7 @@ impl World {
     fn lacks_list(&self, key: &ResourceKey, needs: &Needs) -> Option<Kind> {
         let kinds = [Kind::Service, Kind::Slice, Kind::Pod, Kind::Node];
         kinds.into_iter().find(|kind| {
-            let mut covering = self.scopes.iter().filter(|scope| scope.covers(&key.namespace));
-            index::needs(needs, *kind)
-                && match kind {
-                    Kind::Node => !self.nodes.is_listed(&Scope::All),
-                    _ => covering.any(|scope| !self.is_listed(*kind, scope)),
-                }
+            index::needs(needs, *kind) && self.scopes_of(key, *kind).iter().any(|scope| !self.is_listed(*kind, scope))
         })
     }
 

@@ -125,6 +125,9 @@ scenarios! {
     /// A removal waits for a fresh list, and `EndpointSlice`s cannot be listed: it waits on, all watches stay, and what they tell is
     /// followed. Once they can be listed, the removal is made.
     watches::a_kind_that_cannot_be_listed_leaves_the_watches_alone(agent: yes, catalog: yes);
+    /// One author asks for another annotation with each edit, faster than a list of pods takes: another author's deleted pods leave
+    /// Consul as if nobody did, and the last edit has its value.
+    watches::one_author_keeps_no_other_from_being_heard(agent: yes, catalog: yes);
 
     /// A pod of two families is one instance, at its Service's primary one; `dualStack` adds the other; DNS answers A and AAAA so.
     families::both_families(agent: yes, catalog: yes);

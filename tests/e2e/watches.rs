@@ -1,12 +1,13 @@
 //! What is watched: only what a resource needs, and without a break.
 
 use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use lictor_testbed::wait;
 use serde_json::{Value, json};
 
-use crate::fixture::{Fixture, Mode, SOON, merged, pair};
+use crate::fixture::{Fixture, Mode, SOON, apply, merged, pair, resources};
 use crate::listening::{Listening, Way};
 use crate::rows::Row;
 
@@ -133,5 +134,71 @@ pub(crate) async fn a_kind_that_cannot_be_listed_leaves_the_watches_alone(fixtur
     listening.rule(|_| None);
     fixture.wait_for("the removal", |found| found.len() == 2 && found.iter().all(|i| i.id != ghost.id)).await?;
     ensure!(begun() == before, "a watch began anew: {:?}", listening.looks());
+    Ok(())
+}
+
+/// How long a list of pods takes.
+const LIST: Duration = Duration::from_secs(3);
+
+pub(crate) async fn one_author_keeps_no_other_from_being_heard(fixture: &Fixture) -> Result<()> {
+    let pods = fixture.web(4).await?;
+    let loud = fixture.other_namespace("loud").await?;
+    let listening = Listening::to(&fixture.kubeconfig).await?;
+    let operator = fixture.operator().flag("--namespace", loud.name()).kubeconfig(&listening.kubeconfig);
+    let operator = operator.ready().await?;
+    let of_pods =
+        |more: Value| fixture.spec(merged(json!({ "source": { "pods": { "matchLabels": { "app": "web" } } } }), more));
+    fixture.apply("web", &of_pods(json!({}))).await?;
+    fixture.wait_for_pods(&pods.iter().collect::<Vec<_>>()).await?;
+
+    // The other author asks for another annotation with each edit, and edits as fast as Kubernetes takes it.
+    let name = fixture.service_named("loud");
+    let edit = async |number: u32| {
+        let key = format!("${{pod.annotations['key-{number}']}}");
+        apply(&resources(&loud), "loud", &of_pods(json!({ "name": name, "meta": { "value": key } }))).await
+    };
+    listening.rule(|look| {
+        let is_list = look.is_some_and(|look| look.kind == "pods" && !look.is_watch);
+        is_list.then_some(Way::LateBody(LIST))
+    });
+    let lists = || listening.looks().iter().filter(|look| look.kind == "pods" && !look.is_watch).count();
+    let before = lists();
+    let edits = async {
+        for number in 0.. {
+            edit(number).await?;
+        }
+        anyhow::Ok(())
+    };
+    let removals = async {
+        wait::until("a list that the edits ask for", SOON, || async { Ok((lists() > before).then_some(())) }).await?;
+        let mut times = Vec::new();
+        for pod in &pods[1..] {
+            let (begun, ip) = (Instant::now(), pod.ip.to_string());
+            fixture.namespace.force_delete(&pod.name).await?;
+            wait::until_every(Duration::from_millis(10), "the pod's instance leaves", 2 * SOON, || async {
+                let is_there = fixture.instances().await?.iter().any(|instance| instance.address == ip);
+                Ok((!is_there).then_some(()))
+            })
+            .await?;
+            times.push(begun.elapsed());
+        }
+        anyhow::Ok(times)
+    };
+    let times = tokio::select! {
+        ended = edits => return ended,
+        times = removals => times?,
+    };
+    println!("another author's deleted pods left after {times:?}, while a list of pods took {LIST:?}");
+    ensure!(times.iter().all(|time| *time < LIST), "one waited for a list: {times:?}");
+    ensure!(times.iter().any(|time| *time < Duration::from_secs(1)), "each took over a second: {times:?}");
+    // And the one who edits gets what the last edit asks for.
+    listening.rule(|_| None);
+    loud.create_pod(fixture.new_web_pod("late", "a").annotation("last", "here")).await?;
+    let last = json!({ "name": name, "meta": { "value": "${pod.annotations['last']}" } });
+    apply(&resources(&loud), "loud", &of_pods(last)).await?;
+    let has_value = |found: &[lictor_testbed::Instance]| found.len() == 1 && pair(&found[0], "value") == Some("here");
+    fixture.consul().wait_for(&name, "the annotation", has_value, SOON).await?;
+    let metrics = operator.metrics().await?;
+    ensure!(metrics.contains("lictor_watch_age_seconds{kind=\"Pods\"}"), "{metrics}");
     Ok(())
 }

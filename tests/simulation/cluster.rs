@@ -198,6 +198,30 @@ impl Cluster {
         }
     }
 
+    /// What a list of a kind had at a position.
+    pub fn list_at(&self, position: u64, kind: Kind, scope: &Scope) -> Vec<Change> {
+        fn listed<T: Clone>(step: &Step<T>) -> Option<(ObjectKey, Option<Step<T>>)> {
+            match step {
+                Step::Apply(key, object) => Some((key.clone(), Some(Step::InitApply(key.clone(), object.clone())))),
+                Step::Delete(key) => Some((key.clone(), None)),
+                Step::Init | Step::InitApply(..) | Step::InitDone => None,
+            }
+        }
+        let before = &self.log[..usize::try_from(position).expect("positions are small")];
+        let mut there = BTreeMap::new();
+        for logged in before.iter().filter(|logged| logged.kind == kind && scope.covers(&logged.namespace)) {
+            let change = match &logged.change {
+                Change::Resource(step) => listed(step).map(|(key, step)| (key, step.map(Change::Resource))),
+                Change::Slice(step) => listed(step).map(|(key, step)| (key, step.map(Change::Slice))),
+                Change::Service(step) => listed(step).map(|(key, step)| (key, step.map(Change::Service))),
+                Change::Pod(step) => listed(step).map(|(key, step)| (key, step.map(Change::Pod))),
+                Change::Node(step) => listed(step).map(|(key, step)| (key, step.map(Change::Node))),
+            };
+            there.extend(change);
+        }
+        there.into_values().flatten().collect()
+    }
+
     fn log(&mut self, kind: Kind, namespace: &Str, change: Change) {
         self.log.push(Logged { kind, namespace: namespace.clone(), change });
     }

@@ -1,15 +1,15 @@
 //! What Lictor sees of Kubernetes: the watches that it wants, each in order, but late and not in step with the
 //! others, with lists that are begun again, and what happened between two lists missed.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::FutureExt;
-use lictor::model::facts::{Endpoint, Family, Pod, Protocol};
+use lictor::model::facts::{self, Endpoint, Family, Pod, Protocol};
 use lictor::model::ids::Str;
-use lictor::state::event::{Change, Event, Kind, Scope, Step};
+use lictor::state::event::{Change, Event, Kind, ObjectKey, Scope, Step};
 use lictor::state::world::Wanted;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::AbortHandle;
@@ -50,7 +50,25 @@ struct Running {
     /// Which of the times it is that it was wanted.
     time: u64,
     /// The annotations that it keeps of pods.
-    annotations: BTreeSet<Str>,
+    annotations: Arc<Mutex<Annotations>>,
+}
+
+/// The annotations of pods that a watch looks for.
+#[derive(Default)]
+struct Annotations {
+    keys: BTreeSet<Str>,
+    /// True if some were told of without a key that came later.
+    have_grown: bool,
+}
+
+impl Annotations {
+    /// Looks for these, too.
+    fn grow(&mut self, keys: &BTreeSet<Str>) -> bool {
+        let grows = !self.keys.is_superset(keys);
+        self.keys.extend(keys.iter().cloned());
+        self.have_grown |= grows;
+        grows
+    }
 }
 
 impl Drop for Running {
@@ -71,18 +89,19 @@ impl Watches {
         let mut state = self.sim.state();
         running.retain(|watch, running| {
             let is_wanted = wanted.watches.get(watch) == Some(&running.time);
-            let sees_all = watch.0 != Kind::Pod || running.annotations.is_superset(&wanted.annotations);
             if !is_wanted {
                 state.stats.count("watches ended");
                 state.oracle.ends_to_see(watch);
-            } else if !sees_all {
-                // What it has told stays known.
-                state.stats.count("watches begun again for more annotations");
             }
-            is_wanted && sees_all
+            is_wanted
         });
         for (watch, time) in &wanted.watches {
-            if running.contains_key(watch) {
+            let annotations = annotations_of(wanted, watch);
+            if let Some(running) = running.get(watch) {
+                if running.annotations.lock().expect("no panics").grow(&annotations) {
+                    state.stats.count("lists for more annotations");
+                    self.anew.bell.notify_waiters();
+                }
                 continue;
             }
             let is_again = !self.begun.lock().expect("no panics").insert(watch.clone());
@@ -93,11 +112,12 @@ impl Watches {
             if is_again && state.setup.planted == Some(PlantedFault::DeadWatch) {
                 continue;
             }
-            running.insert(watch.clone(), self.begin(watch, *time, &wanted.annotations));
+            running.insert(watch.clone(), self.begin(watch, *time, annotations));
         }
     }
 
-    fn begin(&self, (kind, scope): &(Kind, Scope), time: u64, annotations: &BTreeSet<Str>) -> Running {
+    fn begin(&self, (kind, scope): &(Kind, Scope), time: u64, keys: BTreeSet<Str>) -> Running {
+        let annotations = Arc::new(Mutex::new(Annotations { keys, have_grown: false }));
         let watch = Watch {
             sim: self.sim.clone(),
             kind: *kind,
@@ -108,16 +128,26 @@ impl Watches {
             asked: self.anew.asked(&(*kind, scope.clone())),
         };
         let task = tokio::spawn(watch.run().map(|_| ())).abort_handle();
-        Running { task, time, annotations: annotations.clone() }
+        Running { task, time, annotations }
     }
 
     /// What is watched.
     pub fn wanted(&self) -> Wanted {
         let running = self.running.lock().expect("no panics");
-        Wanted {
+        let annotations = running.iter().filter_map(|((_, scope), running)| match scope {
+            Scope::Namespace(namespace) => {
+                Some((namespace.clone(), running.annotations.lock().expect("no panics").keys.clone()))
+            }
+            Scope::All => None,
+        });
+        let mut wanted = Wanted {
             watches: running.iter().map(|(watch, running)| (watch.clone(), running.time)).collect(),
-            annotations: running.values().flat_map(|running| running.annotations.iter().cloned()).collect(),
+            ..Wanted::default()
+        };
+        for (namespace, keys) in annotations {
+            wanted.annotations.entry(namespace).or_default().extend(keys);
         }
+        wanted
     }
 
     pub fn list_anew(&self, watches: &BTreeSet<(Kind, Scope)>) {
@@ -136,12 +166,32 @@ struct Watch {
     sim: Sim,
     kind: Kind,
     scope: Scope,
-    annotations: BTreeSet<Str>,
+    annotations: Arc<Mutex<Annotations>>,
     sink: mpsc::Sender<Event>,
     /// Changes when a list is asked for.
     anew: Arc<Anew>,
     /// How often one had been asked for when it last began.
     asked: u64,
+}
+
+/// A list that is made while a watch goes on.
+struct Beside {
+    steps: VecDeque<Change>,
+    /// What the watch has told of since it began.
+    told: BTreeSet<ObjectKey>,
+    is_cut: bool,
+}
+
+impl Beside {
+    /// The next step that is not about what the watch has told of.
+    fn next(&mut self) -> Option<Change> {
+        while let Some(step) = self.steps.pop_front() {
+            if key_of(&step).is_none_or(|key| !self.told.contains(key)) {
+                return Some(step);
+            }
+        }
+        None
+    }
 }
 
 /// Nobody listens any more.
@@ -159,6 +209,7 @@ impl Watch {
     async fn list(&self) -> Result<u64, Ended> {
         loop {
             self.pause().await;
+            self.annotations.lock().expect("no panics").have_grown = false;
             let (objects, position) = {
                 let mut state = self.sim.state();
                 state.stats.count("lists");
@@ -195,25 +246,39 @@ impl Watch {
         }
     }
 
-    /// Tells of changes until it is time for another list.
+    /// Tells of changes until it is time for another list. A list that is asked for is made beside.
     async fn follow(&mut self, mut position: u64) -> Result<(), Ended> {
         let until = Instant::now() + Duration::from_millis(self.sim.state().random.kubernetes.u64(15_000..150_000));
+        let mut beside: Option<Beside> = None;
         loop {
+            if self.is_asked() {
+                beside = Some(self.list_beside(position));
+            }
             let next = {
                 let state = self.sim.state();
                 state.cluster.next_change(position, self.kind, &self.scope).map(|(at, change)| (at, change.clone()))
             };
+            if let Some(list) = &mut beside
+                && (next.is_none() || self.sim.state().random.kubernetes.u8(..3) == 0)
+            {
+                match list.next() {
+                    Some(step) => {
+                        self.pause().await;
+                        self.tell(step).await?;
+                    }
+                    None if list.is_cut => beside = Some(self.list_beside(position)),
+                    None => beside = None,
+                }
+                continue;
+            }
             let Some((at, change)) = next else {
                 let lists = self.anew.clone();
                 let mut anew = std::pin::pin!(lists.bell.notified());
                 anew.as_mut().enable();
-                let asked = lists.asked(&(self.kind, self.scope.clone()));
-                if std::mem::replace(&mut self.asked, asked) != asked {
-                    return Ok(());
-                }
                 let mut moved = std::pin::pin!(self.sim.cluster_moved().notified());
                 moved.as_mut().enable();
-                if self.sim.state().cluster.next_change(position, self.kind, &self.scope).is_some() {
+                let has_moved = self.sim.state().cluster.next_change(position, self.kind, &self.scope).is_some();
+                if has_moved || self.would_be_asked() {
                     continue;
                 }
                 tokio::select! {
@@ -223,6 +288,9 @@ impl Watch {
                     () = sleep_until(until) => return Ok(()),
                 }
             };
+            if let Some(list) = &mut beside {
+                list.told.extend(key_of(&change).cloned());
+            }
             if self.sim.state().strikes(3) {
                 self.sim.state().stats.count("watches lost");
                 return Ok(());
@@ -239,6 +307,35 @@ impl Watch {
             position = at;
             self.has_seen(position);
         }
+    }
+
+    fn would_be_asked(&self) -> bool {
+        let has_grown = self.annotations.lock().expect("no panics").have_grown;
+        has_grown || self.anew.asked(&(self.kind, self.scope.clone())) != self.asked
+    }
+
+    /// Whether a list is asked for since this was last asked.
+    fn is_asked(&mut self) -> bool {
+        let is_asked = self.would_be_asked();
+        self.annotations.lock().expect("no panics").have_grown = false;
+        self.asked = self.anew.asked(&(self.kind, self.scope.clone()));
+        is_asked
+    }
+
+    /// A list of what there was where the watch stands.
+    fn list_beside(&self, position: u64) -> Beside {
+        let mut state = self.sim.state();
+        state.stats.count("lists beside a watch");
+        let mut steps: VecDeque<Change> = state.cluster.list_at(position, self.kind, &self.scope).into();
+        let is_cut = state.strikes(15);
+        if is_cut {
+            let length = state.random.kubernetes.usize(..=steps.len());
+            steps.truncate(length);
+        } else {
+            steps.push_back(step(self.kind, Step::InitDone));
+        }
+        steps.push_front(step(self.kind, Step::Init));
+        Beside { steps, told: BTreeSet::new(), is_cut }
     }
 
     /// Has the endpoints terminate that are about to leave a slice.
@@ -260,7 +357,8 @@ impl Watch {
     }
 
     async fn tell(&self, change: Change) -> Result<(), Ended> {
-        let change = seen(change, &self.annotations, self.sim.state().setup.planted);
+        let annotations = self.annotations.lock().expect("no panics").keys.clone();
+        let change = seen(change, &annotations, self.sim.state().setup.planted);
         self.sim.state().trace(|| format!("tells {} of {}: {}", self.kind, self.scope, summary(&change)));
         self.sink.send(Event { scope: self.scope.clone(), change }).await.map_err(|_| Ended)?;
         self.sim.state().oracle.was_told();
@@ -277,8 +375,9 @@ impl Watch {
 pub fn seen(change: Change, annotations: &BTreeSet<Str>, planted: Option<PlantedFault>) -> Change {
     match change {
         Change::Pod(step) => Change::Pod(step.map(|_, pod| {
-            let kept = annotations.iter().map(|key| (key.clone(), pod.annotations.get(key).cloned().flatten()));
-            Pod { annotations: kept.collect(), ..pod }
+            let keys = Arc::new(annotations.clone());
+            let annotations = facts::Annotations::look_for(&keys, |key| pod.annotations.get(key).cloned());
+            Pod { annotations, ..pod }
         })),
         Change::Resource(step) => Change::Resource(step.map(|_, mut seen| {
             match (planted, &mut seen.resource.spec) {
@@ -318,6 +417,33 @@ pub fn seen(change: Change, annotations: &BTreeSet<Str>, planted: Option<Planted
             service
         })),
         Change::Node(_) => change,
+    }
+}
+
+/// The annotations of pods that are wanted of a watch.
+pub fn annotations_of(wanted: &Wanted, (kind, scope): &(Kind, Scope)) -> BTreeSet<Str> {
+    match scope {
+        Scope::Namespace(namespace) if *kind == Kind::Pod => {
+            wanted.annotations.get(namespace).cloned().unwrap_or_default()
+        }
+        _ => BTreeSet::new(),
+    }
+}
+
+/// The object that a step is about.
+fn key_of(change: &Change) -> Option<&ObjectKey> {
+    fn of<T>(step: &Step<T>) -> Option<&ObjectKey> {
+        match step {
+            Step::InitApply(key, _) | Step::Apply(key, _) | Step::Delete(key) => Some(key),
+            Step::Init | Step::InitDone => None,
+        }
+    }
+    match change {
+        Change::Resource(step) => of(step),
+        Change::Slice(step) => of(step),
+        Change::Service(step) => of(step),
+        Change::Pod(step) => of(step),
+        Change::Node(step) => of(step),
     }
 }
 

@@ -61,6 +61,14 @@ an old answer. Labels of single replicas are left out where a change of replica 
   annotations:
     summary: The resync of Lictor is overdue.
     description: {{ `"The last complete resync began {{ $value | humanizeDuration }} ago. On at least one Consul node, Lictor does not see what others change."` }}
+- alert: LictorWatchSilent
+  expr: max by (namespace, job, kind) (lictor_watch_age_seconds{ {{- $s -}} }) > 60
+  for: 1m
+  labels:
+    severity: warning
+  annotations:
+    summary: Lictor does not hear of a kind that it needs.
+    description: {{ `"A watch of {{ $labels.kind }} has said nothing for {{ $value | humanizeDuration }}. What happened meanwhile is not in Consul. /readyz says which watch."` }}
 - alert: LictorResourcesNotReady
   expr: sum by (namespace, job, reason) (lictor_resources{ {{- $s -}} , ready="False", reason!~"ConsulUnavailable|MassUnready|Refused"} {{ $acts }}) > 0
   for: 1h

@@ -10,8 +10,10 @@ fn fact<K: Watched>(object: Value) -> Option<K::Fact> {
 /// Gives the fact of an object where these annotations of pods are kept.
 fn fact_with<K: Watched>(object: Value, annotations: &[&str]) -> Option<K::Fact> {
     let object: K = serde_json::from_value(object).unwrap();
-    let mut decoder = Decoder::new(Arc::default(), annotations.iter().map(|key| Str::from(*key)).collect());
+    let mut decoder = Decoder::new(Arc::default());
     let key = decoder.key(object.meta());
+    let keys = Arc::new(annotations.iter().map(|key| Str::from(*key)).collect());
+    decoder.look_for([(key.namespace.clone(), keys)].into());
     object.fact(&key, &mut decoder)
 }
 
@@ -195,7 +197,7 @@ fn a_pod_is_what_an_instance_needs_of_it() {
             of: ContainerKind::Own,
         }],
         labels: [("app".into(), "user".into()), ("empty".into(), "".into())].into(),
-        annotations: BTreeMap::new(),
+        annotations: Annotations::default(),
     };
     assert_eq!(fact::<PodObject>(object), Some(expected));
     let nothing = Pod {
@@ -206,7 +208,7 @@ fn a_pod_is_what_an_instance_needs_of_it() {
         node: None,
         ports: Vec::new(),
         labels: BTreeMap::new(),
-        annotations: BTreeMap::new(),
+        annotations: Annotations::default(),
     };
     assert_eq!(fact::<PodObject>(json!({ "metadata": {} })), Some(nothing), "every field may be absent");
 }
@@ -295,16 +297,18 @@ fn a_pods_ports_are_those_of_containers_that_stay() {
 fn of_a_pods_annotations_only_those_that_are_wanted_are_kept() {
     let object = json!({ "metadata": { "name": "p1", "annotations": { "team": "blue", "huge": "x" } } });
     let kept = |wanted: &[&str]| fact_with::<PodObject>(object.clone(), wanted).unwrap().annotations;
-    assert_eq!(kept(&[]), BTreeMap::new());
-    let expected = [("team".into(), Some("blue".into())), ("tier".into(), None)];
-    assert_eq!(kept(&["team", "tier"]), expected.into(), "what is not there was looked for");
+    assert_eq!(kept(&[]), Annotations::default());
+    let found = kept(&["team", "tier"]);
+    assert_eq!(found.get("team").map(|value| &**value), Some("blue"));
+    assert_eq!((found.get("tier"), found.knows("tier")), (None, true), "what is not there was looked for");
+    assert_eq!((found.get("huge"), found.knows("huge")), (None, false));
 }
 
 #[test]
 fn one_that_is_no_longer_of_interest_is_as_good_as_deleted() {
     let without_label = json!({ "metadata": { "name": "user", "namespace": "shop" }, "addressType": "IPv4" });
     let object: SliceObject = serde_json::from_value(without_label).unwrap();
-    let mut decoder = Decoder::new(Arc::default(), BTreeSet::new());
+    let mut decoder = Decoder::new(Arc::default());
     let gone = Change::Slice(Step::Delete(ObjectKey::new("shop", "user")));
     assert_eq!(decoder.decode(watcher::Event::Apply(object.clone())), Some(gone));
     assert_eq!(decoder.decode(watcher::Event::InitApply(object)), None, "a list that lacks it will resync it");
@@ -318,7 +322,7 @@ fn strings_that_repeat_are_kept_once() {
         "endpoints": [{ "addresses": ["10.0.0.1"], "nodeName": "n1" }, { "addresses": ["10.0.0.2"], "nodeName": "n1" }],
     }))
     .unwrap();
-    let slice = object.fact(&ObjectKey::new("shop", "s"), &mut Decoder::new(Arc::default(), BTreeSet::new())).unwrap();
+    let slice = object.fact(&ObjectKey::new("shop", "s"), &mut Decoder::new(Arc::default())).unwrap();
     let node = |i: usize| -> &Str { slice.endpoints[i].node.as_ref().unwrap() };
     assert!(Arc::ptr_eq(node(0), node(1)));
 }

@@ -318,7 +318,7 @@ impl<'a> Wanted<'a> {
     /// Says whether all that is asked of a pod is known of this one.
     fn knows(&self, pod: &Pod) -> bool {
         self.variables.iter().all(|variable| match variable {
-            Variable::Annotation(key) => pod.annotations.contains_key(key),
+            Variable::Annotation(key) => pod.annotations.knows(key),
             _ => true,
         })
     }
@@ -337,7 +337,7 @@ impl<'a> Wanted<'a> {
             Variable::PodNamespace => reference.map(|_| facts.namespace().clone()),
             Variable::PodUid => reference.map(|pod| pod.uid.clone()),
             Variable::Label(key) => pod?.labels.get(key).cloned(),
-            Variable::Annotation(key) => pod?.annotations.get(key)?.clone(),
+            Variable::Annotation(key) => pod?.annotations.get(key).cloned(),
             Variable::NodeName => node.cloned(),
             Variable::Zone => facts.node(node?)?.zone.clone(),
             Variable::Region => facts.node(node?)?.region.clone(),

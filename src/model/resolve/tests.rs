@@ -1,7 +1,7 @@
 use super::resolve as resolve_after;
 use super::*;
 use crate::model::facts::{
-    ContainerKind, ContainerPort, Endpoint, Family, Node, Protocol, Service, ServicePort, Slice, SlicePort,
+    Annotations, ContainerKind, ContainerPort, Endpoint, Family, Node, Protocol, Service, ServicePort, Slice, SlicePort,
 };
 use crate::model::registration::Weights;
 use crate::model::resource::{Limits, Readiness};
@@ -108,7 +108,7 @@ fn pod(last: u8, ports: &[(&str, u16)]) -> (Str, Pod) {
         node: Some("n1".into()),
         ports,
         labels: [("version".into(), format!("{last}.0").into())].into(),
-        annotations: BTreeMap::new(),
+        annotations: Annotations::default(),
     };
     (format!("p{last}").into(), pod)
 }
@@ -715,11 +715,13 @@ fn an_annotation_that_was_not_looked_for_is_waited_for() {
         let pods = [(name.clone(), Pod { annotations, ..unread.clone() })].into();
         resolve(&spec, &Known { pods, ..Known::default() })
     };
-    let waits = resolve_with(BTreeMap::new());
+    let looked_for =
+        |value: Option<&str>| Annotations::look_for(&Arc::new(["team".into()].into()), |_| value.map(Str::from));
+    let waits = resolve_with(Annotations::default());
     assert_eq!((left_out(&waits), found(&waits).len()), (vec![("p1", ProblemReason::PodNotSeen)], 0));
     assert!(waits.hold.holds(&row("10.0.0.1", "pods")));
-    assert_eq!(found(&resolve_with([("team".into(), None)].into())).len(), 1, "it has none");
-    let has = resolve_with([("team".into(), Some("a".into()))].into());
+    assert_eq!(found(&resolve_with(looked_for(None))).len(), 1, "it has none");
+    let has = resolve_with(looked_for(Some("a")));
     assert_eq!(&*tag.render(&has.instances[0].values), "a");
 }
 

@@ -106,7 +106,7 @@ impl World {
         let (had_pods, had_nodes) = (self.watches_pods(), self.holds_values_of_nodes());
         for (key, new) in &moved {
             let scopes = self.scopes.iter().filter(|scope| scope.covers(&key.namespace));
-            self.wants.add(&new.needs, scopes);
+            self.wants.add(&key.namespace, &new.needs, scopes);
         }
         for (key, new) in moved {
             self.link_facts(&key, new);
@@ -129,7 +129,7 @@ impl World {
             self.users_of.entry(service.clone()).or_default().insert(key.clone());
         }
         let scopes = self.scopes.iter().filter(|scope| scope.covers(&key.namespace));
-        for (kind, scope) in self.wants.take(&old.needs, scopes) {
+        for (kind, scope) in self.wants.take(&key.namespace, &old.needs, scopes) {
             self.forget(kind, &scope);
         }
         if old.selects {

@@ -2,7 +2,9 @@ use std::net::IpAddr;
 
 use super::entry::compared;
 use super::*;
-use crate::model::facts::{ContainerKind, ContainerPort, Endpoint, Family, PodRef, Protocol, ServicePort, SlicePort};
+use crate::model::facts::{
+    Annotations, ContainerKind, ContainerPort, Endpoint, Family, PodRef, Protocol, ServicePort, SlicePort,
+};
 use crate::model::reasons::{Counts, Refusal};
 use crate::model::registration::Weights;
 use crate::model::resource::{DeletionPolicy, FINALIZER, Limits, Readiness, Resource, Source};
@@ -148,7 +150,7 @@ fn pod(name: &str, last: u8, app: &str) -> Pod {
             of: ContainerKind::Own,
         }],
         labels: [("app".into(), app.into())].into(),
-        annotations: BTreeMap::new(),
+        annotations: Annotations::default(),
     }
 }
 
@@ -158,6 +160,17 @@ fn node(zone: &str) -> Node {
 
 fn event(scope: &Scope, change: Change) -> Event {
     Event { scope: scope.clone(), change }
+}
+
+/// Pods are watched by their namespaces; the steps of their lists are about the first one.
+fn scope_of(change: &Change) -> Scope {
+    match change {
+        Change::Pod(Step::InitApply(key, _) | Step::Apply(key, _) | Step::Delete(key)) => {
+            Scope::Namespace(key.namespace.clone())
+        }
+        Change::Pod(Step::Init | Step::InitDone) => Scope::Namespace(NAMESPACES[0].into()),
+        _ => Scope::All,
+    }
 }
 
 fn begins(kind: Kind) -> Change {
@@ -193,7 +206,7 @@ impl World {
     }
 
     fn on_event(&mut self, change: Change) -> Vec<Dirtied> {
-        self.apply(event(&Scope::All, change), Instant::now())
+        self.apply(event(&scope_of(&change), change), Instant::now())
     }
 
     fn edits(&mut self, seen: SeenResource) -> Vec<Dirtied> {

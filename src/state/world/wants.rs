@@ -12,8 +12,8 @@ pub struct Wanted {
     /// These kinds, each in one scope, with a number that tells one time from an earlier one: a watch that ended and
     /// is wanted again begins anew.
     pub watches: BTreeMap<(Kind, Scope), u64>,
-    /// The annotations of pods that are kept.
-    pub annotations: BTreeSet<Str>,
+    /// The annotations of pods that are kept, by the namespace whose resources name them.
+    pub annotations: BTreeMap<Str, BTreeSet<Str>>,
 }
 
 /// Counts how many resources need what.
@@ -22,7 +22,8 @@ pub(super) struct Wants {
     watches: BTreeMap<(Kind, Scope), Count>,
     /// Counts how often a watch has begun.
     begun: u64,
-    annotations: BTreeMap<Str, usize>,
+    /// Counts the resources of a namespace that name an annotation.
+    annotations: BTreeMap<Str, BTreeMap<Str, usize>>,
     news: bool,
 }
 
@@ -34,9 +35,9 @@ struct Count {
 }
 
 impl Wants {
-    /// Counts what a resource needs of these scopes, which are those that cover its namespace.
-    pub(super) fn add<'a>(&mut self, needs: &Needs, scopes: impl Iterator<Item = &'a Scope>) {
-        for watch in watches(needs, scopes) {
+    /// Counts what a resource of a namespace needs; `scopes` are those that cover it.
+    pub(super) fn add<'a>(&mut self, namespace: &Str, needs: &Needs, scopes: impl Iterator<Item = &'a Scope>) {
+        for watch in watches(namespace, needs, scopes) {
             let count = self.watches.entry(watch).or_insert_with(|| {
                 self.news = true;
                 self.begun += 1;
@@ -44,8 +45,12 @@ impl Wants {
             });
             count.users += 1;
         }
+        if needs.annotations.is_empty() {
+            return;
+        }
+        let of_namespace = self.annotations.entry(namespace.clone()).or_default();
         for annotation in &needs.annotations {
-            *self.annotations.entry(annotation.clone()).or_insert_with(|| {
+            *of_namespace.entry(annotation.clone()).or_insert_with(|| {
                 self.news = true;
                 0
             }) += 1;
@@ -53,18 +58,15 @@ impl Wants {
     }
 
     /// Takes back what was counted; gives the watches that nobody needs any more.
-    pub(super) fn take<'a>(&mut self, needs: &Needs, scopes: impl Iterator<Item = &'a Scope>) -> Vec<(Kind, Scope)> {
-        for annotation in &needs.annotations {
-            if let Some(users) = self.annotations.get_mut(annotation) {
-                *users -= 1;
-                if *users == 0 {
-                    self.annotations.remove(annotation);
-                    self.news = true;
-                }
-            }
-        }
+    pub(super) fn take<'a>(
+        &mut self,
+        namespace: &Str,
+        needs: &Needs,
+        scopes: impl Iterator<Item = &'a Scope>,
+    ) -> Vec<(Kind, Scope)> {
+        self.take_annotations(namespace, needs);
         let mut ended = Vec::new();
-        for watch in watches(needs, scopes) {
+        for watch in watches(namespace, needs, scopes) {
             if let Some(count) = self.watches.get_mut(&watch) {
                 count.users -= 1;
                 if count.users == 0 {
@@ -75,6 +77,22 @@ impl Wants {
             }
         }
         ended
+    }
+
+    fn take_annotations(&mut self, namespace: &Str, needs: &Needs) {
+        let Some(of_namespace) = self.annotations.get_mut(namespace) else { return };
+        for annotation in &needs.annotations {
+            if let Some(users) = of_namespace.get_mut(annotation) {
+                *users -= 1;
+                if *users == 0 {
+                    of_namespace.remove(annotation);
+                    self.news = true;
+                }
+            }
+        }
+        if of_namespace.is_empty() {
+            self.annotations.remove(namespace);
+        }
     }
 
     pub(super) fn has(&self, watch: &(Kind, Scope)) -> bool {
@@ -88,7 +106,11 @@ impl Wants {
     pub(super) fn wanted(&self) -> Wanted {
         Wanted {
             watches: self.watches.iter().map(|(watch, count)| (watch.clone(), count.time)).collect(),
-            annotations: self.annotations.keys().cloned().collect(),
+            annotations: self
+                .annotations
+                .iter()
+                .map(|(namespace, keys)| (namespace.clone(), keys.keys().cloned().collect()))
+                .collect(),
         }
     }
 
@@ -98,11 +120,13 @@ impl Wants {
     }
 }
 
-fn watches<'a>(needs: &Needs, scopes: impl Iterator<Item = &'a Scope>) -> Vec<(Kind, Scope)> {
-    let kinds = [(Kind::Slice, needs.services), (Kind::Service, needs.services), (Kind::Pod, needs.pods)];
-    let in_scope = |scope: &Scope| {
-        kinds.into_iter().filter(|(_, needed)| *needed).map(|(kind, _)| (kind, scope.clone())).collect::<Vec<_>>()
-    };
+/// Lists the watches that a resource of a namespace needs. Pods are many and seldom needed: of them only those of its own
+/// namespace are.
+fn watches<'a>(namespace: &Str, needs: &Needs, scopes: impl Iterator<Item = &'a Scope>) -> Vec<(Kind, Scope)> {
+    let in_scope = |scope: &Scope| [(Kind::Slice, scope.clone()), (Kind::Service, scope.clone())];
+    let pods = needs.pods.then(|| (Kind::Pod, Scope::Namespace(namespace.clone())));
     let nodes = needs.nodes.then_some((Kind::Node, Scope::All));
-    scopes.flat_map(in_scope).chain(nodes).collect()
+    let mut scopes = scopes.peekable();
+    let pods = pods.filter(|_| scopes.peek().is_some());
+    scopes.filter(|_| needs.services).flat_map(in_scope).chain(pods).chain(nodes).collect()
 }

@@ -69,7 +69,7 @@ fn value(variable: &Variable, instance: &Instance) -> Option<String> {
         Variable::PodNamespace => instance.pod.as_ref().map(|_| text(&instance.namespace)),
         Variable::PodUid => instance.pod.as_ref().map(|(_, uid)| text(uid)),
         Variable::Label(key) => instance.facts.as_ref()?.labels.get(key).map(text),
-        Variable::Annotation(key) => instance.facts.as_ref()?.annotations.get(key)?.as_ref().map(text),
+        Variable::Annotation(key) => instance.facts.as_ref()?.annotations.get(key).map(text),
         Variable::NodeName => instance.node.as_ref().map(text),
         Variable::Zone => instance.place.as_ref()?.zone.as_ref().map(text),
         Variable::Region => instance.place.as_ref()?.region.as_ref().map(text),

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
 use std::time::Duration;
 
-use lictor::model::facts::{ContainerKind, ContainerPort, Endpoint, Family, Pod, Protocol};
+use lictor::model::facts::{Annotations, ContainerKind, ContainerPort, Endpoint, Family, Pod, Protocol};
 use lictor::model::ids::Str;
 use lictor::state::event::ObjectKey;
 
@@ -26,6 +27,12 @@ pub const ANNOTATIONS: [&str; 2] = ["team", "tier"];
 /// The most pods that live at once, and the most of one app.
 const MOST: usize = 40;
 const MOST_OF_ONE: usize = 8;
+
+/// The annotations of a pod that has these values, of all that templates hold.
+fn with(values: &[(Str, Option<Str>)]) -> Annotations {
+    let keys = Arc::new(values.iter().map(|(key, _)| key.clone()).collect());
+    Annotations::look_for(&keys, |key| values.iter().find(|(of, _)| of == key).and_then(|(_, value)| value.clone()))
+}
 
 impl State {
     pub(super) fn on_a_pod(&mut self, act: impl FnOnce(&mut Self, &ObjectKey) -> Consequences) -> Consequences {
@@ -62,7 +69,7 @@ impl State {
             node: self.node_for_pod(),
             ports: self.container_ports(),
             labels: self.labels(&app.name),
-            annotations: ANNOTATIONS.into_iter().map(|key| (key.into(), self.annotation())).collect(),
+            annotations: self.annotations(),
         };
         let mut consequences = self.put_pod(&key, pod);
         if !starts {
@@ -75,6 +82,12 @@ impl State {
         let version = self.pick(&["1", "2"]).unwrap_or_default();
         let versions = self.chance(80).then(|| (VERSION.into(), version.into()));
         [(APP.into(), app.clone())].into_iter().chain(versions).collect()
+    }
+
+    /// All that templates hold; of each a value with some luck.
+    fn annotations(&mut self) -> Annotations {
+        let values = ANNOTATIONS.map(|key| (Str::from(key), self.annotation()));
+        with(&values)
     }
 
     fn annotation(&mut self) -> Option<Str> {
@@ -240,7 +253,11 @@ impl State {
             1 | 2 => pod.labels = self.labels(&app),
             _ => {
                 let Some(annotation) = self.pick(&ANNOTATIONS) else { return Vec::new() };
-                pod.annotations.insert(annotation.into(), self.annotation());
+                let value = |key: &str| pod.annotations.get(key).cloned();
+                let edited = self.annotation();
+                let values =
+                    ANNOTATIONS.map(|key| (key.into(), if key == annotation { edited.clone() } else { value(key) }));
+                pod.annotations = with(&values);
             }
         }
         self.stats.count("pods labelled anew");

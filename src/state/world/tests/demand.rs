@@ -20,7 +20,7 @@ fn what_a_resource_needs_is_wanted_as_long_as_it_needs_it() {
             edit(&one, 3, tagged("${pod.labels['app']}", spec("t"))),
             Some(&[Kind::Resource, Kind::Slice, Kind::Service, Kind::Pod]),
         ),
-        (edit(&other, 2, named("other", pods_of("s"))), None),
+        (edit(&other, 2, named("other", pods_of("s"))), Some(&[Kind::Resource, Kind::Slice, Kind::Service, Kind::Pod])),
         (edit(&one, 4, tagged("${node.zone}", pods_of("s"))), Some(&[Kind::Resource, Kind::Pod, Kind::Node])),
         (
             edit(&one, 5, tagged("${node.zone}", from(Source::Static { addresses: Vec::new() }))),
@@ -49,7 +49,7 @@ fn what_nobody_needs_is_neither_taken_in_nor_kept() {
 #[test]
 fn a_watch_that_is_wanted_again_is_another_one_and_waited_for() {
     let (mut world, r) = listed(pods_of("s"));
-    let pods = (Kind::Pod, Scope::All);
+    let pods = (Kind::Pod, Scope::Namespace("a".into()));
     let first = world.wanted().watches[&pods];
     assert_eq!(world.waits_for(&r), None);
     world.edits(seen(&r, "u", 2, Ok(spec("s"))));
@@ -116,15 +116,25 @@ fn the_annotations_that_texts_name_are_wanted() {
     let r = key("a", "r");
     let of = |tag: &str| tagged(tag, pods_of("s"));
     let mut world = World::of([seen(&r, "u", 1, Ok(of("${pod.annotations['x']}${pod.annotations['y']}")))]);
-    assert_eq!(world.wanted_anew().unwrap().annotations, ["x".into(), "y".into()].into());
+    let keys = |world: &mut World| {
+        let wanted = world.wanted_anew()?.annotations.into_iter();
+        Some(wanted.map(|(namespace, keys)| format!("{namespace}: {}", keys.into_iter().collect::<Vec<_>>().join(" "))))
+            .map(Iterator::collect::<Vec<_>>)
+    };
+    assert_eq!(keys(&mut world).unwrap(), ["a: x y"]);
+    let more = |name: &str, tag: &str| seen(&key("a", name), name, 1, Ok(of(tag)));
+    world.edits(more("s", "${pod.annotations['y']}"));
+    assert_eq!(keys(&mut world), None, "another resource of the namespace names it");
     world.edits(seen(&key("b", "r"), "v", 1, Ok(named("other", of("${pod.annotations['y']}")))));
-    assert_eq!(world.wanted_anew(), None);
+    assert_eq!(keys(&mut world).unwrap(), ["a: x y", "b: y"], "each namespace asks for its own pods");
     world.edits(seen(&r, "u", 2, Ok(of("${pod.annotations['z']}"))));
-    let wanted = world.wanted_anew().unwrap();
-    assert_eq!(wanted.annotations, ["y".into(), "z".into()].into());
+    let watches = world.wanted().watches;
+    assert_eq!(keys(&mut world).unwrap(), ["a: y z", "b: y"]);
+    world.deletes(&key("a", "s"));
+    assert_eq!(keys(&mut world).unwrap(), ["a: z", "b: y"]);
+    assert_eq!(world.wanted().watches, watches, "the pods are watched all along");
     world.deletes(&key("b", "r"));
-    assert_eq!(world.wanted_anew().unwrap().annotations, ["z".into()].into());
-    assert_eq!(world.wanted().watches, wanted.watches, "the pods are watched all along");
+    assert_eq!(keys(&mut world).unwrap(), ["a: z"]);
 }
 
 #[test]

@@ -43,8 +43,8 @@ impl Object {
     /// As a watch that keeps these annotations of pods sees it.
     fn kept(&self, annotations: &BTreeSet<Str>) -> Self {
         let Self::Pod(pod) = self else { return self.clone() };
-        let kept = annotations.iter().map(|key| (key.clone(), pod.annotations.get(key).cloned().flatten()));
-        Self::Pod(Pod { annotations: kept.collect(), ..pod.clone() })
+        let kept = Annotations::look_for(&Arc::new(annotations.clone()), |key| pod.annotations.get(key).cloned());
+        Self::Pod(Pod { annotations: kept, ..pod.clone() })
     }
 }
 
@@ -174,7 +174,8 @@ fn a_pod() -> impl Strategy<Value = (ObjectKey, Object)> {
             pod.addresses = at.into_iter().map(address).collect();
             pod.ready = ready;
             pod.node = Some(format!("n{app}").into());
-            pod.annotations = annotations.into_iter().map(|n| (ANNOTATIONS[n].into(), Some("v".into()))).collect();
+            let there: BTreeSet<Str> = annotations.into_iter().map(|n| ANNOTATIONS[n].into()).collect();
+            pod.annotations = Annotations::look_for(&Arc::new(there), |_| Some("v".into()));
             (key(namespace, &name), Object::Pod(pod))
         },
     )
@@ -242,7 +243,7 @@ struct Statistics {
     swept: u32,
     watches_that_ended: u32,
     watches_wanted_again: u32,
-    watches_for_more_annotations: u32,
+    lists_for_more_annotations: u32,
     words_of_ended_watches: u32,
     names_acted_under: u32,
     name_conflicts: u32,
@@ -317,21 +318,46 @@ impl<'a> History<'a> {
 
     /// Ends and starts watches, as the product does.
     fn watch_what_is_wanted(&mut self) {
-        let mut statistics = self.statistics.borrow_mut();
         let wanted = &self.wanted;
+        let asked = |(kind, scope): &(Kind, Scope)| match scope {
+            Scope::Namespace(namespace) if *kind == Kind::Pod => {
+                wanted.annotations.get(namespace).cloned().unwrap_or_default()
+            }
+            _ => BTreeSet::new(),
+        };
+        let mut statistics = self.statistics.borrow_mut();
         self.watches.retain(|watch, running| {
-            let sees_all = watch.0 != Kind::Pod || running.annotations.is_superset(&wanted.annotations);
-            let stays = wanted.watches.get(watch) == Some(&running.time) && sees_all;
+            let stays = wanted.watches.get(watch) == Some(&running.time);
             statistics.watches_that_ended += u32::from(!stays);
-            statistics.watches_for_more_annotations += u32::from(!sees_all);
             stays
         });
+        let mut to_list = Vec::new();
         for (watch, time) in &wanted.watches {
-            self.watches.entry(watch.clone()).or_insert_with(|| {
+            let asked = asked(watch);
+            let running = self.watches.entry(watch.clone()).or_insert_with(|| {
                 statistics.watches_wanted_again += u32::from(!self.ever_wanted.insert(watch.clone()));
-                Watch::new(*time, wanted.annotations.clone())
+                Watch::new(*time, asked.clone())
             });
+            if !running.annotations.is_superset(&asked) {
+                running.annotations.extend(asked);
+                to_list.extend(running.began.then(|| watch.clone()));
+            }
         }
+        statistics.lists_for_more_annotations += u32::try_from(to_list.len()).unwrap();
+        drop(statistics);
+        to_list.iter().for_each(|watch| self.list_beside(watch));
+    }
+
+    /// Lists what a watch tells of behind all that it has yet to say.
+    fn list_beside(&mut self, watch: &(Kind, Scope)) {
+        let listed = self.listed(watch);
+        self.watches.get_mut(watch).unwrap().pending.extend(listed);
+    }
+
+    fn listed(&self, (kind, scope): &(Kind, Scope)) -> Vec<Said> {
+        let own = self.truth.iter().filter(|((of, key), _)| of == kind && scope.covers(&key.namespace));
+        let listed = own.map(|((_, key), object)| Said::InitApply(key.clone(), object.clone()));
+        [Said::Init].into_iter().chain(listed).chain([Said::InitDone]).collect()
     }
 
     fn tell_watches(&mut self, kind: Kind, key: &ObjectKey, said: &Said) {
@@ -432,10 +458,7 @@ impl<'a> History<'a> {
     }
 
     fn relist(&mut self, watch: &(Kind, Scope)) {
-        let (kind, scope) = watch;
-        let own = self.truth.iter().filter(|((of, key), _)| of == kind && scope.covers(&key.namespace));
-        let listed = own.map(|((_, key), object)| Said::InitApply(key.clone(), object.clone()));
-        let pending = [Said::Init].into_iter().chain(listed).chain([Said::InitDone]).collect();
+        let pending = self.listed(watch).into();
         let watch = self.watches.get_mut(watch).unwrap();
         let mut statistics = self.statistics.borrow_mut();
         statistics.aborted_relists += u32::from(watch.listing);
@@ -829,7 +852,7 @@ fn check_indexes(world: &World) {
         let asked = world.resource(key).and_then(|entry| entry.last_good.as_ref());
         let all = asked.into_iter().chain(world.without_name.get(key));
         let needs = all_needs(all.clone());
-        wants.add(&needs, world.scopes.iter().filter(|scope| scope.covers(&key.namespace)));
+        wants.add(&key.namespace, &needs, world.scopes.iter().filter(|scope| scope.covers(&key.namespace)));
         hold_values_of_nodes |= needs.nodes;
         for spec in all {
             match &spec.source {

@@ -57,7 +57,7 @@ impl Registered {
     }
 
     fn on_event(&mut self, change: Change) {
-        self.world.apply(event(&Scope::All, change), self.now);
+        self.world.apply(event(&scope_of(&change), change), self.now);
     }
 
     fn pass(&mut self, time: Duration) {

@@ -1,0 +1,229 @@
+//! Which watches there are, and what each tells of.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use crate::model::ids::Str;
+use crate::state::event::{Kind, Scope};
+use crate::state::world::Wanted;
+
+/// So many namespaces have a watch of their pods each. Where more need pods, one watch of all pods tells of the rest: each
+/// watch holds a connection, and a watch of all pods brings every change of every pod.
+pub(in crate::cluster) const OWN_WATCHES: usize = 8;
+
+/// A namespace forgets keys that nobody asks for any more once it keeps so many more than twice those that are asked for.
+const SPARE: usize = 64;
+
+/// The scopes that a watch tells of, each for itself.
+pub(super) type Aims = BTreeMap<Scope, Aim>;
+
+/// What is asked of a watch about one scope.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Aim {
+    /// Tells one time that it was wanted from an earlier one.
+    pub(super) time: u64,
+    /// The annotations to keep of pods.
+    pub(super) annotations: BTreeSet<Str>,
+}
+
+/// Divides what is wanted among watches. A namespace stays with the watch that it has for as long as its pods are needed, so
+/// that nothing is handed over.
+#[derive(Debug, Default)]
+pub(super) struct Division {
+    /// The scopes that have a watch of pods of their own.
+    own: BTreeSet<Scope>,
+    /// The scopes that share one.
+    shared: BTreeSet<Scope>,
+}
+
+impl Division {
+    /// Gives the watches that should be, and what each tells of.
+    pub(super) fn of(&mut self, wanted: &Wanted) -> BTreeMap<(Kind, Scope), Aims> {
+        self.divide(wanted);
+        let mut watches: BTreeMap<(Kind, Scope), Aims> = BTreeMap::new();
+        for ((kind, scope), time) in &wanted.watches {
+            let is_shared = *kind == Kind::Pod && self.shared.contains(scope);
+            let watch = (*kind, if is_shared { Scope::All } else { scope.clone() });
+            let annotations = match scope {
+                Scope::Namespace(namespace) if *kind == Kind::Pod => wanted.annotations.get(namespace).cloned(),
+                _ => None,
+            };
+            let aim = Aim { time: *time, annotations: annotations.unwrap_or_default() };
+            watches.entry(watch).or_default().insert(scope.clone(), aim);
+        }
+        watches
+    }
+
+    fn divide(&mut self, wanted: &Wanted) {
+        let pods: BTreeSet<&Scope> =
+            wanted.watches.keys().filter(|(kind, _)| *kind == Kind::Pod).map(|(_, scope)| scope).collect();
+        self.own.retain(|scope| pods.contains(scope));
+        self.shared.retain(|scope| pods.contains(scope));
+        // Whoever may watch single namespaces only has a Role in each, and no right to watch all pods.
+        let may_share = wanted.watches.contains_key(&(Kind::Resource, Scope::All));
+        for scope in pods {
+            if self.own.contains(scope) || self.shared.contains(scope) {
+                continue;
+            }
+            let is_own = !may_share || self.own.len() < OWN_WATCHES;
+            let side = if is_own { &mut self.own } else { &mut self.shared };
+            side.insert(scope.clone());
+        }
+    }
+}
+
+/// What a watch goes by: the scopes that it tells of, and the annotations that it keeps.
+#[derive(Debug, Default)]
+pub(super) struct Kept(BTreeMap<Scope, KeptScope>);
+
+#[derive(Debug)]
+struct KeptScope {
+    time: u64,
+    annotations: Arc<BTreeSet<Str>>,
+}
+
+impl Kept {
+    /// Goes by these aims from now on. Gives the scopes that have to be listed, since objects were told without what is
+    /// asked for now.
+    pub(super) fn follow(&mut self, aims: &Aims) -> BTreeSet<Scope> {
+        self.0.retain(|scope, _| aims.contains_key(scope));
+        let mut to_list = BTreeSet::new();
+        for (scope, aim) in aims {
+            let known = self.0.get(scope).filter(|known| known.time == aim.time);
+            let annotations = match known {
+                Some(known) if known.annotations.is_superset(&aim.annotations) => continue,
+                Some(known) => grown(&known.annotations, &aim.annotations),
+                None => aim.annotations.clone(),
+            };
+            self.0.insert(scope.clone(), KeptScope { time: aim.time, annotations: Arc::new(annotations) });
+            to_list.insert(scope.clone());
+        }
+        to_list
+    }
+
+    /// The scope of which an object of this namespace is told; none where nobody asks for it.
+    pub(super) fn scope_of(&self, namespace: &str) -> Option<&Scope> {
+        // At most one covers a namespace, and most watches have just one.
+        match self.0.len() {
+            1 => self.0.keys().next().filter(|scope| scope.covers(namespace)),
+            _ => self.0.get_key_value(&Scope::Namespace(namespace.into())).map(|(scope, _)| scope),
+        }
+    }
+
+    /// The scopes that the watch tells of.
+    pub(super) fn scopes(&self) -> Vec<Scope> {
+        self.0.keys().cloned().collect()
+    }
+
+    /// The annotations that it keeps of pods, by their namespaces.
+    pub(super) fn annotations(&self) -> BTreeMap<Str, Arc<BTreeSet<Str>>> {
+        let of_namespace = |(scope, kept): (&Scope, &KeptScope)| match scope {
+            Scope::Namespace(namespace) => Some((namespace.clone(), kept.annotations.clone())),
+            Scope::All => None,
+        };
+        self.0.iter().filter_map(of_namespace).collect()
+    }
+}
+
+/// Keys that are not asked for any more stay, so that an author who takes one away and puts it back has nothing listed. A
+/// multitude of them goes.
+fn grown(kept: &BTreeSet<Str>, asked: &BTreeSet<Str>) -> BTreeSet<Str> {
+    let all: BTreeSet<Str> = kept.union(asked).cloned().collect();
+    if all.len() > 2 * asked.len() + SPARE { asked.clone() } else { all }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn namespace(name: impl Into<Str>) -> Scope {
+        Scope::Namespace(name.into())
+    }
+
+    fn wanted(everywhere: bool, namespaces: &[usize]) -> Wanted {
+        let resources = if everywhere { Scope::All } else { namespace("n-0") };
+        let pods = namespaces.iter().map(|n| ((Kind::Pod, namespace(format!("n-{n}"))), 1));
+        Wanted { watches: [((Kind::Resource, resources), 0)].into_iter().chain(pods).collect(), ..Wanted::default() }
+    }
+
+    /// The namespaces that have a watch of their own, and those that share one.
+    fn divided(division: &mut Division, wanted: &Wanted) -> (Vec<Scope>, Vec<Scope>) {
+        let watches = division.of(wanted);
+        let pods = watches.iter().filter(|((kind, _), _)| *kind == Kind::Pod);
+        let (shared, own): (Vec<_>, Vec<_>) = pods.partition(|((_, scope), _)| *scope == Scope::All);
+        let scopes = |watches: Vec<(&(Kind, Scope), &Aims)>| {
+            watches.into_iter().flat_map(|(_, aims)| aims.keys().cloned()).collect()
+        };
+        (scopes(own), scopes(shared))
+    }
+
+    #[test]
+    fn few_namespaces_have_a_watch_each_and_none_moves() {
+        let all: Vec<usize> = (0..OWN_WATCHES + 2).collect();
+        let mut division = Division::default();
+        let (own, shared) = divided(&mut division, &wanted(true, &all[..OWN_WATCHES]));
+        assert_eq!((own.len(), shared.len()), (OWN_WATCHES, 0));
+        let (still, shared) = divided(&mut division, &wanted(true, &all));
+        assert_eq!(still, own);
+        assert_eq!(shared.len(), 2);
+        // One of the first goes: its place is for the next one, and the others stay where they are.
+        let (own, still) = divided(&mut division, &wanted(true, &all[1..]));
+        assert_eq!((own.len(), &still), (OWN_WATCHES - 1, &shared));
+        let (own, still) = divided(&mut division, &wanted(true, &all));
+        assert_eq!((own.len(), &still), (OWN_WATCHES, &shared));
+        let (own, shared) = divided(&mut Division::default(), &wanted(false, &all));
+        assert_eq!((own.len(), shared.len()), (all.len(), 0), "there is no right to watch all pods");
+    }
+
+    fn keys(names: &[&str]) -> BTreeSet<Str> {
+        names.iter().map(|name| Str::from(*name)).collect()
+    }
+
+    fn aims(list: &[(&str, u64, &[&str])]) -> Aims {
+        list.iter()
+            .map(|(name, time, names)| (namespace(*name), Aim { time: *time, annotations: keys(names) }))
+            .collect()
+    }
+
+    #[test]
+    fn a_scope_is_listed_when_something_is_asked_for_that_was_not_told() {
+        let table: [(&[(&str, u64, &[&str])], &[&str]); 8] = [
+            (&[("a", 1, &["x"]), ("b", 2, &[])], &["a", "b"]),
+            (&[("a", 1, &["x"]), ("b", 2, &[])], &[]),
+            (&[("a", 1, &["x", "y"]), ("b", 2, &[])], &["a"]),
+            // What is not asked for any more is kept on.
+            (&[("a", 1, &["y"]), ("b", 2, &[])], &[]),
+            (&[("a", 1, &["x"]), ("b", 2, &[])], &[]),
+            (&[("a", 1, &["x"])], &[]),
+            (&[("a", 1, &["x"]), ("b", 3, &[])], &["b"]),
+            (&[("a", 4, &["x"]), ("b", 3, &[])], &["a"]),
+        ];
+        let mut kept = Kept::default();
+        for (n, (asked, listed)) in table.into_iter().enumerate() {
+            let expected: BTreeSet<Scope> = listed.iter().map(|name| namespace(*name)).collect();
+            assert_eq!(kept.follow(&aims(asked)), expected, "step {n}");
+        }
+        assert_eq!(kept.scope_of("b"), Some(&namespace("b")));
+        assert_eq!(kept.scope_of("c"), None);
+    }
+
+    #[test]
+    fn one_scope_covers_what_it_covers() {
+        let mut kept = Kept::default();
+        kept.follow(&[(Scope::All, Aim::default())].into());
+        assert_eq!(kept.scope_of("a"), Some(&Scope::All));
+        kept.follow(&aims(&[("a", 1, &[])]));
+        assert_eq!((kept.scope_of("a"), kept.scope_of("b")), (Some(&namespace("a")), None));
+    }
+
+    #[test]
+    fn an_author_who_asks_for_ever_new_keys_fills_nothing() {
+        let mut kept = Kept::default();
+        for n in 0..1_000 {
+            let key = format!("key-{n}");
+            assert_eq!(kept.follow(&aims(&[("a", 1, &[&key])])).len(), 1);
+            let held = kept.annotations()["a"].clone();
+            assert!(held.contains(&*key) && held.len() <= SPARE + 2, "{} are kept", held.len());
+        }
+    }
+}
