@@ -619,8 +619,12 @@ impl State {
     /// Lictor is about to send bundles. They leave in this very moment, when it may have taken in more.
     pub fn launches(&mut self) {
         let now = Instant::now();
-        if self.oracle.launched.as_ref().is_none_or(|(at, _)| *at != now) {
-            self.oracle.takes_in();
+        self.oracle.takes_in();
+        let listed: BTreeSet<Kind> =
+            self.oracle.seen.iter().filter(|(_, seen)| seen.is_some()).map(|((kind, _), _)| *kind).collect();
+        // Before a kind was listed nothing was decided that depends on it.
+        let is_known = |(at, view): &(Instant, View)| *at == now && listed.iter().all(|kind| view.contains_key(kind));
+        if !self.oracle.launched.as_ref().is_some_and(is_known) {
             self.oracle.launched = Some((now, self.view()));
         }
     }
@@ -993,7 +997,11 @@ impl State {
         // What an agent has lost or let go the catalog still shows: Lictor goes on with it.
         let is_shown = self.setup.mode == Mode::Agent
             && self.consul.store.service(node, &after.id).is_some_and(|there| is_it(there));
-        let is_new = !is_shown && !before.is_some_and(is_it);
+        // Somebody may have put another mark on it.
+        let was_it = |there: &Service| {
+            is_it(there) || fold(&there.service) == fold(&after.service) && self.is_remarked(node, there)
+        };
+        let is_new = !is_shown && !before.is_some_and(was_it);
         let Some(key) = owner(&after.id).filter(|_| is_new && is_marked(after)) else { return };
         let name = fold(&after.service);
         let own = self.cluster.resources.get(&key).and_then(name_told);
@@ -1122,7 +1130,8 @@ impl State {
             self.violate("nothing foreign", format!("the check {id} on {node} was written by life {}", sent.life));
         }
         self.judge_pause(node, &check.service_id, sent);
-        let worse = check.status == "critical" && before.is_none_or(|before| before.status == "passing");
+        // What is new takes nothing from anybody.
+        let worse = check.status == "critical" && before.is_some_and(|before| before.status == "passing");
         let wanted = self.oracle.wanted.get(&self.seat(node, &check.service_id));
         let ready = wanted.and_then(|wanted| Some((wanted, wanted.ready_since?)));
         if worse && ready.is_some_and(|(wanted, since)| sent.had_seen(node, &wanted.kinds, since)) {

@@ -54,4 +54,9 @@ pub const SEEDS: &[(u64, &str)] = &[
     (30776, "the oracle asked how a pod is now, and not how it was when Lictor decided"),
     (34449, "the oracle did not allow a tenth to go of what is held"),
     (42262, "the oracle did not know that a snapshot shows what another agent has had"),
+    (46984, "the oracle took a row for new on which somebody had put another mark"),
+    (40630, "the oracle took the registration of what is not ready yet for a loss"),
+    (33834, "the verdict asked for the mark of what a resource without its name keeps"),
+    (38335, "likewise"),
+    (63360, "the oracle took all for seen of a kind whose first list ended in the moment of a write"),
 ];

@@ -200,20 +200,20 @@ enum GoesOn {
 /// What a resource without its name goes on with: what it asks for under the name that it has, as long as it comes from
 /// where its instances came from; otherwise with the Service that they came from.
 fn goes_on_with(state: &State, key: &ResourceKey) -> GoesOn {
-    let (ours, object) = (ours(state), &state.cluster.resources[key]);
-    let own = || ours.iter().filter(|(_, _, service)| owner(&service.id).as_ref() == Some(key));
+    let object = &state.cluster.resources[key];
+    let own =
+        || state.instances().map(|(_, service)| &**service).filter(|there| owner(&there.id).as_ref() == Some(key));
     // One that was never told that a name is its own may have instances all the same, as after a restore.
     let told = object.status.service_name.as_deref();
-    let name = told.or_else(|| own().map(|(_, _, service)| service.service.as_str()).min());
+    let name = told.or_else(|| own().map(|there| there.service.as_str()).min());
     let (Some(name), Ok(spec)) = (name, &object.spec) else { return GoesOn::Nothing };
     // Rather by the name that nobody takes from it; where that came from elsewhere, all stays as it is.
     let is_other = |service: &Service| fold(&service.service) != fold(name);
-    if asked(object) == Some(fold(name)) && own().any(|(_, _, service)| is_other(service)) {
+    if asked(object) == Some(fold(name)) && own().any(is_other) {
         return GoesOn::AsItIs;
     }
-    let of_name = own().filter(|(_, _, service)| !is_other(service));
-    let sources: BTreeSet<&str> =
-        of_name.filter_map(|(_, _, service)| Some(service.meta.get("lictor-source")?.as_str())).collect();
+    let of_name = own().filter(|there| !is_other(there));
+    let sources: BTreeSet<&str> = of_name.filter_map(|there| Some(there.meta.get("lictor-source")?.as_str())).collect();
     let mut spec = Box::new((**spec).clone());
     spec.service = name.into();
     let source = match &spec.source {
@@ -223,7 +223,7 @@ fn goes_on_with(state: &State, key: &ResourceKey) -> GoesOn {
     };
     if !sources.contains(source.as_str()) {
         let Some(service) = sources.iter().find_map(|source| source.strip_prefix("service/")) else {
-            return if sources.is_empty() { GoesOn::Nothing } else { GoesOn::AsItIs };
+            return if own().all(is_other) { GoesOn::Nothing } else { GoesOn::AsItIs };
         };
         spec.source = Source::Service { name: service.into() };
     }
@@ -342,7 +342,9 @@ fn changed_marks(
         for service in state.consul.store.services_on(&node.node) {
             let has_mark = service.meta.keys().any(|key| key.starts_with("lictor-cluster"));
             let fails = state.setup.failing.is_some_and(|failing| failing.includes(&service.id));
-            if owner(&service.id).is_some()
+            // One without its name keeps what it has, where nothing tells what that came from.
+            let is_lost = |owner: &ResourceKey| matches!(wants.get(owner), Some(Want::Lost));
+            if owner(&service.id).is_some_and(|owner| !is_lost(&owner))
                 && has_mark
                 && !fails
                 && !is_marked(service)
