@@ -85,6 +85,18 @@ pub struct RunArgs {
     )]
     pub max_instances: u32,
 
+    /// The most bytes that the specs of a namespace's resources may have together, in JSON: 64 KiB to 1 GiB. The older
+    /// resources have them. One that has none left is not accepted, with the reason `TooLarge`; what is registered for it
+    /// stays. Lictor's memory grows with them.
+    #[arg(
+        long,
+        value_name = "BYTES",
+        default_value_t = 4_194_304,
+        value_parser = clap::value_parser!(u32).range(65_536..=1_073_741_824),
+        env = "LICTOR_MAX_NAMESPACE_BYTES"
+    )]
+    pub max_namespace_bytes: u32,
+
     /// The time for which the rest of the instances is kept passing, when more than half of all that pass, and at
     /// least ten, stop being ready within a minute while their endpoints stay, until Kubernetes was asked again: the
     /// kubelets may be cut off from the API server while the pods serve on. 0s to 1h; 0s keeps nothing. /readyz, the
@@ -356,6 +368,7 @@ impl Settings {
             rules: None,
             networks: networks("--allow-static", &args.allow_static)?,
             class: args.class.as_deref().unwrap_or("").into(),
+            namespace_bytes: args.max_namespace_bytes as usize,
         };
         let policy = PolicyFile { path: args.policy.clone(), without };
         let checks = match (args.registration, args.consul_esm) {

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use anyhow::Result;
 use clap::Args;
 use futures::{StreamExt, TryStreamExt, stream};
-use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams};
 use kube::{Api, Client};
@@ -19,6 +19,9 @@ const AT_ONCE: usize = 32;
 /// The endpoints that Kubernetes puts into a slice at most.
 const OF_A_SLICE: usize = 100;
 
+/// The values of a template that one tag has room for.
+const OF_A_TAG: usize = 35;
+
 /// How much there is.
 #[derive(Clone, Copy, Args)]
 pub(crate) struct Size {
@@ -31,12 +34,22 @@ pub(crate) struct Size {
     /// Nodes.
     #[arg(long, default_value_t = 50)]
     pub(crate) nodes: usize,
+    /// Pods in the namespace of the resources, of which the one that selects pods asks.
+    #[arg(long, default_value_t = 0)]
+    pods: usize,
+    /// Pods in a namespace without a resource.
+    #[arg(long, default_value_t = 0)]
+    pods_of_others: usize,
+    /// Annotations that the templates of a resource name that selects pods, and has none; no such resource without them.
+    #[arg(long, default_value_t = 0)]
+    keys: usize,
 }
 
 /// The load, in a namespace of its own.
 pub(crate) struct Load {
     pub(crate) size: Size,
     pub(crate) namespace: TestNamespace,
+    others: TestNamespace,
     nodes: Vec<String>,
 }
 
@@ -44,18 +57,43 @@ impl Load {
     pub(crate) async fn make(plane: &ControlPlane, size: Size) -> Result<Self> {
         plane.install_crd(include_str!("../../crds/consulservices.lictor.dev.yaml")).await?;
         let namespace = TestNamespace::create(plane, "bench").await?;
+        let others = TestNamespace::create(plane, "others").await?;
         let node = |number: usize| {
             let namespace = &namespace;
             async move { namespace.create_node(&format!("n{number}"), address(172, number), &zone(number)).await }
         };
         let nodes = stream::iter(0..size.nodes).map(node).buffered(AT_ONCE).try_collect().await?;
-        let load = Self { size, namespace, nodes };
+        let load = Self { size, namespace, others, nodes };
         let each = |number: usize| {
             let load = &load;
             async move { load.make_service(number).await }
         };
         stream::iter(0..size.services).map(each).buffer_unordered(AT_ONCE).try_collect::<()>().await?;
+        for (namespace, many) in [(&load.namespace, size.pods), (&load.others, size.pods_of_others)] {
+            let pods: Api<Pod> = Api::namespaced(namespace.client().clone(), namespace.name());
+            let pod = |number: usize| {
+                let (pods, node) = (&pods, &load.nodes[number % load.nodes.len()]);
+                async move { make_pod(pods, number, node).await }
+            };
+            stream::iter(0..many).map(pod).buffer_unordered(AT_ONCE).try_collect::<()>().await?;
+        }
+        if size.keys > 0 {
+            load.make_asking(size.keys).await?;
+        }
         Ok(load)
+    }
+
+    /// A resource that selects no pod, and whose tags name so many annotations of pods.
+    async fn make_asking(&self, keys: usize) -> Result<()> {
+        let keys: Vec<String> = (0..keys).map(|key| format!("${{pod.annotations['k{key}']}}")).collect();
+        let tags: Vec<String> = keys.chunks(OF_A_TAG).map(<[String]>::concat).collect();
+        let resource = json!({
+            "apiVersion": "lictor.dev/v1alpha1",
+            "kind": "ConsulService",
+            "metadata": { "name": "asking" },
+            "spec": { "source": { "pods": { "matchLabels": { "app": "nobody" } } }, "tags": tags },
+        });
+        create(&self.resources(), resource).await
     }
 
     async fn make_service(&self, number: usize) -> Result<()> {
@@ -128,6 +166,7 @@ impl Load {
     /// Removes what other programs would take for theirs.
     pub(crate) async fn delete(&self) {
         self.namespace.delete().await;
+        self.others.delete().await;
     }
 
     fn client(&self) -> Client {
@@ -161,6 +200,24 @@ fn zone(node: usize) -> String {
 fn address(first: u8, number: usize) -> IpAddr {
     let [_, b, c, d] = u32::try_from(number + 1).unwrap_or(u32::MAX).to_be_bytes();
     Ipv4Addr::new(first, b, c, d).into()
+}
+
+/// A pod as a deployment makes it, on a Node without a kubelet.
+async fn make_pod(pods: &Api<Pod>, number: usize, node: &str) -> Result<()> {
+    let pod = json!({
+        "metadata": {
+            "name": format!("app-{}-{number}", number % 50),
+            "labels": { "app": format!("app-{}", number % 50), "version": "1.2.3", "pod-template-hash": format!("h{number}") },
+            "annotations": { "team": "blue", "prometheus.io/scrape": "true" },
+        },
+        "spec": {
+            "nodeName": node,
+            "terminationGracePeriodSeconds": 0,
+            "automountServiceAccountToken": false,
+            "containers": [{ "name": "app", "image": "app", "ports": [{ "name": "http", "containerPort": 8080 }] }],
+        },
+    });
+    create(pods, pod).await
 }
 
 async fn create<K>(api: &Api<K>, object: Value) -> Result<()>

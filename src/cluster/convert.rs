@@ -19,6 +19,7 @@ pub use self::checks::ChecksRunBy;
 use super::api::{self, ConsulService, ConsulServiceSpec, ConsulServiceStatus};
 use super::status;
 use crate::model::ids::{Str, meta};
+use crate::model::policy::TOO_LARGE;
 use crate::model::port::PortRef;
 use crate::model::reasons::Refusal;
 use crate::model::registration::Weights;
@@ -26,7 +27,7 @@ use crate::model::render::MAX_META_VALUE;
 use crate::model::resource::{
     DeletionPolicy, Limits, PAUSED, Readiness, Resource, Source, Spec, StaticAddress, finalizer,
 };
-use crate::model::template::Template;
+use crate::model::template::{Template, Variable};
 use crate::state::event::{ObjectKey, SeenResource};
 
 /// A `ConsulService`, its parts not decoded yet.
@@ -56,6 +57,11 @@ pub struct Rules {
 
 /// Consul's limit for a name, in bytes.
 const MAX_NAME: usize = 255;
+/// The most bytes of a spec in JSON. The schema takes less; what an older one let through is not even read.
+const MAX_SPEC: usize = 512 * 1024;
+/// The most labels and annotations of pods that the templates of a resource may name: each is looked for in every pod of
+/// the namespace.
+const MAX_KEYS: usize = 64;
 /// Consul's limit for an instance's pairs of metadata.
 const MAX_META_PAIRS: usize = 64;
 
@@ -88,6 +94,9 @@ pub fn resource(key: ObjectKey, object: ResourceObject, rules: &Rules) -> SeenRe
     let bytes = length(&spec);
     let spec = match serde_json::from_value::<ConsulServiceSpec>(spec) {
         _ if !ours => refuse("OtherClass", "another class: not ours"),
+        _ if bytes > MAX_SPEC => {
+            refuse(TOO_LARGE, format!("the spec has {bytes} bytes in JSON: at most {MAX_SPEC}; split the resource"))
+        }
         Ok(spec) => self::spec(spec, &key.name, rules).map(Arc::new),
         Err(error) => refuse("Undecodable", format!("this version of Lictor cannot read the spec: {error}")),
     };
@@ -181,7 +190,24 @@ fn spec(spec: ConsulServiceSpec, name: &str, rules: &Rules) -> Result<Spec, Refu
         limits: rules.limits.clone(),
     };
     room_for_own_pairs(&spec)?;
+    few_keys(&spec)?;
     Ok(spec)
+}
+
+/// The schema cannot count the keys of all texts together.
+fn few_keys(spec: &Spec) -> Result<(), Refusal> {
+    let is_keyed = |variable: &&Variable| matches!(variable, Variable::Label(_) | Variable::Annotation(_));
+    let keys = spec.variables().into_iter().filter(is_keyed).count();
+    if keys <= MAX_KEYS {
+        return Ok(());
+    }
+    refuse(
+        TOO_LARGE,
+        format!(
+            "tags and meta name {keys} labels and annotations of pods: at most {MAX_KEYS}; put what belongs together into \
+             one annotation, or split the resource"
+        ),
+    )
 }
 
 /// A static address has pairs of its own besides those of all.

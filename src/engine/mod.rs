@@ -395,6 +395,10 @@ impl Engine {
         if let Some(wanted) = self.world.wanted_anew() {
             self.ports.kubernetes.want(&wanted);
         }
+        let to_list = self.world.take_lists();
+        if !to_list.is_empty() {
+            self.ports.kubernetes.list_anew(&to_list);
+        }
     }
 
     /// Has a resource reconciled by a new decision: something that a decision goes by has changed.

@@ -18,6 +18,9 @@ use super::template::Template;
 /// The reason of `Accepted=False` where the administrator does not allow what a resource asks for.
 pub const NOT_ALLOWED: &str = "NotAllowed";
 
+/// The reason of `Accepted=False` where a resource takes more memory of Lictor than it may.
+pub const TOO_LARGE: &str = "TooLarge";
+
 /// Names that companions of Consul register themselves under (consul-esm, Nomad's agents, Vault's servers) and that
 /// readers trust for it, and the one that `lictor doctor` tries. A rule may allow one by writing it out.
 const RESERVED: [&str; 4] = ["consul", "consul-esm", "vault", "lictor-doctor"];
@@ -34,12 +37,31 @@ pub struct Policy {
     pub networks: Vec<IpNet>,
     /// The class of the resources that this operator acts on; empty for the default class.
     pub class: Str,
+    /// The most bytes of specs, in JSON, that the resources of a namespace may have together.
+    pub namespace_bytes: usize,
 }
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { rules: None, networks: Vec::new(), class: "".into() }
+        Self { rules: None, networks: Vec::new(), class: "".into(), namespace_bytes: NAMESPACE_BYTES }
     }
+}
+
+/// The most bytes of specs of a namespace where the administrator says nothing: some thousand resources as they usually are,
+/// or ten of the largest that the schema takes.
+pub const NAMESPACE_BYTES: usize = 4 * 1024 * 1024;
+
+/// Says whether a resource has a place among those of its namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// The resources of the namespace are not all known yet, so nobody can tell.
+    Unknown,
+    /// It has.
+    Fits,
+    /// Older ones are as many as there may be.
+    TooMany,
+    /// Older ones leave it too few bytes.
+    TooLarge,
 }
 
 /// A rule. A field that is `None` allows everything.
@@ -98,14 +120,23 @@ impl Policy {
         self.rule(namespace)?.budget.resources
     }
 
-    /// Gives the spec that a resource may have: what it asks for, within the limits of its rule. `fits` says whether it is
-    /// among the resources that the budget of its namespace has room for.
+    /// Gives the spec that a resource may have: what it asks for, within the limits of its rule and its place
+    /// among the resources of its namespace.
     ///
     /// # Errors
     ///
     /// Fails with the rule, and what it does not allow.
-    pub fn judge(&self, resource: &Resource, asked: &Arc<Spec>, fits: bool) -> Result<Arc<Spec>, Refusal> {
+    pub fn judge(&self, resource: &Resource, asked: &Arc<Spec>, place: Place) -> Result<Arc<Spec>, Refusal> {
         let namespace = &*resource.key.namespace;
+        if place == Place::TooLarge {
+            let most = self.namespace_bytes;
+            let message = format!(
+                "the specs of the ConsulServices of namespace {namespace} have more than {most} bytes together, and this is \
+                 one of the newest: delete or shorten some, or ask the administrator of Lictor for more \
+                 (--max-namespace-bytes)"
+            );
+            return Err(Refusal { reason: TOO_LARGE, message });
+        }
         let rule = match (&self.rules, self.rule(namespace)) {
             (None, _) => &Rule::default(),
             (Some(_), Some(rule)) => rule,
@@ -124,7 +155,7 @@ impl Policy {
         judgement.addresses(asked)?;
         judgement.deletion(resource.deletion)?;
         judgement.class()?;
-        judgement.budget(asked, resource.bytes, fits)?;
+        judgement.budget(asked, resource.bytes, place)?;
         let limits = Limits {
             instances: rule.budget.instances.map_or(asked.limits.instances, |most| most.min(asked.limits.instances)),
             shares_name: rule.shared_names.unwrap_or(asked.limits.shares_name),
@@ -264,9 +295,9 @@ impl Judgement<'_> {
         }
     }
 
-    fn budget(&self, spec: &Spec, bytes: usize, fits: bool) -> Result<(), Refusal> {
+    fn budget(&self, spec: &Spec, bytes: usize, place: Place) -> Result<(), Refusal> {
         let budget = &self.rule.budget;
-        if let Some(most) = budget.resources.filter(|_| !fits) {
+        if let Some(most) = budget.resources.filter(|_| place != Place::Fits) {
             let what = format!(
                 "namespace {} has more ConsulServices than that, and this is one of the newest",
                 self.key.namespace

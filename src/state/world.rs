@@ -19,7 +19,7 @@ use super::table::{Moved, Outcome, Table};
 use crate::model::cause::Cause;
 use crate::model::facts::{Facts, Node, Pod, Service, Slice};
 use crate::model::ids::{ResourceKey, Str};
-use crate::model::policy::Policy;
+use crate::model::policy::{Place, Policy};
 use crate::model::registration::NameInUse;
 use crate::model::resource::{Needs, Spec};
 use claims::Claims;
@@ -38,6 +38,10 @@ pub struct World {
     scopes: BTreeSet<Scope>,
     /// What the administrator lets resources ask for.
     policy: Arc<Policy>,
+    /// The watches that have to list again for what was dropped.
+    to_list: BTreeSet<(Kind, Scope)>,
+    /// Counts the bytes of the specs of a namespace while its resources are listed for the first time.
+    listed_bytes: BTreeMap<Str, usize>,
     /// The kinds that are watched whatever resources need.
     always: Wanted,
     /// The kinds that are taken in besides.
@@ -121,6 +125,8 @@ impl World {
         Self {
             scopes,
             policy: Arc::default(),
+            to_list: BTreeSet::new(),
+            listed_bytes: BTreeMap::new(),
             always,
             besides: Wanted::default(),
             resources: Table::default(),
@@ -244,7 +250,17 @@ impl World {
     }
 
     fn apply_resource(&mut self, scope: &Scope, step: Step<SeenResource>, dirt: &mut Dirt) -> bool {
-        let step = step.map(|key, seen| Entry::new(seen, self.resources.get(key), &self.policy));
+        let is_listed = self.resources.is_listed(scope);
+        let (resources, policy, listed) = (&self.resources, &self.policy, &mut self.listed_bytes);
+        let step = step.map(|key, seen| {
+            let previous = resources.get(key);
+            let newcomer = if previous.is_none() && !is_listed {
+                policed::place_in_list(listed.entry(key.namespace.clone()).or_default(), &seen.resource, policy)
+            } else {
+                Place::Unknown
+            };
+            Entry::new(seen, previous, newcomer, policy)
+        });
         let Outcome { moved, first_list_done } = self.resources.apply(scope, step);
         let mut budgets = BTreeSet::new();
         for Moved { key, old, cause } in moved {
@@ -269,6 +285,7 @@ impl World {
             }
         }
         if first_list_done {
+            self.listed_bytes.clear();
             budgets.extend(self.resources.keys().map(|key| key.namespace.clone()));
         }
         for namespace in &budgets {

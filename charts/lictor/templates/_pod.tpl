@@ -36,6 +36,7 @@
 - --verify-endpoints
 {{- end }}
 - --max-instances={{ int .Values.maxInstances }}
+- --max-namespace-bytes={{ int .Values.maxNamespaceBytes }}
 - --hold-mass-unready={{ .Values.holdMassUnready }}
 {{- if .Values.consul.esm }}
 - --consul-esm

@@ -84,7 +84,11 @@ fn every_field_is_read() {
 fn what_cannot_be_acted_on_is_refused_with_its_reason() {
     let tagged = |address: &str| json!({ "taggedAddresses": { "wan": { "address": address, "port": 443 } } });
     let many: BTreeMap<String, &str> = (0..56).map(|i| (format!("k{i}"), "")).collect();
+    let keys = |many: usize| -> String { (0..many).map(|i| format!("${{pod.annotations['k{i}']}}")).collect() };
+    assert!(with(json!({ "tags": [keys(64), keys(64)] })).is_ok(), "each key counts once");
     let table = [
+        (with(json!({ "tags": [keys(64), "${pod.labels['k']}"] })), "TooLarge", "name 65 labels and annotations"),
+        (with(json!({ "tags": ["x".repeat(600_000)] })), "TooLarge", "at most 524288"),
         (with(json!({ "checks": [{ "name": "a", "tcp": {}, "interval": "1ms" }] })), "Invalid", "1s or more"),
         (with(json!({ "checks": [{ "name": "a", "tcp": {}, "timeout": "1m" }] })), "Invalid", "at most the interval"),
         (with(json!({ "checks": [{ "name": "readiness", "tcp": {} }] })), "Invalid", "choose another"),

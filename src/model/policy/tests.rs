@@ -85,12 +85,12 @@ fn resource() -> Resource {
     }
 }
 
-fn judged(rules: Option<Vec<Rule>>, resource: &Resource, spec: Spec, fits: bool) -> Result<Arc<Spec>, Refusal> {
-    Policy { rules, ..Policy::default() }.judge(resource, &Arc::new(spec), fits)
+fn judged(rules: Option<Vec<Rule>>, resource: &Resource, spec: Spec, place: Place) -> Result<Arc<Spec>, Refusal> {
+    Policy { rules, ..Policy::default() }.judge(resource, &Arc::new(spec), place)
 }
 
 /// An attempt of an author, what a rule without that very limit is, and the words of the refusal.
-type Attempt = (fn(&mut Resource, &mut Spec, &mut bool), fn(&mut Rule), &'static str);
+type Attempt = (fn(&mut Resource, &mut Spec, &mut Place), fn(&mut Rule), &'static str);
 
 /// Each limit of a rule, and what is only refused because of it.
 const ATTEMPTS: [(&str, Attempt); 19] = [
@@ -163,7 +163,7 @@ const ATTEMPTS: [(&str, Attempt); 19] = [
         ),
     ),
     ("Retain", (|r, _, _| r.deletion = Some(DeletionPolicy::Retain), |r| r.retain = None, "deletionPolicy: Retain")),
-    ("one resource more", (|_, _, fits| *fits = false, |r| r.budget.resources = None, "one of the newest")),
+    ("one resource more", (|_, _, fits| *fits = Place::TooMany, |r| r.budget.resources = None, "one of the newest")),
     ("a byte more", (|r, _, _| r.bytes = 101, |r| r.budget.bytes = None, "101 bytes")),
     ("a name of Vault", (|_, s, _| s.service = "vault".into(), |r| r.names = Some(patterns(&["vault"])), "companions")),
     (
@@ -182,17 +182,26 @@ const ATTEMPTS: [(&str, Attempt); 19] = [
 
 #[test]
 fn each_limit_refuses_what_nothing_else_does() {
-    assert!(judged(Some(vec![rule()]), &resource(), spec(), true).is_ok());
+    assert!(judged(Some(vec![rule()]), &resource(), spec(), Place::Fits).is_ok());
     for (attempt, (change, without, words)) in ATTEMPTS {
-        let (mut resource, mut spec, mut fits) = (resource(), spec(), true);
-        change(&mut resource, &mut spec, &mut fits);
-        let refusal = judged(Some(vec![rule()]), &resource, spec.clone(), fits).unwrap_err();
+        let (mut resource, mut spec, mut place) = (resource(), spec(), Place::Fits);
+        change(&mut resource, &mut spec, &mut place);
+        let refusal = judged(Some(vec![rule()]), &resource, spec.clone(), place).unwrap_err();
         assert_eq!(refusal.reason, NOT_ALLOWED, "{attempt}");
         assert!(refusal.message.contains(words), "{attempt}: {}", refusal.message);
         let mut lenient = rule();
         without(&mut lenient);
-        let answer = judged(Some(vec![lenient]), &resource, spec, fits);
+        let answer = judged(Some(vec![lenient]), &resource, spec, place);
         assert!(answer.is_ok(), "{attempt}: {answer:?}");
+    }
+}
+
+#[test]
+fn a_namespace_has_so_many_bytes_with_a_policy_and_without() {
+    for rules in [None, Some(vec![rule()])] {
+        let refusal = judged(rules, &resource(), spec(), Place::TooLarge).unwrap_err();
+        assert_eq!(refusal.reason, TOO_LARGE);
+        assert!(refusal.message.contains("4194304 bytes") && refusal.message.contains("--max-namespace-bytes"));
     }
 }
 
@@ -200,7 +209,7 @@ fn each_limit_refuses_what_nothing_else_does() {
 fn a_refusal_names_its_rule() {
     let mut spec = spec();
     spec.tags = vec![text("x")];
-    let message = judged(Some(vec![rule()]), &resource(), spec, true).unwrap_err().message;
+    let message = judged(Some(vec![rule()]), &resource(), spec, Place::Fits).unwrap_err().message;
     assert_eq!(
         message,
         "the tag \"x\": rule \"shops\" of the administrator's policy allows the tags v*, env=prod; what is registered stays"
@@ -218,10 +227,10 @@ fn the_first_rule_that_is_for_the_namespace_decides() {
 
 #[test]
 fn a_rule_narrows_the_limits() {
-    let limits = judged(Some(vec![rule()]), &resource(), spec(), true).unwrap().limits.clone();
+    let limits = judged(Some(vec![rule()]), &resource(), spec(), Place::Fits).unwrap().limits.clone();
     assert_eq!(limits, Limits { instances: 10, shares_name: false, ..Limits::default() });
     let generous = Rule { budget: Budget { instances: Some(9_999), ..rule().budget }, shared_names: None, ..rule() };
-    let limits = judged(Some(vec![generous]), &resource(), spec(), true).unwrap().limits.clone();
+    let limits = judged(Some(vec![generous]), &resource(), spec(), Place::Fits).unwrap().limits.clone();
     assert_eq!(limits, Limits { shares_name: true, ..Limits::default() }, "a flag is the outer limit");
 }
 
@@ -230,7 +239,7 @@ fn without_a_policy_all_is_allowed_but_names_of_companions_and_addresses_outside
     let judge = |name: &str, source: Source, networks: &[&str]| {
         let networks = networks.iter().map(|network| network.parse().unwrap()).collect();
         let spec = Spec { service: name.into(), source, ..spec() };
-        Policy { networks, ..Policy::default() }.judge(&resource(), &Arc::new(spec), true)
+        Policy { networks, ..Policy::default() }.judge(&resource(), &Arc::new(spec), Place::Fits)
     };
     let service = || Source::Service { name: "web".into() };
     for name in ["web", "consul-api", "my-vault", "a-nomad"] {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::model::ids::Str;
-use crate::model::policy::Policy;
+use crate::model::policy::{Place, Policy};
 use crate::model::reasons::Refusal;
 use crate::model::resource::{Resource, Spec};
 use crate::model::status::{ConditionKind, Truth};
@@ -17,8 +17,10 @@ pub struct Entry {
     pub resource: Resource,
     /// The spec as its author wrote it.
     pub(super) asked_spec: Result<Arc<Spec>, Refusal>,
-    /// True if the budget of its namespace has room for it.
-    pub(super) fits: bool,
+    /// Its place among the resources of its namespace.
+    pub(super) place: Place,
+    /// True if its spec is not held, as its namespace has too many bytes of them: only a list tells it again.
+    pub(super) is_dropped: bool,
     /// The last spec that could be acted on, of this very resource.
     pub last_good: Option<Arc<Spec>>,
     /// Says since when its conditions have held.
@@ -46,13 +48,14 @@ pub(super) enum GrantedBy {
 }
 
 impl Entry {
-    pub(super) fn new(seen: SeenResource, previous: Option<&Self>, policy: &Policy) -> Self {
+    /// `newcomer` is the place of one that was not there before.
+    pub(super) fn new(seen: SeenResource, previous: Option<&Self>, newcomer: Place, policy: &Policy) -> Self {
         let SeenResource { resource, since } = seen;
         let previous = previous.filter(|previous| previous.resource.uid == resource.uid);
         let mut entry = Self {
             asked_spec: resource.spec.clone(),
-            // A new one waits for its place among the others of its namespace.
-            fits: previous.is_some_and(|previous| previous.fits),
+            place: previous.map_or(newcomer, |previous| previous.place),
+            is_dropped: false,
             last_good: previous.and_then(|previous| previous.last_good.clone()),
             resource,
             since,
@@ -72,7 +75,14 @@ impl Entry {
             // What the author wrote cannot be read, whatever the policy says.
             return;
         };
-        let judged = policy.judge(&self.resource, asked, self.fits);
+        let judged = policy.judge(&self.resource, asked, self.place);
+        if let (Place::TooLarge, Err(refusal)) = (self.place, &judged) {
+            // What is registered stays as it is. The memory goes.
+            self.asked_spec = Err(refusal.clone());
+            self.is_dropped = true;
+            self.resource.spec = judged;
+            return;
+        }
         match &judged {
             Ok(allowed) => self.last_good = Some(Arc::clone(allowed)),
             Err(_) if !self.was_allowed() => self.last_good = Some(Arc::new(asked.only_kept())),

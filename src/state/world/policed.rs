@@ -7,12 +7,21 @@ use super::entry::Entry;
 use super::{Dirt, Dirtied, World};
 use crate::model::cause::Cause;
 use crate::model::ids::{ResourceKey, Str};
-use crate::model::policy::Policy;
+use crate::model::policy::{Place, Policy};
+use crate::model::resource::Resource;
+use crate::state::event::{Kind, Scope};
 
-/// Gives what a budget counts a resource by: its age, if it is one of this operator's.
-pub(super) fn counts(entry: Option<&Entry>) -> Option<(i64, &Str)> {
+/// Gives what a budget counts a resource by: its age and the bytes of its spec, if it is one of this operator's.
+pub(super) fn counts(entry: Option<&Entry>) -> Option<(i64, &Str, usize)> {
     let resource = &entry.filter(|entry| entry.resource.ours)?.resource;
-    Some((resource.created, &resource.uid))
+    Some((resource.created, &resource.uid, resource.bytes))
+}
+
+/// Gives the place of a resource that a first list tells of. Which are the oldest only the whole list tells; until then
+/// those have the bytes that come first, so that no list fills the memory.
+pub(super) fn place_in_list(listed: &mut usize, resource: &Resource, policy: &Policy) -> Place {
+    *listed = listed.saturating_add(if resource.ours { resource.bytes } else { 0 });
+    if *listed > policy.namespace_bytes { Place::TooLarge } else { Place::Unknown }
 }
 
 impl World {
@@ -37,6 +46,11 @@ impl World {
         dirt.0.into_iter().map(|(key, cause)| Dirtied { key, cause }).collect()
     }
 
+    /// Gives the watches that have to list again, since a spec was dropped that there is room for now.
+    pub fn take_lists(&mut self) -> BTreeSet<(Kind, Scope)> {
+        std::mem::take(&mut self.to_list)
+    }
+
     /// Says which resources of a namespace its budget has room for: the oldest.
     pub(super) fn share_budget(&mut self, namespace: &Str, dirt: &mut Dirt) {
         let most = self.policy.most_resources(namespace);
@@ -48,21 +62,37 @@ impl World {
         let of_namespace = self.resources.of_namespace(namespace);
         let mut by_age: Vec<_> = of_namespace.filter_map(|(key, entry)| Some((counts(Some(entry))?, key))).collect();
         by_age.sort_unstable();
-        let moved = by_age.iter().enumerate().filter_map(|(rank, (_, key))| {
-            let fits = most.is_none_or(|most| rank < most);
-            self.resources.get(key).is_some_and(|entry| entry.fits != fits).then(|| ((*key).clone(), fits))
+        let mut bytes = 0_usize;
+        let moved = by_age.iter().enumerate().filter_map(|(rank, ((_, _, own), key))| {
+            bytes = bytes.saturating_add(*own);
+            let place = match most {
+                _ if bytes > self.policy.namespace_bytes => Place::TooLarge,
+                Some(most) if rank >= most => Place::TooMany,
+                _ => Place::Fits,
+            };
+            self.resources.get(key).is_some_and(|entry| entry.place != place).then(|| ((*key).clone(), place))
         });
-        for (key, fits) in moved.collect::<Vec<_>>() {
-            self.judge_anew(&key, Some(fits), dirt);
+        for (key, place) in moved.collect::<Vec<_>>() {
+            self.judge_anew(&key, Some(place), dirt);
         }
     }
 
     /// Asks the policy again about a resource.
-    fn judge_anew(&mut self, key: &ResourceKey, fits: Option<bool>, dirt: &mut Dirt) {
+    fn judge_anew(&mut self, key: &ResourceKey, place: Option<Place>, dirt: &mut Dirt) {
         let policy = Arc::clone(&self.policy);
         let Some(entry) = self.resources.get_mut(key) else { return };
         let before = (entry.resource.spec.clone(), entry.last_good.clone());
-        entry.fits = fits.unwrap_or(entry.fits);
+        let before_place = entry.place;
+        entry.place = place.unwrap_or(before_place);
+        if (before_place, entry.place) == (Place::Unknown, Place::TooLarge) {
+            // It was never acted by.
+            entry.last_good = None;
+        }
+        if entry.is_dropped && entry.place != Place::TooLarge {
+            let scopes = self.scopes.iter().filter(|scope| scope.covers(&key.namespace));
+            self.to_list.extend(scopes.map(|scope| (Kind::Resource, scope.clone())));
+            return;
+        }
         entry.judge(&policy);
         if (&before.0, &before.1) != (&entry.resource.spec, &entry.last_good) {
             dirt.add(key, Some(Cause::Observed));

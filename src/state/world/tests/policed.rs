@@ -92,3 +92,48 @@ fn a_budget_has_room_for_the_oldest() {
     assert_eq!(world.follow(policy(&["*"], None)), dirtied(&key("a", "new"), Some(Cause::Observed)));
     assert_eq!(refused(&world), []);
 }
+
+/// One of this age and size.
+fn of_size(created: i64, name: &str, bytes: usize) -> SeenResource {
+    let mut seen = at_age(created, &key("a", name), name);
+    seen.resource.bytes = bytes;
+    seen
+}
+
+#[test]
+fn a_namespace_has_so_many_bytes_and_the_oldest_have_them() {
+    let policy = Arc::new(Policy { namespace_bytes: 100, ..Policy::default() });
+    let resources = (Kind::Resource, Scope::All);
+    let first = [of_size(3, "a", 60), of_size(1, "b", 30), of_size(2, "c", 50)];
+    let mut world = World::new([Scope::All], false).under(policy);
+    let list = |world: &mut World| {
+        world.on_event(begins(Kind::Resource));
+        for seen in &first {
+            world.on_event(Change::Resource(Step::InitApply(seen.resource.key.clone(), seen.clone())));
+        }
+        world.on_event(is_done(Kind::Resource));
+    };
+    let dropped = |world: &World| -> Vec<Str> {
+        let entries = world.entries().filter(|entry| entry.asked_spec.is_err());
+        entries.map(|entry| entry.resource.key.name.clone()).collect()
+    };
+    // While it lists, nobody knows which are the oldest: what comes first is held, and the last is not.
+    list(&mut world);
+    assert_eq!(dropped(&world), ["a".into(), Str::from("c")], "no spec of the newest is held");
+    assert_eq!(world.take_lists(), [resources.clone()].into(), "the older one has room, and has to be read again");
+    list(&mut world);
+    assert_eq!((dropped(&world), refused(&world)), (vec!["a".into()], vec![Str::from("a")]));
+    assert_eq!(world.take_lists(), [].into());
+    let refusal = world.resource(&key("a", "a")).unwrap().resource.spec.clone().unwrap_err();
+    assert_eq!(refusal.reason, crate::model::policy::TOO_LARGE);
+    // An older one grows: the next in age keeps the spec that is in force.
+    world.edits(of_size(1, "b", 90));
+    assert_eq!(refused(&world), ["a".into(), Str::from("c")]);
+    assert!(world.effective_spec(&key("a", "c")).is_some() && world.effective_spec(&key("a", "a")).is_none());
+    // It goes: there is room for both, which are read again.
+    world.deletes(&key("a", "b"));
+    assert_eq!(world.take_lists(), [resources].into());
+    world.edits(of_size(2, "c", 20));
+    world.edits(of_size(3, "a", 60));
+    assert_eq!((dropped(&world), refused(&world)), (Vec::new(), Vec::new()));
+}
