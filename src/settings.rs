@@ -338,6 +338,10 @@ impl Settings {
     pub fn new(mut args: RunArgs) -> anyhow::Result<Self> {
         args.drop_empty();
         let cluster_name = args.cluster_name.as_deref().map(ClusterName::new).transpose().context("--cluster-name")?;
+        ensure!(
+            args.registration == Mode::Agent || args.cluster_name.as_deref() != Some("lictor"),
+            "--cluster-name lictor: the marker nodes of clusters are called so (lictor-NAME); choose another"
+        );
         if let Some(uid) = &args.cluster_uid {
             let fits = |c: char| c.is_ascii_alphanumeric() || c == '-';
             ensure!(

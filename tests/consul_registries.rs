@@ -24,7 +24,7 @@ use lictor::model::desired::{Placement, desired};
 use lictor::model::diff::Op;
 use lictor::model::facts::PodRef;
 use lictor::model::health::Health;
-use lictor::model::ids::{Identity, ResourceKey, Str};
+use lictor::model::ids::{ClusterName, Identity, ResourceKey, Str};
 use lictor::model::registration::{Ownership, Registration, Row, RowKey, TaggedAddress, Weights};
 use lictor::model::resolve::Instance;
 use lictor::model::template::Values;
@@ -920,6 +920,24 @@ async fn a_second_cluster_of_the_same_name_is_found_out() {
     let refused = Catalog::new(other, http(&consul.http_addr(), None)).connect().await.unwrap_err();
     assert!(refused.message.contains("uid-1") && refused.message.contains("--cluster-name"), "{refused}");
     assert_eq!(marker(&consul).await["Meta"]["lictor-term"], "1");
+}
+
+#[tokio::test]
+async fn a_cluster_whose_nodes_could_be_those_of_another_does_not_begin() {
+    let consul = consul(ConsulOptions::default()).await;
+    catalog(&consul.http_addr(), None).connect().await.unwrap();
+    let named = |name: &str| {
+        let identity = Identity { cluster: ClusterName::new(name).unwrap(), uid: format!("uid-{name}").into() };
+        Catalog::new(identity, http(&consul.http_addr(), None))
+    };
+    let refused = named("test-eu").connect().await.unwrap_err();
+    assert!(refused.message.contains("--cluster-name") && refused.message.contains("test-eu"), "{refused}");
+    named("tes").connect().await.unwrap();
+    // One that has been here before goes on.
+    let meta = json!({ "managed-by": "lictor", "lictor-cluster": "test-us", "lictor-cluster-uid": "uid-test-us" });
+    let there = json!({ "Node": "test-us-a", "Address": "10.9.9.9", "NodeMeta": meta });
+    consul.api().put("/v1/catalog/register", &there).await.unwrap();
+    named("test-us").connect().await.unwrap();
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use crate::fixture::LICTOR;
 
 pub(crate) fn one_line_and_an_exit_code_above_one() {
     let missing = "/nonexistent/file";
-    let wrong: [(&[&str], &str); 21] = [
+    let wrong: [(&[&str], &str); 22] = [
         (&[], "subcommand"),
         (&["walk"], "walk"),
         (&["release"], "'release' is now 'detach'"),
@@ -14,6 +14,7 @@ pub(crate) fn one_line_and_an_exit_code_above_one() {
         (&["run", "--sweep-interval", "30s"], "--sweep-interval is now --resync-interval"),
         (&["run", "--registration", "nowhere"], "nowhere"),
         (&["run", "--cluster-name", "Not_A_Label"], "Not_A_Label"),
+        (&["run", "--registration", "catalog", "--cluster-name", "lictor"], "choose another"),
         (&["run", "--namespace", "Not_A_Label"], "Not_A_Label"),
         (&["run", "--resync-interval", "soon"], "soon"),
         (&["run", "--resync-interval", "10ms"], "--resync-interval"),

@@ -79,7 +79,10 @@ impl Catalog {
         let _alone = self.raising.lock().await;
         for _ in 0..ATTEMPTS {
             let (term, index) = match &self.find_marker().await? {
-                None => (0, 0),
+                None => {
+                    self.refuse_like_names().await?;
+                    (0, 0)
+                }
                 // One that was overwritten has lost its term, and must not go back to one that it had.
                 Some(node) if self.mark(node) == NodeMark::None => {
                     (self.state().term, node.modify_index.unwrap_or_default())
@@ -257,6 +260,31 @@ impl Catalog {
         Some(outage)
     }
 
+    /// Refuses to begin under a name that another cluster's begins with, up to a hyphen, or the other way round: the nodes
+    /// of one would have names that are those of the other. A cluster that has been here before goes on; where a name
+    /// is somebody else's, its instances go to a shard.
+    async fn refuse_like_names(&self) -> Result<(), Unavailable> {
+        if self.has_written_marker() {
+            return Ok(());
+        }
+        let filter = format!("Meta[\"{}\"] == \"{}\"", meta::MANAGED_BY, meta::LICTOR);
+        let query = path(&["catalog", "nodes"], &[("consistent", ""), ("filter", &filter)]);
+        let nodes = self.client.get::<Option<Vec<Node>>>(query).await?.value.unwrap_or_default();
+        let own = self.identity.cluster.as_str();
+        if nodes.iter().any(|node| self.is_ours(node)) {
+            return Ok(());
+        }
+        let others = nodes.iter().filter(|node| term(node) > 0).map(|node| node.meta(meta::CLUSTER));
+        match others.into_iter().find(|other| are_alike(own, other)) {
+            Some(other) => Err(Unavailable::not_set_up(format!(
+                "cluster name {own} cannot be told from {other}, which is already used in this Consul: names of Consul \
+                 nodes of the one could be those of the other; set --cluster-name to a name of which neither is the \
+                 beginning of the other"
+            ))),
+            None => Ok(()),
+        }
+    }
+
     fn name_taken(&self, node: &Node) -> Unavailable {
         let uid = node.meta(meta::CLUSTER_UID);
         let by =
@@ -275,6 +303,31 @@ impl Catalog {
     }
 }
 
+/// Says whether one of two clusters' names begins with the other and a hyphen, as the names of that one's nodes do.
+fn are_alike(one: &str, other: &str) -> bool {
+    let begins = |long: &str, short: &str| long.strip_prefix(short).is_some_and(|rest| rest.starts_with('-'));
+    begins(one, other) || begins(other, one)
+}
+
 pub(super) fn term(node: &Node) -> u64 {
     node.meta(TERM).parse().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_alike_where_nodes_of_one_could_be_those_of_the_other() {
+        for (one, other, alike) in [
+            ("lab", "lab-eu", true),
+            ("lab-eu", "lab", true),
+            ("lab", "lab2", false),
+            ("lab-eu", "lab-us", false),
+            ("lab", "lab", false),
+            ("eu-lab", "lab", false),
+        ] {
+            assert_eq!(are_alike(one, other), alike, "{one} {other}");
+        }
+    }
 }
