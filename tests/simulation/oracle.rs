@@ -780,7 +780,8 @@ impl State {
     /// is registered, that of one which is not registered since it is not ready, or that of one which is ready and
     /// registered, while this one is on its way out.
     fn goes_on(&self, key: &ResourceKey, node: &str, gone: &Service, view: &View) -> bool {
-        let Some(object) = self.without_port(key) else { return false };
+        let object = self.as_it_was(key).filter(|object| object.last_good.port.is_none());
+        let Some(object) = object else { return false };
         let stands = self.others(key, node, gone).any(|other| other.address == gone.address);
         let is_unready = |at| !self.ends_of(object, gone, at).iter().any(|end| end.serves);
         stands
@@ -788,10 +789,10 @@ impl State {
             || self.leaves_for_another(key, node, gone, view)
     }
 
-    /// Whether an instance is on its way out and another one of its resource, which is ready, goes on with a port of several
-    /// that the spec does not name.
+    /// Whether an instance is on its way out and another one of its resource is ready, as far as Lictor had seen: it may go on
+    /// with a port of several that the spec does not name, or Lictor may have seen a slice and not yet the end of a pod.
     fn leaves_for_another(&self, key: &ResourceKey, node: &str, gone: &Service, view: &View) -> bool {
-        let Some(object) = self.without_port(key) else { return false };
+        let Some(object) = self.as_it_was(key) else { return false };
         let leaves = |at| {
             let ends = self.ends_of(object, gone, at);
             !ends.is_empty() && ends.iter().all(|end| end.leaves)
@@ -809,10 +810,9 @@ impl State {
         view.values().copied().min().unwrap_or(head)..=head
     }
 
-    /// A resource that names no port, as it is or was when the definition of our kind was deleted.
-    fn without_port(&self, key: &ResourceKey) -> Option<&Object> {
-        let object = self.oracle.kept.get(key).or_else(|| self.cluster.resources.get(key));
-        object.filter(|object| object.last_good.port.is_none())
+    /// A resource as it is, or was when the definition of our kind was deleted.
+    fn as_it_was(&self, key: &ResourceKey) -> Option<&Object> {
+        self.oracle.kept.get(key).or_else(|| self.cluster.resources.get(key))
     }
 
     /// The instances of a resource besides this one.

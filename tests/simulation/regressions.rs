@@ -59,4 +59,5 @@ pub const SEEDS: &[(u64, &str)] = &[
     (33834, "the verdict asked for the mark of what a resource without its name keeps"),
     (38335, "likewise"),
     (63360, "the oracle took all for seen of a kind whose first list ended in the moment of a write"),
+    (52435, "the oracle did not know of a view that has seen a slice and not the end of a pod"),
 ];
