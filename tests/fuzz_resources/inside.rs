@@ -3,13 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use lictor::cluster::convert::{self, ChecksRunBy, ResourceObject, Rules};
 use lictor::model::check::Probe;
 use lictor::model::desired::{Placement, desired};
 use lictor::model::facts::{
-    ContainerKind, ContainerPort, Endpoint, Facts, Family, Node, Pod, PodRef, Protocol, Service, ServicePort, Slice,
-    SlicePort,
+    Annotations, ContainerKind, ContainerPort, Endpoint, Facts, Family, Node, Pod, PodRef, Protocol, Service,
+    ServicePort, Slice, SlicePort,
 };
 use lictor::model::ids::{ClusterName, Identity, ResourceKey, Str};
 use lictor::model::registration::Registration;
@@ -242,14 +243,17 @@ fn pod(generator: &mut Generator, number: u8) -> Pod {
             labels.insert(key.into(), generator.pick(&values).into());
         }
     }
-    let mut annotations = BTreeMap::new();
+    let (mut looked_for, mut there) = (BTreeSet::<Str>::new(), BTreeMap::<Str, Str>::new());
     for key in ANNOTATIONS {
         let length = *generator.pick(&[&3, &200, &600]);
-        let value = generator.chance(80).then(|| generator.any_text(0, length).into());
+        if generator.chance(80) {
+            there.insert(key.into(), generator.any_text(0, length).into());
+        }
         if generator.chance(90) {
-            annotations.insert(key.into(), value);
+            looked_for.insert(key.into());
         }
     }
+    let annotations = Annotations::look_for(&Arc::new(looked_for), |key| there.get(key).cloned());
     Pod {
         uid: format!("uid-{number}").into(),
         addresses,

@@ -187,7 +187,8 @@ mod tests {
 
     #[test]
     fn a_scope_is_listed_when_something_is_asked_for_that_was_not_told() {
-        let table: [(&[(&str, u64, &[&str])], &[&str]); 8] = [
+        type Asked<'a> = &'a [(&'a str, u64, &'a [&'a str])];
+        let table: [(Asked<'_>, &[&str]); 8] = [
             (&[("a", 1, &["x"]), ("b", 2, &[])], &["a", "b"]),
             (&[("a", 1, &["x"]), ("b", 2, &[])], &[]),
             (&[("a", 1, &["x", "y"]), ("b", 2, &[])], &["a"]),

@@ -118,8 +118,9 @@ fn the_annotations_that_texts_name_are_wanted() {
     let mut world = World::of([seen(&r, "u", 1, Ok(of("${pod.annotations['x']}${pod.annotations['y']}")))]);
     let keys = |world: &mut World| {
         let wanted = world.wanted_anew()?.annotations.into_iter();
-        Some(wanted.map(|(namespace, keys)| format!("{namespace}: {}", keys.into_iter().collect::<Vec<_>>().join(" "))))
-            .map(Iterator::collect::<Vec<_>>)
+        let shown =
+            wanted.map(|(namespace, keys)| format!("{namespace}: {}", keys.into_iter().collect::<Vec<_>>().join(" ")));
+        Some(shown.collect::<Vec<_>>())
     };
     assert_eq!(keys(&mut world).unwrap(), ["a: x y"]);
     let more = |name: &str, tag: &str| seen(&key("a", name), name, 1, Ok(of(tag)));

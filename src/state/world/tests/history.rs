@@ -75,6 +75,7 @@ fn change(kind: Kind, said: Said) -> Change {
         Kind::Service => Change::Service(step(said, |o| if let Object::Service(o) = o { Some(o) } else { None })),
         Kind::Pod => Change::Pod(step(said, |o| if let Object::Pod(o) = o { Some(o) } else { None })),
         Kind::Node => Change::Node(step(said, |o| if let Object::Node(o) = o { Some(o) } else { None })),
+        Kind::Namespace => unreachable!("it is none of KINDS"),
     }
 }
 
@@ -194,6 +195,7 @@ fn happening() -> impl Strategy<Value = Happening> {
             Kind::Service => ("s", namespace),
             Kind::Pod => ("p", namespace),
             Kind::Node => ("n", ""),
+            Kind::Namespace => unreachable!("it is none of KINDS"),
         };
         Happening::Delete(KINDS[kind], key(namespace, &format!("{prefix}{n}")))
     });
@@ -345,7 +347,9 @@ impl<'a> History<'a> {
         }
         statistics.lists_for_more_annotations += u32::try_from(to_list.len()).unwrap();
         drop(statistics);
-        to_list.iter().for_each(|watch| self.list_beside(watch));
+        for watch in &to_list {
+            self.list_beside(watch);
+        }
     }
 
     /// Lists what a watch tells of behind all that it has yet to say.
@@ -828,6 +832,7 @@ fn held(world: &World, kind: Kind) -> BTreeMap<ObjectKey, Object> {
         Kind::Service => all(&world.services, Object::Service),
         Kind::Pod => all(&world.pods, Object::Pod),
         Kind::Node => all(&world.nodes, Object::Node),
+        Kind::Namespace => unreachable!("it is none of KINDS"),
     }
 }
 

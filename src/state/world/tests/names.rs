@@ -80,7 +80,7 @@ fn who_has_rows_holds_the_name_whatever_else_is_said() {
         let holds = with(
             |r| {
                 if !acts {
-                    said(r)
+                    said(r);
                 }
             },
             asks("b", 2, 1, "user"),
