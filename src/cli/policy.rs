@@ -18,7 +18,7 @@ use crate::model::policy::Policy;
 use crate::policy::PolicyFile;
 use crate::ports::Kubernetes;
 use crate::settings::{RunArgs, Settings};
-use crate::state::world::World;
+use crate::state::world::{LABELS, Wanted, World};
 
 /// The subcommands of `lictor policy`.
 #[derive(Debug, Subcommand)]
@@ -62,7 +62,7 @@ pub(super) fn policy(command: PolicyCommand) -> anyhow::Result<ExitCode> {
     let file = PolicyFile { path: Some(args.file), ..settings.policy.clone() };
     let then = file.read()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
-    let world = runtime.block_on(look(settings))?;
+    let world = runtime.block_on(look(settings, &then))?;
     let verdicts = verdicts(world, &then);
     // A closed pipe is the reader's choice.
     let _ = std::io::stdout().write_all(table(&verdicts).as_bytes());
@@ -70,13 +70,17 @@ pub(super) fn policy(command: PolicyCommand) -> anyhow::Result<ExitCode> {
     Ok(if changes { ExitCode::from(DIFFERS) } else { ExitCode::SUCCESS })
 }
 
-/// The resources of the cluster, under the present policy.
-async fn look(settings: Settings) -> anyhow::Result<World> {
+/// The resources of the cluster, under the present policy, with the labels that the other one asks for.
+async fn look(settings: Settings, then: &Policy) -> anyhow::Result<World> {
     let policy = tokio::sync::watch::channel(settings.policy.read()?).1;
     let client = connect::client(settings.kubeconfig.as_deref(), settings.context.as_deref())
         .await
         .context("reaching Kubernetes")?;
-    let kubernetes = ApiServer::new(client, settings.scopes, Arc::new(settings.rules), Orders::default()).under(policy);
+    let orders = Orders::default();
+    if then.asks_for_labels() {
+        orders.want(&Wanted { watches: [(LABELS, 0)].into(), ..Wanted::default() });
+    }
+    let kubernetes = ApiServer::new(client, settings.scopes, Arc::new(settings.rules), orders).under(policy);
     Ok(kubernetes.read_again().await?)
 }
 
@@ -89,7 +93,10 @@ fn verdicts(mut world: World, then: &Arc<Policy>) -> Vec<Verdict> {
     };
     let now = refusals(&world);
     world.follow(Arc::clone(then));
-    let rule = |key: &ResourceKey| then.rule(&key.namespace).map(|rule| rule.name.to_string());
+    let rule = |key: &ResourceKey| {
+        let rule = then.rule(&key.namespace, world.labels_of(&key.namespace)).ok().flatten();
+        rule.map(|rule| rule.name.to_string())
+    };
     let both = now.into_iter().zip(refusals(&world));
     both.map(|((resource, now), (_, then))| Verdict { rule: rule(&resource), resource, now, then }).collect()
 }

@@ -9,7 +9,7 @@ use std::fmt::Debug;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Node as ApiNode, Pod as ApiPod, Service as ApiService};
+use k8s_openapi::api::core::v1::{Namespace as ApiNamespace, Node as ApiNode, Pod as ApiPod, Service as ApiService};
 use k8s_openapi::api::discovery::v1::EndpointSlice as ApiSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
@@ -26,6 +26,7 @@ use crate::model::facts::{
 };
 use crate::model::ids::{Str, is_pod_name, is_uid};
 use crate::model::render::MAX_TAG;
+use crate::model::selector::Labels;
 use crate::state::event::{Change, Kind, ObjectKey, SeenResource, Step};
 
 /// A kind that is watched.
@@ -443,6 +444,28 @@ impl Watched for NodeObject {
 
     fn change(step: Step<Node>) -> Change {
         Change::Node(step)
+    }
+}
+
+/// A `Namespace`, cut down to its labels.
+#[derive(Resource, Deserialize, Clone, Debug)]
+#[resource(inherit = ApiNamespace)]
+pub struct NamespaceObject {
+    metadata: ObjectMeta,
+}
+
+impl Watched for NamespaceObject {
+    type Fact = Labels;
+    const KIND: Kind = Kind::Namespace;
+    const LABELS: Option<&'static str> = None;
+
+    fn fact(self, _: &ObjectKey, decoder: &mut Decoder) -> Option<Labels> {
+        let labels = self.metadata.labels.unwrap_or_default();
+        Some(labels.iter().map(|(key, value)| (decoder.strings.get(key), decoder.strings.get(value))).collect())
+    }
+
+    fn change(step: Step<Labels>) -> Change {
+        Change::Namespace(step)
     }
 }
 

@@ -23,7 +23,7 @@ use tracing::debug;
 
 use super::api::ConsulService;
 use super::convert::{ResourceObject, Rules};
-use super::decode::{Decoder, NodeObject, PodObject, ServiceObject, SliceObject, Watched};
+use super::decode::{Decoder, NamespaceObject, NodeObject, PodObject, ServiceObject, SliceObject, Watched};
 use super::list::{Failure, Pages, describe, retry_after};
 use super::watch::{OWN_WATCHES, Orders, namespaced};
 use super::{definition, status};
@@ -161,6 +161,7 @@ impl ApiServer {
             Kind::Slice => self.read(namespaced::<SliceObject>(client, scope), &one, world).await,
             Kind::Service => self.read(namespaced::<ServiceObject>(client, scope), &one, world).await,
             Kind::Node => self.read(Api::<NodeObject>::all(client.clone()), &one, world).await,
+            Kind::Namespace => self.read(Api::<NamespaceObject>::all(client.clone()), &one, world).await,
             Kind::Pod => {
                 let wanted = world.wanted().watches.into_keys();
                 let others = wanted.filter(|watch| watch.0 == Kind::Pod && !asked.contains(watch));

@@ -33,7 +33,7 @@ use self::aims::{Aims, Division, Kept};
 use self::lists::{Lists, Next, key_of};
 use super::api::ConsulService;
 use super::convert::{ResourceObject, Rules};
-use super::decode::{Decoder, NodeObject, PodObject, ServiceObject, SliceObject, Watched};
+use super::decode::{Decoder, NamespaceObject, NodeObject, PodObject, ServiceObject, SliceObject, Watched};
 use super::list::{Failure, Pages};
 use crate::state::event::{Event, Kind, Scope};
 use crate::state::world::Wanted;
@@ -259,6 +259,7 @@ impl Watches {
             Kind::Service => self.spawn(namespaced::<ServiceObject>, scope, asked),
             Kind::Pod => self.spawn(namespaced::<PodObject>, scope, asked),
             Kind::Node => self.spawn(|client, _| Api::<NodeObject>::all(client.clone()), scope, asked),
+            Kind::Namespace => self.spawn(|client, _| Api::<NamespaceObject>::all(client.clone()), scope, asked),
         };
         Running { task, time, aims }
     }

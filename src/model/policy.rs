@@ -13,6 +13,8 @@ use super::ids::{ResourceKey, Str};
 use super::pattern::Pattern;
 use super::reasons::Refusal;
 use super::resource::{DeletionPolicy, Limits, Resource, Source, Spec};
+use super::selector::{Labels, Selector};
+use super::status::NOT_LISTED;
 use super::template::Template;
 
 /// The reason of `Accepted=False` where the administrator does not allow what a resource asks for.
@@ -69,8 +71,10 @@ pub enum Place {
 pub struct Rule {
     /// The name that messages call it by.
     pub name: Str,
-    /// The namespaces that it is for.
+    /// The namespaces that it is for, by their names.
     pub namespaces: Vec<Pattern>,
+    /// The labels that these namespaces have; none for any.
+    pub labels: Option<Selector>,
     /// The names in Consul.
     pub names: Option<Vec<Pattern>>,
     /// The tags.
@@ -106,27 +110,55 @@ pub struct Budget {
     pub bytes: Option<usize>,
 }
 
+/// Says that a rule cannot be chosen, because it depends on labels of a namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a rule of the administrator's policy depends on them, and what is registered stays")]
+pub struct LabelsNotKnown;
+
 impl Policy {
-    /// The rule that decides about resources of a namespace.
+    /// Says whether a rule asks for labels of namespaces.
     #[must_use]
-    pub fn rule(&self, namespace: &str) -> Option<&Rule> {
-        let mut rules = self.rules.iter().flatten();
-        rules.find(|rule| rule.namespaces.iter().any(|pattern| pattern.matches(namespace, namespace)))
+    pub fn asks_for_labels(&self) -> bool {
+        self.rules.iter().flatten().any(|rule| rule.labels.is_some())
     }
 
-    /// Gives the most resources that a namespace may have.
-    #[must_use]
-    pub fn most_resources(&self, namespace: &str) -> Option<usize> {
-        self.rule(namespace)?.budget.resources
+    /// The rule that decides about resources of a namespace with these labels; none where no rule is for it.
+    ///
+    /// # Errors
+    ///
+    /// Fails if that depends on labels that are not known.
+    pub fn rule(&self, namespace: &str, labels: Option<&Labels>) -> Result<Option<&Rule>, LabelsNotKnown> {
+        let by_name = |rule: &&Rule| rule.namespaces.iter().any(|pattern| pattern.matches(namespace, namespace));
+        for rule in self.rules.iter().flatten().filter(by_name) {
+            match (&rule.labels, labels) {
+                (None, _) => return Ok(Some(rule)),
+                (Some(selector), Some(labels)) if selector.matches(labels) => return Ok(Some(rule)),
+                (Some(_), Some(_)) => {}
+                (Some(_), None) => return Err(LabelsNotKnown),
+            }
+        }
+        Ok(None)
     }
 
-    /// Gives the spec that a resource may have: what it asks for, within the limits of its rule and its place
-    /// among the resources of its namespace.
+    /// Gives the most resources that a namespace with these labels may have; none for no limit, and while nobody can tell.
+    #[must_use]
+    pub fn most_resources(&self, namespace: &str, labels: Option<&Labels>) -> Option<usize> {
+        self.rule(namespace, labels).ok()??.budget.resources
+    }
+
+    /// Gives the spec that a resource may have: what it asks for, within the limits of its rule. `labels` are those of its
+    /// namespace, as far as they are known, and `place` is its place among the resources of its namespace.
     ///
     /// # Errors
     ///
     /// Fails with the rule, and what it does not allow.
-    pub fn judge(&self, resource: &Resource, asked: &Arc<Spec>, place: Place) -> Result<Arc<Spec>, Refusal> {
+    pub fn judge(
+        &self,
+        resource: &Resource,
+        labels: Option<&Labels>,
+        asked: &Arc<Spec>,
+        place: Place,
+    ) -> Result<Arc<Spec>, Refusal> {
         let namespace = &*resource.key.namespace;
         if place == Place::TooLarge {
             let most = self.namespace_bytes;
@@ -137,10 +169,14 @@ impl Policy {
             );
             return Err(Refusal { reason: TOO_LARGE, message });
         }
-        let rule = match (&self.rules, self.rule(namespace)) {
+        let rule = match (&self.rules, self.rule(namespace, labels)) {
             (None, _) => &Rule::default(),
-            (Some(_), Some(rule)) => rule,
-            (Some(_), None) => {
+            (Some(_), Ok(Some(rule))) => rule,
+            (Some(_), Err(LabelsNotKnown)) => {
+                let message = format!("the labels of namespace {namespace} are not known yet: {LabelsNotKnown}");
+                return Err(Refusal { reason: NOT_LISTED, message });
+            }
+            (Some(_), Ok(None)) => {
                 let message = format!(
                     "no rule of the administrator's policy is for namespace {namespace}: ask the administrator of Lictor \
                      for one"

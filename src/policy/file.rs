@@ -1,6 +1,6 @@
 //! The form of a policy file: YAML, or JSON, which is YAML.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 use serde::Deserialize;
@@ -9,6 +9,7 @@ use crate::model::check::milliseconds;
 use crate::model::ids::Str;
 use crate::model::pattern::Pattern;
 use crate::model::policy::{Budget, Rule};
+use crate::model::selector::{Requirement, Selector};
 
 /// A file as it is written.
 #[derive(Deserialize)]
@@ -22,7 +23,8 @@ struct File {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct FileRule {
     name: String,
-    namespaces: Vec<String>,
+    namespaces: Option<Vec<String>>,
+    namespace_selector: Option<FileSelector>,
     names: Option<Vec<String>>,
     tags: Option<Vec<String>>,
     meta_keys: Option<Vec<String>>,
@@ -34,6 +36,34 @@ struct FileRule {
     shared_names: Option<bool>,
     #[serde(default)]
     budget: FileBudget,
+}
+
+/// A label selector as it is written: that of Kubernetes.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct FileSelector {
+    #[serde(default)]
+    match_labels: BTreeMap<String, String>,
+    #[serde(default)]
+    match_expressions: Vec<FileRequirement>,
+}
+
+/// What a label selector asks of one label.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileRequirement {
+    key: String,
+    operator: Operator,
+    #[serde(default)]
+    values: Vec<String>,
+}
+
+#[derive(Deserialize, Clone, Copy, PartialEq, Eq)]
+enum Operator {
+    In,
+    NotIn,
+    Exists,
+    DoesNotExist,
 }
 
 /// A budget as it is written.
@@ -73,7 +103,8 @@ pub fn parse(text: &str) -> Result<Vec<Rule>, BadPolicy> {
             return Err(BadPolicy(format!("rule {name:?}: another rule has this name")));
         }
         // A rule that can never decide is a mistake of whoever wrote it.
-        let before = rules.iter().find(|before| before.namespaces.iter().any(Pattern::matches_all));
+        let is_for_all = |rule: &&Rule| rule.labels.is_none() && rule.namespaces.iter().any(Pattern::matches_all);
+        let before = rules.iter().find(is_for_all);
         if let Some(before) = before {
             return Err(BadPolicy(format!(
                 "rule {name:?}: it never decides: rule {:?} before it is for all namespaces",
@@ -89,10 +120,17 @@ fn rule(given: FileRule) -> Result<Rule, BadPolicy> {
     if given.name.is_empty() || given.name.len() > 63 || given.name.chars().any(char::is_control) {
         return Err(bad("name: 1 to 63 bytes, without control characters"));
     }
-    if given.namespaces.is_empty() {
-        return Err(bad("namespaces: empty, so it is for no namespace: name some, or write \"*\""));
-    }
-    if let Some(namespace) = given.namespaces.iter().find(|namespace| namespace.contains('{')) {
+    let all = || vec!["*".to_owned()];
+    let labels = given.namespace_selector.map(selector).transpose()?;
+    let namespaces = match given.namespaces {
+        None if labels.is_some() => all(),
+        None => return Err(bad("it is for no namespace: give it namespaces, or a namespaceSelector")),
+        Some(namespaces) if namespaces.is_empty() => {
+            return Err(bad("namespaces: empty, so it is for no namespace: name some, or write \"*\""));
+        }
+        Some(namespaces) => namespaces,
+    };
+    if let Some(namespace) = namespaces.iter().find(|namespace| namespace.contains('{')) {
         return Err(bad(&format!("namespaces: {namespace:?}: a namespace's pattern names no values")));
     }
     if let Some(kind) = given.checks.iter().flatten().find(|kind| !KINDS.contains(&kind.as_str())) {
@@ -104,7 +142,8 @@ fn rule(given: FileRule) -> Result<Rule, BadPolicy> {
     let FileBudget { resources, instances, checks, bytes } = given.budget;
     Ok(Rule {
         name: given.name.into(),
-        namespaces: patterns("namespaces", &given.namespaces)?,
+        namespaces: patterns("namespaces", &namespaces)?,
+        labels,
         names: given.names.map(|names| patterns("names", &lower(&names))).transpose()?,
         tags: given.tags.map(|tags| patterns("tags", &tags)).transpose()?,
         meta_keys: given.meta_keys.map(|keys| patterns("metaKeys", &keys)).transpose()?,
@@ -116,6 +155,31 @@ fn rule(given: FileRule) -> Result<Rule, BadPolicy> {
         shared_names: given.shared_names,
         budget: Budget { resources, instances, checks, bytes },
     })
+}
+
+fn selector(given: FileSelector) -> Result<Selector, BadPolicy> {
+    let mut requirements = Vec::new();
+    for (key, value) in given.match_labels {
+        requirements.push(Requirement::In(key.into(), [value.into()].into()));
+    }
+    for FileRequirement { key, operator, values } in given.match_expressions {
+        let wants_values = matches!(operator, Operator::In | Operator::NotIn);
+        if wants_values == values.is_empty() {
+            let right = if wants_values { "name at least one value" } else { "leave the values out" };
+            return Err(bad(&format!("namespaceSelector: the expression about {key:?}: {right}")));
+        }
+        let (key, values) = (key.into(), values.into_iter().map(Into::into).collect());
+        requirements.push(match operator {
+            Operator::In => Requirement::In(key, values),
+            Operator::NotIn => Requirement::NotIn(key, values),
+            Operator::Exists => Requirement::Exists(key),
+            Operator::DoesNotExist => Requirement::DoesNotExist(key),
+        });
+    }
+    if requirements.is_empty() {
+        return Err(bad("namespaceSelector: it asks for nothing: leave it out, and write namespaces: [\"*\"]"));
+    }
+    Ok(Selector(requirements))
 }
 
 /// Consul compares names without case.
@@ -172,6 +236,7 @@ rules:
         let first = Rule {
             name: "payments".into(),
             namespaces: vec![pattern("pay-*"), pattern("billing")],
+            labels: None,
             names: Some(vec![pattern("{namespace}-*"), pattern("payments")]),
             tags: Some(vec![pattern("v*")]),
             meta_keys: Some(vec![pattern("team")]),

@@ -9,12 +9,14 @@ use jiff::Timestamp;
 use crate::model::facts::{Node, Pod, Service, Slice};
 use crate::model::ids::{ResourceKey, Str};
 use crate::model::resource::Resource;
+use crate::model::selector::Labels;
 use crate::model::status::{ConditionKind, Truth};
 
 /// The namespace and name of any object; the namespace is empty for what has none.
 pub type ObjectKey = ResourceKey;
 
-/// The part of the cluster that one watch covers. Nodes have no namespace: theirs is always [`Scope::All`].
+/// The part of the cluster that one watch covers. Nodes and Namespaces have no namespace: theirs is always
+/// [`Scope::All`].
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Scope {
     /// The watch covers all namespaces.
@@ -56,6 +58,8 @@ pub enum Kind {
     Pod,
     /// The kind `Node`.
     Node,
+    /// The kind `Namespace`.
+    Namespace,
 }
 
 impl fmt::Display for Kind {
@@ -66,6 +70,7 @@ impl fmt::Display for Kind {
             Self::Service => "Services",
             Self::Pod => "Pods",
             Self::Node => "Nodes",
+            Self::Namespace => "Namespaces",
         })
     }
 }
@@ -92,6 +97,8 @@ pub enum Change {
     Pod(Step<Pod>),
     /// A step in a watch of `Node`s.
     Node(Step<Node>),
+    /// A step in a watch of `Namespace`s: their labels.
+    Namespace(Step<Labels>),
 }
 
 impl Change {
@@ -104,6 +111,7 @@ impl Change {
             Self::Service(_) => Kind::Service,
             Self::Pod(_) => Kind::Pod,
             Self::Node(_) => Kind::Node,
+            Self::Namespace(_) => Kind::Namespace,
         }
     }
 
@@ -112,7 +120,7 @@ impl Change {
     pub fn endpoints(&self) -> usize {
         match self {
             Self::Slice(Step::Apply(_, slice) | Step::InitApply(_, slice)) => slice.endpoints.len(),
-            Self::Slice(_) | Self::Resource(_) | Self::Service(_) | Self::Pod(_) | Self::Node(_) => 0,
+            _ => 0,
         }
     }
 
@@ -126,6 +134,7 @@ impl Change {
                 | Self::Service(Step::InitDone)
                 | Self::Pod(Step::InitDone)
                 | Self::Node(Step::InitDone)
+                | Self::Namespace(Step::InitDone)
         )
     }
 }

@@ -22,6 +22,7 @@ use crate::model::ids::{ResourceKey, Str};
 use crate::model::policy::{Place, Policy};
 use crate::model::registration::NameInUse;
 use crate::model::resource::{Needs, Spec};
+use crate::model::selector::Labels;
 use claims::Claims;
 use index::{EndpointTarget, Links, OnNodes, behind, matches, nodes_of, relink, unlink};
 use known::Known;
@@ -30,6 +31,7 @@ use wants::Wants;
 
 pub use entry::Entry;
 pub use missing::Missing;
+pub use policed::LABELS;
 pub use wants::Wanted;
 
 /// Kubernetes as last seen.
@@ -42,6 +44,8 @@ pub struct World {
     to_list: BTreeSet<(Kind, Scope)>,
     /// Counts the bytes of the specs of a namespace while its resources are listed for the first time.
     listed_bytes: BTreeMap<Str, usize>,
+    /// The policy that comes into force when the labels are known that it asks for.
+    awaited: Option<Arc<Policy>>,
     /// The kinds that are watched whatever resources need.
     always: Wanted,
     /// The kinds that are taken in besides.
@@ -51,6 +55,8 @@ pub struct World {
     services: Table<Service>,
     pods: Table<Pod>,
     nodes: Table<Node>,
+    /// The labels of namespaces; kept only while a policy asks for them.
+    namespaces: Table<Labels>,
     /// The links that the indexes below have of each resource.
     links: BTreeMap<ResourceKey, Links>,
     wants: Wants,
@@ -127,6 +133,7 @@ impl World {
             policy: Arc::default(),
             to_list: BTreeSet::new(),
             listed_bytes: BTreeMap::new(),
+            awaited: None,
             always,
             besides: Wanted::default(),
             resources: Table::default(),
@@ -134,6 +141,7 @@ impl World {
             services: Table::default(),
             pods: Table::default(),
             nodes: Table::default(),
+            namespaces: Table::default(),
             links: BTreeMap::new(),
             wants: Wants::default(),
             claims: Claims::default(),
@@ -172,6 +180,7 @@ impl World {
     #[must_use]
     pub fn wanted(&self) -> Wanted {
         let mut wanted = self.wants.wanted();
+        wanted.watches.extend(self.asks_for_labels().then_some((LABELS, 0)));
         for more in [&self.besides, &self.always] {
             wanted.watches.extend(more.watches.clone());
             for (namespace, keys) in &more.annotations {
@@ -197,7 +206,7 @@ impl World {
     /// The scopes in which a kind is watched for a resource.
     fn scopes_of(&self, key: &ResourceKey, kind: Kind) -> Vec<Scope> {
         match kind {
-            Kind::Node => vec![Scope::All],
+            Kind::Node | Kind::Namespace => vec![Scope::All],
             Kind::Pod => vec![Scope::Namespace(key.namespace.clone())],
             Kind::Resource | Kind::Slice | Kind::Service => {
                 self.scopes.iter().filter(|scope| scope.covers(&key.namespace)).cloned().collect()
@@ -206,7 +215,9 @@ impl World {
     }
 
     fn is_wanted_anyway(&self, watch: &(Kind, Scope)) -> bool {
-        self.always.watches.contains_key(watch) || self.besides.watches.contains_key(watch)
+        self.always.watches.contains_key(watch)
+            || self.besides.watches.contains_key(watch)
+            || *watch == LABELS && self.asks_for_labels()
     }
 
     fn wants(&self, watch: &(Kind, Scope)) -> bool {
@@ -232,6 +243,7 @@ impl World {
             Change::Service(step) => self.apply_service(&scope, step, now, &mut dirt),
             Change::Pod(step) => self.apply_pod(&scope, step, &mut dirt),
             Change::Node(step) => self.apply_node(&scope, step, now, &mut dirt),
+            Change::Namespace(step) => self.apply_namespace(&scope, step, &mut dirt),
         };
         if first_list_done {
             // Whether a name is taken only all resources together can tell.
@@ -251,15 +263,17 @@ impl World {
 
     fn apply_resource(&mut self, scope: &Scope, step: Step<SeenResource>, dirt: &mut Dirt) -> bool {
         let is_listed = self.resources.is_listed(scope);
-        let (resources, policy, listed) = (&self.resources, &self.policy, &mut self.listed_bytes);
+        let (resources, namespaces) = (&self.resources, &self.namespaces);
+        let (policy, listed) = (&self.policy, &mut self.listed_bytes);
         let step = step.map(|key, seen| {
+            let labels = policed::labels_of(namespaces, &key.namespace);
             let previous = resources.get(key);
             let newcomer = if previous.is_none() && !is_listed {
                 policed::place_in_list(listed.entry(key.namespace.clone()).or_default(), &seen.resource, policy)
             } else {
                 Place::Unknown
             };
-            Entry::new(seen, previous, newcomer, policy)
+            Entry::new(seen, previous, newcomer, policy, labels)
         });
         let Outcome { moved, first_list_done } = self.resources.apply(scope, step);
         let mut budgets = BTreeSet::new();
@@ -486,6 +500,7 @@ impl World {
         covering.peek().is_some()
             && covering.all(|scope| self.resources.is_listed(scope))
             && (!self.always_needs(Kind::Node) || self.nodes.is_listed(&Scope::All))
+            && (!self.always_needs(Kind::Namespace) || self.namespaces.is_listed(&Scope::All))
     }
 
     /// Says what a resource waits for: a kind that it needs and that was not listed to the end yet.
@@ -516,6 +531,7 @@ impl World {
     #[must_use]
     pub fn is_synced(&self) -> bool {
         self.always.watches.keys().all(|(kind, scope)| self.is_listed(*kind, scope))
+            && (!self.always_needs(Kind::Namespace) || self.namespaces.is_listed(&Scope::All))
     }
 
     /// Says whether all resources were listed to the end and, unless it goes without them, all Nodes.
@@ -536,6 +552,7 @@ impl World {
             Kind::Service => self.services.is_listed(scope),
             Kind::Pod => self.pods.is_listed(scope),
             Kind::Node => self.nodes.is_listed(scope),
+            Kind::Namespace => self.namespaces.is_listed(scope),
         }
     }
 
@@ -545,7 +562,11 @@ impl World {
     }
 
     fn always_needs(&self, kind: Kind) -> bool {
-        kind == Kind::Node && self.always.watches.contains_key(&(Kind::Node, Scope::All))
+        match kind {
+            Kind::Node => self.always.watches.contains_key(&(Kind::Node, Scope::All)),
+            Kind::Namespace => self.policy.asks_for_labels(),
+            Kind::Resource | Kind::Slice | Kind::Service | Kind::Pod => false,
+        }
     }
 }
 

@@ -3,6 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
+use k8s_openapi::api::core::v1::Namespace;
+use kube::Api;
+use kube::api::{Patch, PatchParams};
 use lictor_testbed::Instance;
 use serde_json::{Value, json};
 
@@ -153,4 +156,48 @@ pub(crate) async fn a_tightened_policy_removes_nothing_that_lives(fixture: &Fixt
         .await?;
     wait_for_metric(&operator, "lictor_policy_stale", |stale| stale == 0.0).await?;
     fixture.wait_flawless("web").await
+}
+
+/// Gives the namespace of a scenario a label, or takes it off.
+async fn label(fixture: &Fixture, tier: Option<&str>) -> Result<()> {
+    let namespaces: Api<Namespace> = Api::all(fixture.namespace.client().clone());
+    let patch = json!({ "metadata": { "labels": { "tier": tier } } });
+    namespaces.patch(fixture.namespace.name(), &PatchParams::default(), &Patch::Merge(patch)).await?;
+    Ok(())
+}
+
+pub(crate) async fn labels_of_a_namespace_decide(fixture: &Fixture) -> Result<()> {
+    let pods = fixture.web(1).await?;
+    let gold = json!({ "name": "gold", "namespaceSelector": { "matchLabels": { "tier": "gold" } } });
+    let others = json!({ "name": "others", "namespaces": ["*"], "names": ["none"] });
+    let by_label = json!({ "rules": [gold, others] }).to_string();
+    let file = File::new(fixture, &by_label)?;
+    let operator = under(fixture, &file.0).await?;
+    fixture.apply_web(json!({})).await?;
+    fixture.wait_for_words("web", "Accepted", "rule \"others\"").await?;
+    ensure!(fixture.instances().await?.is_empty(), "what is not allowed is registered");
+    label(fixture, Some("gold")).await?;
+    fixture.wait_for_pods(&[&pods[0]]).await?;
+    fixture.wait_flawless("web").await?;
+    label(fixture, None).await?;
+    let message = fixture.wait_for_condition("web", "Accepted", "False", "NotAllowed").await?;
+    ensure!(message.contains("rule \"others\""), "{message}");
+    ensure!(fixture.instances().await?.len() == 1, "a changed label has removed what lives");
+
+    // A file that asks for no labels, and again one that does.
+    file.write(&json!({ "rules": [others] }).to_string())?;
+    label(fixture, Some("gold")).await?;
+    fixture.wait_for_a_look(&operator).await?;
+    fixture.wait_for_condition("web", "Accepted", "False", "NotAllowed").await?;
+    file.write(&by_label)?;
+    fixture.wait_for_condition("web", "Accepted", "True", "Accepted").await?;
+
+    // At a start nothing is decided before the labels are known.
+    operator.kill()?;
+    let other = fixture.web_pod("web-1", "b").await?;
+    under(fixture, &file.0).await?;
+    fixture.wait_for_pods(&[&pods[0], &other]).await?;
+    fixture.wait_flawless("web").await?;
+    ensure!(fixture.events("web", "NotListed").await?.is_empty(), "it was told of before the labels were known");
+    Ok(())
 }

@@ -108,6 +108,9 @@ scenarios! {
     attacks::attempts_of_an_author(agent: yes, catalog: yes);
     /// A policy decides about names, tags, meta keys, addresses, `Retain` and the number of resources; each refusal names its rule.
     policies::a_policy_decides_what_may_be_asked_for(agent: yes, catalog: yes);
+    /// The labels of a namespace decide which rule is for it: from the start, from a changed file on, and when they change; what is
+    /// registered stays.
+    policies::labels_of_a_namespace_decide(agent: yes, catalog: yes);
     /// A tightened policy removes nothing that lives, also over a restart, and what dies goes; a file that cannot be used changes
     /// nothing, and is told of; a loosened one is followed.
     policies::a_tightened_policy_removes_nothing_that_lives(agent: yes, catalog: yes);

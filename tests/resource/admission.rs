@@ -75,7 +75,7 @@ fn is_allowed(policy: &Policy, namespace: &str, yaml: &str) -> Result<bool> {
     let object = serde_json::from_value(fixture::resource("user", &spec))?;
     let resource = convert::resource(ObjectKey::new(namespace, "user"), object, &rules).resource;
     let asked = resource.spec.as_ref().map_err(|refusal| anyhow!("{yaml}: {}", refusal.message))?;
-    Ok(policy.judge(&resource, asked, Place::Fits).is_ok())
+    Ok(policy.judge(&resource, None, asked, Place::Fits).is_ok())
 }
 
 /// The rows that are refused.

@@ -195,6 +195,8 @@ impl Cluster {
             Kind::Slice => all(&self.slices, scope, |key, slice| Change::Slice(Step::InitApply(key, slice))),
             Kind::Pod => all(&self.pods, scope, |key, pod| Change::Pod(Step::InitApply(key, pod))),
             Kind::Node => all(&self.nodes, scope, |key, node| Change::Node(Step::InitApply(key, node))),
+            // No policy of the simulation asks for labels.
+            Kind::Namespace => Vec::new(),
         }
     }
 
@@ -216,6 +218,7 @@ impl Cluster {
                 Change::Service(step) => listed(step).map(|(key, step)| (key, step.map(Change::Service))),
                 Change::Pod(step) => listed(step).map(|(key, step)| (key, step.map(Change::Pod))),
                 Change::Node(step) => listed(step).map(|(key, step)| (key, step.map(Change::Node))),
+                Change::Namespace(_) => None,
             };
             there.extend(change);
         }

@@ -416,7 +416,7 @@ pub fn seen(change: Change, annotations: &BTreeSet<Str>, planted: Option<Planted
             }
             service
         })),
-        Change::Node(_) => change,
+        Change::Node(_) | Change::Namespace(_) => change,
     }
 }
 
@@ -444,6 +444,7 @@ fn key_of(change: &Change) -> Option<&ObjectKey> {
         Change::Service(step) => of(step),
         Change::Pod(step) => of(step),
         Change::Node(step) => of(step),
+        Change::Namespace(step) => of(step),
     }
 }
 
@@ -462,6 +463,7 @@ pub fn step(kind: Kind, step: Step<std::convert::Infallible>) -> Change {
         Kind::Service => Change::Service(step.map(|_, never| match never {})),
         Kind::Pod => Change::Pod(step.map(|_, never| match never {})),
         Kind::Node => Change::Node(step.map(|_, never| match never {})),
+        Kind::Namespace => Change::Namespace(step.map(|_, never| match never {})),
     }
 }
 
@@ -505,5 +507,6 @@ fn summary(change: &Change) -> String {
             )
         }),
         Change::Node(step) => of(step, |node| format!("{:?} {:?}", node.address, node.zone)),
+        Change::Namespace(step) => of(step, |labels| format!("{labels:?}")),
     }
 }

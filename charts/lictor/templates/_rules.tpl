@@ -27,6 +27,11 @@
 {{- end }}
 
 {{/* What it does in the whole cluster; nothing, where it is for single namespaces and without Nodes. */}}
+{{- /* Says whether a rule of the policy asks for labels of namespaces. */ -}}
+{{- define "lictor.watchesNamespaces" -}}
+{{- range .Values.policy.rules }}{{ if .namespaceSelector }}yes{{ end }}{{ end }}
+{{- end }}
+
 {{- define "lictor.clusterRules" -}}
 {{- if not .Values.watchNamespaces }}
 {{- include "lictor.rules" . }}
@@ -38,6 +43,11 @@
   resources: [customresourcedefinitions] # whether it is being deleted, and all resources with it
   resourceNames: [consulservices.lictor.dev]
   verbs: [get]
+{{- end }}
+{{- if include "lictor.watchesNamespaces" . }}
+- apiGroups: [""]
+  resources: [namespaces] # a rule of the policy asks for their labels
+  verbs: [list, watch]
 {{- end }}
 {{- if include "lictor.watchesNodes" . }}
 - apiGroups: [""]

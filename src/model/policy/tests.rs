@@ -4,6 +4,7 @@ use super::*;
 use crate::model::check::{Check, CheckSpec, Probe};
 use crate::model::registration::{TaggedAddress, Weights};
 use crate::model::resource::{PerAddress, Readiness, StaticAddress, finalizer};
+use crate::model::selector::Requirement;
 
 fn patterns(texts: &[&str]) -> Vec<Pattern> {
     texts.iter().map(|text| Pattern::parse(text).unwrap()).collect()
@@ -14,6 +15,7 @@ fn rule() -> Rule {
     Rule {
         name: "shops".into(),
         namespaces: patterns(&["shop*"]),
+        labels: None,
         names: Some(patterns(&["{namespace}-*"])),
         tags: Some(patterns(&["v*", "env=prod"])),
         meta_keys: Some(patterns(&["team"])),
@@ -86,7 +88,7 @@ fn resource() -> Resource {
 }
 
 fn judged(rules: Option<Vec<Rule>>, resource: &Resource, spec: Spec, place: Place) -> Result<Arc<Spec>, Refusal> {
-    Policy { rules, ..Policy::default() }.judge(resource, &Arc::new(spec), place)
+    Policy { rules, ..Policy::default() }.judge(resource, None, &Arc::new(spec), place)
 }
 
 /// An attempt of an author, what a rule without that very limit is, and the words of the refusal.
@@ -220,9 +222,40 @@ fn a_refusal_names_its_rule() {
 fn the_first_rule_that_is_for_the_namespace_decides() {
     let first = Rule { name: "first".into(), names: Some(patterns(&["a"])), ..rule() };
     let policy = Policy { rules: Some(vec![first, rule()]), ..Policy::default() };
-    assert_eq!(&*policy.rule("shop-1").unwrap().name, "first");
-    assert!(policy.rule("lab").is_none());
-    assert_eq!(policy.most_resources("shop"), Some(2));
+    assert_eq!(&*policy.rule("shop-1", None).unwrap().unwrap().name, "first");
+    assert!(policy.rule("lab", None).unwrap().is_none());
+    assert_eq!(policy.most_resources("shop", None), Some(2));
+}
+
+#[test]
+fn labels_of_the_namespace_decide_and_nothing_is_guessed_without_them() {
+    let is = |tier: &str| Selector(vec![Requirement::In("tier".into(), [tier.into()].into())]);
+    let named = |name: &str, namespaces: &[&str], labels| Rule {
+        name: name.into(),
+        namespaces: patterns(namespaces),
+        labels,
+        ..rule()
+    };
+    let rules = vec![
+        named("by name", &["lab"], None),
+        named("gold", &["shop*"], Some(is("gold"))),
+        named("others", &["*"], None),
+    ];
+    let policy = Policy { rules: Some(rules), ..Policy::default() };
+    let labels = |tier: &str| Labels::from([("tier".into(), tier.into())]);
+    let chosen = |namespace: &str, labels: Option<&Labels>| {
+        policy.rule(namespace, labels).map(|rule| rule.map(|rule| rule.name.to_string()))
+    };
+    let name = |name: &str| Ok(Some(name.to_owned()));
+    assert_eq!(chosen("shop", Some(&labels("gold"))), name("gold"));
+    assert_eq!(chosen("shop", Some(&labels("lead"))), name("others"));
+    assert_eq!(chosen("shop", Some(&Labels::new())), name("others"));
+    assert_eq!(chosen("shop", None), Err(LabelsNotKnown), "the rule after it may allow more");
+    assert_eq!(chosen("lab", None), name("by name"));
+    assert_eq!(chosen("other", None), name("others"), "the name alone rules the second one out");
+    let refusal = policy.judge(&resource(), None, &Arc::new(spec()), Place::Fits).unwrap_err();
+    assert_eq!(refusal.reason, NOT_LISTED);
+    assert!(policy.asks_for_labels() && !Policy::default().asks_for_labels());
 }
 
 #[test]
@@ -239,7 +272,7 @@ fn without_a_policy_all_is_allowed_but_names_of_companions_and_addresses_outside
     let judge = |name: &str, source: Source, networks: &[&str]| {
         let networks = networks.iter().map(|network| network.parse().unwrap()).collect();
         let spec = Spec { service: name.into(), source, ..spec() };
-        Policy { networks, ..Policy::default() }.judge(&resource(), &Arc::new(spec), Place::Fits)
+        Policy { networks, ..Policy::default() }.judge(&resource(), None, &Arc::new(spec), Place::Fits)
     };
     let service = || Source::Service { name: "web".into() };
     for name in ["web", "consul-api", "my-vault", "a-nomad"] {

@@ -6,6 +6,7 @@ use crate::model::ids::Str;
 use crate::model::policy::{Place, Policy};
 use crate::model::reasons::Refusal;
 use crate::model::resource::{Resource, Spec};
+use crate::model::selector::Labels;
 use crate::model::status::{ConditionKind, Truth};
 use crate::state::event::SeenResource;
 use crate::state::event::Transitions;
@@ -49,7 +50,13 @@ pub(super) enum GrantedBy {
 
 impl Entry {
     /// `newcomer` is the place of one that was not there before.
-    pub(super) fn new(seen: SeenResource, previous: Option<&Self>, newcomer: Place, policy: &Policy) -> Self {
+    pub(super) fn new(
+        seen: SeenResource,
+        previous: Option<&Self>,
+        newcomer: Place,
+        policy: &Policy,
+        labels: Option<&Labels>,
+    ) -> Self {
         let SeenResource { resource, since } = seen;
         let previous = previous.filter(|previous| previous.resource.uid == resource.uid);
         let mut entry = Self {
@@ -61,7 +68,7 @@ impl Entry {
             since,
             granted: None,
         };
-        entry.judge(policy);
+        entry.judge(policy, labels);
         if entry.resource.ours {
             entry.granted = entry.granted_after(previous);
         }
@@ -70,12 +77,12 @@ impl Entry {
 
     /// Asks a policy about what its author wrote. What the policy does not allow leaves the last spec in force that it did;
     /// without one, what is registered is kept, and nothing more.
-    pub(super) fn judge(&mut self, policy: &Policy) {
+    pub(super) fn judge(&mut self, policy: &Policy, labels: Option<&Labels>) {
         let Ok(asked) = &self.asked_spec else {
             // What the author wrote cannot be read, whatever the policy says.
             return;
         };
-        let judged = policy.judge(&self.resource, asked, self.place);
+        let judged = policy.judge(&self.resource, labels, asked, self.place);
         if let (Place::TooLarge, Err(refusal)) = (self.place, &judged) {
             // What is registered stays as it is. The memory goes.
             self.asked_spec = Err(refusal.clone());

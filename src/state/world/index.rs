@@ -172,7 +172,7 @@ impl World {
     }
 
     /// Drops what nobody needs any more.
-    fn forget(&mut self, kind: Kind, scope: &Scope) {
+    pub(super) fn forget(&mut self, kind: Kind, scope: &Scope) {
         if self.is_wanted_anyway(&(kind, scope.clone())) {
             return;
         }
@@ -192,6 +192,7 @@ impl World {
                 self.pods_at.retain(|(namespace, _), _| !scope.covers(namespace));
             }
             Kind::Node => self.nodes.forget(scope),
+            Kind::Namespace => self.namespaces.forget(scope),
         }
     }
 
@@ -266,6 +267,7 @@ pub(super) fn needs(needs: &Needs, kind: Kind) -> bool {
         Kind::Slice | Kind::Service => needs.services,
         Kind::Pod => needs.pods,
         Kind::Node => needs.nodes,
+        Kind::Namespace => false,
     }
 }
 

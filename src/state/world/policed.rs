@@ -9,7 +9,17 @@ use crate::model::cause::Cause;
 use crate::model::ids::{ResourceKey, Str};
 use crate::model::policy::{Place, Policy};
 use crate::model::resource::Resource;
-use crate::state::event::{Kind, Scope};
+use crate::model::selector::Labels;
+use crate::state::event::{Kind, ObjectKey, Scope, Step};
+use crate::state::table::{Moved, Outcome, Table};
+
+/// The watch of the labels of namespaces.
+pub const LABELS: (Kind, Scope) = (Kind::Namespace, Scope::All);
+
+/// Gives the labels of a namespace; none until all namespaces were listed, and of one that was not seen yet.
+pub(super) fn labels_of<'a>(namespaces: &'a Table<Labels>, namespace: &Str) -> Option<&'a Labels> {
+    namespaces.get(&ObjectKey::new("", namespace)).filter(|_| namespaces.is_listed(&Scope::All))
+}
 
 /// Gives what a budget counts a resource by: its age and the bytes of its spec, if it is one of this operator's.
 pub(super) fn counts(entry: Option<&Entry>) -> Option<(i64, &Str, usize)> {
@@ -31,17 +41,31 @@ impl World {
         &self.policy
     }
 
-    /// Holds resources to this policy from now on. Gives the resources that this concerns.
+    /// Gives the labels of a namespace, as far as they are known.
+    #[must_use]
+    pub fn labels_of(&self, namespace: &Str) -> Option<&Labels> {
+        labels_of(&self.namespaces, namespace)
+    }
+
+    /// Says whether a policy asks for labels of namespaces, one that waits for them included.
+    pub(super) fn asks_for_labels(&self) -> bool {
+        [Some(&self.policy), self.awaited.as_ref()].into_iter().flatten().any(|policy| policy.asks_for_labels())
+    }
+
+    /// Holds resources to this policy from now on; where it asks for labels that were not listed yet, as soon as they are,
+    /// and until then to the one before. Gives the resources that this concerns.
     pub fn follow(&mut self, policy: Arc<Policy>) -> Vec<Dirtied> {
-        self.policy = policy;
+        let asked = self.asks_for_labels();
         let mut dirt = Dirt::default();
-        let keys: Vec<ResourceKey> = self.keys().cloned().collect();
-        for key in &keys {
-            self.judge_anew(key, None, &mut dirt);
+        if policy.asks_for_labels() && !self.namespaces.is_listed(&Scope::All) {
+            self.awaited = Some(policy);
+        } else {
+            (self.policy, self.awaited) = (policy, None);
+            self.judge_all(&mut dirt);
         }
-        let namespaces: BTreeSet<Str> = keys.into_iter().map(|key| key.namespace).collect();
-        for namespace in &namespaces {
-            self.share_budget(namespace, &mut dirt);
+        if asked != self.asks_for_labels() {
+            self.wants.note_news();
+            self.forget(LABELS.0, &LABELS.1);
         }
         dirt.0.into_iter().map(|(key, cause)| Dirtied { key, cause }).collect()
     }
@@ -51,9 +75,42 @@ impl World {
         std::mem::take(&mut self.to_list)
     }
 
+    pub(super) fn apply_namespace(&mut self, scope: &Scope, step: Step<Labels>, dirt: &mut Dirt) -> bool {
+        let Outcome { moved, first_list_done } = self.namespaces.apply(scope, step);
+        if first_list_done {
+            self.policy = self.awaited.take().unwrap_or_else(|| Arc::clone(&self.policy));
+            self.judge_all(dirt);
+            return true;
+        }
+        for Moved { key, .. } in moved {
+            // Of one that is gone, the resources are going as well: what they may does not matter any more.
+            if self.namespaces.get(&key).is_none() {
+                continue;
+            }
+            let of_it: Vec<ResourceKey> = self.resources.of_namespace(&key.name).map(|(key, _)| key.clone()).collect();
+            for resource in &of_it {
+                self.judge_anew(resource, None, dirt);
+            }
+            self.share_budget(&key.name, dirt);
+        }
+        false
+    }
+
+    /// Asks the policy again about all resources.
+    fn judge_all(&mut self, dirt: &mut Dirt) {
+        let keys: Vec<ResourceKey> = self.keys().cloned().collect();
+        for key in &keys {
+            self.judge_anew(key, None, dirt);
+        }
+        let namespaces: BTreeSet<Str> = keys.into_iter().map(|key| key.namespace).collect();
+        for namespace in &namespaces {
+            self.share_budget(namespace, dirt);
+        }
+    }
+
     /// Says which resources of a namespace its budget has room for: the oldest.
     pub(super) fn share_budget(&mut self, namespace: &Str, dirt: &mut Dirt) {
-        let most = self.policy.most_resources(namespace);
+        let most = self.policy.most_resources(namespace, self.labels_of(namespace));
         // Until all are listed nobody can tell which are the oldest.
         let is_listed = self.scopes.iter().any(|scope| scope.covers(namespace) && self.resources.is_listed(scope));
         if !is_listed {
@@ -80,6 +137,7 @@ impl World {
     /// Asks the policy again about a resource.
     fn judge_anew(&mut self, key: &ResourceKey, place: Option<Place>, dirt: &mut Dirt) {
         let policy = Arc::clone(&self.policy);
+        let labels = labels_of(&self.namespaces, &key.namespace);
         let Some(entry) = self.resources.get_mut(key) else { return };
         let before = (entry.resource.spec.clone(), entry.last_good.clone());
         let before_place = entry.place;
@@ -93,7 +151,7 @@ impl World {
             self.to_list.extend(scopes.map(|scope| (Kind::Resource, scope.clone())));
             return;
         }
-        entry.judge(&policy);
+        entry.judge(&policy, labels);
         if (&before.0, &before.1) != (&entry.resource.spec, &entry.last_good) {
             dirt.add(key, Some(Cause::Observed));
             self.link(key, dirt);

@@ -180,6 +180,7 @@ fn begins(kind: Kind) -> Change {
         Kind::Service => Change::Service(Step::Init),
         Kind::Pod => Change::Pod(Step::Init),
         Kind::Node => Change::Node(Step::Init),
+        Kind::Namespace => Change::Namespace(Step::Init),
     }
 }
 
@@ -190,6 +191,7 @@ fn is_done(kind: Kind) -> Change {
         Kind::Service => Change::Service(Step::InitDone),
         Kind::Pod => Change::Pod(Step::InitDone),
         Kind::Node => Change::Node(Step::InitDone),
+        Kind::Namespace => Change::Namespace(Step::InitDone),
     }
 }
 
@@ -225,6 +227,7 @@ impl World {
             Kind::Service => self.services.get(key).is_some(),
             Kind::Pod => self.pods.get(key).is_some(),
             Kind::Node => self.nodes.get(key).is_some(),
+            Kind::Namespace => self.namespaces.get(key).is_some(),
         }
     }
 }

@@ -114,6 +114,11 @@ impl Wants {
         }
     }
 
+    /// Notes that something is wanted now that was not, or the other way round, whatever resources need.
+    pub(super) fn note_news(&mut self) {
+        self.news = true;
+    }
+
     /// Says whether anything is wanted now that was not, or the other way round, since this was last asked.
     pub(super) fn take_news(&mut self) -> bool {
         std::mem::take(&mut self.news)

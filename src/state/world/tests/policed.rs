@@ -3,6 +3,8 @@
 use super::*;
 use crate::model::pattern::Pattern;
 use crate::model::policy::{Budget, Rule};
+use crate::model::selector::{Labels, Requirement, Selector};
+use crate::state::world::policed::LABELS;
 
 /// A policy with one rule for all namespaces, which allows these names and this many resources in each.
 fn policy(names: &[&str], resources: Option<usize>) -> Arc<Policy> {
@@ -136,4 +138,58 @@ fn a_namespace_has_so_many_bytes_and_the_oldest_have_them() {
     world.edits(of_size(2, "c", 20));
     world.edits(of_size(3, "a", 60));
     assert_eq!((dropped(&world), refused(&world)), (Vec::new(), Vec::new()));
+}
+
+/// A policy with a rule for namespaces of a label, which allows all, and one for others, which allows this name alone.
+fn by_label(others: &str) -> Arc<Policy> {
+    let gold = Requirement::In("tier".into(), ["gold".into()].into());
+    let mut rules = policy(&[others], None).rules.clone().unwrap();
+    let first = Rule { name: "gold".into(), labels: Some(Selector(vec![gold])), names: None, ..rules[0].clone() };
+    rules.insert(0, first);
+    Arc::new(Policy { rules: Some(rules), ..Policy::default() })
+}
+
+fn labelled(namespace: &str, tier: &str) -> Change {
+    Change::Namespace(Step::Apply(key("", namespace), [("tier".into(), tier.into())].into()))
+}
+
+#[test]
+fn nothing_is_whole_before_the_labels_are_known_that_the_policy_asks_for() {
+    let r = key("a", "r");
+    let mut world = World::new([Scope::All], false).under(by_label("other"));
+    world.on_event(begins(Kind::Resource));
+    world.on_event(Change::Resource(Step::InitApply(r.clone(), seen(&r, "u", 1, Ok(spec("s"))))));
+    world.on_event(is_done(Kind::Resource));
+    assert!(!world.is_whole("a") && !world.is_synced() && world.wanted().watches.contains_key(&LABELS));
+    world.on_event(begins(Kind::Namespace));
+    let gold: Labels = [("tier".into(), "gold".into())].into();
+    world.on_event(Change::Namespace(Step::InitApply(key("", "a"), gold)));
+    assert!(!world.is_whole("a"), "the list is not done");
+    assert_eq!(world.on_event(is_done(Kind::Namespace)), dirtied(&r, Some(Cause::Inferred)));
+    assert!(world.is_whole("a") && world.is_synced() && world.resource(&r).unwrap().resource.spec.is_ok());
+    // Another label, and none.
+    assert_eq!(world.on_event(labelled("a", "lead")), dirtied(&r, Some(Cause::Observed)));
+    assert!(world.resource(&r).unwrap().resource.spec.is_err());
+    assert_eq!(world.on_event(labelled("b", "gold")), [], "it concerns the resources of its own namespace");
+    assert_eq!(world.on_event(labelled("a", "gold")), dirtied(&r, Some(Cause::Observed)));
+    world.on_event(Change::Namespace(Step::Delete(key("", "a"))));
+    assert!(world.resource(&r).unwrap().resource.spec.is_ok(), "its resources are going with it");
+}
+
+#[test]
+fn a_policy_that_asks_for_labels_comes_into_force_when_they_are_known() {
+    let (mut world, r) = listed(named("old", spec("s")));
+    world.wanted_anew();
+    assert_eq!(world.follow(by_label("other")), [], "the policy before goes on");
+    assert!(world.is_whole("a") && world.wanted_anew().unwrap().watches.contains_key(&LABELS));
+    world.on_event(begins(Kind::Namespace));
+    assert_eq!(world.on_event(is_done(Kind::Namespace)), dirtied(&r, Some(Cause::Inferred)));
+    let refusal = world.resource(&r).unwrap().resource.spec.clone().unwrap_err();
+    assert_eq!(refusal.reason, "NotListed", "a namespace that was not seen yet may have any labels");
+    world.on_event(labelled("a", "lead"));
+    assert_eq!(world.resource(&r).unwrap().resource.spec.clone().unwrap_err().reason, "NotAllowed");
+    // One that asks for none ends the watch.
+    world.follow(policy(&["old"], None));
+    assert!(!world.wanted_anew().unwrap().watches.contains_key(&LABELS) && !world.holds(LABELS.0, &key("", "a")));
+    assert!(world.resource(&r).unwrap().resource.spec.is_ok());
 }
