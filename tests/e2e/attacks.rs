@@ -3,9 +3,10 @@
 use std::fmt::Write as _;
 
 use anyhow::{Context, Result, ensure};
+use lictor_testbed::wait;
 use serde_json::{Value, json};
 
-use crate::fixture::{Fixture, arg};
+use crate::fixture::{Fixture, SOON, arg};
 use crate::policies::{File, policy};
 use crate::scenarios::LINES;
 use crate::table::check_page;
@@ -275,6 +276,30 @@ const ATTEMPTS: &[Attempt] = &[
         Scenario("policies::a_policy_decides_what_may_be_asked_for"),
     ),
     attempt(
+        Author,
+        "writes many large resources, to fill the memory",
+        "`TooLarge`: the older ones go on",
+        Scenario("attacks::a_namespace_has_so_many_bytes"),
+    ),
+    attempt(
+        Author,
+        "names more labels and annotations than 64, each kept for every pod",
+        "`TooLarge`, nothing is registered",
+        Scenario("attacks::a_namespace_has_so_many_bytes"),
+    ),
+    attempt(
+        Author,
+        "names other annotations all the time, so that pods are listed anew all the time",
+        "the watch of pods goes on meanwhile",
+        Scenario("watches::one_author_keeps_no_other_from_being_heard"),
+    ),
+    attempt(
+        Author,
+        "moves its resource to a namespace with a better rule",
+        "the labels and the name of the namespace decide",
+        Scenario("policies::labels_of_a_namespace_decide"),
+    ),
+    attempt(
         SliceWriter,
         "writes addresses of a cloud's metadata, multicast and broadcast into a slice",
         "left out and told of; the other endpoints are registered",
@@ -378,6 +403,12 @@ const ATTEMPTS: &[Attempt] = &[
     ),
     attempt(
         Network,
+        "opens connections to the admin port and sends no request, or headers without an end",
+        "cut after 5 s; at most 256 at once",
+        Test("src/admin/serve.rs", "one_request_is_answered_and_headers_without_end_are_not_waited_for"),
+    ),
+    attempt(
+        Network,
         "answers in Consul's place, and sends without an end",
         "the answer is read to a limit",
         Test("src/consul/transport.rs", "an_answer_is_read_up_to_a_limit"),
@@ -387,6 +418,12 @@ const ATTEMPTS: &[Attempt] = &[
         "reads the token on its way to Consul",
         "plain HTTP beyond this machine, or no verification: said at the start and in `/readyz`",
         Test("src/consul/transport/settings.rs", "what_others_can_read_on_the_way_is_said"),
+    ),
+    attempt(
+        ConsulUser,
+        "begins a cluster whose name begins with another one's, to have its nodes",
+        "a new cluster of such a name is refused",
+        Test("tests/consul_registries.rs", "a_cluster_whose_nodes_could_be_those_of_another_does_not_begin"),
     ),
 ];
 
@@ -454,6 +491,52 @@ async fn try_one(fixture: &Fixture, name: &str, what: &str, yaml: &str, reason: 
     fixture.wait_for_condition("tried", "Accepted", "False", reason).await.with_context(|| what.to_owned())?;
     fixture.delete("tried").await?;
     fixture.wait_gone("tried").await
+}
+
+pub(crate) async fn a_namespace_has_so_many_bytes(fixture: &Fixture) -> Result<()> {
+    let pods = fixture.web(1).await?;
+    fixture.operator().flag("--max-namespace-bytes", "65536").ready().await?;
+    let second = fixture.service_named("second");
+    let large = |name: &str| {
+        let tags: Vec<String> = (0..60).map(|number| format!("{number:0>640}")).collect();
+        fixture.spec(json!({ "name": name, "tags": tags }))
+    };
+    fixture.apply("web", &large(&fixture.service)).await?;
+    fixture.wait_for_pods(&[&pods[0]]).await?;
+    fixture.wait_flawless("web").await?;
+    // Of two that are made in one second, nobody knows which is older by more than its uid.
+    let made = fixture.resources().get("web").await?.metadata.creation_timestamp;
+    wait::until("a later second", SOON, || async {
+        fixture.apply("later", &fixture.spec(json!({ "name": second }))).await?;
+        let later = fixture.resources().get("later").await?.metadata.creation_timestamp;
+        if later <= made {
+            fixture.delete("later").await?;
+            fixture.wait_gone("later").await?;
+            return Ok(None);
+        }
+        Ok(Some(()))
+    })
+    .await?;
+    fixture.wait_flawless("later").await?;
+    fixture.apply("later", &large(&second)).await?;
+    let message = fixture.wait_for_condition("later", "Accepted", "False", "TooLarge").await?;
+    ensure!(message.contains("more than 65536 bytes together"), "{message}");
+    fixture.wait_flawless("web").await?;
+    ensure!(fixture.consul().instances(&second).await?.len() == 1, "what was registered stays");
+    let tags: Vec<String> = (0..13)
+        .map(|tag| (0..5).map(|n| format!("${{pod.labels['k{tag}-{n}']}}")).collect::<Vec<_>>().concat())
+        .collect();
+    fixture.apply("many", &fixture.spec(json!({ "name": second, "tags": tags }))).await?;
+    fixture.wait_for_condition("many", "Accepted", "False", "TooLarge").await?;
+    // There is room once the older one is gone.
+    fixture.delete("web").await?;
+    fixture.wait_gone("web").await?;
+    fixture.wait_for_condition("later", "Accepted", "True", "Accepted").await?;
+    wait::until("all tags of the one that has room now", SOON, || async {
+        let found = fixture.consul().instances(&second).await?;
+        Ok(found.iter().any(|found| found.tags.len() == 60).then_some(()))
+    })
+    .await
 }
 
 const HEAD: &str = include_str!("attacks/security.md");
