@@ -114,7 +114,13 @@ const ATTEMPTS: &[Attempt] = &[
     ),
     attempt(
         Author,
-        "takes a name by an old status, or by an edit",
+        "takes a name by an edit from a resource that has it",
+        "the name stays whose it is",
+        Scenario("names::the_older_one_has_the_name"),
+    ),
+    attempt(
+        Author,
+        "takes a name by an old status",
         "the name stays whose it is",
         Scenario("handover::an_old_status_takes_no_name"),
     ),
@@ -294,12 +300,6 @@ const ATTEMPTS: &[Attempt] = &[
         Scenario("watches::one_author_keeps_no_other_from_being_heard"),
     ),
     attempt(
-        Author,
-        "moves its resource to a namespace with a better rule",
-        "the labels and the name of the namespace decide",
-        Scenario("policies::labels_of_a_namespace_decide"),
-    ),
-    attempt(
         SliceWriter,
         "writes addresses of a cloud's metadata, multicast and broadcast into a slice",
         "left out and told of; the other endpoints are registered",
@@ -328,12 +328,6 @@ const ATTEMPTS: &[Attempt] = &[
         "names addresses that no pod of the namespace has",
         "not registered with `--verify-endpoints`",
         Scenario("verified::endpoints_need_a_pod"),
-    ),
-    attempt(
-        SliceWriter,
-        "names a Node that does not exist",
-        "the instance is on a shared Consul node",
-        Scenario("appearing::slices_by_hand"),
     ),
     attempt(
         SliceWriter,
@@ -404,7 +398,7 @@ const ATTEMPTS: &[Attempt] = &[
     attempt(
         Network,
         "opens connections to the admin port and sends no request, or headers without an end",
-        "cut after 5 s; at most 256 at once",
+        "the connection is cut",
         Test("src/admin/serve.rs", "one_request_is_answered_and_headers_without_end_are_not_waited_for"),
     ),
     attempt(
