@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
+use kube::Client;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -18,6 +19,7 @@ use crate::consul::transport::{Http, Transport};
 use crate::model::status::NOT_LISTED;
 use crate::ports::Kubernetes;
 use crate::settings::{RunArgs, Settings};
+use crate::state::world::World;
 
 /// The flags of `lictor plan`: those of `run`, and how to print.
 #[derive(Debug, Args)]
@@ -68,11 +70,16 @@ async fn look(settings: Settings) -> anyhow::Result<(Vec<Step>, Vec<Note>)> {
         .context("reaching Kubernetes")?;
     let identity = identify(&client, &settings).await?;
     let registry = registry(&settings, &identity, transport, None)?;
-    let policy = tokio::sync::watch::channel(settings.policy.read()?).1;
-    let kubernetes = ApiServer::new(client, settings.scopes, Arc::new(settings.rules), Orders::default()).under(policy);
-    let world = kubernetes.read_again().await?;
+    let world = read_world(client, settings, Orders::default()).await?;
     let (placement, rows) = registry.survey().await?;
     Ok(preview(world, rows, &identity, &placement, Instant::now()))
+}
+
+/// Reads what Kubernetes has, once, under the policy of the settings.
+pub(super) async fn read_world(client: Client, settings: Settings, orders: Orders) -> anyhow::Result<World> {
+    let policy = tokio::sync::watch::channel(settings.policy.read()?).1;
+    let kubernetes = ApiServer::new(client, settings.scopes, Arc::new(settings.rules), orders).under(policy);
+    Ok(kubernetes.read_again().await?)
 }
 
 pub(super) fn table(steps: &[Step], notes: &[Note]) -> String {

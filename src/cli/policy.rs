@@ -8,15 +8,13 @@ use std::sync::Arc;
 use anyhow::Context;
 use clap::{Args, Subcommand};
 
-use super::plan::columns;
+use super::plan::{columns, read_world};
 use super::{DIFFERS, prepare};
 use crate::cluster::connect;
-use crate::cluster::kubernetes::ApiServer;
 use crate::cluster::watch::Orders;
 use crate::model::ids::ResourceKey;
 use crate::model::policy::Policy;
 use crate::policy::PolicyFile;
-use crate::ports::Kubernetes;
 use crate::settings::{RunArgs, Settings};
 use crate::state::world::{LABELS, Wanted, World};
 
@@ -39,7 +37,7 @@ pub struct CheckArgs {
     run: RunArgs,
 }
 
-/// What a policy says of one resource, beside the present one.
+/// Holds what a policy says of one resource, beside the present one.
 #[derive(Debug, PartialEq, Eq)]
 struct Verdict {
     resource: ResourceKey,
@@ -72,7 +70,6 @@ pub(super) fn policy(command: PolicyCommand) -> anyhow::Result<ExitCode> {
 
 /// The resources of the cluster, under the present policy, with the labels that the other one asks for.
 async fn look(settings: Settings, then: &Policy) -> anyhow::Result<World> {
-    let policy = tokio::sync::watch::channel(settings.policy.read()?).1;
     let client = connect::client(settings.kubeconfig.as_deref(), settings.context.as_deref())
         .await
         .context("reaching Kubernetes")?;
@@ -80,8 +77,7 @@ async fn look(settings: Settings, then: &Policy) -> anyhow::Result<World> {
     if then.asks_for_labels() {
         orders.want(&Wanted { watches: [(LABELS, 0)].into(), ..Wanted::default() });
     }
-    let kubernetes = ApiServer::new(client, settings.scopes, Arc::new(settings.rules), orders).under(policy);
-    Ok(kubernetes.read_again().await?)
+    read_world(client, settings, orders).await
 }
 
 /// Compares the present policy of a World with another one.
