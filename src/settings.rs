@@ -300,7 +300,7 @@ pub struct Settings {
     pub nodes: bool,
     /// The rules that resources have to keep.
     pub rules: Rules,
-    /// What the administrator lets resources ask for.
+    /// Says what the administrator lets resources ask for.
     pub policy: PolicyFile,
     /// The way to Consul.
     pub consul: ConsulSettings,

@@ -78,14 +78,14 @@ impl Admin {
         }
     }
 
-    /// The same endpoints, which also tell why the policy file as it is cannot be used.
+    /// Has the endpoints also tell why the policy file as it is cannot be used.
     #[must_use]
     pub fn following(mut self, policy_failure: watch::Receiver<Option<String>>) -> Self {
         self.policy_failure = policy_failure;
         self
     }
 
-    /// The same endpoints, which also say these sentences beside the `ok` of `/readyz`.
+    /// Has the endpoints also say these sentences beside the `ok` of `/readyz`.
     #[must_use]
     pub fn warning(mut self, warnings: Vec<&'static str>) -> Self {
         self.warnings = warnings.into();

@@ -304,9 +304,9 @@ struct Watch<K> {
     client: Client,
     api: fn(&Client, &Scope) -> Api<K>,
     scope: Scope,
-    /// What is asked of it.
+    /// Says what is asked of it.
     aims: tokio::sync::watch::Receiver<Aims>,
-    /// What it goes by.
+    /// Says what it goes by.
     kept: Kept,
     decoder: Decoder,
     health: WatchHealth,

@@ -231,7 +231,7 @@ impl Engine {
         }
     }
 
-    /// The same engine, which holds resources to the policy that is in force.
+    /// Has the engine hold resources to the policy that is in force.
     #[must_use]
     pub fn under(mut self, policies: watch::Receiver<Arc<Policy>>) -> Self {
         self.ports.policies = policies;

@@ -34,7 +34,7 @@ pub(super) struct Reports {
     budget: Budget,
 }
 
-/// What an Event says of a status.
+/// Holds what an Event says of a status.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Said {
     pub(super) warning: bool,
@@ -51,7 +51,7 @@ pub(super) struct Told {
     pub(super) pending: Option<Instant>,
     /// The time of the last look at its status that found nothing to write yet.
     pub(super) looked: Option<Instant>,
-    /// What the last Events said.
+    /// Holds what the last Events said.
     pub(super) events: Option<Vec<Said>>,
     /// The version of the resource at which its finalizer was last written: it is not written twice on one sight.
     pub(super) finalized: Option<Str>,

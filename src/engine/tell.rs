@@ -346,8 +346,8 @@ fn is_pending(status: &Status) -> bool {
         .is_some_and(|ready| [PENDING, NOT_LISTED, ENDPOINTS_MISSING].contains(&ready.reason.as_str()))
 }
 
-/// What Events say of a status, unless it is only pending: what `Ready` says, and a name that Consul's DNS cannot answer,
-/// which keeps nothing from being ready.
+/// Gives what Events say of a status, unless it is only pending: what `Ready` says, and a name that Consul's DNS cannot
+/// answer, which keeps nothing from being ready.
 fn events_for(status: &Status) -> Vec<Said> {
     let said = |condition: &Condition, warning| {
         let Condition { reason, message, .. } = condition.clone();

@@ -143,7 +143,7 @@ impl Default for Limits {
 }
 
 impl Spec {
-    /// The same spec, for a resource of which nothing but what is registered already may be there.
+    /// Gives the spec for a resource of which nothing but what is registered already may be there.
     #[must_use]
     pub fn only_kept(&self) -> Self {
         Self { limits: Limits { only_keeps: true, instances: usize::MAX, ..self.limits.clone() }, ..self.clone() }

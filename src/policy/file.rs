@@ -48,7 +48,7 @@ struct FileSelector {
     match_expressions: Vec<FileRequirement>,
 }
 
-/// What a label selector asks of one label.
+/// Says what a label selector asks of one label.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct FileRequirement {

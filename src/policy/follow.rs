@@ -22,7 +22,7 @@ pub struct PolicyFile {
     pub without: Policy,
 }
 
-/// What followers of a file are told.
+/// Holds what followers of a file are told.
 #[derive(Clone, Debug)]
 pub struct Followed {
     /// The last policy that could be used.

@@ -38,7 +38,7 @@ pub use wants::Wanted;
 #[derive(Debug)]
 pub struct World {
     scopes: BTreeSet<Scope>,
-    /// What the administrator lets resources ask for.
+    /// Says what the administrator lets resources ask for.
     policy: Arc<Policy>,
     /// The watches that have to list again for what was dropped.
     to_list: BTreeSet<(Kind, Scope)>,

@@ -17,7 +17,7 @@ const SPARE: usize = 64;
 /// The scopes that a watch tells of, each for itself.
 pub(super) type Aims = BTreeMap<Scope, Aim>;
 
-/// What is asked of a watch about one scope.
+/// Says what is asked of a watch about one scope.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Aim {
     /// Tells one time that it was wanted from an earlier one.
@@ -72,7 +72,7 @@ impl Division {
     }
 }
 
-/// What a watch goes by: the scopes that it tells of, and the annotations that it keeps.
+/// Holds what a watch goes by: the scopes that it tells of, and the annotations that it keeps.
 #[derive(Debug, Default)]
 pub(super) struct Kept(BTreeMap<Scope, KeptScope>);
 

@@ -57,14 +57,14 @@ pub(super) struct Lists<K> {
 struct UnderWay<K> {
     scope: Scope,
     begun: Instant,
-    /// What the watch has told of since the list began.
+    /// Lists what the watch has told of since the list began.
     told: BTreeSet<ObjectKey>,
     page: BoxFuture<'static, Answer<K>>,
 }
 
 type Answer<K> = (Pages<K>, Result<Option<Vec<K>>, Failure>);
 
-/// What a list comes to next.
+/// Says what a list comes to next.
 pub(super) enum Next<K> {
     /// It is time to begin one of this scope.
     Due(Scope),
