@@ -30,7 +30,7 @@ use futures::future::BoxFuture;
 use tokio::sync::RwLock;
 use tokio::time::Instant;
 
-use self::marker::Fence;
+use self::marker::{Fence, RaisedPerhaps};
 use self::nodes::KnownNode;
 use super::client::{Client, Failed, path};
 use super::transport::Transport;
@@ -71,6 +71,8 @@ struct State {
     told: BTreeSet<Str>,
     /// The highest term that the marker is known to have had.
     term: u64,
+    /// The terms that we may have raised it to without an answer.
+    raised_perhaps: RaisedPerhaps,
 }
 
 /// Says where we stand with the marker.
@@ -79,12 +81,7 @@ enum FenceState {
     Firm(Fence),
     /// A write under this fence was not answered: before the next one it has to be raised, and then that one
     /// has landed or never will.
-    Stale {
-        /// As it was.
-        fence: Fence,
-        /// True if raising it was not answered either: then a term that is higher by one may be our own doing.
-        raised_perhaps: bool,
-    },
+    Stale(Fence),
     /// Nothing may be written before we connect again.
     Lost(Unavailable),
 }
@@ -131,6 +128,7 @@ impl Catalog {
                 taken: Arc::new([marker.as_str().into()].into()),
                 told: BTreeSet::new(),
                 term: 0,
+                raised_perhaps: RaisedPerhaps::default(),
             }),
             marker,
             identity,

@@ -27,6 +27,29 @@ pub(super) struct Fence {
     index: u64,
 }
 
+/// The terms that we may have raised the marker to, up to the highest: raises of ours that got no answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct RaisedPerhaps(u64);
+
+impl RaisedPerhaps {
+    fn and(self, term: u64) -> Self {
+        Self(self.0.max(term))
+    }
+
+    /// What remains of it once a raise to this term came to this result.
+    fn after(self, term: u64, result: &TxnResult) -> Self {
+        match result {
+            TxnResult::Done(_) => Self::default(),
+            TxnResult::Unknown(_) => self.and(term),
+            TxnResult::Conflict(_) | TxnResult::Rejected(_) | TxnResult::NotTried(_) => self,
+        }
+    }
+
+    fn includes(self, term: u64) -> bool {
+        term <= self.0
+    }
+}
+
 impl Catalog {
     /// The operation that writes the marker at a term. Its content has to be the same to the letter each time: a compare-and-set of
     /// what is there already leaves the index as it is, one that changes something does not.
@@ -117,8 +140,13 @@ impl Catalog {
         )))
     }
 
+    /// Raises the term. Whoever stops waiting for the answer may have raised it.
     async fn raise(&self, term: u64, index: u64) -> TxnResult {
-        self.transact(txn_body(&[self.marker_at(term + 1, index)])).await
+        let (before, raised) = (self.state().raised_perhaps, term + 1);
+        self.state().raised_perhaps = before.and(raised);
+        let result = self.transact(txn_body(&[self.marker_at(raised, index)])).await;
+        self.state().raised_perhaps = before.after(raised, &result);
+        result
     }
 
     fn fence_of(&self, term: u64, nodes: &[Node]) -> Result<Fence, Unavailable> {
@@ -139,7 +167,7 @@ impl Catalog {
         let fence = match &self.state().fence {
             FenceState::Firm(fence) => return Ok(*fence),
             FenceState::Lost(outage) => return Err(outage.clone()),
-            FenceState::Stale { fence, .. } => *fence,
+            FenceState::Stale(fence) => *fence,
         };
         match self.raise(fence.term, fence.index).await {
             TxnResult::Done(nodes) => {
@@ -151,11 +179,7 @@ impl Catalog {
                 let marker = self.marker_node().await?;
                 Err(self.judge(marker.as_ref(), fence).unwrap_or_else(|| Unavailable::transient(unexplained(&errors))))
             }
-            TxnResult::Unknown(outage) => {
-                self.state().fence = FenceState::Stale { fence, raised_perhaps: true };
-                Err(outage)
-            }
-            TxnResult::NotTried(outage) => Err(outage),
+            TxnResult::Unknown(outage) | TxnResult::NotTried(outage) => Err(outage),
             TxnResult::Rejected(words) => Err(Unavailable::said(OutageKind::Refused, &words)),
         }
     }
@@ -165,7 +189,7 @@ impl Catalog {
         let mut state = self.state();
         // Under an older fence nothing can land any more.
         if matches!(state.fence, FenceState::Firm(present) if present == fence) {
-            state.fence = FenceState::Stale { fence, raised_perhaps: false };
+            state.fence = FenceState::Stale(fence);
         }
     }
 
@@ -216,9 +240,7 @@ impl Catalog {
     /// the session is lost already.
     fn known_of(&self, fence: Fence) -> Option<Result<(), Unavailable>> {
         match &self.state().fence {
-            FenceState::Firm(present) | FenceState::Stale { fence: present, .. } => {
-                (*present != fence).then_some(Ok(()))
-            }
+            FenceState::Firm(present) | FenceState::Stale(present) => (*present != fence).then_some(Ok(())),
             FenceState::Lost(outage) => Some(Err(outage.clone())),
         }
     }
@@ -227,7 +249,6 @@ impl Catalog {
     fn judge(&self, marker: Option<&Node>, fence: Fence) -> Option<Unavailable> {
         let name = &self.marker;
         let mut state = self.state();
-        let raised_perhaps = matches!(state.fence, FenceState::Stale { raised_perhaps: true, .. });
         let outage = match marker {
             None => Unavailable::session_lost(format!("the marker node {name} is gone: Consul was emptied")),
             Some(node) if self.mark(node) == NodeMark::None => Unavailable::session_lost(format!(
@@ -238,7 +259,8 @@ impl Catalog {
             }
             Some(node) => match term(node) {
                 found if found > fence.term => {
-                    let own = raised_perhaps && found == fence.term + 1;
+                    // It may be our own doing: then nobody else leads.
+                    let own = state.raised_perhaps.includes(found);
                     Unavailable {
                         retry_after: (!own).then_some(YIELD),
                         ..Unavailable::session_lost(format!(
@@ -253,8 +275,7 @@ impl Catalog {
                 )),
             },
         };
-        if matches!(state.fence, FenceState::Firm(present) | FenceState::Stale { fence: present, .. } if present == fence)
-        {
+        if matches!(state.fence, FenceState::Firm(present) | FenceState::Stale(present) if present == fence) {
             state.fence = FenceState::Lost(outage.clone());
         }
         Some(outage)
@@ -316,6 +337,33 @@ pub(super) fn term(node: &Node) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_term_that_we_may_have_raised_ourselves_is_nobody_elses() {
+        let done = || TxnResult::Done(Vec::new());
+        let (conflict, rejected) = (|| TxnResult::Conflict(Vec::new()), || TxnResult::Rejected(String::new()));
+        let (lost, not_tried) =
+            (|| TxnResult::Unknown(Unavailable::transient("")), || TxnResult::NotTried(Unavailable::transient("")));
+        for (raises, found, own) in [
+            (vec![(2, lost())], 2, true),
+            (vec![(2, lost())], 3, false),
+            // The next session raises what it finds.
+            (vec![(2, lost()), (3, lost())], 2, true),
+            (vec![(2, lost()), (3, lost())], 3, true),
+            (vec![(2, lost()), (2, conflict())], 2, true),
+            (vec![(2, lost()), (3, not_tried())], 2, true),
+            (vec![(2, lost()), (3, not_tried())], 3, false),
+            (vec![(2, conflict())], 2, false),
+            (vec![(2, rejected())], 2, false),
+            (vec![(2, lost()), (3, done())], 4, false),
+            (vec![(2, lost()), (3, done())], 3, false),
+        ] {
+            let terms: Vec<u64> = raises.iter().map(|(term, _)| *term).collect();
+            let after =
+                raises.iter().fold(RaisedPerhaps::default(), |known, (term, result)| known.after(*term, result));
+            assert_eq!(after.includes(found), own, "{terms:?} {found}");
+        }
+    }
 
     #[test]
     fn names_are_alike_where_nodes_of_one_could_be_those_of_the_other() {
