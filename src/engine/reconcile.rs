@@ -221,20 +221,21 @@ impl Engine {
         self.wait_for_missing(key, missing, dirty.cause);
         let all = ops.len();
         let is_in_doubt = self.has_name_in_doubt(key);
-        let is_new = |op: &Op| matches!(op, Op::Register { .. }) && self.mirror.row(op.key()).is_none();
         ops.retain(|op| !self.lanes.is_in_flight(op.key()));
-        ops.retain(|op| !is_in_doubt || !is_new(op));
-        if ops.len() < all || waits {
+        let waits = waits || ops.len() < all || is_in_doubt && ops.iter().any(|op| self.is_new(op));
+        if waits {
             // They are looked at again when the answers to what is under way come.
             self.resources.begin_progress(key, dirty);
         }
         self.resources.change(key, |record| {
             if let Some(progress) = &mut record.progress {
                 // What is under way is not in the mirror yet: what it leads to may be wanted no more.
-                progress.more = ops.len() < all || waits || progress.in_flight > 0;
+                progress.more = waits || progress.in_flight > 0;
             }
         });
+        // What waits for answers is asked for all the same: its refusal is not forgotten.
         self.without_refused(key, &mut ops);
+        ops.retain(|op| !is_in_doubt || !self.is_new(op));
         if let Some((desired, unready)) = applied {
             self.weigh_readiness(key, &desired, unready, &mut ops);
         }
@@ -252,6 +253,11 @@ impl Engine {
     /// It goes on with what it has; until its nodes are read it registers nothing new.
     fn has_name_in_doubt(&self, key: &ResourceKey) -> bool {
         self.lanes.has_unknown(key) && self.world.rival(key).is_some()
+    }
+
+    /// Whether a write registers what Consul does not have.
+    fn is_new(&self, op: &Op) -> bool {
+        matches!(op, Op::Register { .. }) && self.mirror.row(op.key()).is_none()
     }
 
     /// What is left of what a registration of a resource stands for, which is not desired any more.
