@@ -249,10 +249,11 @@ impl Engine {
         ops
     }
 
-    /// Whether a resource whose name is another's may have nothing under that name any more, since a write of it got no answer.
-    /// It goes on with what it has; until its nodes are read it registers nothing new.
+    /// Whether a resource whose name is another's may have nothing under that name any more, since a write of it got no answer
+    /// or has none yet. It goes on with what it has; until it is known what that is it registers nothing new.
     fn has_name_in_doubt(&self, key: &ResourceKey) -> bool {
-        self.lanes.has_unknown(key) && self.world.rival(key).is_some()
+        let is_unanswered = self.lanes.has_unknown(key) || self.resources.in_flight(key) > 0;
+        is_unanswered && self.world.rival(key).is_some()
     }
 
     /// Whether a write registers what Consul does not have.
