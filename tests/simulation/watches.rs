@@ -252,7 +252,7 @@ impl Watch {
         let mut beside: Option<Beside> = None;
         loop {
             if self.is_asked() {
-                beside = Some(self.list_beside(position));
+                beside = Some(self.list_beside(position).await?);
             }
             let next = {
                 let state = self.sim.state();
@@ -266,7 +266,7 @@ impl Watch {
                         self.pause().await;
                         self.tell(step).await?;
                     }
-                    None if list.is_cut => beside = Some(self.list_beside(position)),
+                    None if list.is_cut => beside = Some(self.list_beside(position).await?),
                     None => beside = None,
                 }
                 continue;
@@ -322,8 +322,10 @@ impl Watch {
         is_asked
     }
 
-    /// A list of what there was where the watch stands.
-    fn list_beside(&self, position: u64) -> Beside {
+    /// A list of what there was where the watch stands. It is begun before the watch tells more: Lictor takes what is told
+    /// after that for newer than the list.
+    async fn list_beside(&self, position: u64) -> Result<Beside, Ended> {
+        self.tell(step(self.kind, Step::Init)).await?;
         let mut state = self.sim.state();
         state.stats.count("lists beside a watch");
         let mut steps: VecDeque<Change> = state.cluster.list_at(position, self.kind, &self.scope).into();
@@ -334,8 +336,7 @@ impl Watch {
         } else {
             steps.push_back(step(self.kind, Step::InitDone));
         }
-        steps.push_front(step(self.kind, Step::Init));
-        Beside { steps, told: BTreeSet::new(), is_cut }
+        Ok(Beside { steps, told: BTreeSet::new(), is_cut })
     }
 
     /// Has the endpoints terminate that are about to leave a slice.
