@@ -109,7 +109,7 @@ struct End {
 #[derive(Clone, Copy, Debug)]
 struct Left {
     at: Duration,
-    /// Somebody else has removed it: Lictor may not know.
+    /// Somebody else has removed it, or the catalog still showed it: Lictor may not know.
     unheard: bool,
 }
 
@@ -286,6 +286,10 @@ impl Oracle {
 
     pub fn dispute(&mut self, node: &str, id: &str) {
         self.disputed.insert((fold(node), fold(id)));
+    }
+
+    pub fn is_disputed(&self, node: &str, id: &str) -> bool {
+        self.disputed.contains(&(fold(node), fold(id)))
     }
 
     pub fn touch(&mut self, node: &str, id: &str) {
@@ -777,15 +781,25 @@ impl State {
     }
 
     /// Whether a port goes on, of several that the spec does not name: the one of another instance at this address, which
-    /// is registered, that of one which is not registered since it is not ready, or that of one which is ready and
-    /// registered, while this one is on its way out.
+    /// is registered, that of one which is not registered since it is not ready, that of one whose pod is gone where pods are
+    /// asked for, that of one beyond the limit, or that of one which is ready and registered, while this one is on its way
+    /// out.
     fn goes_on(&self, key: &ResourceKey, node: &str, gone: &Service, view: &View) -> bool {
         let object = self.as_it_was(key).filter(|object| object.last_good.port.is_none());
         let Some(object) = object else { return false };
+        let (spec, limits) = (&object.last_good, &object.last_good.limits);
         let stands = self.others(key, node, gone).any(|other| other.address == gone.address);
         let is_unready = |at| !self.ends_of(object, gone, at).iter().any(|end| end.serves);
+        let has_no_pod = |at| {
+            let mut pods = self.cluster.at(at).0.into_iter().filter(|(pod, _)| pod.namespace == key.namespace);
+            !pods.any(|(_, pod)| pod.addresses.iter().any(|address| address.to_string() == gone.address))
+        };
+        let from_service = matches!(spec.source, Source::Service { .. });
+        let is_asked = |other: &&Arc<Service>| is_marked(other) && fold(&other.service) == fold(&spec.service);
         stands
-            || object.last_good.readiness == Readiness::Deregister && self.since(view).any(is_unready)
+            || spec.readiness == Readiness::Deregister && self.since(view).any(is_unready)
+            || limits.verify_endpoints && from_service && self.since(view).any(has_no_pod)
+            || self.others(key, node, gone).filter(is_asked).count() >= limits.instances
             || self.leaves_for_another(key, node, gone, view)
     }
 
@@ -878,8 +892,12 @@ impl State {
             }
             Some(Source::Static { .. }) | None => false,
         };
+        // What goes by an edit does not wait for what Consul refuses each time.
+        let from = source.map(Source::to_string);
+        let is_edited = gone.meta.get("lictor-source") != from.as_ref();
+        let fails = |id: &str| is_edited && self.setup.failing.is_some_and(|failing| failing.includes(id));
         let is_ready = |(seat, wanted): (&Place, &Wanted)| {
-            let since = wanted.ready_since.filter(|_| owner(&seat.1).as_ref() == Some(key));
+            let since = wanted.ready_since.filter(|_| owner(&seat.1).as_ref() == Some(key) && !fails(&seat.1));
             since.is_some_and(|since| sent.had_seen(node, &wanted.kinds, since))
         };
         let mut left = self.consul.store.services().filter(|(_, service)| owner(&service.id).as_ref() == Some(key));
@@ -1022,11 +1040,12 @@ impl State {
         let told = told.filter(|_| own.as_ref() != Some(&name));
         if let Some(holder) = told.or_else(|| self.holds_by_rows(&key, &name, node, sent)) {
             // What was removed just now may be there for all that Lictor knows: then it goes on with it, as long as the
-            // other one has nothing.
-            let left = self.oracle.names_left.get(&(key, name.clone()));
-            let left = left.filter(|left| self.now() < left.at + REMEMBERED);
+            // other one has nothing. What Lictor has not heard of yet its whole namespace goes on with.
+            let mut left = self.oracle.names_left.iter().filter(|((other, of), left)| {
+                other.namespace == key.namespace && *of == name && self.now() < left.at + REMEMBERED
+            });
             let has_none = || !self.oracle.names_in_use.contains_key(&(holder.clone(), name.clone()));
-            if left.is_some_and(|left| left.unheard || has_none()) {
+            if left.any(|((other, _), left)| left.unheard || *other == key && has_none()) {
                 return;
             }
             let what = format!("{} on {node} was written by life {}; {holder} has the name", after.id, sent.life);
@@ -1104,8 +1123,13 @@ impl State {
         let known = std::mem::take(&mut self.oracle.names_in_use);
         let since = |name: &(ResourceKey, String)| known.get(name).copied().unwrap_or(life);
         let unheard = !matches!(origin, Origin::Lictor(_));
+        // What an agent has let go Lictor goes on with for as long as the catalog shows it.
+        let shown =
+            self.consul.store.services().filter(|(_, there)| self.setup.mode == Mode::Agent && is_marked(there));
+        let shown = shown.filter_map(|(_, there)| Some((owner(&there.id)?, fold(&there.service))));
+        let shown: BTreeSet<(ResourceKey, String)> = shown.collect();
         let left = known.keys().filter(|name| !names.contains(*name));
-        let left = left.map(|name| (name.clone(), Left { at: now, unheard }));
+        let left = left.map(|name| (name.clone(), Left { at: now, unheard: unheard || shown.contains(name) }));
         self.oracle.names_left.extend(left);
         self.oracle.names_in_use = names.into_iter().map(|name| (name.clone(), since(&name))).collect();
     }

@@ -9,11 +9,12 @@ use lictor::model::ids::{ResourceKey, Str};
 use lictor::model::resource::{Source, Spec};
 
 use crate::cluster::Object;
+use crate::consul::agent::Agent as LocalAgent;
 use crate::consul::store::{Service, fold};
 use crate::expected::{Expected, Place, Rows, SHARD, Want, could_go_on, lives_without_port, owner, place};
 use crate::moves::FORMER_NODE;
 use crate::oracle::{asked, is_marked};
-use crate::setup::{CLUSTER, CLUSTER_UID, MARKER, Mode, UNWATCHED};
+use crate::setup::{AGENT_NODE, CLUSTER, CLUSTER_UID, MARKER, Mode, UNWATCHED};
 use crate::sim::State;
 
 /// How a place that a resource wants came out.
@@ -141,6 +142,11 @@ fn names(state: &State, wants: &mut BTreeMap<ResourceKey, Want>, found: &mut Fou
     }
     let in_use = state.instances().filter_map(|(_, service)| Some((owner(&service.id)?, fold(&service.service))));
     let in_use: BTreeSet<(ResourceKey, String)> = in_use.collect();
+    // With an agent one stays its own to Lictor whose mark somebody has changed.
+    let remarked = state.consul.agent.iter().flat_map(LocalAgent::services);
+    let remarked = remarked.filter(|service| state.oracle.is_disputed(AGENT_NODE, &service.id));
+    let remarked = remarked.filter_map(|service| Some((owner(&service.id)?, fold(&service.service))));
+    let remarked: BTreeSet<(ResourceKey, String)> = remarked.collect();
     let mut namespaces: BTreeMap<String, BTreeSet<Str>> = BTreeMap::new();
     for (key, want) in wants {
         let object = &state.cluster.resources[key];
@@ -152,7 +158,7 @@ fn names(state: &State, wants: &mut BTreeMap<ResourceKey, Want>, found: &mut Fou
             let asks = asked(other).as_ref() == Some(&name);
             other.paused
                 || other.spec.is_err()
-                || uses(other) && !asks
+                || (uses(other) || remarked.contains(&(other.key.clone(), name.clone()))) && !asks
                 || asks && other.deleting
                 || goes_on_as(other, &name)
         };
