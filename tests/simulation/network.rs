@@ -274,6 +274,7 @@ fn failure_of(state: &State, request: &Request) -> Option<By> {
 
 fn failing(state: &mut State, by: By) -> Fate {
     state.stats.count("requests that fail each time");
+    state.failing_requests += 1;
     match by {
         By::Loss => Fate::RequestLost,
         By::Length => Fate::Unsendable,

@@ -39,6 +39,9 @@ const SETTLING: Duration = Duration::from_secs(240);
 /// How long nothing may be written after that.
 const QUIET: Duration = Duration::from_secs(60);
 
+/// How often what fails each time may be tried in that time, with all that it takes to find out what fails.
+const NOW_AND_THEN: u64 = 100;
+
 /// How a seed went.
 pub struct Outcome {
     pub violations: Vec<String>,
@@ -179,14 +182,18 @@ async fn settle(sim: &Sim, ask: &mpsc::Sender<Question>) {
     sim.consul_has_moved();
     sleep(SETTLING).await;
     let snapshot = snapshot(sim, ask).await;
-    let (writes, contents) = {
+    let (writes, failing, contents) = {
         let mut state = sim.state();
         state.trace(|| "verdict");
         verdict::check(&mut state, snapshot.as_ref());
-        ((state.consul_writes, state.cluster_writes), state.consul.store.contents())
+        ((state.consul_writes, state.cluster_writes), state.failing_requests, state.consul.store.contents())
     };
     sleep(QUIET).await;
     let mut state = sim.state();
+    let failing = state.failing_requests - failing;
+    if failing > NOW_AND_THEN {
+        state.violate("nothing wasted", format!("what fails each time was tried {failing} times in {QUIET:?}"));
+    }
     let now = (state.consul_writes, state.cluster_writes);
     // After what fails each time Consul is asked whether it carries out anything, by writes.
     let asks = state.setup.failing.is_some() && state.setup.mode == Mode::Catalog;

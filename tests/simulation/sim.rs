@@ -49,6 +49,8 @@ pub struct State {
     pub agent_has_come: bool,
     /// Writes of Lictor that Consul took, whether they changed anything or not.
     pub consul_writes: u64,
+    /// Requests of Lictor's about what fails each time.
+    pub failing_requests: u64,
     /// Writes that reached Kubernetes from Lictor.
     pub cluster_writes: u64,
     began: Instant,
@@ -129,6 +131,7 @@ impl Sim {
             snapshot: None,
             agent_has_come: false,
             consul_writes: 0,
+            failing_requests: 0,
             cluster_writes: 0,
             began: Instant::now(),
             trace: traced.then(VecDeque::new),
