@@ -41,10 +41,8 @@ test-long: ## What takes longer: 100,000 seeds of the simulation, 10,000 random 
 test-oldest: ## The tests end to end on the oldest Kubernetes and Consul that are supported
 	@LICTOR_TEST_KUBERNETES=1.31 LICTOR_TEST_CONSUL=1.20 tests/run --test e2e --test cluster
 
-BENCH ?= flips
-bench: ## Measure it on real servers: BENCH="flips --rate 200", BEFORE=path/of/another/lictor for a comparison
-	@$(CARGO) build --locked --release --package lictor --package lictor-bench
-	@$(TARGET)/release/bench $(BENCH) -- $(TARGET)/release/lictor $(BEFORE)
+bench: ## Measure it on real servers: BENCH="flips --rate 200" for one thing, BASE=REV beside that build and not beside the least program
+	@BASE="$(BASE)" bench/run $(BENCH)
 
 e2e: ## Lictor in pods, on nodes within this machine or the cluster of KUBECONFIG (REQUIRE_E2E=1: or fail)
 	@E2E_ON_KUBECONFIG=1 tests/run --test cluster

@@ -1,20 +1,31 @@
 //! What is in Kubernetes: Services whose slices are written by hand, on Nodes without a kubelet, and a resource for each.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
 use futures::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::api::{ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams};
+use kube::api::{
+    ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams, PostParams,
+};
 use kube::{Api, Client};
-use lictor_testbed::{ControlPlane, TestNamespace};
+use lictor_testbed::{ControlPlane, TestNamespace, wait};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 /// Requests to Kubernetes at once.
-const AT_ONCE: usize = 32;
+pub(crate) const AT_ONCE: usize = 32;
+
+/// The time that Kubernetes may take for removing all of a kind.
+const REMOVAL: Duration = Duration::from_secs(300);
+
+/// The first bytes that the addresses of endpoints have in turn.
+const FIRST_BYTES: [u8; 2] = [10, 11];
 
 /// The endpoints that Kubernetes puts into a slice at most.
 const OF_A_SLICE: usize = 100;
@@ -23,7 +34,7 @@ const OF_A_SLICE: usize = 100;
 const OF_A_TAG: usize = 35;
 
 /// How much there is.
-#[derive(Clone, Copy, Args)]
+#[derive(Clone, Copy, Args, Serialize)]
 pub(crate) struct Size {
     /// Endpoints of all Services together.
     #[arg(long, default_value_t = 10_000)]
@@ -45,12 +56,32 @@ pub(crate) struct Size {
     keys: usize,
 }
 
+impl Size {
+    /// So many of each, and nothing else.
+    pub(crate) const fn of(instances: usize, services: usize, nodes: usize) -> Self {
+        Self { instances, services, nodes, pods: 0, pods_of_others: 0, keys: 0 }
+    }
+
+    /// The slices of each Service.
+    pub(crate) fn slices(&self) -> usize {
+        self.instances.div_ceil(self.services).div_ceil(OF_A_SLICE).max(1)
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { instances, services, nodes, .. } = self;
+        write!(f, "{instances} instances of {services} Services on {nodes} nodes")
+    }
+}
+
 /// The load, in a namespace of its own.
 pub(crate) struct Load {
     pub(crate) size: Size,
     pub(crate) namespace: TestNamespace,
-    others: TestNamespace,
     nodes: Vec<String>,
+    /// The first byte of all endpoints' addresses.
+    first_byte: u8,
 }
 
 impl Load {
@@ -63,13 +94,15 @@ impl Load {
             async move { namespace.create_node(&format!("n{number}"), address(172, number), &zone(number)).await }
         };
         let nodes = stream::iter(0..size.nodes).map(node).buffered(AT_ONCE).try_collect().await?;
-        let load = Self { size, namespace, others, nodes };
-        let each = |number: usize| {
-            let load = &load;
-            async move { load.make_service(number).await }
-        };
-        stream::iter(0..size.services).map(each).buffer_unordered(AT_ONCE).try_collect::<()>().await?;
-        for (namespace, many) in [(&load.namespace, size.pods), (&load.others, size.pods_of_others)] {
+        let load = Self { size, namespace, nodes, first_byte: FIRST_BYTES[0] };
+        stream::iter(0..size.services)
+            .map(|number| load.make_service(number))
+            .buffer_unordered(AT_ONCE)
+            .try_collect::<()>()
+            .await?;
+        load.make_slices().await?;
+        load.make_resources().await?;
+        for (namespace, many) in [(&load.namespace, size.pods), (&others, size.pods_of_others)] {
             let pods: Api<Pod> = Api::namespaced(namespace.client().clone(), namespace.name());
             let pod = |number: usize| {
                 let (pods, node) = (&pods, &load.nodes[number % load.nodes.len()]);
@@ -97,32 +130,59 @@ impl Load {
     }
 
     async fn make_service(&self, number: usize) -> Result<()> {
-        let name = name(number);
-        let service = json!({ "metadata": { "name": name }, "spec": { "ports": [{ "name": "http", "port": 80 }] } });
-        create(&self.api::<Service>(), service).await?;
-        let endpoints: Vec<usize> = (number..self.size.instances).step_by(self.size.services).collect();
-        for (slice, endpoints) in endpoints.chunks(OF_A_SLICE).enumerate() {
-            let endpoints: Vec<Value> = endpoints
-                .iter()
-                .map(|&endpoint| {
-                    json!({
-                        "addresses": [address(10, endpoint)],
-                        "conditions": { "ready": true, "serving": true, "terminating": false },
-                        "nodeName": self.nodes[endpoint / self.size.services % self.nodes.len()],
-                    })
-                })
-                .collect();
-            let slice = json!({
-                "metadata": {
-                    "name": format!("{name}-{slice}"),
-                    "labels": { "kubernetes.io/service-name": name, "endpointslice.kubernetes.io/managed-by": "bench" },
+        let service =
+            json!({ "metadata": { "name": name(number) }, "spec": { "ports": [{ "name": "http", "port": 80 }] } });
+        create(&self.api::<Service>(), service).await
+    }
+
+    /// Makes all slices.
+    pub(crate) async fn make_slices(&self) -> Result<()> {
+        stream::iter(self.all_slices())
+            .map(|slice| self.make_slice(slice))
+            .buffer_unordered(AT_ONCE)
+            .try_collect()
+            .await
+    }
+
+    /// Makes all resources.
+    pub(crate) async fn make_resources(&self) -> Result<()> {
+        let all = stream::iter(0..self.size.services).map(|number| self.make_resource(number));
+        all.buffer_unordered(AT_ONCE).try_collect().await
+    }
+
+    async fn make_slice(&self, slice: Slice) -> Result<()> {
+        let object = json!({
+            "metadata": {
+                "name": slice.name(),
+                "labels": {
+                    "kubernetes.io/service-name": name(slice.service),
+                    "endpointslice.kubernetes.io/managed-by": "bench",
                 },
-                "addressType": "IPv4",
-                "ports": [{ "name": "http", "port": 8080 }],
-                "endpoints": endpoints,
-            });
-            create(&self.api::<EndpointSlice>(), slice).await?;
-        }
+            },
+            "addressType": "IPv4",
+            "ports": [{ "name": "http", "port": 8080 }],
+            "endpoints": self.endpoints(slice),
+        });
+        create(&self.api::<EndpointSlice>(), object).await
+    }
+
+    /// The endpoints of a slice, all of them ready.
+    fn endpoints(&self, slice: Slice) -> Value {
+        let endpoint = |number: usize| {
+            let node = self.node_number(number);
+            json!({
+                "addresses": [address(self.first_byte, number)],
+                "conditions": { "ready": true, "serving": true, "terminating": false },
+                "nodeName": self.nodes[node],
+                "zone": zone(node),
+            })
+        };
+        let of_service = (slice.service..self.size.instances).step_by(self.size.services);
+        of_service.skip(slice.number * OF_A_SLICE).take(OF_A_SLICE).map(endpoint).collect()
+    }
+
+    async fn make_resource(&self, number: usize) -> Result<()> {
+        let name = name(number);
         let resource = json!({
             "apiVersion": "lictor.dev/v1alpha1",
             "kind": "ConsulService",
@@ -136,12 +196,75 @@ impl Load {
         create(&self.resources(), resource).await
     }
 
-    /// Gives an endpoint, the first of its Service's first slice, another readiness.
-    pub(crate) async fn set_ready(&self, service: usize, ready: bool) -> Result<()> {
-        let patch = json!([{ "op": "replace", "path": "/endpoints/0/conditions/ready", "value": ready }]);
+    /// All slices, the first one of each Service first.
+    fn all_slices(&self) -> impl Iterator<Item = Slice> + use<> {
+        let Size { services, .. } = self.size;
+        let all = services * self.size.slices();
+        (0..all).map(move |number| Slice { service: number % services, number: number / services })
+    }
+
+    /// The endpoint whose readiness is changed as the one with this number: the first ones of all slices, then the second ones, and so
+    /// on. So each is changed once, and none too fast to be seen.
+    pub(crate) fn endpoint(&self, number: usize) -> Endpoint {
+        let Size { instances, services, .. } = self.size;
+        let number = number % instances;
+        let slices = services * self.size.slices();
+        let slice = Slice { service: number % services, number: number % slices / services };
+        let place = number / slices;
+        Endpoint { slice, place, number: slice.service + services * (slice.number * OF_A_SLICE + place) }
+    }
+
+    fn node_number(&self, endpoint: usize) -> usize {
+        endpoint / self.size.services % self.nodes.len()
+    }
+
+    /// The Kubernetes node of an endpoint, and its address.
+    pub(crate) fn place(&self, endpoint: Endpoint) -> (&str, IpAddr) {
+        (&self.nodes[self.node_number(endpoint.number)], address(self.first_byte, endpoint.number))
+    }
+
+    /// Gives an endpoint another readiness.
+    pub(crate) async fn set_ready(&self, endpoint: Endpoint, ready: bool) -> Result<()> {
+        let path = format!("/endpoints/{}/conditions/ready", endpoint.place);
+        self.patch_slice(endpoint.slice, json!([{ "op": "replace", "path": path, "value": ready }])).await
+    }
+
+    async fn patch_slice(&self, slice: Slice, patch: Value) -> Result<()> {
         let patch = Patch::Json::<()>(serde_json::from_value(patch)?);
+        self.api::<EndpointSlice>().patch(&slice.name(), &PatchParams::default(), &patch).await?;
+        Ok(())
+    }
+
+    /// Gives all endpoints the addresses that they will have after the next replacement, and says what the addresses from
+    /// before begin with.
+    pub(crate) fn next_addresses(&mut self) -> u8 {
+        let [one, other] = FIRST_BYTES;
+        let next = if self.first_byte == one { other } else { one };
+        std::mem::replace(&mut self.first_byte, next)
+    }
+
+    /// Replaces the endpoints of all slices, so many slices at once.
+    pub(crate) async fn replace_endpoints(&self, at_once: usize) -> Result<()> {
+        let replace = |slice: Slice| {
+            self.patch_slice(slice, json!([{ "op": "replace", "path": "/endpoints", "value": self.endpoints(slice) }]))
+        };
+        stream::iter(self.all_slices()).map(replace).buffer_unordered(at_once).try_collect().await
+    }
+
+    /// Deletes all resources, and waits until they are gone.
+    pub(crate) async fn delete_resources(&self) -> Result<()> {
+        let resources = self.resources();
+        resources.delete_collection(&DeleteParams::default(), &ListParams::default()).await?;
+        wait::until("the end of all resources", REMOVAL, || async {
+            Ok(resources.list(&ListParams::default().limit(1)).await?.items.is_empty().then_some(()))
+        })
+        .await
+    }
+
+    /// Deletes all slices.
+    pub(crate) async fn delete_slices(&self) -> Result<()> {
         let slices = self.api::<EndpointSlice>();
-        slices.patch(&format!("{}-0", name(service)), &PatchParams::default(), &patch).await?;
+        slices.delete_collection(&DeleteParams::default(), &ListParams::default()).await?;
         Ok(())
     }
 
@@ -163,12 +286,6 @@ impl Load {
         self.namespace.delete_node(&node).await
     }
 
-    /// Removes what other programs would take for theirs.
-    pub(crate) async fn delete(&self) {
-        self.namespace.delete().await;
-        self.others.delete().await;
-    }
-
     fn client(&self) -> Client {
         self.namespace.client().clone()
     }
@@ -184,6 +301,36 @@ impl Load {
     fn resources(&self) -> Api<DynamicObject> {
         let kind = ApiResource::from_gvk(&GroupVersionKind::gvk("lictor.dev", "v1alpha1", "ConsulService"));
         Api::namespaced_with(self.client(), self.namespace.name(), &kind)
+    }
+}
+
+/// A slice: of which Service, and which one of its slices.
+#[derive(Clone, Copy)]
+struct Slice {
+    service: usize,
+    number: usize,
+}
+
+impl Slice {
+    fn name(self) -> String {
+        format!("{}-{}", name(self.service), self.number)
+    }
+}
+
+/// An endpoint of a slice.
+#[derive(Clone, Copy)]
+pub(crate) struct Endpoint {
+    slice: Slice,
+    /// Its place in the slice.
+    place: usize,
+    /// Its number among all.
+    number: usize,
+}
+
+impl Endpoint {
+    /// The number of its Service.
+    pub(crate) fn service(self) -> usize {
+        self.slice.service
     }
 }
 

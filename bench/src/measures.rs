@@ -1,6 +1,6 @@
-//! What is measured. Times are in milliseconds unless the name says otherwise, memory is in megabytes, CPU in seconds.
+//! What is measured. Times are in milliseconds, memory is in megabytes, and CPU in seconds.
 
-use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -10,21 +10,29 @@ use futures::future::{join, try_join};
 use futures::stream::{self, FuturesUnordered, StreamExt, TryStreamExt};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
-use crate::load::Load;
-use crate::percentile;
-use crate::trial::Trial;
+use crate::load::{AT_ONCE, Load};
+use crate::report::percentile;
+use crate::trial::{Spent, Trial};
 
-/// The figures of one trial by their names.
-pub(crate) type Figures = BTreeMap<&'static str, f64>;
+/// The figures of a step by their names.
+pub(crate) type Figures = Vec<(&'static str, f64)>;
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Measure {
-    /// From the start to all instances in an empty Consul, and the memory then.
+    /// From the start to all instances in an empty Consul.
     Cold,
     /// From a readiness in Kubernetes to the same in Consul.
     Flips,
     /// What a time costs in which nothing happens.
     Idle,
+    /// From a kill until the program is ready again, with a Consul that holds everything.
+    Restart,
+    /// All endpoints of all Services are replaced at once.
+    Storm,
+    /// All endpoints of all Services are replaced, one slice after the other.
+    Rollout,
+    /// All resources are deleted: until Consul holds nothing.
+    Wipe,
     /// Readiness, while all resources get another tag.
     Rewrite,
     /// What a service costs that the token may not write: give it all instances with `--services 1`.
@@ -40,112 +48,210 @@ pub(crate) enum Measure {
 pub(crate) struct Pace {
     /// Changes in a second.
     #[arg(long, default_value_t = 20)]
-    rate: u32,
+    pub(crate) rate: u32,
     /// Seconds in which changes are made, or in which costs are counted.
     #[arg(long, default_value_t = 10)]
-    seconds: u32,
+    pub(crate) seconds: u32,
 }
 
-impl Measure {
-    pub(crate) async fn run(self, trial: Trial, load: &Load, pace: Pace) -> Result<Figures> {
-        if self == Self::Refused {
-            sleep(Duration::from_secs(10)).await;
-            return refused(&trial, pace).await;
+impl Pace {
+    fn changes(self) -> usize {
+        (self.rate * self.seconds) as usize
+    }
+}
+
+/// A measure at a pace.
+#[derive(Clone, Copy)]
+pub(crate) struct Step {
+    pub(crate) measure: Measure,
+    pub(crate) pace: Pace,
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Pace { rate, seconds } = self.pace;
+        match self.measure {
+            Measure::Cold => f.write_str("cold"),
+            Measure::Flips => write!(f, "flips, {rate}/s for {seconds} s"),
+            Measure::Idle => write!(f, "idle, {seconds} s"),
+            Measure::Restart => f.write_str("restart"),
+            Measure::Storm => f.write_str("storm"),
+            Measure::Rollout => f.write_str("rollout"),
+            Measure::Wipe => f.write_str("wipe"),
+            Measure::Rewrite => f.write_str("rewrite"),
+            Measure::Refused => write!(f, "refused, {seconds} s"),
+            Measure::Scraped => write!(f, "scraped, {rate}/s for {seconds} s"),
+            Measure::Nodes => write!(f, "nodes, {seconds} join and go"),
         }
-        let cold = trial.all_there().await?;
-        let (rss, peak) = trial.memory()?;
-        if self == Self::Cold {
-            return Ok([
-                ("cold start", millis(cold)),
-                ("RSS", rss),
-                ("RSS, most", peak),
-                ("CPU", trial.cpu()?.lictor),
-                ("turns over 50 ms", long_turns(&trial).await?),
-            ]
-            .into());
-        }
-        trial.operator.wait_ready(Duration::from_secs(60)).await?;
-        // Until statuses are written, which is slow on purpose.
-        settled(&trial).await?;
-        let (before, long) = (trial.cpu()?, long_turns(&trial).await?);
-        let mut figures = match self {
-            Self::Cold | Self::Refused => Figures::new(),
-            Self::Flips => flips(&trial, load, pace, 0).await?,
-            Self::Idle => {
-                sleep(Duration::from_secs(pace.seconds.into())).await;
-                Figures::new()
+    }
+}
+
+impl Step {
+    /// Says whether `bare` can do it: it writes all anew when it is started again.
+    pub(crate) fn is_for_bare(self) -> bool {
+        !matches!(self.measure, Measure::Restart | Measure::Rewrite | Measure::Refused | Measure::Scraped)
+    }
+
+    /// Takes the measure. But for the first, what is spent is counted from a moment on at which the program is quiet.
+    pub(crate) async fn take(self, trial: &mut Trial, load: &mut Load) -> Result<Figures> {
+        let pace = self.pace;
+        let (before, consul) = match self.measure {
+            Measure::Cold => (Spent::default(), trial.consul_before),
+            Measure::Refused => {
+                sleep(Duration::from_secs(10)).await;
+                (trial.spent().await?, trial.consul_spent().await?)
             }
-            Self::Rewrite => rewrite(&trial, load, pace).await?,
-            Self::Scraped => scraped(&trial, load, pace).await?,
-            Self::Nodes => nodes(load, pace).await?,
+            _ => {
+                settled(trial).await?;
+                (trial.spent().await?, trial.consul_spent().await?)
+            }
         };
-        let after = trial.cpu()?;
-        figures.insert("CPU", after.lictor - before.lictor);
-        figures.insert("CPU of Consul", after.consul - before.consul);
-        figures.insert("turns over 50 ms", long_turns(&trial).await? - long);
-        figures.insert("RSS", trial.memory()?.0);
+        let mut figures = match self.measure {
+            Measure::Cold => cold(trial).await?,
+            Measure::Flips => flips(trial, load, pace).await?,
+            Measure::Idle => pause(pace).await,
+            Measure::Restart => {
+                let ready = millis(trial.restart().await?);
+                settled(trial).await?;
+                vec![("until ready, ms", ready)]
+            }
+            Measure::Storm => replaced(trial, load, AT_ONCE).await?,
+            Measure::Rollout => replaced(trial, load, 1).await?,
+            Measure::Wipe => wipe(trial, load).await?,
+            Measure::Rewrite => rewrite(trial, load, pace).await?,
+            Measure::Refused => refused(trial, pace).await?,
+            Measure::Scraped => scraped(trial, load, pace).await?,
+            Measure::Nodes => nodes(load, pace).await?,
+        };
+        // A program that was started again has spent what it has spent since then.
+        let before = if self.measure == Measure::Restart { Spent::default() } else { before };
+        let (after, consul_after) = (trial.spent().await?, trial.consul_spent().await?);
+        let (rss, peak) = trial.memory()?;
+        figures.extend([
+            ("CPU, s", after.cpu - before.cpu),
+            ("CPU of Consul, s", consul_after.cpu - consul.cpu),
+            ("Raft entries", consul_after.raft - consul.raft),
+            ("writes to Consul", consul_after.writes - consul.writes),
+            ("reads of Consul", consul_after.reads - consul.reads),
+            ("turns over 50 ms", after.long_turns - before.long_turns),
+            ("RSS, MB", rss),
+            ("RSS so far at most, MB", peak),
+        ]);
+        // As it was, for the next step and the next program.
+        match self.measure {
+            Measure::Wipe => restore(trial, load).await?,
+            Measure::Flips | Measure::Scraped => flip_back(load, pace).await?,
+            _ => {}
+        }
         Ok(figures)
     }
 }
 
-/// Counts the turns of the program's loop so far that took longer than 50 ms.
-async fn long_turns(trial: &Trial) -> Result<f64> {
-    let metrics = trial.operator.metrics().await?;
-    let count = |name: &str| {
-        let found = metrics.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<f64>().ok());
-        // A program of before has no such metric.
-        found.unwrap_or_default()
-    };
-    Ok(count("lictor_loop_turn_seconds_count") - count("lictor_loop_turn_seconds_bucket{le=\"0.05\"}"))
+async fn cold(trial: &Trial) -> Result<Figures> {
+    let time = trial.all_there().await?;
+    Ok(vec![("start to all there, ms", millis(time)), ("instances a second", trial.instances() / time.as_secs_f64())])
 }
 
-/// Waits until the program uses little CPU.
-async fn settled(trial: &Trial) -> Result<()> {
+async fn pause(pace: Pace) -> Figures {
+    sleep(Duration::from_secs(pace.seconds.into())).await;
+    Figures::new()
+}
+
+/// Waits until the program is ready and has used little CPU for a second, but not for longer than two minutes: statuses are written
+/// slowly on purpose.
+pub(crate) async fn settled(trial: &Trial) -> Result<()> {
+    if !trial.tested.is_bare() {
+        trial.operator.wait_ready(Duration::from_secs(60)).await?;
+    }
     for _ in 0..120 {
-        let before = trial.cpu()?.lictor;
+        let before = trial.cpu()?;
         sleep(Duration::from_secs(1)).await;
-        if trial.cpu()?.lictor - before <= 0.03 {
+        if trial.cpu()? - before <= 0.03 {
             break;
         }
     }
     Ok(())
 }
 
-/// Changes of readiness in turn over all services from the one with the number `first` on.
-async fn flips(trial: &Trial, load: &Load, pace: Pace, first: usize) -> Result<Figures> {
-    let flip = |number: u32| async move {
-        let service = first + number as usize % (load.size.services - first);
-        let ready = number as usize / (load.size.services - first) % 2 == 1;
-        let begun = Instant::now();
+/// Endpoints that are ready no more, in turn over all slices.
+async fn flips(trial: &Trial, load: &Load, pace: Pace) -> Result<Figures> {
+    let flip = |number: usize| async move {
+        let (begun, endpoint) = (Instant::now(), load.endpoint(number));
         let seen = async {
-            trial.wait_for(service, ready).await?;
+            trial.wait_for(load, endpoint, false).await?;
             anyhow::Ok(millis(begun.elapsed()))
         };
-        Ok::<_, anyhow::Error>(try_join(load.set_ready(service, ready), seen).await?.1)
+        anyhow::Ok(try_join(load.set_ready(endpoint, false), seen).await?.1)
     };
     let mut ticks = interval(Duration::from_secs(1) / pace.rate);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
     let (mut under_way, mut latencies) = (FuturesUnordered::new(), Vec::new());
-    let all = pace.rate * pace.seconds;
     let mut number = 0;
-    while number < all || !under_way.is_empty() {
+    while number < pace.changes() || !under_way.is_empty() {
         tokio::select! {
-            _ = ticks.tick(), if number < all => {
+            _ = ticks.tick(), if number < pace.changes() => {
                 under_way.push(flip(number));
                 number += 1;
             }
             Some(latency) = under_way.next(), if !under_way.is_empty() => latencies.push(latency?),
         }
     }
-    // For the next program, as it was.
-    let back = |service| load.set_ready(service, true);
-    let touched = (number as usize).min(load.size.services - first);
-    stream::iter(first..first + touched).map(back).buffer_unordered(16).try_collect::<()>().await?;
-    Ok(Figures::from([
-        ("flip, p50", percentile(&latencies, 50)),
-        ("flip, p99", percentile(&latencies, 99)),
-        ("flip, most", percentile(&latencies, 100)),
-    ]))
+    Ok(vec![
+        ("p50, ms", percentile(&latencies, 50)),
+        ("p99, ms", percentile(&latencies, 99)),
+        ("most, ms", percentile(&latencies, 100)),
+    ])
+}
+
+/// Makes ready again what flips have changed.
+async fn flip_back(load: &Load, pace: Pace) -> Result<()> {
+    let back = |number| load.set_ready(load.endpoint(number), true);
+    stream::iter(0..pace.changes()).map(back).buffer_unordered(AT_ONCE).try_collect().await
+}
+
+/// The time until Consul holds the new endpoints, and none of those from before.
+async fn replaced(trial: &Trial, load: &mut Load, at_once: usize) -> Result<Figures> {
+    let before = load.next_addresses();
+    let begun = Instant::now();
+    let written = async {
+        load.replace_endpoints(at_once).await?;
+        Ok(millis(begun.elapsed()))
+    };
+    let seen = async {
+        // All of them have to be so in the end: it does not matter in which order they are looked at.
+        for service in 0..load.size.services {
+            trial.wait_replaced(service, before).await?;
+        }
+        trial.wait_for_exactly(load.size.instances).await?;
+        Ok::<_, anyhow::Error>(millis(begun.elapsed()))
+    };
+    let (written, seen) = try_join(written, seen).await?;
+    Ok(vec![("until all are replaced, ms", seen), ("of which Kubernetes, ms", written)])
+}
+
+/// The time until nothing is left in Consul. `bare` knows of no resources, and so it loses the slices.
+async fn wipe(trial: &Trial, load: &Load) -> Result<Figures> {
+    let begun = Instant::now();
+    let deleted = async {
+        if trial.tested.is_bare() {
+            load.delete_slices().await?;
+        } else {
+            load.delete_resources().await?;
+        }
+        Ok(millis(begun.elapsed()))
+    };
+    let seen = async {
+        trial.wait_for_exactly(0).await?;
+        Ok::<_, anyhow::Error>(millis(begun.elapsed()))
+    };
+    let (deleted, seen) = try_join(deleted, seen).await?;
+    Ok(vec![("until nothing is left, ms", seen), ("until Kubernetes has deleted, ms", deleted)])
+}
+
+/// Makes what a wipe has deleted.
+async fn restore(trial: &Trial, load: &Load) -> Result<()> {
+    trial.operator.kill()?;
+    if trial.tested.is_bare() { load.make_slices().await } else { load.make_resources().await }
 }
 
 async fn rewrite(trial: &Trial, load: &Load, pace: Pace) -> Result<Figures> {
@@ -154,16 +260,15 @@ async fn rewrite(trial: &Trial, load: &Load, pace: Pace) -> Result<Figures> {
         sleep(Duration::from_secs(1)).await;
         let (there, first) = flip(trial, load, false).await?;
         let (_, back) = flip(trial, load, true).await?;
-        anyhow::Ok([("flip in a rewrite", first), ("of which Kubernetes", there), ("flip back in a rewrite", back)])
+        anyhow::Ok(vec![("flip, ms", first), ("of which Kubernetes, ms", there), ("flip back, ms", back)])
     };
     let edits = async {
         let begun = Instant::now();
         load.edit_tags(&tag).await?;
         Ok(millis(begun.elapsed()))
     };
-    let (figures, edited) = try_join(one, edits).await?;
-    let mut figures = Figures::from(figures);
-    figures.insert("edits", edited);
+    let (mut figures, edited) = try_join(one, edits).await?;
+    figures.push(("all edits, ms", edited));
     sleep(Duration::from_secs(pace.seconds.into())).await;
     Ok(figures)
 }
@@ -173,11 +278,11 @@ async fn flip(trial: &Trial, load: &Load, ready: bool) -> Result<(f64, f64)> {
     let begun = Instant::now();
     let time = || Ok::<_, anyhow::Error>(millis(begun.elapsed()));
     let taken = async {
-        load.set_ready(0, ready).await?;
+        load.set_ready(load.endpoint(0), ready).await?;
         time()
     };
     let seen = async {
-        trial.wait_for(0, ready).await?;
+        trial.wait_for(load, load.endpoint(0), ready).await?;
         time()
     };
     try_join(taken, seen).await
@@ -185,17 +290,11 @@ async fn flip(trial: &Trial, load: &Load, ready: bool) -> Result<(f64, f64)> {
 
 async fn refused(trial: &Trial, pace: Pace) -> Result<Figures> {
     let lines = || trial.operator.log().lines().count();
-    let (before, logged) = (trial.cpu()?, lines());
+    let logged = lines();
     sleep(Duration::from_secs(pace.seconds.into())).await;
-    let after = trial.cpu()?;
     #[allow(clippy::cast_precision_loss, reason = "a count of lines")]
     let logged = (lines() - logged) as f64;
-    Ok(Figures::from([
-        ("log lines", logged),
-        ("CPU", after.lictor - before.lictor),
-        ("CPU of Consul", after.consul - before.consul),
-        ("RSS", trial.memory()?.0),
-    ]))
+    Ok(vec![("log lines", logged)])
 }
 
 async fn scraped(trial: &Trial, load: &Load, pace: Pace) -> Result<Figures> {
@@ -213,14 +312,13 @@ async fn scraped(trial: &Trial, load: &Load, pace: Pace) -> Result<Figures> {
         times
     };
     let flips = async {
-        let figures = flips(trial, load, pace, 0).await;
+        let figures = flips(trial, load, pace).await;
         over.store(true, Ordering::Relaxed);
         figures
     };
     let (figures, times) = join(flips, scrape).await;
     let mut figures = figures?;
-    figures.insert("scrape, p50", percentile(&times, 50));
-    figures.insert("scrape, p99", percentile(&times, 99));
+    figures.extend([("scrape, p50, ms", percentile(&times, 50)), ("scrape, p99, ms", percentile(&times, 99))]);
     Ok(figures)
 }
 
