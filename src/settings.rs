@@ -111,7 +111,8 @@ pub struct RunArgs {
     pub consul_esm: bool,
 
     /// With --registration=catalog: do without Nodes, which are in no namespace, where Lictor may not read them. The
-    /// nodes in Consul that stand for them then have no address of a machine.
+    /// nodes in Consul that stand for them then have no address of a machine, and one is made for every node name that an
+    /// endpoint gives: nobody can tell whether a Node has that name.
     #[arg(long, env = "LICTOR_WITHOUT_NODES")]
     pub without_nodes: bool,
 

@@ -149,7 +149,7 @@ async fn what_is_there_is_told_through_every_trouble() -> Result<()> {
     plane.stop_apiserver()?;
     following.until_health("every watch says that it fails", |failing| failing.len() == 4).await?;
     ensure!(ready(true)(&following.world.lock().unwrap()), "what was there stays in force");
-    let again = ApiServer::new(client.clone(), vec![Scope::All], Arc::default(), following.orders.clone());
+    let again = ApiServer::new(client.clone(), vec![Scope::All], true, Arc::default(), following.orders.clone());
     ensure!(again.read_again().await.is_err(), "nothing may be concluded");
     plane.start_apiserver().await?;
     shop.set_ready("user-1", false).await?;
@@ -216,7 +216,7 @@ async fn many_namespaces_share_a_watch_of_pods() -> Result<()> {
         move |world: &World| keys.iter().all(|key| world.waits_for(key).is_none() && pods(world, key) == count)
     };
     following.until("the pods of all", all_have(1)).await?;
-    let again = ApiServer::new(client, vec![Scope::All], Arc::default(), following.orders.clone());
+    let again = ApiServer::new(client, vec![Scope::All], true, Arc::default(), following.orders.clone());
     ensure!(all_have(1)(&again.read_again().await?), "one list tells of all namespaces");
 
     // The first has a watch of its own, and the last shares one.
@@ -242,7 +242,7 @@ async fn a_write_is_for_the_resource_that_was_seen_and_no_other() -> Result<()> 
     install_crd(&plane).await?;
     let client = connect::client(Some(plane.kubeconfig()), None).await?;
     let following = Following::begin(client.clone(), &Scope::All);
-    let kubernetes = ApiServer::new(client, vec![Scope::All], Arc::new(Rules::default()), Orders::default());
+    let kubernetes = ApiServer::new(client, vec![Scope::All], true, Arc::new(Rules::default()), Orders::default());
     let shop = TestNamespace::create(&plane, "shop").await?;
     make_user(&shop, "{service: {name: user}}").await?;
     let key = ResourceKey::new(shop.name(), "user");

@@ -237,7 +237,7 @@ fn desired_with(tagged: &Value, address: &str, other: Option<&str>, placement: &
     };
     let spec = read.resource.spec.unwrap();
     let owner = ResourceKey::new("shop", "user");
-    let mut all = desired(&identity(), &owner, &"owner-uid".into(), &spec, &[instance], placement);
+    let mut all = desired(&identity(), &owner, &"owner-uid".into(), &spec, &[instance], placement, |_| true);
     let (key, registration) = all.pop_first().unwrap();
     (key, (*registration).clone())
 }

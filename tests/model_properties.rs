@@ -97,7 +97,7 @@ fn placement() -> impl Strategy<Value = Placement> {
 }
 
 fn wants(spec: &Spec, instances: &[Instance], placement: &Placement) -> Desired {
-    desired(&identity(), &owner(), &"owner-uid".into(), spec, instances, placement)
+    desired(&identity(), &owner(), &"owner-uid".into(), spec, instances, placement, |_| true)
 }
 
 /// Rows of others: another resource's, another cluster's under an ID of ours, and a stranger's.

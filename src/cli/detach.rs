@@ -73,7 +73,7 @@ async fn detach_all(settings: Settings, deregister: bool) -> anyhow::Result<()> 
         registry = Some(super::registry(&settings, &identity, transport, write_lease)?);
     }
     let scopes = settings.scopes.clone();
-    let kubernetes = ApiServer::new(client, settings.scopes, Arc::new(settings.rules), Orders::default());
+    let kubernetes = ApiServer::new(client, settings.scopes, false, Arc::new(settings.rules), Orders::default());
     let mut refused = None;
     if let Some(registry) = registry {
         let world = read(&kubernetes).await?.unwrap_or_else(|| World::new(scopes, false));

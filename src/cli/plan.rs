@@ -78,7 +78,8 @@ async fn look(settings: Settings) -> anyhow::Result<(Vec<Step>, Vec<Note>)> {
 /// Reads what Kubernetes has, once, under the policy of the settings.
 pub(super) async fn read_world(client: Client, settings: Settings, orders: Orders) -> anyhow::Result<World> {
     let policy = tokio::sync::watch::channel(settings.policy.read()?).1;
-    let kubernetes = ApiServer::new(client, settings.scopes, Arc::new(settings.rules), orders).under(policy);
+    let kubernetes =
+        ApiServer::new(client, settings.scopes, settings.nodes, Arc::new(settings.rules), orders).under(policy);
     Ok(kubernetes.read_again().await?)
 }
 

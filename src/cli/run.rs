@@ -104,7 +104,8 @@ async fn operate(settings: Settings) -> anyhow::Result<()> {
     admin.runs(ask, health, failure);
 
     let world = World::new(settings.scopes.clone(), settings.nodes).under(policy);
-    let kubernetes = ApiServer::new(client, settings.scopes, rules, orders).under(policies.policy.clone());
+    let kubernetes =
+        ApiServer::new(client, settings.scopes, settings.nodes, rules, orders).under(policies.policy.clone());
     let config = Config {
         identity,
         resync_interval: settings.resync_interval,

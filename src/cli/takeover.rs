@@ -78,7 +78,8 @@ async fn take_over(settings: Settings, from: &Str, wait: Option<Duration>) -> an
     }
     print!("{}", describe(&left, &identity, from));
     let Some(wait) = wait else {
-        let kubernetes = ApiServer::new(client, settings.scopes, Arc::new(settings.rules), Orders::default());
+        let kubernetes =
+            ApiServer::new(client, settings.scopes, settings.nodes, Arc::new(settings.rules), Orders::default());
         let world = kubernetes.read_again().await?;
         println!("\nafter that, `lictor run` of this cluster would do this, as things stand:");
         print!("{}", afterwards(left, world, &identity));

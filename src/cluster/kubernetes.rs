@@ -47,18 +47,20 @@ pub struct ApiServer {
     client: Client,
     recorder: Recorder,
     scopes: Vec<Scope>,
+    nodes: bool,
     rules: Arc<Rules>,
     policy: watch::Receiver<Arc<Policy>>,
     orders: Orders,
 }
 
 impl ApiServer {
-    /// The apiserver behind `client`. The fresh list reads what the watches see, by these scopes and rules.
+    /// The apiserver behind `client`. The fresh list reads what the watches see, by these scopes and rules; with `nodes`,
+    /// the places of instances go by its Nodes.
     #[must_use]
-    pub fn new(client: Client, scopes: Vec<Scope>, rules: Arc<Rules>, orders: Orders) -> Self {
+    pub fn new(client: Client, scopes: Vec<Scope>, nodes: bool, rules: Arc<Rules>, orders: Orders) -> Self {
         let reporter = Reporter { controller: "lictor".to_owned(), instance: host_name() };
         let recorder = Recorder::new(client.clone(), reporter);
-        Self { client, recorder, scopes, rules, policy: watch::channel(Arc::default()).1, orders }
+        Self { client, recorder, scopes, nodes, rules, policy: watch::channel(Arc::default()).1, orders }
     }
 
     /// Holds the resources of fresh lists to the policy that is in force.
@@ -258,7 +260,7 @@ impl Kubernetes for ApiServer {
     fn read_again(&self) -> BoxFuture<'_, Result<World, ReadError>> {
         async move {
             let policy = Arc::clone(&self.policy.borrow());
-            let world = World::new(self.scopes.iter().cloned(), false);
+            let world = World::new(self.scopes.iter().cloned(), self.nodes);
             let mut world = world.under(policy).wanting(self.orders.wanted());
             for scope in &self.scopes {
                 let resources = namespaced::<ResourceObject>(&self.client, scope);

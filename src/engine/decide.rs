@@ -162,7 +162,8 @@ fn apply(
     resolution: Resolution,
 ) -> Action {
     let Some(entry) = world.resource(key) else { return Action::nothing() };
-    let desired = desired(identity, key, &entry.resource.uid, spec, &resolution.instances, placement);
+    let desired =
+        desired(identity, key, &entry.resource.uid, spec, &resolution.instances, placement, |node| world.is_node(node));
     let unready = resolution.instances.iter().filter(|instance| !spec.readiness.registers(instance.ready));
     let unready = unready.map(|instance| instance.address.to_string().into()).collect();
     Action::Apply { desired, hold: resolution.hold, unready }

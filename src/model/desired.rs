@@ -31,13 +31,14 @@ pub enum Placement {
 }
 
 impl Placement {
-    /// The Consul node for an instance.
+    /// The Consul node for an instance. Names that are no nodes of Kubernetes are anybody's invention: whoever may write
+    /// EndpointSlices could make any number of Consul nodes by them, and those of another cluster's name.
     #[must_use]
-    pub fn node(&self, instance: &Instance) -> Str {
+    pub fn node(&self, instance: &Instance, is_node: impl Fn(&str) -> bool) -> Str {
         match self {
             Self::Agent { node } => node.clone(),
             Self::Catalog { cluster, taken } => {
-                let own = instance.node.as_deref().and_then(|node| self.node_for(node));
+                let own = instance.node.as_deref().filter(|node| is_node(node)).and_then(|node| self.node_for(node));
                 own.unwrap_or_else(|| shard(cluster, taken, &instance.target()))
             }
         }
@@ -72,7 +73,8 @@ fn shard(cluster: &ClusterName, taken: &BTreeSet<Str>, target: &str) -> Str {
 /// The registrations of a resource.
 pub type Desired = BTreeMap<RowKey, Arc<Registration>>;
 
-/// Works out what should be registered for the resource `owner` with these instances.
+/// Works out what should be registered for the resource `owner` with these instances. `is_node` says whether a name is
+/// that of a Kubernetes node.
 #[must_use]
 pub fn desired(
     identity: &Identity,
@@ -81,6 +83,7 @@ pub fn desired(
     spec: &Spec,
     instances: &[Instance],
     placement: &Placement,
+    is_node: impl Fn(&str) -> bool,
 ) -> Desired {
     // What is the same for all instances is one for all of them.
     let same =
@@ -91,7 +94,7 @@ pub fn desired(
         .filter(|instance| spec.readiness.registers(instance.ready))
         .map(|instance| {
             let id = instance_id(&identity.cluster, owner, &spec.service, &instance.target(), instance.port);
-            let key = RowKey { node: placement.node(instance), id };
+            let key = RowKey { node: placement.node(instance, &is_node), id };
             let checks = placed_checks(spec, instance);
             let tags = match &tags {
                 Some(tags) if same => tags.clone(),
@@ -203,7 +206,7 @@ mod tests {
         let placed = |taken: &[&str], node: Option<&str>| {
             let taken = Arc::new(taken.iter().map(|name| Str::from(*name)).collect());
             let placement = Placement::Catalog { cluster: ClusterName::new("c").unwrap(), taken };
-            placement.node(&instance(node)).to_string()
+            placement.node(&instance(node), |node| node != "invented").to_string()
         };
         let own = placed(&[], None);
         let (cluster, number) = own.rsplit_once('-').unwrap();
@@ -213,6 +216,7 @@ mod tests {
         for (taken, node, goes_to) in [
             (&[][..], Some("n0"), "c-n0"),
             (&["c-n1"], Some("n0"), "c-n0"),
+            (&[], Some("invented"), &own),
             (&["c-n0"], Some("n0"), &own),
             (&["c-n0", &own], Some("n0"), &next),
             (&[&own], None, &next),

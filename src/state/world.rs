@@ -26,7 +26,7 @@ use crate::model::selector::Labels;
 use claims::Claims;
 use index::{EndpointTarget, Links, OnNodes, behind, matches, nodes_of, relink, unlink};
 use known::Known;
-use missing::History;
+use missing::{History, MOST};
 use wants::Wants;
 
 pub use entry::Entry;
@@ -85,9 +85,12 @@ pub struct World {
     matching: BTreeMap<ResourceKey, BTreeSet<Str>>,
     /// The pods at an address of a namespace.
     pods_at: BTreeMap<(Str, IpAddr), BTreeSet<Str>>,
-    /// From a Node to the slices with endpoints and to the pods on it, whether it is there or not; kept only while a
-    /// resource holds values of Nodes.
+    /// From a Node to the slices with endpoints and to the pods on it, whether it is there or not; kept only while
+    /// anything depends on Nodes.
     on_nodes: OnNodes,
+    /// The Nodes that have gone and may come back, with when they went: those that something still names, and those that
+    /// went within the last [`MOST`].
+    gone_nodes: BTreeMap<Str, Instant>,
     /// The history of slices and Nodes over a short time.
     history: History,
 }
@@ -158,6 +161,7 @@ impl World {
             matching: BTreeMap::new(),
             pods_at: BTreeMap::new(),
             on_nodes: OnNodes::default(),
+            gone_nodes: BTreeMap::new(),
             history: History::default(),
         }
     }
@@ -310,7 +314,7 @@ impl World {
 
     fn apply_slice(&mut self, scope: &Scope, step: Step<Slice>, now: Instant, dirt: &mut Dirt) -> bool {
         let Outcome { moved, first_list_done } = self.slices.apply(scope, step);
-        let (with_pods, with_nodes) = (self.watches_pods(), self.holds_values_of_nodes());
+        let (with_pods, with_nodes) = (self.watches_pods(), self.follows_nodes());
         for Moved { key, old, cause } in moved {
             let new = self.slices.get(&key);
             let service = |slice: &Slice| ObjectKey { namespace: key.namespace.clone(), name: slice.service.clone() };
@@ -356,7 +360,7 @@ impl World {
 
     fn apply_pod(&mut self, scope: &Scope, step: Step<Pod>, dirt: &mut Dirt) -> bool {
         let Outcome { moved, first_list_done } = self.pods.apply(scope, step);
-        let with_nodes = self.holds_values_of_nodes();
+        let with_nodes = self.follows_nodes();
         for Moved { key, old, cause } in moved {
             let new = self.pods.get(&key);
             let namespace = &key.namespace;
@@ -401,19 +405,28 @@ impl World {
             if was_listed && old.is_none() {
                 self.history.node_registered(&key.name, now);
             }
+            let is_there = self.nodes.get(&key).is_some();
+            let is_new = is_there && self.gone_nodes.remove(&key.name).is_none() && old.is_none();
+            if !is_there {
+                self.gone_nodes.insert(key.name.clone(), now);
+            }
             if place(old.as_ref()) != place(self.nodes.get(&key)) {
-                dirt.add_all(self.users_of_node(&key.name), cause);
+                let is_placed = is_new && self.always_needs(Kind::Node);
+                let users = self.users_of_node(&key.name);
+                dirt.add_all(users.filter(|user| is_placed || self.needs(user, Kind::Node)), cause);
             }
         }
+        self.gone_nodes.retain(|name, at| now < *at + MOST || self.on_nodes.names(name));
         first_list_done
     }
 
     /// Takes over what `other`, which has watched for longer, remembers of the same resources: the last specs
-    /// that could be acted on, where the present ones cannot, and who has which name.
+    /// that could be acted on, where the present ones cannot, who has which name, and which Nodes have gone.
     pub fn remember(&mut self, other: &Self) {
         self.rows.clone_from(&other.rows);
         self.rows_before.clone_from(&other.rows_before);
         self.rows_are_known = other.rows_are_known;
+        self.gone_nodes.clone_from(&other.gone_nodes);
         let gone = |key: &&ResourceKey| self.resources.get(key).is_none_or(|entry| entry.resource.deleting);
         self.ending = other.ending.iter().filter(gone).cloned().collect();
         let keys: Vec<ResourceKey> = self.keys().cloned().collect();
@@ -479,6 +492,13 @@ impl World {
     #[must_use]
     pub fn node(&self, name: &str) -> Option<&Node> {
         self.nodes.get(&ObjectKey::new("", name))
+    }
+
+    /// Says whether a name is that of a Node, or of one that has gone and may come back. Where Nodes are not watched for
+    /// the places of instances, nobody can tell, and every name counts as one.
+    #[must_use]
+    pub fn is_node(&self, name: &str) -> bool {
+        !self.always_needs(Kind::Node) || self.node(name).is_some() || self.gone_nodes.contains_key(name)
     }
 
     /// Gives all Nodes.

@@ -319,6 +319,12 @@ const ATTEMPTS: &[Attempt] = &[
     ),
     attempt(
         SliceWriter,
+        "names a Node of its own invention for each endpoint, to have a Consul node made for each",
+        "registered on shared nodes, of which there are 64",
+        Scenario("nodes::names_that_are_no_nodes"),
+    ),
+    attempt(
+        SliceWriter,
         "names a pod by a uid of 20 KB",
         "registered by the address",
         Scenario("refusals::a_target_that_names_no_pod"),

@@ -1,14 +1,80 @@
 //! The Consul nodes that stand for Kubernetes nodes: whose they are, and how they are called.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use lictor_testbed::{Consul, ConsulOptions, Instance, NewPod, TestPod, wait};
+use lictor_testbed::{Consul, ConsulOptions, Instance, NewEndpoint, NewPod, TestPod, wait};
 use serde_json::json;
 
 use crate::commands::says;
 use crate::fixture::{Fixture, SOON};
+use crate::moves::Reader;
+
+/// So many endpoints name a Node that nobody has registered, each another one.
+const INVENTED: u8 = 60;
+
+pub(crate) async fn names_that_are_no_nodes(fixture: &Fixture) -> Result<()> {
+    fixture.nodes().await?;
+    let node = |name: &str| format!("{}-{name}", fixture.namespace.name());
+    let address = |last: u8| IpAddr::from([10, 1, 0, last]);
+    let real = NewEndpoint { node: Some(node("a")), ..NewEndpoint::new(address(INVENTED + 1)) };
+    let invented = (1..=INVENTED)
+        .map(|last| NewEndpoint { node: Some(node(&format!("i{last}"))), ..NewEndpoint::new(address(last)) });
+    let endpoints: Vec<NewEndpoint> = invented.chain([real]).collect();
+    fixture.namespace.apply_service("web", &[], &[("http", 80, "8080")]).await?;
+    fixture.namespace.apply_slice("web-1", "web", &[("http", 8080)], &endpoints).await?;
+    let [first, real] = [fixture.consul_node_of(&node("i1"))?, fixture.consul_node_of(&node("a"))?];
+    let shared = format!("{}-shard-", fixture.cluster);
+    let is_shared = |node: &str| node.starts_with(&shared);
+    // Whether all are there once, and on which nodes: the first one, those in between, and the last one.
+    let stand = |found: &[Instance], first: &dyn Fn(&str) -> bool, others: &dyn Fn(&str) -> bool| {
+        let node_of = |last: u8| found.iter().find(|i| i.address == address(last).to_string()).map(|i| &*i.node);
+        found.len() == usize::from(INVENTED) + 1
+            && node_of(1).is_some_and(first)
+            && (2..=INVENTED).all(|last| node_of(last).is_some_and(others))
+            && node_of(INVENTED + 1) == Some(&real)
+    };
+    let all_shared = |found: &[Instance]| stand(found, &is_shared, &is_shared);
+    let first_on_its_own = |found: &[Instance]| stand(found, &|node| node == first, &is_shared);
+
+    let operator = fixture.operate().await?;
+    fixture.apply_web(json!({})).await?;
+    fixture.wait_for("all but one on shared nodes", all_shared).await?;
+    fixture.wait_ready("web").await?;
+    let own = fixture.consul().get("/v1/catalog/nodes").await?;
+    let own = own.as_array().into_iter().flatten().filter(|node| node["Meta"]["lictor-cluster"] == fixture.cluster);
+    let own: BTreeSet<&str> = own.filter_map(|node| node["Node"].as_str()).collect();
+    let marker = format!("lictor-{}", fixture.cluster);
+    ensure!(own.iter().all(|node| is_shared(node) || [&*real, &marker].contains(node)), "{own:?}");
+
+    // A Node of such a name joins, goes and is gone when Lictor starts anew.
+    let all: Vec<String> = (1..=INVENTED + 1).map(|last| address(last).to_string()).collect();
+    let reader = Reader::begin(fixture.consul(), &fixture.service, &all);
+    let joined = fixture.namespace.create_node("i1", "192.0.2.20".parse()?, "zone-1").await?;
+    fixture.wait_for("the first one on its own node", first_on_its_own).await?;
+    fixture.namespace.delete_node(&joined).await?;
+    fixture.wait_for_a_look(&operator).await?;
+    ensure!(first_on_its_own(&fixture.instances().await?), "its Node may come back");
+    operator.terminate(SOON).await?;
+    let operator = fixture.operate().await?;
+    fixture.wait_for("all but one on shared nodes again", all_shared).await?;
+    operator.terminate(SOON).await?;
+
+    // What a Lictor has registered that knows nothing of Nodes.
+    let operator = fixture.operator().switch("--without-nodes").ready().await?;
+    fixture
+        .wait_for("each on its own node", |found| stand(found, &|node| node == first, &|node| !is_shared(node)))
+        .await?;
+    operator.terminate(SOON).await?;
+    fixture.operate().await?;
+    fixture.wait_for("all but one on shared nodes in the end", all_shared).await?;
+    fixture.wait_ready("web").await?;
+    let fewest = reader.end().await?;
+    ensure!(fewest == all.len(), "a reader found {fewest} of {}", all.len());
+    Ok(())
+}
 
 /// As AKS calls its nodes, shorter by what the testbed puts before it.
 const LONG: &str = "aks-vmss000000";

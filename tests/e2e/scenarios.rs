@@ -255,6 +255,9 @@ scenarios! {
     foreign::a_registration_that_empties_our_node(agent: "an agent's node carries no mark of ours, and the agent itself restores it", catalog: yes);
     /// A Consul agent has the name of a node of ours, or joins under it: its instances are on shared nodes, and the doctor says so before the start.
     nodes::an_agent_with_our_nodes_name(agent: "an agent's instances stand on its own node", catalog: yes);
+    /// A slice names 60 Nodes that nobody has registered: no Consul node stands for them. An instance moves when its Node joins, stays
+    /// when it goes, and moves back after a restart; no reader misses one.
+    nodes::names_that_are_no_nodes(agent: "an agent's instances stand on its own node", catalog: yes);
     /// Consul nodes have names of at most 63 characters, so that SRV is answered; what stands under a longer one moves, and no reader misses an instance.
     nodes::long_names_answer_srv(agent: "an agent's node has the name that its administrator gives it", catalog: yes);
     /// Where another cluster's marker stands under our name, nothing is written at all.

@@ -77,7 +77,7 @@ fn try_one(
     } else {
         Placement::Catalog { cluster: identity.cluster.clone(), taken: std::sync::Arc::default() }
     };
-    let desired = desired(&identity, &key, &"owner".into(), spec, &resolution.instances, &placement);
+    let desired = desired(&identity, &key, &"owner".into(), spec, &resolution.instances, &placement, |_| true);
     let asked_for = resolution.instances.iter().map(|instance| (instance.target(), instance.port));
     let asked_for: BTreeSet<_> = asked_for.collect();
     if asked_for.len() != resolution.instances.len() {

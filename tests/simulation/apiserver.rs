@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep};
 
 use crate::planted_faults::PlantedFault;
-use crate::setup::{CrdRights, Setup};
+use crate::setup::CrdRights;
 use crate::sim::Sim;
 use crate::watches::{Watches, annotations_of, pause, seen, step};
 
@@ -128,8 +128,7 @@ impl ApiServer {
     async fn look(&self) -> Result<World, ReadError> {
         let setup = self.sim.state().setup.clone();
         self.sim.state().stats.count("fresh lists");
-        let mut world =
-            World::new(setup.scopes.iter().cloned(), false).under(Setup::policy()).wanting(self.watches.wanted());
+        let mut world = setup.world().wanting(self.watches.wanted());
         for scope in &setup.scopes {
             self.read(Kind::Resource, scope, &mut world).await?;
         }

@@ -118,6 +118,8 @@ pub struct Cluster {
     /// With all of their annotations.
     pub pods: BTreeMap<ObjectKey, Pod>,
     pub nodes: BTreeMap<ObjectKey, Node>,
+    /// The names of all Nodes that were deleted.
+    pub gone_nodes: BTreeSet<Str>,
     /// The definition of our kind is being deleted or gone: no resource can be made.
     pub crd_deleted: bool,
     /// Slices that the controller is just rewriting, by Service.
@@ -301,6 +303,7 @@ impl Cluster {
     pub fn delete_node(&mut self, name: &str) {
         let key = ObjectKey { namespace: "".into(), name: name.into() };
         if self.nodes.remove(&key).is_some() {
+            self.gone_nodes.insert(key.name.clone());
             self.log(Kind::Node, &key.namespace, Change::Node(Step::Delete(key.clone())));
         }
     }

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use lictor::model::ids::ResourceKey;
 use lictor::model::resource::{Readiness, Source, Spec};
+use lictor::state::event::ObjectKey;
 
 use crate::cluster::{Cluster, Object};
 use crate::consul::store::{self, Address};
@@ -116,7 +117,7 @@ impl Want {
             let (expected, blank) = expected(mode, object, spec, instance);
             wanted.blanks |= blank;
             if instance.ready || spec.readiness != Readiness::Deregister {
-                wanted.rows.insert((node(mode, instance), expected.service.id.clone()), expected);
+                wanted.rows.insert((node(cluster, mode, instance), expected.service.id.clone()), expected);
             }
         }
         let most = spec.limits.instances;
@@ -140,11 +141,13 @@ impl Want {
     }
 }
 
-fn node(mode: Mode, instance: &Instance) -> String {
+/// Where an instance goes: to the node of its Node, also of one that has gone. Other names are anybody's invention.
+fn node(cluster: &Cluster, mode: Mode, instance: &Instance) -> String {
     match (mode, &instance.node) {
         (Mode::Agent, _) => AGENT_NODE.to_owned(),
-        (Mode::Catalog, Some(node)) => node_of(node),
-        (Mode::Catalog, None) => SHARD.to_owned(),
+        (Mode::Catalog, Some(node)) if cluster.nodes.contains_key(&ObjectKey::new("", node)) => node_of(node),
+        (Mode::Catalog, Some(node)) if cluster.gone_nodes.contains(node) => node_of(node),
+        (Mode::Catalog, _) => SHARD.to_owned(),
     }
 }
 

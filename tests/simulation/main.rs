@@ -177,6 +177,7 @@ fn planted_faults_are_caught() {
         (PlantedFault::NoEarlyOnes, &["true", "nothing lost"]),
         (PlantedFault::FalseEnds, &["nothing lost"]),
         (PlantedFault::NoDiversion, &["true"]),
+        (PlantedFault::AnyNode, &["true", "nothing stale"]),
         (PlantedFault::NodesByMark, &["true", "nothing stale"]),
         (PlantedFault::RowsByMark, &["true", "nothing stale"]),
         (PlantedFault::NoLongNames, &["true", "nothing stale"]),

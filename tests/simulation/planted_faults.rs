@@ -59,6 +59,8 @@ pub enum PlantedFault {
     AlwaysAnOutage,
     /// Instances are never sent elsewhere than to their own node, whoever has it.
     NoDiversion,
+    /// Every name that an endpoint gives is taken for that of a Node.
+    AnyNode,
     /// Nodes are found by their mark alone.
     NodesByMark,
     /// A row is ours by its mark alone, on a node of ours too.

@@ -15,7 +15,6 @@ use lictor::engine::metrics::Metrics;
 use lictor::engine::{Config, Engine, Question, Snapshot};
 use lictor::ports::Registry;
 use lictor::state::event::Event;
-use lictor::state::world::World;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -398,7 +397,7 @@ fn engine(sim: &Sim, setup: &Setup, life: u32, sink: mpsc::Sender<Event>) -> Eng
         grace: Duration::from_secs(5),
         turn: setup.turn,
     };
-    let world = World::new(setup.scopes.iter().cloned(), setup.mode == Mode::Catalog).under(Setup::policy());
+    let world = setup.world();
     let kubernetes = Arc::new(ApiServer::new(sim.clone(), life, sink));
     let random = fastrand::Rng::with_seed(sim.state().random.lives.u64(..));
     let metrics = Metrics::new(&mut prometheus_client::registry::Registry::default());

@@ -22,6 +22,8 @@ use crate::sim::State;
 /// The Kubernetes nodes: the Consul node of `b-x` would be that of another cluster's node, and the last one's would
 /// have too long a name.
 pub const NODES: [&str; 5] = ["n0", "n1", "n2", "b-x", LONG_NODE];
+/// The name that endpoints and pods give now and then, and that is no Node's.
+pub const INVENTED_NODE: &str = "invented";
 pub const LONG_NODE: &str = "gke-production-europe-west4-default-pool-2024-07-5f3c9d1e-x7k2.internal";
 const RESOURCES: [&str; 3] = ["r0", "r1", "r2"];
 

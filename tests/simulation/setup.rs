@@ -8,6 +8,7 @@ use lictor::model::ids::{ClusterName, Identity};
 use lictor::model::policy::Policy;
 use lictor::model::resource::Limits;
 use lictor::state::event::Scope;
+use lictor::state::world::World;
 
 use crate::planted_faults::PlantedFault;
 
@@ -111,6 +112,12 @@ impl Setup {
     pub fn policy() -> Arc<Policy> {
         let networks = ["0.0.0.0/0", "::/0"].map(|network| network.parse().expect("a network")).into();
         Arc::new(Policy { networks, ..Policy::default() })
+    }
+
+    /// What Lictor knows at first. In the catalog, Nodes say where instances go.
+    pub fn world(&self) -> World {
+        let nodes = self.mode == Mode::Catalog && self.planted != Some(PlantedFault::AnyNode);
+        World::new(self.scopes.iter().cloned(), nodes).under(Self::policy())
     }
 
     pub fn draw(seed: u64) -> Self {

@@ -7,11 +7,12 @@ use lictor::cluster::api::ConsulServiceStatus;
 use lictor::engine::Snapshot;
 use lictor::model::ids::{ResourceKey, Str};
 use lictor::model::resource::{Source, Spec};
+use lictor::state::event::ObjectKey;
 
 use crate::cluster::Object;
 use crate::consul::agent::Agent as LocalAgent;
 use crate::consul::store::{Service, fold};
-use crate::expected::{Expected, Place, Rows, SHARD, Want, could_go_on, lives_without_port, owner, place};
+use crate::expected::{Expected, Place, Rows, SHARD, Want, could_go_on, lives_without_port, node_of, owner, place};
 use crate::moves::FORMER_NODE;
 use crate::oracle::{asked, is_marked};
 use crate::setup::{AGENT_NODE, CLUSTER, CLUSTER_UID, MARKER, Mode, UNWATCHED};
@@ -117,17 +118,23 @@ fn ends_from(object: &Object) -> &'static str {
     }
 }
 
-/// Where somebody else has the node that instances would go to, they go to a shard.
+/// Where somebody else has the node that instances would go to, they go to a shard. Where their Node has gone, they stay
+/// where they are: on its node, or on a shard if a later life of Lictor has put them there.
 fn divert(state: &State, wants: &mut BTreeMap<ResourceKey, Want>) {
     let others = state.consul.store.nodes().filter(|node| !state.is_own_node(node));
     let others: BTreeSet<String> = others.map(|node| fold(&node.node)).collect();
     if state.setup.mode == Mode::Agent {
         return;
     }
+    let gone =
+        state.cluster.gone_nodes.iter().filter(|name| !state.cluster.nodes.contains_key(&ObjectKey::new("", name)));
+    let gone: BTreeSet<String> = gone.map(|name| node_of(name)).collect();
+    let there: BTreeSet<Place> = ours(state).into_iter().map(|(place, _, _)| place).collect();
     for want in wants.values_mut() {
         let Want::Rows(Rows { rows, .. }) = want else { continue };
         let diverted = std::mem::take(rows).into_iter().map(|((node, id), expected)| {
-            let node = if others.contains(&node) { SHARD.to_owned() } else { node };
+            let has_left = gone.contains(&node) && !there.contains(&(node.clone(), id.clone()));
+            let node = if others.contains(&node) || has_left { SHARD.to_owned() } else { node };
             ((node, id), expected)
         });
         *rows = diverted.collect();

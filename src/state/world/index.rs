@@ -57,6 +57,11 @@ impl OnNodes {
         }
     }
 
+    /// Says whether anything names this Node.
+    pub(super) fn names(&self, node: &str) -> bool {
+        self.slices.contains_key(node) || self.pods.contains_key(node)
+    }
+
     /// Notes that a pod is on another Node than before.
     pub(super) fn pod_moved(&mut self, pod: &ObjectKey, before: Option<Str>, after: Option<Str>) {
         if before != after {
@@ -103,7 +108,7 @@ impl World {
     fn link_all(&mut self, keys: &BTreeSet<ResourceKey>) {
         // What is needed is counted before what is not any more: nothing is dropped that one takes over from another.
         let moved: Vec<(ResourceKey, Links)> = keys.iter().map(|key| (key.clone(), self.links_of(key))).collect();
-        let (had_pods, had_nodes) = (self.watches_pods(), self.holds_values_of_nodes());
+        let (had_pods, had_nodes) = (self.watches_pods(), self.follows_nodes());
         for (key, new) in &moved {
             let scopes = self.scopes.iter().filter(|scope| scope.covers(&key.namespace));
             self.wants.add(&key.namespace, &new.needs, scopes);
@@ -114,7 +119,7 @@ impl World {
         if self.watches_pods() != had_pods {
             self.index_what_is_behind();
         }
-        if self.holds_values_of_nodes() != had_nodes {
+        if self.follows_nodes() != had_nodes {
             self.index_what_is_on_nodes();
         }
     }
@@ -201,12 +206,12 @@ impl World {
         self.wants.has_kind(Kind::Pod) || self.besides.watches.keys().any(|(kind, _)| *kind == Kind::Pod)
     }
 
-    /// Says whether a resource holds values of Nodes.
-    pub(super) fn holds_values_of_nodes(&self) -> bool {
-        self.wants.has_kind(Kind::Node)
+    /// Says whether anything depends on Nodes: values that a resource holds, or the places of instances.
+    pub(super) fn follows_nodes(&self) -> bool {
+        self.always_needs(Kind::Node) || self.wants.has_kind(Kind::Node)
     }
 
-    /// Lists the resources that hold values of Nodes and have an endpoint or a pod on this one.
+    /// Lists the resources that have an endpoint or a pod on this Node.
     pub(super) fn users_of_node(&self, node: &str) -> impl Iterator<Item = &ResourceKey> {
         let slices = self.on_nodes.slices.get(node).into_iter().flatten();
         let of_slice = move |slice: &ObjectKey| {
@@ -219,14 +224,13 @@ impl World {
             let name = pod.name.clone();
             selecting.filter(move |user| self.matching.get(*user).is_some_and(|picked| picked.contains(&name)))
         };
-        let users = slices.flat_map(of_slice).chain(pods.flat_map(of_pod));
-        users.filter(move |user| self.needs(user, Kind::Node))
+        slices.flat_map(of_slice).chain(pods.flat_map(of_pod))
     }
 
     /// Makes anew the index of what is on Nodes, while it is of use.
     fn index_what_is_on_nodes(&mut self) {
         self.on_nodes = OnNodes::default();
-        if !self.holds_values_of_nodes() {
+        if !self.follows_nodes() {
             return;
         }
         for (key, slice) in self.slices.iter() {

@@ -10,7 +10,7 @@ use lictor::model::ids::Str;
 use lictor::state::event::ObjectKey;
 
 use super::services::{SERVICES, is_of_controller};
-use super::{Consequences, Later, NODES};
+use super::{Consequences, INVENTED_NODE, Later, NODES};
 use crate::cluster::endpoint_of;
 use crate::setup::NAMESPACES;
 use crate::sim::State;
@@ -130,9 +130,14 @@ impl State {
         }
     }
 
+    /// Mostly a node; now and then none, or a name that is no Node's.
     pub(super) fn node_for_pod(&mut self) -> Option<Str> {
         let node = self.pick(&NODES)?;
-        (!self.chance(12)).then(|| node.into())
+        match self.random.script.u8(..100) {
+            0..12 => None,
+            12..18 => Some(INVENTED_NODE.into()),
+            _ => Some(node.into()),
+        }
     }
 
     /// Changes a pod; its endpoint follows at once or a little later.

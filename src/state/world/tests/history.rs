@@ -282,10 +282,14 @@ enum Fact {
     Slice(Slice),
     Pod(Option<Pod>),
     Place(Str, Option<Str>, Option<Str>),
+    /// Whether a name counts as a Node's, where that decides where instances go.
+    IsNode(Str, bool),
 }
 
 struct History<'a> {
     scopes: Vec<Scope>,
+    /// True if Nodes are watched whatever resources need.
+    nodes: bool,
     truth: BTreeMap<(Kind, ObjectKey), Object>,
     watches: BTreeMap<(Kind, Scope), Watch>,
     /// The events that the watches have said and the World has not heard yet, each with its watch.
@@ -300,11 +304,12 @@ struct History<'a> {
 }
 
 impl<'a> History<'a> {
-    fn new(scopes: &[Scope], statistics: &'a RefCell<Statistics>) -> Self {
-        let world = World::new(scopes.iter().cloned(), false);
+    fn new(scopes: &[Scope], nodes: bool, statistics: &'a RefCell<Statistics>) -> Self {
+        let world = World::new(scopes.iter().cloned(), nodes);
         statistics.borrow_mut().histories += 1;
         let mut history = Self {
             scopes: scopes.to_vec(),
+            nodes,
             truth: BTreeMap::new(),
             watches: BTreeMap::new(),
             on_the_way: VecDeque::new(),
@@ -504,8 +509,12 @@ impl<'a> History<'a> {
         };
         let resyncs = event.change.completes_a_list();
         let (was_listed, before, objects) = (self.world.is_listed(kind, &scope), self.decisions(), self.objects());
-        let needed: BTreeSet<ResourceKey> =
-            self.world.keys().filter(|key| self.world.needs(key, kind)).cloned().collect();
+        let needed: BTreeSet<ResourceKey> = self
+            .world
+            .keys()
+            .filter(|key| self.world.always_needs(kind) || self.world.needs(key, kind))
+            .cloned()
+            .collect();
         let dirt = self.world.apply(event, Instant::now());
         let after = self.decisions();
         {
@@ -577,7 +586,7 @@ impl<'a> History<'a> {
 
     fn restart(&mut self) {
         self.statistics.borrow_mut().restarts += 1;
-        self.world = World::new(self.scopes.iter().cloned(), false);
+        self.world = World::new(self.scopes.iter().cloned(), self.nodes);
         self.wanted = self.world.wanted();
         self.watches.clear();
         self.ever_wanted.clear();
@@ -594,7 +603,8 @@ impl<'a> History<'a> {
         match self.world.wanted_anew() {
             None => assert_eq!(self.world.wanted(), self.wanted, "nobody says that it has changed"),
             Some(wanted) => {
-                assert_ne!(wanted, self.wanted, "it has not changed");
+                // A resource may begin to need what is watched all the time.
+                assert!(self.nodes || wanted != self.wanted, "it has not changed");
                 self.wanted = wanted;
                 self.watch_what_is_wanted();
             }
@@ -672,7 +682,7 @@ impl<'a> History<'a> {
             });
             assert_eq!(held(&self.world, kind), there.collect(), "{kind}");
         }
-        let mut fresh = World::new(self.scopes.iter().cloned(), false);
+        let mut fresh = World::new(self.scopes.iter().cloned(), self.nodes);
         for scope in self.scopes.clone() {
             self.list(&mut fresh, Kind::Resource, &scope);
         }
@@ -784,8 +794,10 @@ fn inputs(world: &World, key: &ResourceKey) -> Inputs {
             let node = world.node(name).filter(|_| needs.nodes)?;
             Some(Fact::Place(name.clone(), node.zone.clone(), node.region.clone()))
         };
-        let places: Vec<Fact> = nodes(world, key, spec).iter().filter_map(on_node).collect();
-        facts.extend(places);
+        let named = nodes(world, key, spec);
+        facts.extend(named.iter().filter_map(on_node));
+        let placed = named.into_iter().filter(|_| world.always_needs(Kind::Node));
+        facts.extend(placed.map(|name| Fact::IsNode(name.clone(), world.is_node(&name))));
         facts
     };
     // What it asks for decides on whose the name is; what it goes on by meanwhile, on what is registered.
@@ -851,14 +863,14 @@ fn check_indexes(world: &World) {
 
     let mut wants = Wants::default();
     let (mut users, mut selecting) = (Vec::new(), BTreeMap::<_, BTreeSet<_>>::new());
-    let mut hold_values_of_nodes = false;
+    let mut follows_nodes = world.always_needs(Kind::Node);
     let mut picked = BTreeMap::new();
     for (key, _) in world.resources.iter().filter(|(_, entry)| entry.resource.ours) {
         let asked = world.resource(key).and_then(|entry| entry.last_good.as_ref());
         let all = asked.into_iter().chain(world.without_name.get(key));
         let needs = all_needs(all.clone());
         wants.add(&key.namespace, &needs, world.scopes.iter().filter(|scope| scope.covers(&key.namespace)));
-        hold_values_of_nodes |= needs.nodes;
+        follows_nodes |= needs.nodes;
         for spec in all {
             match &spec.source {
                 Source::Service { name } => users.push((at(&key.namespace, name), key.clone())),
@@ -904,12 +916,12 @@ fn check_indexes(world: &World) {
     }
     assert_eq!(world.slices_with, slices_with);
     let mut on_nodes = OnNodes::default();
-    for (key, slice) in world.slices.iter().filter(|_| hold_values_of_nodes) {
+    for (key, slice) in world.slices.iter().filter(|_| follows_nodes) {
         for node in slice.endpoints.iter().filter_map(|endpoint| endpoint.node.clone()) {
             on_nodes.slices.entry(node).or_default().insert(key.clone());
         }
     }
-    for (key, pod) in world.pods.iter().filter(|_| hold_values_of_nodes) {
+    for (key, pod) in world.pods.iter().filter(|_| follows_nodes) {
         if let Some(node) = pod.node.clone() {
             on_nodes.pods.entry(node).or_default().insert(key.clone());
         }
@@ -992,8 +1004,8 @@ fn any_history_ends_in_what_is_there_and_every_change_on_the_way_is_told() {
     ];
     let mut runner = TestRunner::new(Config { cases: 512, failure_persistence: None, ..Config::default() });
     runner
-        .run(&(scopes, vec(happening(), 1..200)), |(scopes, happenings)| {
-            let mut history = History::new(&scopes, &statistics);
+        .run(&(scopes, any::<bool>(), vec(happening(), 1..200)), |(scopes, nodes, happenings)| {
+            let mut history = History::new(&scopes, nodes, &statistics);
             for happening in happenings {
                 history.happen(happening);
             }

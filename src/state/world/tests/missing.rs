@@ -76,7 +76,7 @@ impl Registered {
         let spec = self.world.effective_spec(&self.owner).unwrap();
         let instances = resolve(spec, &self.world.facts(&self.owner), &Before::nothing()).instances;
         let placement = Placement::Agent { node: "agent".into() };
-        desired(&self.identity, &self.owner, &"u".into(), spec, &instances, &placement)
+        desired(&self.identity, &self.owner, &"u".into(), spec, &instances, &placement, |_| true)
     }
 
     /// The last parts of the addresses that stay although they are missing.

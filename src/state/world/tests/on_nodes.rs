@@ -1,5 +1,7 @@
 //! A Node concerns the resources that hold values of Nodes and have something on it.
 
+use std::time::Duration;
+
 use super::*;
 
 const ZONE: &str = "${node.zone}";
@@ -108,4 +110,50 @@ fn what_is_on_nodes_is_known_from_the_first_resource_that_holds_values_of_them()
     assert_eq!(concerned(&mut world, put("n0", node("z2"))), ["r"]);
     world.edits(edited(3, spec("s")));
     assert_eq!(world.on_nodes, OnNodes::default());
+}
+
+#[test]
+fn where_nodes_say_where_instances_go_a_node_that_comes_concerns_all_that_name_it() {
+    let mut world = World::new([Scope::All], true);
+    let r = key("a", "r");
+    for change in [begins(Kind::Resource), is_done(Kind::Resource), begins(Kind::Node), is_done(Kind::Node)] {
+        world.on_event(change);
+    }
+    world.edits(seen(&r, "u", 1, Ok(named("r", spec("s")))));
+    for kind in [Kind::Slice, Kind::Service] {
+        world.on_event(begins(kind));
+        world.on_event(is_done(kind));
+    }
+    world.on_event(Change::Slice(Step::Apply(key("a", "s-1"), slice("s", vec![on("n0", endpoint(1, None))]))));
+    assert!(!world.is_node("n0"), "nobody has registered it");
+    let goes = |name: &str| Step::Delete(key("", name));
+    for (what, step, concerns, is_node) in [
+        ("another one joins", put("n1", node("z1")), false, false),
+        ("it joins", put("n0", node("z1")), true, true),
+        ("no template holds its zone", put("n0", node("z2")), false, true),
+        ("it goes, and may come back", goes("n0"), false, true),
+        ("it is back", put("n0", node("z1")), false, true),
+        ("it goes again", goes("n0"), false, true),
+    ] {
+        assert_eq!(!concerned(&mut world, step).is_empty(), concerns, "{what}");
+        assert_eq!(world.is_node("n0"), is_node, "{what}");
+    }
+
+    // It counts for as long as something names it, and a minute at least.
+    let later = |world: &mut World, step: Step<Node>, seconds| {
+        let event = event(&Scope::All, Change::Node(step));
+        world.apply(event, Instant::now() + Duration::from_secs(seconds));
+    };
+    later(&mut world, goes("n1"), 300);
+    assert!(world.is_node("n0") && world.is_node("n1"), "one is named, the other one went just now");
+    world.on_event(Change::Slice(Step::Delete(key("a", "s-1"))));
+    later(&mut world, put("n2", node("z1")), 330);
+    assert!(!world.is_node("n0") && world.is_node("n1"));
+    later(&mut world, goes("n2"), 361);
+    assert!(!world.is_node("n1"), "nothing names it");
+
+    let mut fresh = World::new([Scope::All], true);
+    assert!(!fresh.is_node("n2"));
+    fresh.remember(&world);
+    assert!(fresh.is_node("n2"));
 }
