@@ -214,8 +214,9 @@ impl Load {
         Endpoint { slice, place, number: slice.service + services * (slice.number * OF_A_SLICE + place) }
     }
 
+    /// The endpoints of a Service are on nodes in turn, from another one on for each Service: all nodes have as many.
     fn node_number(&self, endpoint: usize) -> usize {
-        endpoint / self.size.services % self.nodes.len()
+        (endpoint % self.size.services + endpoint / self.size.services) % self.nodes.len()
     }
 
     /// The Kubernetes node of an endpoint, and its address.

@@ -6,16 +6,19 @@
 //!
 //! - [`scenarios`]: what is measured when nothing is named
 //! - [`load`]: what is in Kubernetes
-//! - [`trial`]: one program at work, and what it costs
+//! - [`trial`]: one program at work
+//! - [`spent`]: what it costs
 //! - [`measures`]: how each thing is measured
-//! - [`report`]: what is told of it
+//! - [`report`], [`plot`]: what is told of it
 //!
 //! `bare` is a program of its own: the least one that does the same work.
 
 mod load;
 mod measures;
+mod plot;
 mod report;
 mod scenarios;
+mod spent;
 mod trial;
 
 use std::path::PathBuf;
@@ -63,6 +66,9 @@ struct Args {
     /// The file that all values are written to.
     #[arg(long)]
     json: Option<PathBuf>,
+    /// The folder that plots are written to.
+    #[arg(long)]
+    plots: Option<PathBuf>,
     /// The commit of the program, for the table.
     #[arg(long, default_value = "unknown")]
     commit: String,
@@ -82,6 +88,9 @@ async fn main() -> Result<()> {
         }
         if let Some(file) = &args.json {
             report.write(file)?;
+        }
+        if let Some(folder) = &args.plots {
+            report.plot(folder)?;
         }
     }
     println!("{}", report.table());

@@ -12,7 +12,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use crate::load::{AT_ONCE, Load};
 use crate::report::percentile;
-use crate::trial::{Spent, Trial};
+use crate::trial::Trial;
 
 /// The figures of a step by their names.
 pub(crate) type Figures = Vec<(&'static str, f64)>;
@@ -95,15 +95,15 @@ impl Step {
     /// Takes the measure. But for the first, what is spent is counted from a moment on at which the program is quiet.
     pub(crate) async fn take(self, trial: &mut Trial, load: &mut Load) -> Result<Figures> {
         let pace = self.pace;
-        let (before, consul) = match self.measure {
-            Measure::Cold => (Spent::default(), trial.consul_before),
+        let before = match self.measure {
+            Measure::Cold => trial.before,
             Measure::Refused => {
                 sleep(Duration::from_secs(10)).await;
-                (trial.spent().await?, trial.consul_spent().await?)
+                trial.spent().await?
             }
             _ => {
                 settled(trial).await?;
-                (trial.spent().await?, trial.consul_spent().await?)
+                trial.spent().await?
             }
         };
         let mut figures = match self.measure {
@@ -123,20 +123,10 @@ impl Step {
             Measure::Scraped => scraped(trial, load, pace).await?,
             Measure::Nodes => nodes(load, pace).await?,
         };
-        // A program that was started again has spent what it has spent since then.
-        let before = if self.measure == Measure::Restart { Spent::default() } else { before };
-        let (after, consul_after) = (trial.spent().await?, trial.consul_spent().await?);
+        let before = if self.measure == Measure::Restart { before.without_program() } else { before };
+        figures.extend(trial.spent().await?.since(before));
         let (rss, peak) = trial.memory()?;
-        figures.extend([
-            ("CPU, s", after.cpu - before.cpu),
-            ("CPU of Consul, s", consul_after.cpu - consul.cpu),
-            ("Raft entries", consul_after.raft - consul.raft),
-            ("writes to Consul", consul_after.writes - consul.writes),
-            ("reads of Consul", consul_after.reads - consul.reads),
-            ("turns over 50 ms", after.long_turns - before.long_turns),
-            ("RSS, MB", rss),
-            ("RSS so far at most, MB", peak),
-        ]);
+        figures.extend([("RSS, MB", rss), ("RSS so far at most, MB", peak)]);
         // As it was, for the next step and the next program.
         match self.measure {
             Measure::Wipe => restore(trial, load).await?,

@@ -8,8 +8,18 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use anyhow::Result;
 use serde_json::{Value, json};
 
+use crate::load::Size;
 use crate::measures::{Figures, Step};
+use crate::plot::{self, Series};
 use crate::scenarios::Scenario;
+
+/// What is plotted: the file, the title, the step and the figure.
+const PLOTS: [(&str, &str, &str, &str); 4] = [
+    ("cold", "cold start to all there, ms", "cold", "start to all there, ms"),
+    ("flips", "readiness at 20/s, p99, ms", "flips, 20/s for 10 s", "p99, ms"),
+    ("idle", "CPU of an idle minute, s", "idle, 60 s", "CPU, s"),
+    ("rss", "RSS after the cold start, MB", "cold", "RSS, MB"),
+];
 
 /// All figures so far.
 pub(crate) struct Report {
@@ -22,7 +32,9 @@ pub(crate) struct Report {
 struct Measured {
     name: &'static str,
     title: String,
-    size: Value,
+    size: Size,
+    /// It differs from others that are so by its size alone.
+    plotted: bool,
     figures: Vec<Row>,
 }
 
@@ -46,8 +58,8 @@ impl Report {
     pub(crate) fn begin(&mut self, scenario: &Scenario) {
         let title = format!("{}, `{}` mode", scenario.size, scenario.mode.as_str());
         self.tell(&format!("{}: {title}", scenario.name));
-        let size = json!(scenario.size);
-        self.scenarios.push(Measured { name: scenario.name, title, size, figures: Vec::new() });
+        let Scenario { name, size, plotted, .. } = *scenario;
+        self.scenarios.push(Measured { name, title, size, plotted, figures: Vec::new() });
     }
 
     /// Takes the figures of a program's step in the scenario that has begun.
@@ -67,7 +79,7 @@ impl Report {
     }
 
     /// A table for each scenario: the median of each figure with the least and the greatest, and the ratio of the first program to
-    /// each other one.
+    /// each other one. What is 0 throughout is left out.
     pub(crate) fn table(&self) -> String {
         let mut lines = vec![format!("commit {}, {}", self.commit, machine()["text"].as_str().unwrap_or_default())];
         for scenario in &self.scenarios {
@@ -76,7 +88,7 @@ impl Report {
             lines.push(format!("\n**{}**: {}\n", scenario.name, scenario.title));
             lines.push(format!("| step | figure | {} |{}", self.programs.join(" | "), ratios.collect::<String>()));
             lines.push(format!("| --- | --- |{}", " --- |".repeat(self.programs.len() + others.len())));
-            for row in &scenario.figures {
+            for row in scenario.figures.iter().filter(|row| row.says_something()) {
                 let cells =
                     self.programs.iter().map(|program| row.values.get(program).map_or("–".into(), |all| spread(all)));
                 let ratios = others.iter().map(|other| row.ratio(self.programs[0], other));
@@ -104,9 +116,40 @@ impl Report {
         });
         Ok(fs::write(file, serde_json::to_vec_pretty(&report)?)?)
     }
+
+    /// Writes a plot of each figure that is plotted into a folder.
+    pub(crate) fn plot(&self, folder: &Path) -> Result<()> {
+        fs::create_dir_all(folder)?;
+        for (file, title, step, name) in PLOTS {
+            let points = |program: &&'static str| {
+                let scenarios = self.scenarios.iter().filter(|scenario| scenario.plotted);
+                let mut points: Vec<(f64, f64)> =
+                    scenarios.filter_map(|scenario| scenario.point(program, step, name)).collect();
+                points.sort_by(|(a, _), (b, _)| a.total_cmp(b));
+                Series { name: program, points }
+            };
+            if let Some(svg) = plot::svg(title, self.programs.iter().map(points).collect()) {
+                fs::write(folder.join(format!("{file}.svg")), svg)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Measured {
+    /// The number of instances, and the median of a program's figure.
+    fn point(&self, program: &str, step: &str, name: &str) -> Option<(f64, f64)> {
+        let row = self.figures.iter().find(|row| row.step == step && row.name == name)?;
+        let instances = u32::try_from(self.size.instances).ok()?;
+        Some((instances.into(), percentile(row.values.get(program)?, 50)))
+    }
 }
 
 impl Row {
+    fn says_something(&self) -> bool {
+        self.values.values().flatten().any(|value| *value != 0.0)
+    }
+
     /// The median of the rounds' ratios: what else the machine did in a round struck both programs.
     fn ratio(&self, first: &str, other: &str) -> String {
         let (Some(first), Some(other)) = (self.values.get(first), self.values.get(other)) else { return "–".into() };

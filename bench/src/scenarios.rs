@@ -12,6 +12,8 @@ pub(crate) struct Scenario {
     pub(crate) mode: Mode,
     /// The resources have neither finalizers nor statuses at the start of a trial.
     pub(crate) fresh: bool,
+    /// It is one of those that differ by their size alone.
+    pub(crate) plotted: bool,
     /// How often each program is measured.
     pub(crate) rounds: usize,
     pub(crate) steps: Vec<Step>,
@@ -20,7 +22,15 @@ pub(crate) struct Scenario {
 impl Scenario {
     fn new(name: &'static str, size: Size, rounds: usize, steps: &[(Measure, u32, u32)]) -> Self {
         let step = |&(measure, rate, seconds): &(Measure, u32, u32)| Step { measure, pace: Pace { rate, seconds } };
-        Self { name, size, mode: Mode::Catalog, fresh: false, rounds, steps: steps.iter().map(step).collect() }
+        Self {
+            name,
+            size,
+            mode: Mode::Catalog,
+            fresh: false,
+            plotted: false,
+            rounds,
+            steps: steps.iter().map(step).collect(),
+        }
     }
 
     /// One measure of one load.
@@ -32,7 +42,7 @@ impl Scenario {
             Measure::Refused => steps = vec![Step { measure, pace }],
             _ => steps.push(Step { measure, pace }),
         }
-        Self { name: "one", size, mode: Mode::Catalog, fresh: measure == Measure::Wipe, rounds, steps }
+        Self { name: "one", size, mode: Mode::Catalog, fresh: measure == Measure::Wipe, plotted: false, rounds, steps }
     }
 
     /// The token may not write the first service.
@@ -50,14 +60,15 @@ impl Scenario {
 pub(crate) fn all() -> Vec<Scenario> {
     use Measure::{Cold, Flips, Idle, Nodes, Restart, Rollout, Storm, Wipe};
     let ten = Size::of(10_000, 1_000, 50);
-    let cold = (Cold, 0, 0);
-    let flips = (Flips, 20, 10);
+    let (cold, flips, idle, restart) = ((Cold, 0, 0), (Flips, 20, 10), (Idle, 0, 60), (Restart, 0, 0));
+    let plotted = |scenario| Scenario { plotted: true, ..scenario };
     vec![
-        Scenario::new("10k", ten, 3, &[cold, flips, (Flips, 200, 10), (Idle, 0, 30), (Storm, 0, 0), (Restart, 0, 0)]),
+        plotted(Scenario::new("1k", Size::of(1_000, 100, 10), 1, &[cold, idle, flips, restart])),
+        plotted(Scenario::new("10k", ten, 3, &[cold, idle, flips, (Flips, 200, 10), (Storm, 0, 0), restart])),
         Scenario { fresh: true, ..Scenario::new("fresh", ten, 3, &[cold, (Wipe, 0, 0)]) },
         Scenario::new("one-service", Size::of(5_000, 1, 1_000), 3, &[cold, flips, (Rollout, 0, 0)]),
         Scenario::new("zones", Size::of(20_000, 2_000, 100), 2, &[cold, (Nodes, 0, 10)]),
         Scenario { mode: Mode::Agent, ..Scenario::new("agent", Size::of(1_000, 100, 10), 3, &[cold, flips]) },
-        Scenario::new("100k", Size::of(100_000, 10_000, 1_000), 1, &[cold, (Idle, 0, 60), flips, (Restart, 0, 0)]),
+        plotted(Scenario::new("100k", Size::of(100_000, 10_000, 1_000), 1, &[cold, idle, flips, restart])),
     ]
 }

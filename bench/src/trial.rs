@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -9,22 +10,13 @@ use lictor_testbed::{Consul, ConsulApi, ConsulOptions, ControlPlane, Launch, Mod
 use serde_json::{Value, json};
 
 use crate::load::{Endpoint, Load, name};
+use crate::spent::{COUNTS, Spent, cpu_of};
 
 /// The time that a start, or anything else that touches all instances, may take.
 const ALL: Duration = Duration::from_secs(300);
 
 /// How often Consul is asked how far the program is.
 const LOOK: Duration = Duration::from_millis(20);
-
-/// The clock ticks of `/proc` in a second, which Linux has fixed for programs.
-const TICKS: f64 = 100.0;
-
-/// Lets Consul count the requests that it answers.
-const COUNTS: &str = r#"telemetry { prometheus_retention_time = "24h" disable_hostname = true }"#;
-
-/// What the bench itself asks of Consul, as Consul's metrics name it.
-const OWN_READS: [&str; 5] =
-    ["v1_operator_usage", "v1_agent_self", "v1_agent_metrics", "v1_health_checks_", "v1_catalog_service_"];
 
 /// A program that is measured.
 #[derive(Clone)]
@@ -47,36 +39,18 @@ impl Tested {
 }
 
 pub(crate) struct Trial {
-    pub(crate) consul: Consul,
+    consul: Consul,
+    /// One for all questions: a client of its own for each would cost more than the question.
+    api: ConsulApi,
     pub(crate) operator: Operator,
     pub(crate) tested: Tested,
     launch: Launch,
     begun: Instant,
-    /// What Consul had spent when the program was started.
-    pub(crate) consul_before: ConsulSpent,
+    /// What had been spent when the program was started.
+    pub(crate) before: Spent,
     instances: usize,
-}
-
-/// What the program has spent so far.
-#[derive(Clone, Copy, Default)]
-pub(crate) struct Spent {
-    /// CPU seconds.
-    pub(crate) cpu: f64,
-    /// Turns of its loop that took longer than 50 ms.
-    pub(crate) long_turns: f64,
-}
-
-/// What Consul has spent so far.
-#[derive(Clone, Copy)]
-pub(crate) struct ConsulSpent {
-    /// CPU seconds.
-    pub(crate) cpu: f64,
-    /// Entries of the Raft log.
-    pub(crate) raft: f64,
-    /// Requests that write.
-    pub(crate) writes: f64,
-    /// Requests that read, without those of the bench.
-    pub(crate) reads: f64,
+    /// Questions of the bench that Consul counts among those of the program.
+    asked: AtomicU32,
 }
 
 impl Trial {
@@ -95,11 +69,21 @@ impl Trial {
         if limited {
             launch = launch.env("CONSUL_HTTP_TOKEN", &limited_token(&consul.api()).await?);
         }
-        let consul_before = consul_spent(&consul).await?;
+        let before = Spent::so_far(&consul, None).await?;
         let begun = Instant::now();
         let operator = launch.start(&tested.path)?;
         let instances = load.size.instances;
-        Ok(Self { consul, operator, tested: tested.clone(), launch, begun, consul_before, instances })
+        Ok(Self {
+            api: consul.api(),
+            consul,
+            operator,
+            tested: tested.clone(),
+            launch,
+            begun,
+            before,
+            instances,
+            asked: AtomicU32::new(0),
+        })
     }
 
     /// Kills the program and starts it again; the time until it is ready.
@@ -130,7 +114,7 @@ impl Trial {
     }
 
     async fn wait_for_count(&self, what: &str, enough: impl Fn(usize) -> bool) -> Result<()> {
-        let api = self.consul.api();
+        let api = &self.api;
         let waited = wait::until_every(LOOK, what, ALL, || async {
             if let Err(ended) = self.operator.process().ensure_running() {
                 return Ok(Some(Err(ended)));
@@ -145,7 +129,7 @@ impl Trial {
 
     /// Waits until Consul shows no instance of a service whose address begins with this byte.
     pub(crate) async fn wait_replaced(&self, service: usize, byte: u8) -> Result<()> {
-        let api = self.consul.api();
+        let api = &self.api;
         // ServiceAddress matches "^BYTE[.]"
         let filter = format!("ServiceAddress%20matches%20%22%5E{byte}%5B.%5D%22");
         let path = format!("/v1/catalog/service/{}?filter={filter}", name(service));
@@ -155,32 +139,16 @@ impl Trial {
         .await
     }
 
-    /// What the program has spent so far.
+    /// What has been spent so far.
     pub(crate) async fn spent(&self) -> Result<Spent> {
-        Ok(Spent { cpu: self.cpu()?, long_turns: self.long_turns().await? })
-    }
-
-    /// What Consul has spent so far.
-    pub(crate) async fn consul_spent(&self) -> Result<ConsulSpent> {
-        consul_spent(&self.consul).await
+        let spent = Spent::so_far(&self.consul, Some(&self.operator)).await?;
+        let spent = spent.without_reads(self.asked.load(Ordering::Relaxed));
+        if self.tested.is_bare() { Ok(spent) } else { spent.with_metrics_of(&self.operator).await }
     }
 
     /// CPU seconds of the program so far.
     pub(crate) fn cpu(&self) -> Result<f64> {
         cpu_of(self.operator.process().pid())
-    }
-
-    async fn long_turns(&self) -> Result<f64> {
-        if self.tested.is_bare() {
-            return Ok(0.0);
-        }
-        let metrics = self.operator.metrics().await?;
-        let count = |name: &str| {
-            let found = metrics.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<f64>().ok());
-            // A program of before has no such metric.
-            found.unwrap_or_default()
-        };
-        Ok(count("lictor_loop_turn_seconds_count") - count("lictor_loop_turn_seconds_bucket{le=\"0.05\"}"))
     }
 
     /// Resident memory of the operator in megabytes: now, and at most so far.
@@ -196,7 +164,7 @@ impl Trial {
 
     /// Waits until an endpoint has this readiness; Consul says so by itself.
     pub(crate) async fn wait_for(&self, load: &Load, endpoint: Endpoint, ready: bool) -> Result<()> {
-        let (api, deadline) = (self.consul.api(), Instant::now() + Duration::from_secs(60));
+        let (api, deadline) = (&self.api, Instant::now() + Duration::from_secs(60));
         let (node, address) = load.place(endpoint);
         let (address, wanted) = (format!(":{address}:"), if ready { "passing" } else { "critical" });
         // Of a service with many instances, the checks of one node are fewer.
@@ -206,6 +174,7 @@ impl Trial {
         };
         let mut index = 0;
         loop {
+            self.asked.fetch_add(u32::from(path.contains("/node/")), Ordering::Relaxed);
             let (checks, next) = api.get_with_index(&format!("{path}?index={index}&wait=20s")).await?;
             let its_own = |check: &&Value| check["ServiceID"].as_str().is_some_and(|id| id.contains(&address));
             if checks.as_array().into_iter().flatten().find(its_own).is_some_and(|check| check["Status"] == wanted) {
@@ -215,42 +184,6 @@ impl Trial {
             index = next;
         }
     }
-}
-
-async fn consul_spent(consul: &Consul) -> Result<ConsulSpent> {
-    let cpu = cpu_of(consul.pid().context("Consul has ended")?)?;
-    let agent = consul.api().get("/v1/agent/self").await?;
-    let raft = agent.pointer("/Stats/raft/last_log_index").and_then(Value::as_str).context("no Raft index")?;
-    let metrics = format!("{}/v1/agent/metrics?format=prometheus", consul.http_addr());
-    let token = consul.management_token().unwrap_or_default();
-    let request = reqwest::Client::new().get(metrics).header("X-Consul-Token", token);
-    let metrics = request.send().await?.error_for_status()?.text().await?;
-    let (writes, reads) = requests(&metrics)?;
-    Ok(ConsulSpent { cpu, raft: raft.parse()?, writes, reads })
-}
-
-/// The requests that Consul's metrics have counted: writes, and reads but those of the bench.
-fn requests(metrics: &str) -> Result<(f64, f64)> {
-    let (mut writes, mut reads) = (0.0, 0.0);
-    for line in metrics.lines().filter_map(|line| line.strip_prefix("consul_api_http_count{")) {
-        let (labels, count) = line.rsplit_once(' ').context("a metric without a value")?;
-        let count: f64 = count.parse()?;
-        if !labels.contains("method=\"GET\"") {
-            writes += count;
-        } else if !OWN_READS.iter().any(|path| labels.contains(&format!("path=\"{path}\""))) {
-            reads += count;
-        }
-    }
-    Ok((writes, reads))
-}
-
-/// User and system time of a process in seconds.
-fn cpu_of(pid: u32) -> Result<f64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // The name in parentheses may hold spaces; user and system time are the 14th and 15th fields of all.
-    let (_, rest) = stat.rsplit_once(')').context("no name")?;
-    let fields: Vec<&str> = rest.split_whitespace().collect();
-    Ok((fields[11].parse::<f64>()? + fields[12].parse::<f64>()?) / TICKS)
 }
 
 /// A token that may do everything but write the first service.
