@@ -101,8 +101,8 @@ pub struct Diff {
 /// A removal waits while the same instance, or one at the same address, is desired under another key and not there yet: the
 /// new one is there before the old one goes, also across Consul nodes, also after a crash between the two. What goes
 /// by an edit, and not because its endpoint went, waits until all that is to come in its place is there: whoever asks
-/// finds all of the old truth or all of the new. What goes although it serves, since another one is ready, waits until
-/// Consul has one that passes.
+/// finds all of the old truth or all of the new. What Consul refuses is not waited for, once it has one that passes; nor
+/// is what nobody can tell how to register. What goes although it serves, since another one is ready, waits until Consul has one that passes.
 pub fn diff<'a>(
     desired: &Desired,
     row: impl Fn(&RowKey) -> Option<&'a Row>,
@@ -148,10 +148,13 @@ pub fn diff<'a>(
         if desired.contains_key(key) || hold.holds(there) {
             continue;
         }
-        let edited = || addresses.contains(&*there.address) || left_of(there) == Remains::Living;
-        let is_last = || left_of(there) == Remains::Serving;
         let is_replaced = coming.contains(&*there.address) || moving.contains(&*key.id);
-        if is_replaced || (awaited && edited()) || (first_awaited && is_last()) {
+        let may_go = || match left_of(there) {
+            Remains::Living => !awaited && !first_awaited,
+            Remains::Serving => !first_awaited,
+            Remains::Nothing => true,
+        };
+        if is_replaced || addresses.contains(&*there.address) || !may_go() {
             diff.waiting.push(key.clone());
         } else {
             removals.push(Op::Deregister { key: key.clone(), service: there.service.clone() });
@@ -258,6 +261,42 @@ mod tests {
     }
 
     #[test]
+    fn what_an_edit_takes_away_stays_while_consul_refuses_all_that_passes() {
+        let key = |id: &str| RowKey { node: "n".into(), id: id.into() };
+        let there = |address: &str, readiness| Row {
+            registration: registration(address, readiness),
+            ownership: Ownership::Ours(ResourceKey::new("shop", "web")),
+            health: Health::Passing,
+            shown: true,
+        };
+        let (passing, critical) = (Some(Health::Passing), Some(Health::Critical));
+        let old = there("10.0.0.1", passing);
+        for (wanted, registered, refused, left, stays) in [
+            (passing, None, vec!["a", "b"], Remains::Living, true),
+            (passing, Some(critical), vec!["a", "b"], Remains::Living, true),
+            (passing, Some(passing), vec!["b"], Remains::Living, false),
+            (passing, Some(passing), vec![], Remains::Living, true),
+            (passing, None, vec!["a", "b"], Remains::Nothing, false),
+            // Nothing new is to pass, whether Consul takes it or not.
+            (critical, None, vec!["a", "b"], Remains::Living, false),
+        ] {
+            let new = registered.map(|readiness| there("10.0.0.2", readiness));
+            let desired: Desired =
+                [("a", "10.0.0.2"), ("b", "10.0.0.3")].map(|(id, at)| (key(id), registration(at, wanted))).into();
+            let found = diff(
+                &desired,
+                |of| new.as_ref().filter(|_| *of == key("a")),
+                [(&key("old"), &old)].into_iter(),
+                &Hold::Nothing,
+                |_| left,
+                |of| refused.contains(&&*of.id),
+            );
+            let removed = found.ops.iter().any(Op::removes);
+            assert_eq!(removed, !stays, "{wanted:?} {registered:?} {refused:?} {left:?}");
+        }
+    }
+
+    #[test]
     fn the_last_one_that_serves_waits_for_the_first_that_passes() {
         let key = |id: &str| RowKey { node: id.into(), id: id.into() };
         let row = |registration: &Arc<Registration>, shown| Row {
@@ -294,16 +333,20 @@ mod tests {
         }
         // Nobody can tell how what is ready is to be registered: it is held, and may not be registered yet.
         let hold = Hold::Addresses(["10.0.0.2".into()].into());
-        for (held, waits) in [
+        let held = [
             (None, true),
             (Some(new(critical, true)), true),
             (Some(new(passing, false)), true),
             (Some(new(passing, true)), false),
-        ] {
+        ];
+        let both = held.into_iter().flat_map(|(held, waits)| {
+            [Remains::Serving, Remains::Living].map(|remains| (held.clone(), remains, waits))
+        });
+        for (held, remains, waits) in both {
             let (old_key, held_key) = (key("old"), key("held"));
             let owned = [(&old_key, &old)].into_iter().chain(held.as_ref().map(|held| (&held_key, held)));
             let left = |there: &Registration| {
-                if *there.address == *"10.0.0.1" { Remains::Serving } else { Remains::Nothing }
+                if *there.address == *"10.0.0.1" { remains } else { Remains::Nothing }
             };
             let found = diff(&Desired::new(), |_| None, owned, &hold, left, |_| false);
             let removed = found.ops.iter().any(Op::removes);

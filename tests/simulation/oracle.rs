@@ -892,12 +892,13 @@ impl State {
             }
             Some(Source::Static { .. }) | None => false,
         };
-        // What goes by an edit does not wait for what Consul refuses each time.
-        let from = source.map(Source::to_string);
-        let is_edited = gone.meta.get("lictor-source") != from.as_ref();
-        let fails = |id: &str| is_edited && self.setup.failing.is_some_and(|failing| failing.includes(id));
+        // Nor does it go by an edit before that. What goes on without its name follows the source from before.
+        let is_edited = gone.meta.get("lictor-source") != source.map(Source::to_string).as_ref();
+        let asked = self.cluster.resources.get(key).and_then(asked);
+        let may_lose = asked.is_some_and(|asked| self.is_contested(key, &asked));
+        let serves = serves || is_edited && !may_lose && !self.oracle.kept.contains_key(key);
         let is_ready = |(seat, wanted): (&Place, &Wanted)| {
-            let since = wanted.ready_since.filter(|_| owner(&seat.1).as_ref() == Some(key) && !fails(&seat.1));
+            let since = wanted.ready_since.filter(|_| owner(&seat.1).as_ref() == Some(key));
             since.is_some_and(|since| sent.had_seen(node, &wanted.kinds, since))
         };
         let mut left = self.consul.store.services().filter(|(_, service)| owner(&service.id).as_ref() == Some(key));

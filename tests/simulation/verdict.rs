@@ -313,8 +313,13 @@ fn rows(state: &State, wants: &BTreeMap<ResourceKey, Want>, found: &mut Found) -
         }
     }
     // What is to be replaced stays until its replacement is there, if it ever is.
+    let awaited = awaited(&expected, &stands);
     let is_to_be_replaced = |service: &Service| {
-        blocked.contains(&(owner(&service.id), service.address.clone())) || stuck.contains(&service.id)
+        blocked.contains(&(owner(&service.id), service.address.clone()))
+            || stuck.contains(&service.id)
+            || owner(&service.id).is_some_and(|key| {
+                awaited.contains_key(&key) && went_by_an_edit(state, service, awaited[&key].as_ref())
+            })
     };
     if state.setup.mode == Mode::Catalog {
         changed_marks(state, wants, is_to_be_replaced, found);
@@ -325,6 +330,39 @@ fn rows(state: &State, wants: &BTreeMap<ResourceKey, Want>, found: &mut Found) -
         }
     }
     stands
+}
+
+/// The resources of which something is to pass and nothing does, since Consul takes none of it, with their sources: what an
+/// edit took away stays until then.
+fn awaited(
+    expected: &BTreeMap<&Place, &Expected>,
+    stands: &BTreeMap<Place, Stands>,
+) -> BTreeMap<ResourceKey, Option<String>> {
+    let mut awaited = BTreeMap::new();
+    let mut passing = BTreeSet::new();
+    for (place, wanted) in expected.iter().filter(|(_, wanted)| wanted.readiness != Some("critical")) {
+        let Some(key) = owner(&place.1) else { continue };
+        if stands[*place] == Stands::Registered {
+            passing.insert(key.clone());
+        }
+        awaited.insert(key, wanted.service.meta.get("lictor-source").cloned());
+    }
+    awaited.retain(|key, _| !passing.contains(key));
+    awaited
+}
+
+/// Whether an instance went by an edit for all that Lictor knows: it came from another source than the present one, or
+/// its pod lives.
+fn went_by_an_edit(state: &State, service: &Service, source: Option<&String>) -> bool {
+    let is_there = || {
+        let mut pods = state.cluster.pods.values().filter(|pod| !pod.leaving).flat_map(|pod| &pod.addresses);
+        pods.any(|address| address.to_string() == service.address)
+    };
+    match source.map(String::as_str) {
+        Some("static") => true,
+        Some("pods") if service.meta.get("lictor-source") == source => is_there(),
+        _ => service.meta.get("lictor-source") != source,
+    }
 }
 
 /// Where more are wanted than are allowed: as many as are allowed are there, and of the others it is no matter which.
@@ -378,7 +416,14 @@ fn may_stay(state: &State, wants: &BTreeMap<ResourceKey, Want>, node: &str, serv
     }
     let Some(key) = owner(&service.id) else { return false };
     match wants.get(&key) {
-        Some(Want::Unclear { living, .. }) => living.contains(&service.address),
+        Some(Want::Unclear { living, .. }) => {
+            let source = state.cluster.resources[&key].spec.as_ref().ok().map(|spec| spec.source.to_string());
+            let mut there = ours(state)
+                .into_iter()
+                .filter(|(_, _, there)| owner(&there.id).as_ref() == Some(&key) && living.contains(&there.address));
+            let passes = there.any(|(place, _, _)| health(state, &place) == "passing");
+            living.contains(&service.address) || !passes && went_by_an_edit(state, service, source.as_ref())
+        }
         Some(Want::Refused | Want::Paused | Want::Elsewhere) => true,
         // It has nothing under the name that is another's. What its instances came from may not be known any more.
         Some(Want::Lost) => asked(&state.cluster.resources[&key]) != Some(fold(&service.service)),
