@@ -159,6 +159,14 @@ impl Engine {
         for dirtied in self.world.note_rows(key, self.mirror.names(key)) {
             self.enqueue(dirtied.key, Cause::Observed, Instant::now());
         }
+        self.note_doubt_of(key);
+    }
+
+    /// Tells the World under which names a resource may have rows since.
+    fn note_doubt_of(&mut self, key: &ResourceKey) {
+        for dirtied in self.world.note_doubt(key, self.lanes.names_in_doubt(key)) {
+            self.enqueue(dirtied.key, Cause::Observed, Instant::now());
+        }
     }
 
     /// Has those reconciled whose IDs somebody else held, who may hold them no more.
@@ -219,6 +227,9 @@ impl Engine {
             self.resources.unseen.remove(one.op.key());
             self.resources.write_began(&one.owner);
         }
+        for owner in planned.iter().map(|one| &one.owner).collect::<BTreeSet<_>>() {
+            self.note_doubt_of(owner);
+        }
         let address = self.address_of(placement, &node, &planned);
         let bundle = Bundle { node: node.clone(), address, ops: planned.iter().map(|one| one.op.clone()).collect() };
         let (stamp, registry) = (self.session.stamp(), Arc::clone(&self.ports.registry));
@@ -271,6 +282,7 @@ impl Engine {
                 match reader {
                     Reader::Lane => {
                         for key in self.lanes.read(node) {
+                            self.note_doubt_of(&key);
                             if self.world.rival(&key).is_some() {
                                 self.enqueue_again(key.clone());
                             }
@@ -342,7 +354,7 @@ impl Engine {
             } else {
                 // Answered by a Consul of which nothing is known any more.
                 self.resources.write_ended(&one.owner, false);
-                self.lanes.unanswered(&one.owner, node);
+                self.lanes.unanswered(&one.owner, node, &one.op);
                 answers.owners.insert(one.owner, true);
             }
         }
@@ -405,7 +417,7 @@ impl Engine {
                     resource = %one.owner, instance = %one.op.key().id, node = %node, cause = %one.why,
                     "no answer came to a write; the Consul node is read before the next one"
                 );
-                self.lanes.unanswered(&one.owner, node);
+                self.lanes.unanswered(&one.owner, node, &one.op);
                 self.resources.write_ended(&one.owner, false);
                 answers.failed.push(one);
                 answers.outage = Some(outage);

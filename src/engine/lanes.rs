@@ -28,9 +28,9 @@ pub(super) struct Lanes {
     postponed: BTreeSet<Str>,
     /// The nodes that were read for their users' tags since the last write to them.
     fresh: BTreeSet<Str>,
-    /// The resources of which a write got no answer, and on which nodes: until these are read nobody can say that
-    /// nothing of such a resource is left.
-    unknown: BTreeMap<ResourceKey, BTreeSet<Str>>,
+    /// The resources of which a write got no answer, on which nodes, and the names that may be registered there since: until
+    /// these nodes are read nobody can say that nothing of such a resource is left.
+    unknown: BTreeMap<ResourceKey, BTreeMap<Str, BTreeSet<Str>>>,
     /// The node that was written to last.
     cursor: Option<Str>,
     /// Which write is at fault, where some fail and others do not.
@@ -100,6 +100,13 @@ impl Lanes {
     /// Says whether a write of a resource got no answer, and its node has not been read since.
     pub(super) fn has_unknown(&self, owner: &ResourceKey) -> bool {
         self.unknown.contains_key(owner)
+    }
+
+    /// The names that a resource may be registered under since, as writes of it are under way or got no answer.
+    pub(super) fn names_in_doubt(&self, owner: &ResourceKey) -> BTreeSet<Str> {
+        let under_way = self.in_flight.values().filter(|one| one.owner == *owner).filter_map(|one| name(&one.op));
+        let unknown = self.unknown.get(owner).into_iter().flat_map(BTreeMap::values).flatten().cloned();
+        under_way.chain(unknown).collect()
     }
 
     /// Has a node read before it is written to, unless it was read since the last write to it.
@@ -192,8 +199,8 @@ impl Lanes {
     }
 
     /// Notes that a write got no answer that counts: its node is to be read.
-    pub(super) fn unanswered(&mut self, owner: &ResourceKey, node: &Str) {
-        self.unknown.entry(owner.clone()).or_default().insert(node.clone());
+    pub(super) fn unanswered(&mut self, owner: &ResourceKey, node: &Str, op: &Op) {
+        self.unknown.entry(owner.clone()).or_default().entry(node.clone()).or_default().extend(name(op));
         self.must_read.insert(node.clone());
     }
 
@@ -243,10 +250,37 @@ impl Lanes {
     }
 }
 
+/// The name that a write registers under; none where it registers nothing.
+fn name(op: &Op) -> Option<Str> {
+    match op {
+        Op::Register { registration, .. } => Some(registration.service.clone()),
+        Op::Readiness { .. } | Op::Disown { .. } | Op::Deregister { .. } => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::model::check::Checks;
     use crate::model::plan::Rank;
+    use crate::model::registration::Weights;
+
+    fn registration() -> Registration {
+        Registration {
+            service: "s".into(),
+            address: "10.0.0.1".into(),
+            port: 80,
+            tags: [].into(),
+            meta: BTreeMap::new(),
+            weights: Weights::default(),
+            enable_tag_override: false,
+            tagged_addresses: Arc::default(),
+            readiness: None,
+            checks: Checks::default(),
+        }
+    }
 
     fn row(node: &str, id: &str) -> RowKey {
         RowKey { node: node.into(), id: id.into() }
@@ -259,13 +293,13 @@ mod tests {
     /// Lanes with one write for each of these nodes.
     fn lanes(nodes: &[&str]) -> Lanes {
         let mut lanes = Lanes::default();
-        let write = |node: &&str| Wanted {
-            op: Op::Deregister { key: row(node, "1"), service: "s".into() },
-            rank: Rank::Urgent,
-            why: "a test".into(),
-        };
+        let write = |node: &&str| Wanted { op: removal(node), rank: Rank::Urgent, why: "a test".into() };
         lanes.replace(&owner(), nodes.iter().map(write).collect());
         lanes
+    }
+
+    fn removal(node: &str) -> Op {
+        Op::Deregister { key: row(node, "1"), service: "s".into() }
     }
 
     fn take(lanes: &mut Lanes) -> Option<String> {
@@ -293,13 +327,40 @@ mod tests {
         take(&mut lanes);
         lanes.ended(&row("a", "1"));
         lanes.wrote(&"a".into());
-        lanes.unanswered(&owner(), &"a".into());
+        lanes.unanswered(&owner(), &"a".into(), &removal("a"));
         assert!(lanes.has_unknown(&owner()));
         assert_eq!(take(&mut lanes).as_deref(), Some("read a"));
         lanes.read_failed("a".into());
         assert_eq!(take(&mut lanes).as_deref(), Some("read a"), "it still has to be");
         assert_eq!(lanes.read(&"a".into()), [owner()]);
         assert!(!lanes.has_unknown(&owner()));
+    }
+
+    #[test]
+    fn a_name_is_in_doubt_until_its_registrations_are_answered_or_their_nodes_are_read() {
+        let register = |node: &str, service: &str| Op::Register {
+            key: row(node, "1"),
+            registration: Arc::new(Registration { service: service.into(), ..registration() }),
+            drop_checks: Vec::new(),
+        };
+        let mut lanes = Lanes::default();
+        let write = |op| Wanted { op, rank: Rank::Urgent, why: "a test".into() };
+        let ops = [register("a", "under-way"), register("b", "unanswered"), removal("c")];
+        lanes.replace(&owner(), ops.iter().cloned().map(write).collect());
+        let in_doubt = |lanes: &Lanes| lanes.names_in_doubt(&owner()).into_iter().collect::<Vec<_>>().join(" ");
+        assert_eq!(in_doubt(&lanes), "", "what waits is not under way");
+        while lanes.next_turn(3, 60).is_some() {}
+        assert_eq!(in_doubt(&lanes), "unanswered under-way");
+        for op in &ops {
+            lanes.ended(op.key());
+        }
+        assert_eq!(in_doubt(&lanes), "");
+        lanes.unanswered(&owner(), &"b".into(), &ops[1]);
+        lanes.unanswered(&owner(), &"c".into(), &ops[2]);
+        assert_eq!(in_doubt(&lanes), "unanswered");
+        lanes.read(&"b".into());
+        assert_eq!(in_doubt(&lanes), "");
+        assert!(lanes.has_unknown(&owner()), "the node of the removal is to be read");
     }
 
     #[test]
@@ -349,7 +410,7 @@ mod tests {
     fn a_reset_forgets_what_waits_and_not_what_is_under_way() {
         let mut lanes = lanes(&["a", "b"]);
         take(&mut lanes);
-        lanes.unanswered(&owner(), &"c".into());
+        lanes.unanswered(&owner(), &"c".into(), &removal("c"));
         lanes.reset();
         assert!(lanes.is_in_flight(&row("a", "1")) && lanes.has_unknown(&owner()));
         assert_eq!((lanes.has_waiting(&owner()), lanes.len()), (false, 1));

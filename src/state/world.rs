@@ -69,6 +69,9 @@ pub struct World {
     rows: BTreeMap<ResourceKey, BTreeSet<NameInUse>>,
     /// The names and sources of rows that are all gone.
     rows_before: BTreeMap<ResourceKey, BTreeSet<NameInUse>>,
+    /// The names, as they are compared, under which Consul may have rows of resources besides: registrations of them have no
+    /// answer.
+    in_doubt: BTreeMap<ResourceKey, BTreeSet<Str>>,
     /// True if all of that was noted.
     rows_are_known: bool,
     /// Resources that are deleted or gone, and are known to have ended by themselves.
@@ -152,6 +155,7 @@ impl World {
             without_name: BTreeMap::new(),
             rows: BTreeMap::new(),
             rows_before: BTreeMap::new(),
+            in_doubt: BTreeMap::new(),
             rows_are_known: false,
             ending: BTreeSet::new(),
             slices_of: BTreeMap::new(),

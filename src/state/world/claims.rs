@@ -36,6 +36,8 @@ pub(super) struct Standing {
     pub(super) has_rows: bool,
     /// True if these rows go, as soon as they may: nothing of it is to be under the name.
     pub(super) leaves: bool,
+    /// True if Consul may have rows of it under the name, since a registration has no answer, and these would stay.
+    pub(super) may_have_rows: bool,
     /// Says by whom it was acted on under the name; none if it was not.
     pub(super) granted: Option<GrantedBy>,
     /// True if it could be registered under the name now.
@@ -49,7 +51,7 @@ pub(super) enum Basis {
     RowsAndGrant(GrantedBy),
     /// It has rows, and wants to have them.
     RowsAndWish,
-    /// It has rows that stay, although it asks for another name, or for none.
+    /// It has rows that stay, although it asks for another name, or for none; or it may have such, as nobody can tell yet.
     Rows,
     /// It was acted under the name.
     Granted(GrantedBy),
@@ -67,6 +69,7 @@ impl Standing {
             (true, Some(by)) if self.asks => Some(Basis::RowsAndGrant(by)),
             (true, _) => Some(if self.asks { Basis::RowsAndWish } else { Basis::Rows }),
             (false, Some(by)) => Some(Basis::Granted(by)),
+            (false, None) if self.may_have_rows => Some(Basis::Rows),
             (false, None) => (self.asks && self.is_able).then_some(Basis::Wish),
         }
     }
@@ -114,7 +117,8 @@ impl World {
         }
         let granted = entry.and_then(Entry::granted_name).cloned();
         let in_use = self.rows.get(key).into_iter().flatten().map(|name| compared(&name.service));
-        let new = asked.into_iter().chain(granted).chain(in_use).collect();
+        let in_doubt = self.in_doubt.get(key).into_iter().flatten().cloned();
+        let new = asked.into_iter().chain(granted).chain(in_use).chain(in_doubt).collect();
         self.claims.replace(key, new)
     }
 
@@ -162,8 +166,10 @@ impl World {
     /// Says how a resource stands to a name.
     fn standing(&self, key: &ResourceKey, name: &Str) -> Standing {
         let has_rows = self.has_rows(key, name);
+        let is_in_doubt = self.in_doubt.get(key).is_some_and(|names| names.contains(name));
         let Some(entry) = self.resources.get(key) else {
-            return Standing { has_rows, leaves: self.ending.contains(key), ..Standing::default() };
+            let leaves = self.ending.contains(key);
+            return Standing { has_rows, leaves, may_have_rows: is_in_doubt && !leaves, ..Standing::default() };
         };
         let asks = !entry.resource.deleting && self.asks(key, name);
         let granted = entry.granted.as_ref().filter(|granted| granted.name == *name && !entry.resource.deleting);
@@ -171,6 +177,7 @@ impl World {
             asks,
             has_rows,
             leaves: has_rows && self.leaves(key, entry, name),
+            may_have_rows: is_in_doubt && !self.leaves(key, entry, name),
             granted: granted.map(|granted| granted.by),
             // What decides already is not looked for.
             is_able: asks && !has_rows && granted.is_none() && self.is_able(key, entry),
@@ -278,6 +285,24 @@ impl World {
             self.ending.remove(key);
         }
         self.link_alone(key)
+    }
+
+    /// Notes under which names Consul may have rows of a resource besides those that were noted: registrations have no
+    /// answer. Gives the resources that this concerns.
+    pub fn note_doubt(&mut self, key: &ResourceKey, names: BTreeSet<Str>) -> Vec<Dirtied> {
+        let names: BTreeSet<Str> = names.iter().map(|name| compared(name)).collect();
+        if !self.watches(&key.namespace) || self.in_doubt.get(key).map_or(names.is_empty(), |known| *known == names) {
+            return Vec::new();
+        }
+        self.in_doubt.remove(key);
+        if !names.is_empty() {
+            self.in_doubt.insert(key.clone(), names);
+        }
+        let names = self.claim(key);
+        let mut dirt = Dirt::default();
+        let concerned = self.judge_names(&names, &mut dirt);
+        self.relink(&concerned, &mut dirt);
+        dirt.0.into_iter().map(|(key, cause)| Dirtied { key, cause }).collect()
     }
 
     /// Notes whether all rows that Consul has were noted, and are as they were.

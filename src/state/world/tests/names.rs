@@ -342,6 +342,45 @@ fn a_name_is_taken_over_when_its_holder_is_gone_and_no_sooner() {
 }
 
 #[test]
+fn a_name_is_not_free_while_a_registration_of_its_holder_has_no_answer() {
+    let in_doubt = || BTreeSet::from(["User".into()]);
+    let start = || {
+        let mut world = World::of([asks("a", 1, 1, "user"), asks("b", 2, 1, "user")]);
+        world.act(&key("a", "r"));
+        assert_eq!(world.note_doubt(&key("a", "r"), in_doubt()), [], "it holds the name anyway");
+        world
+    };
+    // It is deleted before the answer comes, and then gone.
+    let mut world = start();
+    world.edits(with(|r| r.deleting = true, asks("a", 1, 2, "user")));
+    assert!(losers(&world).contains(&"b"));
+    world.deletes(&key("a", "r"));
+    assert_eq!(losers(&world), ["b"]);
+    let dirt = world.note_doubt(&key("a", "r"), BTreeSet::new());
+    assert_eq!((losers(&world), dirt_of(dirt)), (Vec::new(), vec![("b/r".to_owned(), Some(Cause::Observed))]));
+    // What is known to end gives the name up all the same, and so does what has another class by now.
+    let mut world = start();
+    world.deletes(&key("a", "r"));
+    world.ends(&key("a", "r"));
+    assert_eq!(losers(&world), [""; 0]);
+    let mut world = start();
+    let other_class = |r: &mut Resource| {
+        (r.ours, r.spec) = (false, undecodable().map(Arc::new));
+        r.finalizers = vec![FINALIZER.into()];
+    };
+    world.edits(with(other_class, asks("a", 1, 2, "user")));
+    assert_eq!(losers(&world), [""; 0]);
+    // Another name is not left for one that it may not get.
+    let mut world = World::of([asks("a", 1, 1, "user"), asks("b", 2, 1, "user")]);
+    world.act(&key("a", "r"));
+    world.note_rows(&key("a", "r"), in_use(&[("user", "service/s")]));
+    world.edits(asks("a", 1, 2, "api"));
+    world.act(&key("a", "r"));
+    world.note_doubt(&key("a", "r"), BTreeSet::from(["api".into()]));
+    assert_eq!(losers(&world), ["b"]);
+}
+
+#[test]
 fn a_rename_frees_the_old_name_once_it_is_acted_on() {
     let mut world = World::of([asks("a", 1, 1, "user"), asks("b", 2, 1, "user")]);
     world.act(&key("a", "r"));
