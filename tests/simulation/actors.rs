@@ -380,13 +380,15 @@ impl State {
         None
     }
 
-    /// While no Lictor lives: all on a node of ours stands where one put it that knew nothing of long names.
+    /// While no Lictor lives: all on a node of ours stands where one put it that knew nothing of long names. It raised the
+    /// term before it wrote, so that nothing lands late that another one had sent.
     pub fn move_to_long_names(&mut self) {
         let node = node_of(LONG_NODE);
         let Some(there) = self.consul.store.node(&node).filter(|there| self.is_own_node(there)).cloned() else {
             return;
         };
         self.stats.count("nodes with long names");
+        self.raise_term();
         let long = format!("{CLUSTER}-{LONG_NODE}");
         self.trace(|| format!("all of {node} stands on {long}"));
         let services: Vec<Arc<Service>> = self.consul.store.services_on(&node).cloned().collect();

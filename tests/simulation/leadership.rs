@@ -101,6 +101,17 @@ impl State {
         }
         self.stats.count("other leaders that wrote");
         self.trace(|| "another replica leads and writes");
+        self.raise_term();
+        for _ in 0..self.random.leadership.u8(1..4) {
+            self.change_ours();
+        }
+        self.leadership.is_unread = true;
+        self.leadership.another_led = true;
+        self.observe(&Origin::Others);
+    }
+
+    /// Another Lictor than the one that lives takes the marker, where there is one.
+    pub fn raise_term(&mut self) {
         let marker = self.consul.store.node(MARKER).map(|marker| (**marker).clone());
         if let Some(Node { mut meta, node, address, .. }) = marker {
             let term = meta.get("lictor-term").and_then(|term| term.parse().ok()).unwrap_or(0_u64);
@@ -108,12 +119,6 @@ impl State {
             self.consul.store.index += 1;
             self.consul.store.set_node(Node { node, address, meta, ..Node::default() });
         }
-        for _ in 0..self.random.leadership.u8(1..4) {
-            self.change_ours();
-        }
-        self.leadership.is_unread = true;
-        self.leadership.another_led = true;
-        self.observe(&Origin::Others);
     }
 }
 
