@@ -12,6 +12,7 @@ use crate::oracle::{Origin, is_marked};
 use crate::schedule::{LONG_NODE, NODES};
 use crate::setup::{AGENT_NODE, CLUSTER, CLUSTER_UID, MARKER, Mode, UNWATCHED};
 use crate::sim::State;
+use crate::takeover::FORMER_UID;
 
 /// A copy of the catalog, with what of it is foreign.
 #[derive(Clone)]
@@ -81,7 +82,7 @@ impl State {
 
     /// Somebody does something to Consul. What it leads to ends later.
     pub fn meddle(&mut self) -> Option<(Duration, Ends)> {
-        let moves = self.setup.mode == Mode::Agent && self.random.script.u8(..12) == 0;
+        let moves = self.setup.mode == Mode::Agent && self.random.script.u8(..12) == 0 && !self.taking_over;
         let what = self.random.script.u8(..100);
         let ends = match what {
             _ if moves => {
@@ -316,8 +317,10 @@ impl State {
         }
         // What others register with an ID like ours on a node of ours counts as a change by hand.
         let is_own = self.consul.store.node(&node).is_some_and(|node| self.is_own_node(node));
+        let is_left = |node: &Arc<Node>| node.meta.get("lictor-cluster-uid").is_some_and(|uid| uid == FORMER_UID);
+        let will_be_own = is_own || self.consul.store.node(&node).is_some_and(is_left);
         let is_second = service.meta.get("lictor-cluster-uid").is_some_and(|uid| uid == SECOND_UID);
-        if self.setup.mode == Mode::Catalog && is_own && is_second && owner(id).is_some() {
+        if self.setup.mode == Mode::Catalog && will_be_own && is_second && owner(id).is_some() {
             self.stats.count("strange marks on nodes of ours");
             self.oracle.dispute(&node, id);
         } else {
@@ -458,6 +461,9 @@ impl State {
 
     /// Puts the catalog back to an earlier state, or keeps this one for later.
     fn restore(&mut self) -> Option<Ends> {
+        if self.taking_over {
+            return None;
+        }
         match self.snapshot.take() {
             Some(snapshot) if self.random.script.u8(..3) > 0 => {
                 self.stats.count("snapshots restored");

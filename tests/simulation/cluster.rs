@@ -264,11 +264,13 @@ impl Cluster {
         self.slices.iter().filter(move |(key, slice)| key.namespace == service.namespace && of_it(slice))
     }
 
-    /// Endpoints of a Service that live and are in none of its slices, since these are being rewritten.
+    /// Endpoints of a Service that live and are in none of its slices, since these are being rewritten; all that live, where
+    /// it is just being made anew.
     pub fn taken_out(&self, service: &ObjectKey) -> Vec<Endpoint> {
         let Some(rewriting) = self.rewriting.get(service) else { return Vec::new() };
-        let there: Vec<EndpointId> =
-            self.slices_of(service).flat_map(|(_, slice)| &slice.endpoints).map(endpoint_id).collect();
+        let is_there = self.services.contains_key(service);
+        let stand = self.slices_of(service).filter(|_| is_there).flat_map(|(_, slice)| &slice.endpoints);
+        let there: Vec<EndpointId> = stand.map(endpoint_id).collect();
         let out = rewriting.taken_out.iter().filter(|endpoint| !there.contains(&endpoint_id(endpoint)));
         out.filter_map(|endpoint| self.as_it_is(service, endpoint)).filter(|endpoint| !endpoint.terminating).collect()
     }

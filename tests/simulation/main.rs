@@ -5,6 +5,7 @@
 //! - `cluster`, `consul`: the models; `watches`, `apiserver`, `network`: the ways to them, with delays, losses and
 //!   faults.
 //! - `leadership`: Lictor leads, loses the lead, and leads again; another replica leads meanwhile.
+//! - `takeover`: the cluster is built anew under its name, and what the one before has left is taken over.
 //! - `run`: Lictor lives, dies, and lives again; then everything settles.
 //! - `expected`: what Consul should hold, worked out afresh; `oracle`: what must hold at every moment; `verdict`: what
 //!   must hold in the end.
@@ -38,6 +39,7 @@ mod run;
 mod schedule;
 mod setup;
 mod sim;
+mod takeover;
 mod verdict;
 mod watches;
 
@@ -129,10 +131,14 @@ fn seeds() {
     }
 }
 
-/// Shows a seed: `LICTOR_SEED=123`. Without one, that the same seed goes the same way twice.
+/// Shows a seed: `LICTOR_SEED=123`, and with `LICTOR_LOG` set what Lictor logs meanwhile. Without one, that the same seed goes the same way twice.
 #[test]
 fn replay() {
     if let Some(seed) = number("LICTOR_SEED") {
+        if std::env::var("LICTOR_LOG").is_ok() {
+            let log = tracing_subscriber::fmt().with_max_level(tracing::Level::DEBUG).with_ansi(false);
+            log.without_time().with_writer(std::io::stderr).init();
+        }
         let Outcome { violations, trace, stats } = run(Setup::draw(seed), true);
         println!("{}\n{stats:?}\n{:?}", trace.join("\n"), Setup::draw(seed));
         assert!(violations.is_empty(), "seed {seed}:\n{}", violations.join("\n"));
@@ -181,6 +187,9 @@ fn planted_faults_are_caught() {
         (PlantedFault::NodesByMark, &["true", "nothing stale"]),
         (PlantedFault::RowsByMark, &["true", "nothing stale"]),
         (PlantedFault::NoLongNames, &["true", "nothing stale"]),
+        (PlantedFault::NoTakeover, &["true", "nothing stale"]),
+        (PlantedFault::AnswersAhead, &["nothing lost: nobody has the name"]),
+        (PlantedFault::NoHold, &["nothing lost: the kubelets are cut off"]),
         (PlantedFault::PortsForgotten, &["nothing lost"]),
         (PlantedFault::FirstPort, &["nothing lost"]),
         (PlantedFault::LeadIgnored, &["one leader"]),
@@ -193,8 +202,11 @@ fn planted_faults_are_caught() {
         }
         let planted = |seed| {
             let mut setup = Setup { planted: Some(fault), ..Setup::draw(seed) };
-            if fault == PlantedFault::BlindLimit {
-                setup.limits.instances = BLIND_LIMIT;
+            match fault {
+                PlantedFault::BlindLimit => setup.limits.instances = BLIND_LIMIT,
+                PlantedFault::NoTakeover => setup.is_rebuilt(),
+                PlantedFault::AnswersAhead | PlantedFault::NoHold => setup.incidents = true,
+                _ => {}
             }
             setup
         };

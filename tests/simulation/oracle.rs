@@ -113,6 +113,25 @@ struct Left {
     unheard: bool,
 }
 
+/// All kubelets were cut off.
+#[derive(Clone, Debug)]
+struct Cut {
+    since: Duration,
+    /// The life of Lictor that has made instances critical since, and which those are.
+    life: Option<u32>,
+    critical: BTreeSet<Place>,
+    /// The instances that there were of late.
+    owned: usize,
+    /// Whether most of them were not ready at some time since.
+    was_most: bool,
+}
+
+/// How long those who had a name wait for those who have it next.
+const HAND_OVER: Duration = Duration::from_secs(30);
+
+/// Fewer instances than this say nothing of kubelets.
+const LEAST: usize = 10;
+
 /// A name that a resource was told to be its own.
 #[derive(Clone, Debug)]
 struct Holder {
@@ -146,6 +165,10 @@ pub struct Oracle {
     paused: BTreeMap<ResourceKey, u64>,
     /// Resources that are being deleted, or given to another operator, and leave nothing behind, since when.
     leaving: BTreeMap<ResourceKey, u64>,
+    /// At which time that began.
+    leaving_at: BTreeMap<ResourceKey, Duration>,
+    /// All kubelets are cut off, and most pods are not ready.
+    cut: Option<Cut>,
     /// The names that resources have instances under, with the life of Lictor in which that began.
     names_in_use: BTreeMap<(ResourceKey, String), u32>,
     /// When resources last had instances under names that they have none under any more.
@@ -462,6 +485,10 @@ impl State {
             since_when(&mut self.oracle.retained, &key, is_retained, now);
             let goes = object.deleting && !is_frozen || object.other_class && object.has_finalizer();
             since_when(&mut self.oracle.leaving, &key, goes && object.deletion == DeletionPolicy::Deregister, now);
+            if self.oracle.leaving.contains_key(&key) {
+                let at = self.now();
+                self.oracle.leaving_at.entry(key.clone()).or_insert(at);
+            }
             let name = name_told(object).filter(|name| asked(object).as_ref() == Some(name));
             match name {
                 Some(name) if self.oracle.holders.get(&key).is_none_or(|known| known.name != name) => {
@@ -475,11 +502,51 @@ impl State {
         self.oracle.retained.retain(|key, _| there(key));
         self.oracle.paused.retain(|key, _| there(key));
         self.oracle.leaving.retain(|key, _| there(key));
+        let leaving = &self.oracle.leaving;
+        self.oracle.leaving_at.retain(|key, _| leaving.contains_key(key));
         self.oracle.holders.retain(|key, _| there(key));
         self.keep_what_lives(&mut wanted);
         self.oracle.wanted = wanted;
         self.oracle.held = held;
         self.note_ports();
+        self.note_cut();
+    }
+
+    /// All kubelets are about to be cut off.
+    pub fn kubelets_are_cut_off(&mut self) {
+        let owned = self.oracle.owned.iter().map(|(_, owned)| *owned).max().unwrap_or_default();
+        let since = self.now();
+        self.oracle.cut = Some(Cut { since, life: None, critical: BTreeSet::new(), owned, was_most: false });
+    }
+
+    /// Notes when most instances are not ready any more, and when that is over.
+    fn note_cut(&mut self) {
+        let unready = self.oracle.wanted.values().filter(|wanted| wanted.ready_since.is_none()).count();
+        let Some(cut) = &mut self.oracle.cut else { return };
+        let is_most = unready >= LEAST && unready * 2 > cut.owned;
+        if cut.was_most && !is_most {
+            self.oracle.cut = None;
+        } else {
+            cut.was_most = is_most;
+        }
+    }
+
+    /// While most instances are not ready, and Lictor is to hold that, no more than half of them become critical, in the eyes of
+    /// one life.
+    fn judge_cut(&mut self, place: Place, sent: &Sent) {
+        let hold = self.setup.hold_mass_unready;
+        let (now, owned) = (self.now(), self.oracle.last_there.len());
+        let Some(cut) = self.oracle.cut.as_mut().filter(|cut| now < cut.since + hold) else { return };
+        if cut.life.replace(sent.life) != Some(sent.life) {
+            cut.critical.clear();
+            cut.owned = cut.owned.max(owned);
+        }
+        cut.critical.insert(place);
+        let many = cut.critical.len();
+        if cut.was_most && !self.setup.elects && many >= LEAST && many > cut.owned / 2 {
+            let what = format!("life {} has made {many} of {} critical since then", sent.life, cut.owned);
+            self.violate("nothing lost: the kubelets are cut off", what);
+        }
     }
 
     /// Notes which ports there are, and which ones resources were told to be in use.
@@ -765,6 +832,12 @@ impl State {
                 format!("{id} on {node} was removed by life {life} before another one passed"),
             );
         }
+        if after.is_none()
+            && let Some(next) = self.leaves_name_empty(&key, node, before, sent)
+        {
+            let what = format!("{id} on {node} was removed by life {life} before {next} passed");
+            self.violate("nothing lost: nobody has the name", what);
+        }
         self.judge_move(node, id, sent);
         self.judge_taken_out(node, &key, before, sent);
         // One that loses its name goes on by what its instances came from.
@@ -782,8 +855,8 @@ impl State {
 
     /// Whether a port goes on, of several that the spec does not name: the one of another instance at this address, which
     /// is registered, that of one which is not registered since it is not ready, that of one whose pod is gone where pods are
-    /// asked for, that of one beyond the limit, or that of one which is ready and registered, while this one is on its way
-    /// out.
+    /// asked for, that of one beyond the limit, that of others which are registered and whose pods have it, unlike this one's,
+    /// or that of one which is ready and registered, while this one is on its way out.
     fn goes_on(&self, key: &ResourceKey, node: &str, gone: &Service, view: &View) -> bool {
         let object = self.as_it_was(key).filter(|object| object.last_good.port.is_none());
         let Some(object) = object else { return false };
@@ -795,11 +868,19 @@ impl State {
             !pods.any(|(_, pod)| pod.addresses.iter().any(|address| address.to_string() == gone.address))
         };
         let from_service = matches!(spec.source, Source::Service { .. });
+        let lacks_port = |at| {
+            let mut pods = self.cluster.at(at).0.into_iter().filter(|(pod, _)| pod.namespace == key.namespace);
+            let is_at = |pod: &Pod| pod.addresses.iter().any(|address| address.to_string() == gone.address);
+            pods.any(|(_, pod)| is_at(pod) && pod.ports.iter().all(|port| i64::from(port.number) != gone.port))
+        };
         let is_asked = |other: &&Arc<Service>| is_marked(other) && fold(&other.service) == fold(&spec.service);
         stands
             || spec.readiness == Readiness::Deregister && self.since(view).any(is_unready)
             || limits.verify_endpoints && from_service && self.since(view).any(has_no_pod)
             || self.others(key, node, gone).filter(is_asked).count() >= limits.instances
+            || !from_service
+                && self.others(key, node, gone).any(|other| is_asked(&other))
+                && self.since(view).any(lacks_port)
             || self.leaves_for_another(key, node, gone, view)
     }
 
@@ -909,6 +990,50 @@ impl State {
         let by_hand = self.oracle.touched.iter().any(|(_, id)| owner(id).as_ref() == Some(key));
         let certain = self.setup.mode == Mode::Catalog && !by_hand && self.oracle.restores == 0 && !self.agent_has_come;
         certain && serves && !passes && self.oracle.wanted.iter().any(is_ready)
+    }
+
+    /// The resource of another namespace that has a name next and could pass, where the last instance that passes under the
+    /// name goes with the resource that had it.
+    fn leaves_name_empty(&self, key: &ResourceKey, node: &str, gone: &Service, sent: &Sent) -> Option<ResourceKey> {
+        let name = fold(&gone.service);
+        let leaves = self.oracle.leaving.get(key).is_some_and(|since| sent.had_seen(node, &[Kind::Resource], *since));
+        let in_time = self.oracle.leaving_at.get(key).is_some_and(|at| self.now() < *at + HAND_OVER);
+        let certain = self.setup.mode == Mode::Catalog && self.oracle.restores == 0 && !self.agent_has_come;
+        if !leaves || !in_time || !certain || self.setup.limits.shares_name {
+            return None;
+        }
+        let mut left = self.consul.store.services().filter(|(_, service)| fold(&service.service) == name);
+        let passes = left.any(|(node, service)| {
+            let check = self.consul.store.check(node, &format!("{}:readiness", service.id));
+            is_marked(service) && check.is_none_or(|check| check.status == "passing")
+        });
+        let uses = |other: &Object| {
+            asked(other).as_ref() == Some(&name)
+                || self.oracle.names_in_use.contains_key(&(other.key.clone(), name.clone()))
+        };
+        let of_namespace =
+            self.cluster.resources.values().filter(|other| other.key.namespace == key.namespace && other.key != *key);
+        if passes || of_namespace.into_iter().any(uses) {
+            return None;
+        }
+        let is_next = |other: &&Object| {
+            let is_able = !other.deleting && !other.paused && !other.other_class && other.spec.is_ok();
+            let asks = asked(other).as_ref() == Some(&name) && self.setup.watches(&other.key.namespace);
+            is_able && asks && other.key.namespace != key.namespace
+        };
+        let fails = |id: &str| self.setup.failing.is_some_and(|failing| failing.includes(id));
+        let is_ready = |other: &&Object| {
+            let by_hand = [&self.oracle.touched, &self.oracle.disputed];
+            let by_hand = by_hand.iter().any(|set| set.iter().any(|(_, id)| owner(id).as_ref() == Some(&other.key)));
+            let mut rows =
+                self.oracle.wanted.iter().filter(|((_, id), _)| owner(id).as_ref() == Some(&other.key) && !fails(id));
+            !by_hand
+                && rows.any(|(_, wanted)| {
+                    let ready_since = wanted.ready_since.filter(|_| !wanted.without_port);
+                    ready_since.is_some_and(|since| sent.had_seen(node, &wanted.kinds, since))
+                })
+        };
+        self.cluster.resources.values().filter(is_next).find(is_ready).map(|next| next.key.clone())
     }
 
     /// What another agent holds goes only after the present one has had it.
@@ -1157,6 +1282,9 @@ impl State {
         self.judge_pause(node, &check.service_id, sent);
         // What is new takes nothing from anybody.
         let worse = check.status == "critical" && before.is_some_and(|before| before.status == "passing");
+        if worse {
+            self.judge_cut(place(node, &check.service_id), sent);
+        }
         let wanted = self.oracle.wanted.get(&self.seat(node, &check.service_id));
         let ready = wanted.and_then(|wanted| Some((wanted, wanted.ready_since?)));
         if worse && ready.is_some_and(|(wanted, since)| sent.had_seen(node, &wanted.kinds, since)) {

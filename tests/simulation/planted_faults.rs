@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -11,6 +12,7 @@ use lictor::model::diff::Op;
 use lictor::model::ids::Str;
 use lictor::model::registration::{Ownership, Row, RowKey};
 use lictor::ports::{Bundle, Outcome, Registry, Rows, Unavailable};
+use tokio::time::sleep;
 
 use crate::expected::owner;
 use crate::moves::FORMER_NODE;
@@ -79,10 +81,19 @@ pub enum PlantedFault {
     SessionKept,
     /// What stands under names that are too long is not looked at.
     NoLongNames,
+    /// What the cluster has left that was there before under its name is not taken over.
+    NoTakeover,
+    /// A registration is told to be there before it is.
+    AnswersAhead,
+    /// Instances that stop being ready at once are not held.
+    NoHold,
 }
 
 /// The limit that a [`PlantedFault::BlindLimit`] takes for itself.
 pub const BLIND_LIMIT: usize = 2;
+
+/// How far ahead [`PlantedFault::AnswersAhead`] answers.
+const AHEAD: Duration = Duration::from_secs(3);
 
 /// A registry, watched for when Lictor decides, with a fault planted in it or none.
 pub struct Watched {
@@ -167,6 +178,20 @@ impl Watched {
         outcomes
     }
 
+    /// Carries out what registers after it has been answered.
+    async fn answer_ahead(&self, bundle: &Bundle) -> Vec<Outcome> {
+        if !bundle.ops.iter().all(|op| matches!(op, Op::Register { .. })) {
+            return self.carry_out(bundle).await;
+        }
+        let (inner, bundle) = (self.inner.clone(), bundle.clone());
+        let answers = vec![Outcome::Written { shown: true }; bundle.ops.len()];
+        tokio::spawn(async move {
+            sleep(AHEAD).await;
+            inner.apply(&bundle).await
+        });
+        answers
+    }
+
     async fn lie(&self, bundle: &Bundle) -> Vec<Outcome> {
         let lies = self.sim.state().random.lives.u8(..4) == 0;
         if lies { vec![Outcome::Written { shown: true }; bundle.ops.len()] } else { self.inner.apply(bundle).await }
@@ -219,6 +244,7 @@ impl Registry for Watched {
         match self.planted {
             Some(PlantedFault::SwappedLanes) => self.overtake(bundle).boxed(),
             Some(PlantedFault::FalseAnswers) => self.lie(bundle).boxed(),
+            Some(PlantedFault::AnswersAhead) => self.answer_ahead(bundle).boxed(),
             _ => self.carry_out(bundle).boxed(),
         }
     }

@@ -74,7 +74,11 @@ pub const SEEDS: &[(u64, &str)] = &[
     (76500, "the oracle did not know that a port goes on by one whose pod is gone"),
     (93183, "likewise"),
     (93605, "likewise, by as many as are allowed"),
-    (95902, "the oracle had an edit wait for what Consul refuses each time"),
+    (95902, "an edit took the last one away that passed, in favour of what Consul refuses each time"),
     (72841, "the oracle did not know that Lictor goes on with what the catalog still shows"),
     (56986, "likewise, of another resource of the namespace"),
+    (11603, "a resource that was being deleted gave its name up while a registration of it had no answer"),
+    (12218, "the oracle did not raise the term before it moved all of a node to its long name"),
+    (79, "an edit took away what passed although the port of what was to come was not found"),
+    (5091, "the oracle did not know that a port goes on by others whose pods have it"),
 ];

@@ -29,7 +29,7 @@ use crate::planted_faults::{PlantedFault, Watched};
 use crate::schedule::{Consequences, Later};
 use crate::setup::{Mode, Setup};
 use crate::sim::{Sim, State, Stats};
-use crate::verdict;
+use crate::{takeover, verdict};
 
 /// How often Lictor looks at everything in Consul.
 const RESYNC: Duration = Duration::from_secs(30);
@@ -63,6 +63,9 @@ pub fn run(setup: Setup, traced: bool) -> Outcome {
             state.observe(&Origin::Others);
         }
         let begun = sim.change_cluster(State::furnish);
+        if sim.state().setup.rebuilt {
+            sim.state().leave_behind();
+        }
         let (ask, questions) = mpsc::channel(1);
         let mut tasks = JoinSet::new();
         {
@@ -285,6 +288,7 @@ enum End {
 /// One life after the other.
 async fn lives(sim: Sim, questions: mpsc::Receiver<Question>) {
     let questions = Arc::new(tokio::sync::Mutex::new(questions));
+    takeover::take_over(&sim).await;
     for life in 1.. {
         let end = draw_end(&sim);
         live(&sim, life, end, &questions).await;
@@ -391,7 +395,11 @@ fn engine(sim: &Sim, setup: &Setup, life: u32, sink: mpsc::Sender<Event>) -> Eng
     let config = Config {
         identity,
         resync_interval: RESYNC,
-        hold_mass_unready: setup.hold_mass_unready,
+        hold_mass_unready: if setup.planted == Some(PlantedFault::NoHold) {
+            Duration::ZERO
+        } else {
+            setup.hold_mass_unready
+        },
         concurrency: 4,
         status_rate: 20,
         grace: Duration::from_secs(5),

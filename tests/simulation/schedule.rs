@@ -1,5 +1,6 @@
 //! What users, controllers and kubelets do to Kubernetes while Lictor runs.
 
+mod incidents;
 mod pods;
 mod services;
 mod specs;
@@ -64,6 +65,16 @@ pub enum Later {
     SlicesAreRewritten { service: ObjectKey },
     /// The controller overwrites the next slice of those that it rewrites.
     NextSlice { service: ObjectKey },
+    /// Something happens that takes several steps.
+    Incident,
+    /// A Service that was just deleted is made again.
+    MadeAnew { service: ObjectKey, made: Service },
+    /// An app that another namespace has by now is taken down.
+    MovedAway { key: ResourceKey },
+    /// The kubelets are cut off from the API server.
+    KubeletsGo,
+    /// They are back, and say that these pods are ready.
+    KubeletsReturn { ready: Vec<(ObjectKey, Str)> },
 }
 
 /// Consequences, with how long they take.
@@ -108,6 +119,7 @@ impl State {
         for _ in 0..self.random.script.u8(1..=3) {
             self.create_resource();
         }
+        consequences.extend(self.incidents_to_come());
         consequences
     }
 
@@ -434,6 +446,11 @@ impl State {
             Later::PortsFollow { service } => self.ports_follow(&service),
             Later::SlicesAreRewritten { service } => return self.rewrite_slices(&service),
             Later::NextSlice { service } => return self.write_next_slice(&service),
+            Later::Incident => return self.incident(),
+            Later::MadeAnew { service, made } => return self.is_made_anew(&service, made),
+            Later::MovedAway { key } => return self.moves_away(&key),
+            Later::KubeletsGo => return self.kubelets_go(),
+            Later::KubeletsReturn { ready } => return self.kubelets_return(ready),
         }
         Vec::new()
     }

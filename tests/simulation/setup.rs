@@ -103,6 +103,10 @@ pub struct Setup {
     pub elects: bool,
     /// How many instances each part of a turn of the engine's loop takes on.
     pub turn: usize,
+    /// Whether things happen that take several steps.
+    pub incidents: bool,
+    /// Whether the cluster was built anew under its name, and what the one before has left in Consul is taken over.
+    pub rebuilt: bool,
     /// A fault of the product's that is to be caught.
     pub planted: Option<PlantedFault>,
 }
@@ -122,6 +126,8 @@ impl Setup {
 
     pub fn draw(seed: u64) -> Self {
         let mut random = fastrand::Rng::with_seed(seed);
+        // A source of its own: other seeds go as they went before.
+        let mut seldom = fastrand::Rng::with_seed(!seed);
         let mode = if random.bool() { Mode::Agent } else { Mode::Catalog };
         let scopes = if random.u8(..3) == 0 {
             NAMESPACES.iter().map(|namespace| Scope::Namespace((*namespace).into())).collect()
@@ -135,7 +141,7 @@ impl Setup {
             only_keeps: false,
             ..Limits::default()
         };
-        Self {
+        let mut setup = Self {
             seed,
             mode,
             scopes,
@@ -155,8 +161,19 @@ impl Setup {
             hold_mass_unready: Duration::from_secs(if random.bool() { 0 } else { random.u64(1..40) }),
             elects: random.u8(..3) == 0,
             turn: if random.bool() { random.usize(1..6) } else { TURN },
+            incidents: seldom.u8(..4) == 0,
+            rebuilt: false,
             planted: None,
+        };
+        if seldom.u8(..20) == 0 {
+            setup.is_rebuilt();
         }
+        setup
+    }
+
+    /// Has the cluster built anew, unless what is left of the one before could not be taken over.
+    pub fn is_rebuilt(&mut self) {
+        self.rebuilt = !self.name_taken && self.failing.is_none();
     }
 
     pub fn identity() -> Identity {

@@ -45,6 +45,8 @@ pub struct State {
     pub consul_epoch: u64,
     /// An older state of the catalog, that may come back.
     pub snapshot: Option<Snapshot>,
+    /// Whether what the cluster before has left is being taken over: nothing of it goes out of reach meanwhile.
+    pub taking_over: bool,
     /// An agent has joined under a name of ours: once in a run, so that where instances belong does not go to and fro.
     pub agent_has_come: bool,
     /// Writes of Lictor that Consul took, whether they changed anything or not.
@@ -129,6 +131,7 @@ impl Sim {
             stats: Stats::default(),
             consul_epoch: 0,
             snapshot: None,
+            taking_over: setup.rebuilt,
             agent_has_come: false,
             consul_writes: 0,
             failing_requests: 0,

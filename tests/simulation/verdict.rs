@@ -17,6 +17,7 @@ use crate::moves::FORMER_NODE;
 use crate::oracle::{asked, is_marked};
 use crate::setup::{AGENT_NODE, CLUSTER, CLUSTER_UID, MARKER, Mode, UNWATCHED};
 use crate::sim::State;
+use crate::takeover::FORMER_UID;
 
 /// How a place that a resource wants came out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +45,7 @@ pub fn check(state: &mut State, snapshot: Option<&Snapshot>) {
     divert(state, &mut go_on);
     let stands = rows(state, &go_on, &mut found);
     nodes(state, &mut found);
+    left_behind(state, &mut found);
     finalizers(state, &mut found);
     for (key, want) in &wants {
         let (what, source) = (ends_as(want), ends_from(&state.cluster.resources[key]));
@@ -503,6 +505,16 @@ fn nodes(state: &State, found: &mut Found) {
     if expects_marker && state.consul.store.node(MARKER).is_none() {
         found.push(("true", "the marker is not there".to_owned()));
     }
+}
+
+/// Nothing has the mark any more of the cluster that was there before.
+fn left_behind(state: &State, found: &mut Found) {
+    let has_mark =
+        |meta: &BTreeMap<String, String>| meta.get("lictor-cluster-uid").is_some_and(|uid| uid == FORMER_UID);
+    let services = state.consul.store.services().filter(|(_, service)| has_mark(&service.meta));
+    let nodes = state.consul.store.nodes().filter(|node| has_mark(&node.meta));
+    let left = services.map(|(_, service)| service.id.clone()).chain(nodes.map(|node| node.node.clone()));
+    found.extend(left.map(|left| ("nothing stale", format!("{left} has the mark of the cluster before"))));
 }
 
 /// Whether a resource has an instance of which each removal fails: somebody else has made it under an ID of ours.

@@ -156,7 +156,7 @@ impl State {
         vec![(self.while_of(5), Later::EndpointFollows { pod: key.clone(), uid })]
     }
 
-    fn edit_pod(&mut self, key: &ObjectKey, edit: impl FnOnce(&mut Pod)) -> Consequences {
+    pub(super) fn edit_pod(&mut self, key: &ObjectKey, edit: impl FnOnce(&mut Pod)) -> Consequences {
         let mut pod = self.cluster.pods[key].clone();
         edit(&mut pod);
         self.put_pod(key, pod)

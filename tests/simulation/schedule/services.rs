@@ -88,7 +88,7 @@ impl State {
         self.cluster.slices_of(service).map(|(key, _)| key.clone()).collect()
     }
 
-    fn slices_of_controller(&self, service: &ObjectKey) -> Vec<ObjectKey> {
+    pub(super) fn slices_of_controller(&self, service: &ObjectKey) -> Vec<ObjectKey> {
         let slices = self.cluster.slices_of(service).filter(|(_, slice)| is_of_controller(slice));
         slices.map(|(key, _)| key.clone()).collect()
     }
@@ -222,7 +222,7 @@ impl State {
     }
 
     /// What the team of an app makes of the ports of its Service: others, or one more, with other numbers or the same.
-    fn other_ports(&mut self, mut ports: Vec<ServicePort>) -> Vec<ServicePort> {
+    pub(super) fn other_ports(&mut self, mut ports: Vec<ServicePort>) -> Vec<ServicePort> {
         if self.chance(40) {
             return self.draw_ports();
         }
@@ -308,7 +308,7 @@ impl State {
     }
 
     /// Notes which slice each endpoint is to stand in, and in which order they are written.
-    fn begin_to_rewrite(&mut self, service: &ObjectKey, mut slices: Vec<ObjectKey>) {
+    pub(super) fn begin_to_rewrite(&mut self, service: &ObjectKey, mut slices: Vec<ObjectKey>) {
         let out = self.cluster.taken_out(service);
         let there = self.cluster.slices_of(service).filter(|(_, slice)| is_of_controller(slice));
         let there = there.flat_map(|(_, slice)| &slice.endpoints);
