@@ -164,7 +164,7 @@ impl Engine {
 
     /// Tells the World under which names a resource may have rows since.
     fn note_doubt_of(&mut self, key: &ResourceKey) {
-        for dirtied in self.world.note_doubt(key, self.lanes.names_in_doubt(key)) {
+        for dirtied in self.world.note_doubt(key, &self.lanes.names_in_doubt(key)) {
             self.enqueue(dirtied.key, Cause::Observed, Instant::now());
         }
     }

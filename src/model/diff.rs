@@ -333,16 +333,16 @@ mod tests {
         }
         // Nobody can tell how what is ready is to be registered: it is held, and may not be registered yet.
         let hold = Hold::Addresses(["10.0.0.2".into()].into());
-        let held = [
+        let cases = [
             (None, true),
             (Some(new(critical, true)), true),
             (Some(new(passing, false)), true),
             (Some(new(passing, true)), false),
         ];
-        let both = held.into_iter().flat_map(|(held, waits)| {
+        let cases = cases.into_iter().flat_map(|(held, waits)| {
             [Remains::Serving, Remains::Living].map(|remains| (held.clone(), remains, waits))
         });
-        for (held, remains, waits) in both {
+        for (held, remains, waits) in cases {
             let (old_key, held_key) = (key("old"), key("held"));
             let owned = [(&old_key, &old)].into_iter().chain(held.as_ref().map(|held| (&held_key, held)));
             let left = |there: &Registration| {

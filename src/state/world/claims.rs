@@ -289,7 +289,7 @@ impl World {
 
     /// Notes under which names Consul may have rows of a resource besides those that were noted: registrations have no
     /// answer. Gives the resources that this concerns.
-    pub fn note_doubt(&mut self, key: &ResourceKey, names: BTreeSet<Str>) -> Vec<Dirtied> {
+    pub fn note_doubt(&mut self, key: &ResourceKey, names: &BTreeSet<Str>) -> Vec<Dirtied> {
         let names: BTreeSet<Str> = names.iter().map(|name| compared(name)).collect();
         if !self.watches(&key.namespace) || self.in_doubt.get(key).map_or(names.is_empty(), |known| *known == names) {
             return Vec::new();

@@ -347,7 +347,7 @@ fn a_name_is_not_free_while_a_registration_of_its_holder_has_no_answer() {
     let start = || {
         let mut world = World::of([asks("a", 1, 1, "user"), asks("b", 2, 1, "user")]);
         world.act(&key("a", "r"));
-        assert_eq!(world.note_doubt(&key("a", "r"), in_doubt()), [], "it holds the name anyway");
+        assert_eq!(world.note_doubt(&key("a", "r"), &in_doubt()), [], "it holds the name anyway");
         world
     };
     // It is deleted before the answer comes, and then gone.
@@ -356,7 +356,7 @@ fn a_name_is_not_free_while_a_registration_of_its_holder_has_no_answer() {
     assert!(losers(&world).contains(&"b"));
     world.deletes(&key("a", "r"));
     assert_eq!(losers(&world), ["b"]);
-    let dirt = world.note_doubt(&key("a", "r"), BTreeSet::new());
+    let dirt = world.note_doubt(&key("a", "r"), &BTreeSet::new());
     assert_eq!((losers(&world), dirt_of(dirt)), (Vec::new(), vec![("b/r".to_owned(), Some(Cause::Observed))]));
     // What is known to end gives the name up all the same, and so does what has another class by now.
     let mut world = start();
@@ -376,7 +376,7 @@ fn a_name_is_not_free_while_a_registration_of_its_holder_has_no_answer() {
     world.note_rows(&key("a", "r"), in_use(&[("user", "service/s")]));
     world.edits(asks("a", 1, 2, "api"));
     world.act(&key("a", "r"));
-    world.note_doubt(&key("a", "r"), BTreeSet::from(["api".into()]));
+    world.note_doubt(&key("a", "r"), &BTreeSet::from(["api".into()]));
     assert_eq!(losers(&world), ["b"]);
 }
 
