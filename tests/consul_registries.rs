@@ -577,6 +577,37 @@ async fn tokens_that_see_too_little_or_are_unknown_are_nobodys_fault() {
     }
 }
 
+#[tokio::test]
+async fn the_names_of_others_are_told_whole_or_not_at_all() {
+    let consul = consul(ConsulOptions { acl: true, ..ConsulOptions::default() }).await;
+    let blind =
+        token(&consul, "node_prefix \"\" { policy = \"write\" }\nagent_prefix \"\" { policy = \"read\" }").await;
+    let instance = |id: &str, name: &str, meta: Value| {
+        json!({ "Node": "machine", "Address": "192.0.2.1",
+            "Service": { "ID": id, "Service": name, "Port": 80, "Meta": meta } })
+    };
+    let (ours, another) = (identity().cluster, "another");
+    for row in [
+        instance("Web", "Web", json!({})),
+        instance("another:shop:api:api:10.0.0.1:80", "api", json!({ "lictor-cluster": another })),
+        // Ours: by its mark, by its ID when a resource has left it behind, and by its ID with another mark.
+        instance("x", "marked", json!({ "lictor-cluster": ours.as_str() })),
+        instance(&format!("{ours}:shop:left:left:10.0.0.1:80"), "left", json!({})),
+        instance(&format!("{ours}:shop:edited:edited:10.0.0.1:80"), "edited", json!({ "lictor-cluster": another })),
+    ] {
+        consul.api().put("/v1/catalog/register", &row).await.unwrap();
+    }
+    for of in [
+        |address: &str, token: &str| Box::new(agent(address, Some(token))) as Box<dyn Registry>,
+        |address: &str, token: &str| Box::new(catalog(address, Some(token))) as Box<dyn Registry>,
+    ] {
+        let names = of(&consul.http_addr(), consul.management_token().unwrap()).names_of_others().await.unwrap();
+        assert_eq!(names, ["Web", "api", "consul"].map(Str::from).into());
+        let filtered = of(&consul.http_addr(), &blind).names_of_others().await.unwrap_err();
+        assert!(filtered.message.contains("may not read everything"), "{filtered}");
+    }
+}
+
 async fn token(consul: &Consul, policy: &str) -> String {
     let api = consul.api();
     let name = format!("policy-{}", policy.len());

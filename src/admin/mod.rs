@@ -29,6 +29,10 @@ use crate::engine::metrics::Metrics;
 use crate::engine::{Question, Snapshot};
 use crate::state::event::Kind;
 
+/// What is said while nobody can tell which names others have.
+const OTHERS_UNKNOWN: &str = "the names that others have in Consul cannot be read; resources that the policy's foreignNames is \
+                              about wait, unless they use their names already; the log says why";
+
 /// The longest time that the engine may take to answer before it counts as stuck.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -170,6 +174,7 @@ async fn readyz(State(admin): State<Admin>) -> (StatusCode, String) {
                 Ok(snapshot) => {
                     standby = !snapshot.leads;
                     but.extend(snapshot.mass_unready_message);
+                    but.extend(snapshot.others_unknown.then(|| OTHERS_UNKNOWN.to_owned()));
                     snapshot.not_ready
                 }
                 Err(why) => Some(why.to_owned()),

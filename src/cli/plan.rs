@@ -70,8 +70,11 @@ async fn look(settings: Settings) -> anyhow::Result<(Vec<Step>, Vec<Note>)> {
         .context("reaching Kubernetes")?;
     let identity = identify(&client, &settings).await?;
     let registry = registry(&settings, &identity, transport, None)?;
-    let world = read_world(client, settings, Orders::default()).await?;
+    let mut world = read_world(client, settings, Orders::default()).await?;
     let (placement, rows) = registry.survey().await?;
+    if world.asks_for_others() {
+        world.know_others(Some(registry.names_of_others().await?));
+    }
     Ok(preview(world, rows, &identity, &placement, Instant::now()))
 }
 

@@ -9,13 +9,15 @@ use anyhow::Context;
 use clap::{Args, Subcommand};
 
 use super::plan::{columns, read_world};
-use super::{DIFFERS, prepare};
+use super::{DIFFERS, identify, prepare, registry};
 use crate::cluster::connect;
 use crate::cluster::watch::Orders;
+use crate::consul::transport::{Http, Transport};
 use crate::model::ids::ResourceKey;
 use crate::model::policy::Policy;
 use crate::policy::PolicyFile;
 use crate::settings::{RunArgs, Settings};
+use crate::state::mirror::Mirror;
 use crate::state::world::{LABELS, Wanted, World};
 
 /// The subcommands of `lictor policy`.
@@ -77,7 +79,25 @@ async fn look(settings: Settings, then: &Policy) -> anyhow::Result<World> {
     if then.asks_for_labels() {
         orders.want(&Wanted { watches: [(LABELS, 0)].into(), ..Wanted::default() });
     }
-    read_world(client, settings, orders).await
+    let transport: Arc<dyn Transport> = Arc::new(Http::new(&settings.consul).context("reaching Consul")?);
+    let now = settings.policy.read()?;
+    let consul = if then.asks_for_others() || now.asks_for_others() {
+        let identity = identify(&client, &settings).await?;
+        let registry = registry(&settings, &identity, transport, None)?;
+        Some((registry.survey().await?.1, registry.names_of_others().await?))
+    } else {
+        None
+    };
+    let mut world = read_world(client, settings, orders).await?;
+    if let Some((rows, others)) = consul {
+        let mirror = Mirror::of(rows);
+        for owner in mirror.owners() {
+            world.note_rows(owner, mirror.names(owner));
+        }
+        world.know_rows(true);
+        world.know_others(Some(others));
+    }
+    Ok(world)
 }
 
 /// Compares the present policy of a World with another one.

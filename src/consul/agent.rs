@@ -22,6 +22,7 @@ use futures::future::BoxFuture;
 use futures::try_join;
 
 use super::client::{Client, path};
+use super::others::names_of_others;
 use super::transport::Transport;
 use super::wire::{AgentConfig, AgentSelf, By, Check, Healths, NodeServices, Pool, Service};
 use crate::model::desired::Placement;
@@ -249,6 +250,10 @@ impl Registry for Agent {
 
     fn nodes(&self) -> BoxFuture<'_, Result<BTreeSet<Str>, Unavailable>> {
         Box::pin(self.list_nodes())
+    }
+
+    fn names_of_others(&self) -> BoxFuture<'_, Result<BTreeSet<Str>, Unavailable>> {
+        Box::pin(names_of_others(&self.client, &self.identity))
     }
 
     fn read_node<'a>(&'a self, node: &'a Str) -> BoxFuture<'a, Result<Rows, Unavailable>> {

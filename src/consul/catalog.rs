@@ -33,6 +33,7 @@ use tokio::time::Instant;
 use self::marker::{Fence, RaisedPerhaps};
 use self::nodes::KnownNode;
 use super::client::{Client, Failed, path};
+use super::others::names_of_others;
 use super::transport::Transport;
 use super::wire::{Check, Node, NodeServices, Service, TxnAnswer, TxnError};
 use crate::model::desired::Placement;
@@ -253,6 +254,10 @@ impl Registry for Catalog {
             self.confirm_standing().await?;
             self.list_nodes().await
         })
+    }
+
+    fn names_of_others(&self) -> BoxFuture<'_, Result<BTreeSet<Str>, Unavailable>> {
+        Box::pin(names_of_others(&self.client, &self.identity))
     }
 
     fn read_node<'a>(&'a self, node: &'a Str) -> BoxFuture<'a, Result<Rows, Unavailable>> {

@@ -8,6 +8,7 @@ pub mod agent;
 pub mod catalog;
 pub(crate) mod client;
 mod marked;
+mod others;
 pub mod takeover;
 pub mod transport;
 pub(crate) mod wire;

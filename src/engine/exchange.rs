@@ -14,7 +14,7 @@ use super::reconcile::span;
 use super::resync::{Ask, Reader, Verdict};
 use super::session::Stamped;
 use super::timers::Timer;
-use super::{Completion, Engine};
+use super::{Completion, Engine, Listed};
 use crate::model::cause::Cause;
 use crate::model::desired::Placement;
 use crate::model::diff::Op;
@@ -97,13 +97,21 @@ impl Engine {
 
     fn list_nodes(&mut self) {
         let (stamp, since, registry) = (self.session.stamp(), self.mirror.now(), Arc::clone(&self.ports.registry));
-        self.tasks.spawn(async move { Completion::Listed { since, answer: stamp.on(registry.nodes().await) } });
+        let asks_for_others = self.world.asks_for_others();
+        self.tasks.spawn(async move {
+            let listed = async {
+                let nodes = registry.nodes().await?;
+                let others = if asks_for_others { Some(registry.names_of_others().await) } else { None };
+                Ok(Listed { nodes, others })
+            };
+            Completion::Listed { since, answer: stamp.on(listed.await) }
+        });
     }
 
-    pub(super) fn on_listed(&mut self, since: u64, answer: Stamped<Result<BTreeSet<Str>, Unavailable>>) {
+    pub(super) fn on_listed(&mut self, since: u64, answer: Stamped<Result<Listed, Unavailable>>) {
         let Some(answer) = self.session.accept(answer) else { return };
-        let mut nodes = match answer {
-            Ok(nodes) => nodes,
+        let Listed { mut nodes, others } = match answer {
+            Ok(listed) => listed,
             Err(outage) => {
                 if self.resync.list_failed() || outage.is_about_all() {
                     self.failed(&outage, false);
@@ -112,6 +120,9 @@ impl Engine {
             }
         };
         self.consul_answered();
+        if let Some(others) = others {
+            self.know_others(others);
+        }
         // One that is gone is read as well: that is how it is known that nothing is on it.
         nodes.extend(self.mirror.nodes().cloned());
         // Of one that a write without an answer was to make, nobody else knows.
@@ -121,6 +132,25 @@ impl Engine {
         let interval = self.config.resync_interval.mul_f64(0.95 + self.ports.random.f64() / 10.0);
         self.resync.listed(nodes, Instant::now(), interval, self.session.is_ready());
         self.end_round();
+    }
+
+    /// Notes the names that others have. Where Consul does not tell all of them, nobody begins to use a name of which that
+    /// matters.
+    fn know_others(&mut self, others: Result<BTreeSet<Str>, Unavailable>) {
+        let others = match others {
+            Ok(names) => Some(names),
+            Err(error) => {
+                tracing::warn!(
+                    %error,
+                    "the names that others have in Consul cannot be read; resources that the policy's foreignNames is about \
+                     wait, unless they use their names already"
+                );
+                None
+            }
+        };
+        for dirtied in self.world.know_others(others) {
+            self.enqueue(dirtied.key, dirtied.cause.unwrap_or(Cause::Observed), Instant::now());
+        }
     }
 
     /// Does what is to be done once all nodes have been read, if they have.

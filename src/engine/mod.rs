@@ -174,11 +174,19 @@ enum Next {
     Rest,
 }
 
+/// What Consul lists at the beginning of a round.
+struct Listed {
+    /// The nodes that may have something of ours.
+    nodes: BTreeSet<Str>,
+    /// The names that others have; none where the policy does not ask for them.
+    others: Option<Result<BTreeSet<Str>, Unavailable>>,
+}
+
 /// An answer.
 enum Completion {
     Connected(Stamped<Result<Placement, Unavailable>>),
     Resumed(Stamped<Result<bool, Unavailable>>),
-    Listed { since: u64, answer: Stamped<Result<BTreeSet<Str>, Unavailable>> },
+    Listed { since: u64, answer: Stamped<Result<Listed, Unavailable>> },
     NodeRead { node: Str, since: u64, reader: Reader, answer: Stamped<Result<Rows, Unavailable>> },
     Applied { node: Str, planned: Vec<Planned>, outcomes: Stamped<Vec<Outcome>> },
     WritesChecked(Stamped<Result<(), Unavailable>>),
@@ -343,6 +351,9 @@ impl Engine {
             self.enqueue(dirtied.key, dirtied.cause.unwrap_or(Cause::Observed), now);
         }
         self.update_watches();
+        if self.world.lacks_others() {
+            self.resync.hurry();
+        }
     }
 
     /// The work that a part of a turn may take on.

@@ -41,6 +41,8 @@ pub struct Snapshot {
     pub mass_unready: usize,
     /// The same in a sentence; none where that is not so.
     pub mass_unready_message: Option<String>,
+    /// True if the policy asks for the names that others have in Consul, and Consul does not tell them.
+    pub others_unknown: bool,
     /// The time since everything of this cluster was last read from Consul; none before the first time.
     pub resync_age: Option<Duration>,
 }
@@ -64,6 +66,7 @@ impl Engine {
             held: self.removals.len(),
             mass_unready: self.unready.len(),
             mass_unready_message: self.mass_unready_message(),
+            others_unknown: self.session.is_ready() && self.world.lacks_others(),
             resync_age: self.resync.age(),
         }
     }

@@ -66,6 +66,17 @@ pub enum Place {
     TooLarge,
 }
 
+/// Says whether others than this Lictor have instances in Consul under the name that a resource begins to use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Others {
+    /// Nobody else has, or the resource uses the name already.
+    Nobody,
+    /// Others have.
+    Some,
+    /// Consul has not told yet, or does not tell all.
+    Unknown,
+}
+
 /// A rule. A field that is `None` allows everything.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rule {
@@ -93,6 +104,8 @@ pub struct Rule {
     pub classes: Option<Vec<Str>>,
     /// Says whether a name may also be that of another namespace's resource.
     pub shared_names: Option<bool>,
+    /// Says whether a resource may begin to use a name that others than this Lictor have in Consul.
+    pub foreign_names: Option<bool>,
     /// The budget.
     pub budget: Budget,
 }
@@ -122,6 +135,12 @@ impl Policy {
         self.rules.iter().flatten().any(|rule| rule.labels.is_some())
     }
 
+    /// Says whether a rule asks for the names that others have in Consul.
+    #[must_use]
+    pub fn asks_for_others(&self) -> bool {
+        self.rules.iter().flatten().any(|rule| rule.foreign_names == Some(false))
+    }
+
     /// The rule that decides about resources of a namespace with these labels; none where no rule is for it.
     ///
     /// # Errors
@@ -147,7 +166,8 @@ impl Policy {
     }
 
     /// Gives the spec that a resource may have: what it asks for, within the limits of its rule. `labels` are those of its
-    /// namespace, as far as they are known, and `place` is its place among the resources of its namespace.
+    /// namespace, as far as they are known, `place` is its place among the resources of its namespace, and `others` says who else
+    /// has its name in Consul.
     ///
     /// # Errors
     ///
@@ -158,6 +178,7 @@ impl Policy {
         labels: Option<&Labels>,
         asked: &Arc<Spec>,
         place: Place,
+        others: Others,
     ) -> Result<Arc<Spec>, Refusal> {
         let namespace = &*resource.key.namespace;
         if place == Place::TooLarge {
@@ -186,6 +207,7 @@ impl Policy {
         };
         let judgement = Judgement { rule, policy: self, key: &resource.key };
         judgement.name(&asked.service)?;
+        judgement.others(&asked.service, others)?;
         judgement.texts(asked)?;
         judgement.checks(asked)?;
         judgement.addresses(asked)?;
@@ -236,6 +258,25 @@ impl Judgement<'_> {
                 Err(self.refuse(&format!("the name {name:?} in Consul"), &listed("the names", names)))
             }
             _ => Ok(()),
+        }
+    }
+
+    fn others(&self, name: &str, others: Others) -> Result<(), Refusal> {
+        match others {
+            _ if self.rule.foreign_names != Some(false) => Ok(()),
+            Others::Nobody => Ok(()),
+            Others::Some => Err(self.refuse(
+                &format!("the name {name:?} has instances in Consul that others have registered"),
+                "names that nobody else has",
+            )),
+            Others::Unknown => Err(Refusal {
+                reason: NOT_LISTED,
+                message: format!(
+                    "Lictor cannot tell whether others have the name {name:?} in Consul, and rule {:?} of the \
+                     administrator's policy depends on it; what is registered stays. Lictor's log tells if that fails",
+                    &*self.rule.name
+                ),
+            }),
         }
     }
 

@@ -34,6 +34,7 @@ struct FileRule {
     retain: Option<bool>,
     classes: Option<Vec<String>>,
     shared_names: Option<bool>,
+    foreign_names: Option<bool>,
     #[serde(default)]
     budget: FileBudget,
 }
@@ -153,6 +154,7 @@ fn rule(given: FileRule) -> Result<Rule, BadPolicy> {
         retain: given.retain,
         classes: given.classes.map(|classes| classes.into_iter().map(Str::from).collect()),
         shared_names: given.shared_names,
+        foreign_names: given.foreign_names,
         budget: Budget { resources, instances, checks, bytes },
     })
 }
@@ -227,6 +229,7 @@ rules:
   retain: false
   classes: ['']
   sharedNames: true
+  foreignNames: false
   budget: {resources: 5, instances: 100, checks: 2, bytes: 4096}
 - name: others
   namespaces: ['*']
@@ -246,6 +249,7 @@ rules:
             retain: Some(false),
             classes: Some(vec!["".into()]),
             shared_names: Some(true),
+            foreign_names: Some(false),
             budget: Budget { resources: Some(5), instances: Some(100), checks: Some(2), bytes: Some(4096) },
         };
         let second = Rule { name: "others".into(), namespaces: vec![pattern("*")], ..Rule::default() };

@@ -38,6 +38,9 @@ pub trait Registry: Send + Sync {
     /// may have something of ours on them. A list that may be old is an error.
     fn nodes(&self) -> BoxFuture<'_, Result<BTreeSet<Str>, Unavailable>>;
 
+    /// Names all services of which others than this cluster have instances. An answer that Consul filtered is an error.
+    fn names_of_others(&self) -> BoxFuture<'_, Result<BTreeSet<Str>, Unavailable>>;
+
     /// Reads what stands on one Consul node. Where a write got no answer before, it cannot land any more after this.
     fn read_node<'a>(&'a self, node: &'a Str) -> BoxFuture<'a, Result<Rows, Unavailable>>;
 

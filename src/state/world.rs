@@ -74,6 +74,9 @@ pub struct World {
     in_doubt: BTreeMap<ResourceKey, BTreeSet<Str>>,
     /// True if all of that was noted.
     rows_are_known: bool,
+    /// The names that others have in Consul, as names are compared; none while nobody can tell. Kept only while a policy
+    /// asks for them.
+    others: Option<BTreeSet<Str>>,
     /// Resources that are deleted or gone, and are known to have ended by themselves.
     ending: BTreeSet<ResourceKey>,
     /// From a Service to its slices.
@@ -157,6 +160,7 @@ impl World {
             rows_before: BTreeMap::new(),
             in_doubt: BTreeMap::new(),
             rows_are_known: false,
+            others: None,
             ending: BTreeSet::new(),
             slices_of: BTreeMap::new(),
             users_of: BTreeMap::new(),
@@ -273,6 +277,7 @@ impl World {
         let is_listed = self.resources.is_listed(scope);
         let (resources, namespaces) = (&self.resources, &self.namespaces);
         let (policy, listed) = (&self.policy, &mut self.listed_bytes);
+        let names = policed::names(self.others.as_ref(), &self.rows, self.rows_are_known);
         let step = step.map(|key, seen| {
             let labels = policed::labels_of(namespaces, &key.namespace);
             let previous = resources.get(key);
@@ -281,7 +286,7 @@ impl World {
             } else {
                 Place::Unknown
             };
-            Entry::new(seen, previous, newcomer, policy, labels)
+            Entry::new(seen, previous, newcomer, policy, labels, names)
         });
         let Outcome { moved, first_list_done } = self.resources.apply(scope, step);
         let mut budgets = BTreeSet::new();
@@ -431,6 +436,7 @@ impl World {
         self.rows_before.clone_from(&other.rows_before);
         self.rows_are_known = other.rows_are_known;
         self.gone_nodes.clone_from(&other.gone_nodes);
+        self.others.clone_from(&other.others);
         let gone = |key: &&ResourceKey| self.resources.get(key).is_none_or(|entry| entry.resource.deleting);
         self.ending = other.ending.iter().filter(gone).cloned().collect();
         let keys: Vec<ResourceKey> = self.keys().cloned().collect();
@@ -449,6 +455,9 @@ impl World {
         }
         for key in other.rows.keys() {
             self.link(key, &mut dirt);
+        }
+        if self.policy.asks_for_others() {
+            self.judge_all(&mut dirt);
         }
     }
 

@@ -283,6 +283,12 @@ const ATTEMPTS: &[Attempt] = &[
     ),
     attempt(
         Author,
+        "under a policy: joins a name that machines or other tools have",
+        "`Accepted=False`, nothing is registered",
+        Scenario("policies::nobody_begins_to_use_a_name_that_others_have"),
+    ),
+    attempt(
+        Author,
         "writes many large resources, to fill the memory",
         "`TooLarge`: the older ones go on",
         Scenario("attacks::a_namespace_has_so_many_bytes"),

@@ -10,7 +10,7 @@ use lictor_testbed::Instance;
 use serde_json::{Value, json};
 
 use crate::commands::says;
-use crate::fixture::{Fixture, arg, wait_for_metric};
+use crate::fixture::{Fixture, SOON, arg, wait_for_metric};
 
 /// A policy file of one scenario.
 pub(crate) struct File(PathBuf);
@@ -200,4 +200,51 @@ pub(crate) async fn labels_of_a_namespace_decide(fixture: &Fixture) -> Result<()
     fixture.wait_flawless("web").await?;
     ensure!(fixture.events("web", "NotListed").await?.is_empty(), "it was told of before the labels were known");
     Ok(())
+}
+
+pub(crate) async fn nobody_begins_to_use_a_name_that_others_have(fixture: &Fixture) -> Result<()> {
+    let pods = fixture.web(1).await?;
+    let file = File::new(fixture, &policy(fixture, json!({ "foreignNames": false })))?;
+    let operator = under(fixture, &file.0).await?;
+    let theirs = fixture.service_named("theirs");
+    let node = format!("{}-machine", fixture.service);
+    let machine = json!({ "Node": node, "Address": "192.0.2.30",
+        "Service": { "ID": "machine", "Service": theirs, "Port": 80 } });
+    fixture.consul().put("/v1/catalog/register", &machine).await?;
+    fixture.wait_for_a_look(&operator).await?;
+    fixture.apply_web(json!({})).await?;
+    fixture.apply("second", &fixture.spec(json!({ "name": theirs.to_uppercase() }))).await?;
+    fixture.wait_for_pods(&[&pods[0]]).await?;
+    fixture.wait_flawless("web").await?;
+    let message = fixture.wait_for_condition("second", "Accepted", "False", "NotAllowed").await?;
+    ensure!(message.contains("rule \"ours\"") && message.contains("others"), "{message}");
+    ensure!(fixture.consul().instances(&theirs).await?.len() == 1, "it has joined the name");
+    let told = says(fixture, "policy check", &["--policy", arg(&file.0)?, arg(&file.0)?], 0)?;
+    let second = told.lines().find(|line| line.contains("/second")).unwrap_or_default();
+    ensure!(second.contains("refused  refused"), "{told}");
+
+    // Whoever joins a name that a resource uses stops nothing: it follows its pods and edits, over a restart too.
+    let beside = json!({ "Node": node, "Address": "192.0.2.30",
+        "Service": { "ID": "beside", "Service": fixture.service, "Address": "192.0.2.30", "Port": 80 } });
+    fixture.consul().put("/v1/catalog/register", &beside).await?;
+    fixture.wait_for_a_look(&operator).await?;
+    operator.kill()?;
+    let operator = under(fixture, &file.0).await?;
+    fixture.apply_web(json!({ "tags": ["after"] })).await?;
+    let more = fixture.web_pod("web-7", "b").await?;
+    let own = [pods[0].ip.to_string(), more.ip.to_string()];
+    fixture
+        .wait_for("both pods beside the machine", |found| {
+            found.len() == 3 && own.iter().all(|ip| found.iter().any(|i| i.address == *ip && i.tags == ["after"]))
+        })
+        .await?;
+    fixture.wait_flawless("web").await?;
+    fixture.wait_for_condition("second", "Accepted", "False", "NotAllowed").await?;
+
+    // Once the others are gone, the name is free.
+    fixture.consul().put("/v1/catalog/deregister", &json!({ "Node": node, "ServiceID": "machine" })).await?;
+    fixture.consul().wait_for(&theirs, "the pods", |found| found.len() == 2, SOON).await?;
+    fixture.wait_flawless("second").await?;
+    operator.terminate(SOON).await?;
+    fixture.consul().put("/v1/catalog/deregister", &json!({ "Node": node })).await.map(drop)
 }

@@ -117,6 +117,9 @@ scenarios! {
     /// A tightened policy removes nothing that lives, also over a restart, and what dies goes; a file that cannot be used changes
     /// nothing, and is told of; a loosened one is followed.
     policies::a_tightened_policy_removes_nothing_that_lives(agent: yes, catalog: yes);
+    /// `foreignNames: false`: a resource does not begin to use a name that machines have. One that uses its name already goes on when a
+    /// machine joins it, over a restart too.
+    policies::nobody_begins_to_use_a_name_that_others_have(agent: yes, catalog: yes);
 
     /// `--verify-endpoints`: an endpoint is an instance as long as its namespace has a pod at its address, and is told of otherwise.
     verified::endpoints_need_a_pod(agent: yes, catalog: yes);

@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::Namespace;
 use kube::Api;
 use kube::api::{Patch, PatchParams};
 use lictor::cluster::convert::{self, ChecksRunBy, Rules};
-use lictor::model::policy::{Place, Policy};
+use lictor::model::policy::{Others, Place, Policy};
 use lictor::state::event::ObjectKey;
 use lictor_testbed::wait;
 use serde_json::{Value, json};
@@ -75,7 +75,7 @@ fn is_allowed(policy: &Policy, namespace: &str, yaml: &str) -> Result<bool> {
     let object = serde_json::from_value(fixture::resource("user", &spec))?;
     let resource = convert::resource(ObjectKey::new(namespace, "user"), object, &rules).resource;
     let asked = resource.spec.as_ref().map_err(|refusal| anyhow!("{yaml}: {}", refusal.message))?;
-    Ok(policy.judge(&resource, None, asked, Place::Fits).is_ok())
+    Ok(policy.judge(&resource, None, asked, Place::Fits, Others::Nobody).is_ok())
 }
 
 /// The rows that are refused.

@@ -2,7 +2,7 @@
 //! here, and say how it is tested.
 
 use lictor::cluster::convert::{self, ChecksRunBy, Rules};
-use lictor::model::policy::{Place, Policy};
+use lictor::model::policy::{Others, Place, Policy};
 use lictor::model::reasons::Refusal;
 use lictor::state::event::ObjectKey;
 
@@ -72,7 +72,12 @@ pub(crate) fn refusal(row: &Row, setup: Setup) -> Option<Refusal> {
     let object = serde_json::from_value(fixture::resource("user", &fixture::spec(&row.yaml))).unwrap();
     let resource = convert::resource(ObjectKey::new("shop", "user"), object, &rules).resource;
     let policy = Policy { networks, ..Policy::default() };
-    resource.spec.as_ref().map_err(Clone::clone).and_then(|spec| policy.judge(&resource, None, spec, Place::Fits)).err()
+    resource
+        .spec
+        .as_ref()
+        .map_err(Clone::clone)
+        .and_then(|spec| policy.judge(&resource, None, spec, Place::Fits, Others::Nobody))
+        .err()
 }
 
 /// All rows.

@@ -235,6 +235,10 @@ impl Registry for Watched {
         async move { self.judged(self.inner.nodes().await) }.boxed()
     }
 
+    fn names_of_others(&self) -> BoxFuture<'_, Result<BTreeSet<Str>, Unavailable>> {
+        self.inner.names_of_others()
+    }
+
     fn read_node<'a>(&'a self, node: &'a Str) -> BoxFuture<'a, Result<Rows, Unavailable>> {
         async move { self.judged(self.inner.read_node(node).await).map(|rows| self.claimed(rows)) }.boxed()
     }

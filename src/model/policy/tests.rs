@@ -25,6 +25,7 @@ fn rule() -> Rule {
         retain: Some(false),
         classes: Some(vec!["".into()]),
         shared_names: Some(false),
+        foreign_names: Some(false),
         budget: Budget { resources: Some(2), instances: Some(10), checks: Some(1), bytes: Some(100) },
     }
 }
@@ -88,7 +89,7 @@ fn resource() -> Resource {
 }
 
 fn judged(rules: Option<Vec<Rule>>, resource: &Resource, spec: Spec, place: Place) -> Result<Arc<Spec>, Refusal> {
-    Policy { rules, ..Policy::default() }.judge(resource, None, &Arc::new(spec), place)
+    Policy { rules, ..Policy::default() }.judge(resource, None, &Arc::new(spec), place, Others::Nobody)
 }
 
 /// An attempt of an author, what a rule without that very limit is, and the words of the refusal.
@@ -208,6 +209,31 @@ fn a_namespace_has_so_many_bytes_with_a_policy_and_without() {
 }
 
 #[test]
+fn a_name_that_others_have_is_refused_to_who_begins_to_use_it() {
+    let judge = |foreign_names, others| {
+        let policy = Policy { rules: Some(vec![Rule { foreign_names, ..rule() }]), ..Policy::default() };
+        assert_eq!(policy.asks_for_others(), foreign_names == Some(false));
+        policy.judge(&resource(), None, &Arc::new(spec()), Place::Fits, others).map(drop)
+    };
+    for (foreign_names, others, refused) in [
+        (None, Others::Some, None),
+        (None, Others::Unknown, None),
+        (Some(true), Others::Some, None),
+        (Some(true), Others::Unknown, None),
+        (Some(false), Others::Nobody, None),
+        (Some(false), Others::Some, Some((NOT_ALLOWED, "names that nobody else has"))),
+        (Some(false), Others::Unknown, Some((NOT_LISTED, "cannot tell whether others have the name \"shop-web\""))),
+    ] {
+        let told = judge(foreign_names, others).err();
+        assert_eq!(told.is_some(), refused.is_some(), "{foreign_names:?} {others:?}");
+        if let (Some(told), Some((reason, words))) = (told, refused) {
+            assert!(told.reason == reason && told.message.contains(words), "{told:?}");
+            assert!(told.message.contains("rule \"shops\"") && told.message.contains("what is registered stays"));
+        }
+    }
+}
+
+#[test]
 fn a_refusal_names_its_rule() {
     let mut spec = spec();
     spec.tags = vec![text("x")];
@@ -253,7 +279,7 @@ fn labels_of_the_namespace_decide_and_nothing_is_guessed_without_them() {
     assert_eq!(chosen("shop", None), Err(LabelsNotKnown), "the rule after it may allow more");
     assert_eq!(chosen("lab", None), name("by name"));
     assert_eq!(chosen("other", None), name("others"), "the name alone rules the second one out");
-    let refusal = policy.judge(&resource(), None, &Arc::new(spec()), Place::Fits).unwrap_err();
+    let refusal = policy.judge(&resource(), None, &Arc::new(spec()), Place::Fits, Others::Nobody).unwrap_err();
     assert_eq!(refusal.reason, NOT_LISTED);
     assert!(policy.asks_for_labels() && !Policy::default().asks_for_labels());
 }
@@ -272,7 +298,7 @@ fn without_a_policy_all_is_allowed_but_names_of_companions_and_addresses_outside
     let judge = |name: &str, source: Source, networks: &[&str]| {
         let networks = networks.iter().map(|network| network.parse().unwrap()).collect();
         let spec = Spec { service: name.into(), source, ..spec() };
-        Policy { networks, ..Policy::default() }.judge(&resource(), None, &Arc::new(spec), Place::Fits)
+        Policy { networks, ..Policy::default() }.judge(&resource(), None, &Arc::new(spec), Place::Fits, Others::Nobody)
     };
     let service = || Source::Service { name: "web".into() };
     for name in ["web", "consul-api", "my-vault", "a-nomad"] {

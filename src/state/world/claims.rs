@@ -305,9 +305,14 @@ impl World {
         dirt.0.into_iter().map(|(key, cause)| Dirtied { key, cause }).collect()
     }
 
-    /// Notes whether all rows that Consul has were noted, and are as they were.
+    /// Notes whether all rows that Consul has were noted, and are as they were. When they come to be, everything may be
+    /// decided anew.
     pub fn know_rows(&mut self, known: bool) {
+        let is_news = known && !self.rows_are_known;
         self.rows_are_known = known;
+        if is_news && self.policy.asks_for_others() {
+            self.judge_all(&mut Dirt::default());
+        }
     }
 
     /// The resources that have rows in Consul, as noted.

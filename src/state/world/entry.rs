@@ -1,10 +1,12 @@
 //! A resource as the World holds it.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crate::model::ids::Str;
-use crate::model::policy::{Place, Policy};
+use crate::model::ids::{ResourceKey, Str};
+use crate::model::policy::{Others, Place, Policy};
 use crate::model::reasons::Refusal;
+use crate::model::registration::NameInUse;
 use crate::model::resource::{Resource, Spec};
 use crate::model::selector::Labels;
 use crate::model::status::{ConditionKind, Truth};
@@ -38,6 +40,15 @@ pub(super) struct Granted {
     pub(super) by: GrantedBy,
 }
 
+/// Holds what is known of the names in Consul.
+#[derive(Clone, Copy)]
+pub(super) struct Names<'a> {
+    /// The names that others have, as names are compared; none while nobody can tell.
+    pub(super) others: Option<&'a BTreeSet<Str>>,
+    /// The names of the rows that resources have; none before all were read.
+    pub(super) rows: Option<&'a BTreeMap<ResourceKey, BTreeSet<NameInUse>>>,
+}
+
 /// Says who granted a name. What this process did itself outweighs a status, which others may have written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum GrantedBy {
@@ -56,6 +67,7 @@ impl Entry {
         newcomer: Place,
         policy: &Policy,
         labels: Option<&Labels>,
+        names: Names<'_>,
     ) -> Self {
         let SeenResource { resource, since } = seen;
         let previous = previous.filter(|previous| previous.resource.uid == resource.uid);
@@ -68,7 +80,7 @@ impl Entry {
             since,
             granted: None,
         };
-        entry.judge(policy, labels);
+        entry.judge(policy, labels, names);
         if entry.resource.ours {
             entry.granted = entry.granted_after(previous);
         }
@@ -77,12 +89,12 @@ impl Entry {
 
     /// Asks a policy about what its author wrote. What the policy does not allow leaves the last spec in force that it did;
     /// without one, what is registered is kept, and nothing more.
-    pub(super) fn judge(&mut self, policy: &Policy, labels: Option<&Labels>) {
+    pub(super) fn judge(&mut self, policy: &Policy, labels: Option<&Labels>, names: Names<'_>) {
         let Ok(asked) = &self.asked_spec else {
             // What the author wrote cannot be read, whatever the policy says.
             return;
         };
-        let judged = policy.judge(&self.resource, labels, asked, self.place);
+        let judged = policy.judge(&self.resource, labels, asked, self.place, self.others(asked, names));
         if let (Place::TooLarge, Err(refusal)) = (self.place, &judged) {
             // What is registered stays as it is. The memory goes.
             self.asked_spec = Err(refusal.clone());
@@ -96,6 +108,26 @@ impl Entry {
             Err(_) => {}
         }
         self.resource.spec = judged;
+    }
+
+    /// Says who else has the name that it asks for. Of a name that it uses already that does not matter: otherwise whoever
+    /// may register in Consul could stop it.
+    fn others(&self, asked: &Spec, names: Names<'_>) -> Others {
+        let name = compared(&asked.service);
+        let in_force = self.last_good.iter().any(|spec| self.was_allowed() && compared(&spec.service) == name);
+        let status = &self.resource.status;
+        let was_told = status.observed_generation == self.resource.generation
+            && compared(&status.service_name) == name
+            && status.condition(ConditionKind::Accepted).is_some_and(|accepted| accepted.truth == Truth::True);
+        let mut rows = names.rows.and_then(|rows| rows.get(&self.resource.key)).into_iter().flatten();
+        if in_force || was_told || rows.any(|row| compared(&row.service) == name) {
+            return Others::Nobody;
+        }
+        match names.others.filter(|_| names.rows.is_some()) {
+            None => Others::Unknown,
+            Some(others) if others.contains(&name) => Others::Some,
+            Some(_) => Others::Nobody,
+        }
     }
 
     /// Says whether a spec is in force that was allowed.

@@ -1,13 +1,14 @@
 //! How a World holds its resources to the administrator's policy.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::entry::Entry;
+use super::entry::{Entry, Names, compared};
 use super::{Dirt, Dirtied, World};
 use crate::model::cause::Cause;
 use crate::model::ids::{ResourceKey, Str};
 use crate::model::policy::{Place, Policy};
+use crate::model::registration::NameInUse;
 use crate::model::resource::Resource;
 use crate::model::selector::Labels;
 use crate::state::event::{Kind, ObjectKey, Scope, Step};
@@ -19,6 +20,15 @@ pub const LABELS: (Kind, Scope) = (Kind::Namespace, Scope::All);
 /// Gives the labels of a namespace; none until all namespaces were listed, and of one that was not seen yet.
 pub(super) fn labels_of<'a>(namespaces: &'a Table<Labels>, namespace: &Str) -> Option<&'a Labels> {
     namespaces.get(&ObjectKey::new("", namespace)).filter(|_| namespaces.is_listed(&Scope::All))
+}
+
+/// Gives what is known of the names in Consul.
+pub(super) fn names<'a>(
+    others: Option<&'a BTreeSet<Str>>,
+    rows: &'a BTreeMap<ResourceKey, BTreeSet<NameInUse>>,
+    rows_are_known: bool,
+) -> Names<'a> {
+    Names { others, rows: Some(rows).filter(|_| rows_are_known) }
 }
 
 /// Gives what a budget counts a resource by: its age and the bytes of its spec, if it is one of this operator's.
@@ -63,9 +73,42 @@ impl World {
             (self.policy, self.awaited) = (policy, None);
             self.judge_all(&mut dirt);
         }
+        if !self.asks_for_others() {
+            self.others = None;
+        }
         if asked != self.asks_for_labels() {
             self.wants.note_news();
             self.forget(LABELS.0, &LABELS.1);
+        }
+        dirt.0.into_iter().map(|(key, cause)| Dirtied { key, cause }).collect()
+    }
+
+    /// Says whether the policy asks for the names that others have in Consul.
+    #[must_use]
+    pub fn asks_for_others(&self) -> bool {
+        self.policy.asks_for_others()
+    }
+
+    /// Says whether the policy asks for the names that others have, and nobody can tell them.
+    #[must_use]
+    pub fn lacks_others(&self) -> bool {
+        self.asks_for_others() && self.others.is_none()
+    }
+
+    /// Notes the names that others than this Lictor have in Consul, in any case of letters; none where Consul does not tell
+    /// all of them. Gives the resources that this concerns.
+    pub fn know_others(&mut self, others: Option<BTreeSet<Str>>) -> Vec<Dirtied> {
+        let others = others.map(|names| names.iter().map(|name| compared(name)).collect());
+        let before = std::mem::replace(&mut self.others, others);
+        let mut dirt = Dirt::default();
+        let asks = |entry: &Entry| entry.asked_spec.as_ref().ok().map(|spec| compared(&spec.service));
+        let is_moved = |name: Str| match (&before, &self.others) {
+            (Some(before), Some(now)) => before.contains(&name) != now.contains(&name),
+            (before, now) => before.is_some() != now.is_some(),
+        };
+        let moved = self.resources.iter().filter(|(_, entry)| asks(entry).is_some_and(is_moved));
+        for key in moved.map(|(key, _)| key.clone()).collect::<Vec<_>>() {
+            self.judge_anew(&key, None, &mut dirt);
         }
         dirt.0.into_iter().map(|(key, cause)| Dirtied { key, cause }).collect()
     }
@@ -97,7 +140,7 @@ impl World {
     }
 
     /// Asks the policy again about all resources.
-    fn judge_all(&mut self, dirt: &mut Dirt) {
+    pub(super) fn judge_all(&mut self, dirt: &mut Dirt) {
         let keys: Vec<ResourceKey> = self.keys().cloned().collect();
         for key in &keys {
             self.judge_anew(key, None, dirt);
@@ -138,6 +181,7 @@ impl World {
     fn judge_anew(&mut self, key: &ResourceKey, place: Option<Place>, dirt: &mut Dirt) {
         let policy = Arc::clone(&self.policy);
         let labels = labels_of(&self.namespaces, &key.namespace);
+        let names = names(self.others.as_ref(), &self.rows, self.rows_are_known);
         let Some(entry) = self.resources.get_mut(key) else { return };
         let before = (entry.resource.spec.clone(), entry.last_good.clone());
         let before_place = entry.place;
@@ -151,7 +195,7 @@ impl World {
             self.to_list.extend(scopes.map(|scope| (Kind::Resource, scope.clone())));
             return;
         }
-        entry.judge(&policy, labels);
+        entry.judge(&policy, labels, names);
         if (&before.0, &before.1) != (&entry.resource.spec, &entry.last_good) {
             dirt.add(key, Some(Cause::Observed));
             self.link(key, dirt);

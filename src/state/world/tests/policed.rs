@@ -193,3 +193,59 @@ fn a_policy_that_asks_for_labels_comes_into_force_when_they_are_known() {
     assert!(!world.wanted_anew().unwrap().watches.contains_key(&LABELS) && !world.holds(LABELS.0, &key("", "a")));
     assert!(world.resource(&r).unwrap().resource.spec.is_ok());
 }
+
+/// A policy with one rule for all namespaces, under which nobody begins to use a name that others have.
+fn of_nobody_else() -> Arc<Policy> {
+    let namespaces = vec![Pattern::parse("*").unwrap()];
+    let rule = Rule { name: "all".into(), namespaces, foreign_names: Some(false), ..Rule::default() };
+    Arc::new(Policy { rules: Some(vec![rule]), ..Policy::default() })
+}
+
+#[test]
+fn who_uses_a_name_keeps_it_whoever_else_has_it_and_nobody_begins_to() {
+    let r = key("a", "r");
+    let others = |names: &[&str]| Some(names.iter().map(|name| Str::from(*name)).collect());
+    let asks = |generation, name: &str| seen(&r, "u", generation, Ok(named(name, spec("s"))));
+    let told_so = || {
+        let mut seen = asks(1, "user");
+        seen.resource.status = told(1, "user", Truth::True);
+        seen
+    };
+    let rows = || in_use(&[("User", "service/s")]);
+    for (what, seen, rows, others, is_allowed) in [
+        ("nobody else has it", asks(1, "user"), in_use(&[]), others(&["api"]), true),
+        ("others have it", asks(1, "user"), in_use(&[]), others(&["User"]), false),
+        ("others have it, and it has instances", asks(1, "user"), rows(), others(&["user"]), true),
+        ("others have it, and it was told that it may", told_so(), in_use(&[]), others(&["user"]), true),
+        ("nobody can tell", asks(1, "user"), in_use(&[]), None, false),
+        ("nobody can tell, and it has instances", asks(1, "user"), rows(), None, true),
+    ] {
+        let mut world = World::of([]);
+        world.follow(of_nobody_else());
+        world.edits(seen);
+        world.know_others(others);
+        world.note_rows(&r, rows);
+        world.know_rows(true);
+        assert_eq!(refused(&world).is_empty(), is_allowed, "{what}");
+    }
+
+    let mut world = World::of([]);
+    world.follow(of_nobody_else());
+    assert!(world.lacks_others());
+    world.know_rows(true);
+    world.know_others(others(&["api"]));
+    world.edits(asks(1, "user"));
+    assert_eq!(world.know_others(others(&["api", "user"])), [], "it uses the name already");
+    world.edits(asks(2, "api"));
+    assert_eq!(refused(&world).len(), 1);
+    assert_eq!(&*world.effective_spec(&r).unwrap().service, "user", "it goes on under its name");
+    assert_eq!(world.know_others(others(&["user"])), dirtied(&r, Some(Cause::Observed)), "the others are gone");
+    assert_eq!(&*world.effective_spec(&r).unwrap().service, "api");
+
+    // A list that confirms removals goes by the same.
+    let mut fresh = World::of([asks(2, "api")]).under(of_nobody_else());
+    fresh.remember(&world);
+    assert!(refused(&fresh).is_empty());
+    world.follow(Arc::default());
+    assert!(!world.asks_for_others() && !world.lacks_others());
+}
