@@ -117,6 +117,8 @@ struct Left {
 #[derive(Clone, Debug)]
 struct Cut {
     since: Duration,
+    /// The instances that passed until then, by their IDs.
+    passed: BTreeSet<String>,
     /// The life of Lictor that has made instances critical since, and which those are.
     life: Option<u32>,
     critical: BTreeSet<Place>,
@@ -512,16 +514,27 @@ impl State {
         self.note_cut();
     }
 
-    /// All kubelets are about to be cut off.
+    /// All kubelets are about to be cut off; if they were so a short time ago, that goes on.
     pub fn kubelets_are_cut_off(&mut self) {
         let owned = self.oracle.owned.iter().map(|(_, owned)| *owned).max().unwrap_or_default();
+        let is_ready = |(node, service): &(&str, &Arc<Service>)| {
+            let check = self.consul.store.check(node, &format!("{}:readiness", service.id));
+            check.is_some_and(|check| check.status == "passing")
+        };
+        let passed = self.instances().filter(is_ready).map(|(_, service)| service.id.clone()).collect();
         let since = self.now();
-        self.oracle.cut = Some(Cut { since, life: None, critical: BTreeSet::new(), owned, was_most: false });
+        let cut = Cut { since, passed, life: None, critical: BTreeSet::new(), owned, was_most: false };
+        self.oracle.cut.get_or_insert(cut);
     }
 
-    /// Notes when most instances are not ready any more, and when that is over.
+    /// Notes when most instances are not ready any more that passed and are registered, and when that is over.
     fn note_cut(&mut self) {
-        let unready = self.oracle.wanted.values().filter(|wanted| wanted.ready_since.is_none()).count();
+        let Some(cut) = &self.oracle.cut else { return };
+        let there: BTreeSet<&str> = self.instances().map(|(_, service)| service.id.as_str()).collect();
+        let is_unready = |(seat, wanted): &(&Place, &Wanted)| {
+            wanted.ready_since.is_none() && cut.passed.contains(&seat.1) && there.contains(seat.1.as_str())
+        };
+        let unready = self.oracle.wanted.iter().filter(is_unready).count();
         let Some(cut) = &mut self.oracle.cut else { return };
         let is_most = unready >= LEAST && unready * 2 > cut.owned;
         if cut.was_most && !is_most {
@@ -534,12 +547,16 @@ impl State {
     /// While most instances are not ready, and Lictor is to hold that, no more than half of them become critical, in the eyes of
     /// one life.
     fn judge_cut(&mut self, place: Place, sent: &Sent) {
+        self.note_cut();
         let hold = self.setup.hold_mass_unready;
         let (now, owned) = (self.now(), self.oracle.last_there.len());
         let Some(cut) = self.oracle.cut.as_mut().filter(|cut| now < cut.since + hold) else { return };
         if cut.life.replace(sent.life) != Some(sent.life) {
             cut.critical.clear();
             cut.owned = cut.owned.max(owned);
+        }
+        if !cut.passed.contains(&place.1) {
+            return;
         }
         cut.critical.insert(place);
         let many = cut.critical.len();

@@ -81,4 +81,6 @@ pub const SEEDS: &[(u64, &str)] = &[
     (12218, "the oracle did not raise the term before it moved all of a node to its long name"),
     (79, "an edit took away what passed although the port of what was to come was not found"),
     (5091, "the oracle did not know that a port goes on by others whose pods have it"),
+    (52075, "the oracle counted as no longer ready what had never passed"),
+    (4203, "the oracle took kubelets that were cut off twice for cut off once, later"),
 ];
