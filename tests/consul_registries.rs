@@ -188,7 +188,7 @@ fn arbitrary() -> impl Strategy<Value = Registration> {
                     address: address.to_string().into(),
                     port,
                     tags: tags.into(),
-                    meta,
+                    meta: meta.into_iter().collect(),
                     weights: Weights { passing, warning },
                     enable_tag_override,
                     tagged_addresses: Arc::new(tagged.collect()),
@@ -814,7 +814,7 @@ async fn a_row_whose_mark_was_changed_is_still_ours_where_nobody_else_makes_such
         put_theirs().await;
         let row = &registry.read().await.unwrap()[&instance];
         assert_eq!(row.ownership, Ownership::Ours(ResourceKey::new("shop", "user")), "{node}");
-        assert_eq!(&*row.registration.meta["lictor-cluster-uid"], "other");
+        assert_eq!(&**row.registration.meta.get("lictor-cluster-uid").unwrap(), "other");
         // Who comes later knows it by its node only.
         let later: Box<dyn Registry> = if on_agent {
             Box::new(agent(&consul.http_addr(), None))

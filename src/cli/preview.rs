@@ -195,7 +195,7 @@ fn differences(there: &Registration, wanted: &Registration) -> Vec<String> {
     differs("readiness", readiness(there), readiness(wanted));
     let names = |of: &Registration| of.checks.names().iter().map(|name| &**name).collect::<Vec<_>>().join(", ");
     differs("checks", names(there), names(wanted));
-    let keys: BTreeSet<_> = there.meta.keys().chain(wanted.meta.keys()).collect();
+    let keys: BTreeSet<_> = there.meta.iter().chain(wanted.meta.iter()).map(|(key, _)| key).collect();
     for key in keys {
         let value = |of: &Registration| of.meta.get(key).map_or("none".to_owned(), |value| format!("{value:?}"));
         differs(&format!("meta {key}"), value(there), value(wanted));

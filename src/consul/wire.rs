@@ -21,6 +21,7 @@ pub use self::service_body::AgentService;
 pub use self::txn::{TxnAnswer, TxnError, TxnOp, Verb, txn_body};
 use crate::model::check::Checks;
 use crate::model::ids::{Identity, Str, meta, owner_of_id};
+use crate::model::pairs::SharedPairs;
 use crate::model::registration::{Registration, TaggedAddress, Weights};
 
 /// A service instance, as `/v1/agent/services` and `/v1/catalog/node-services` show it.
@@ -177,6 +178,7 @@ pub struct Pool {
     strings: BTreeSet<Str>,
     tags: BTreeSet<Arc<[Str]>>,
     tagged_addresses: BTreeSet<Arc<BTreeMap<Str, TaggedAddress>>>,
+    pairs: SharedPairs,
 }
 
 impl Pool {
@@ -241,6 +243,7 @@ impl Service {
             warning: number(weights.warning),
         });
         let meta = self.meta.iter().flatten().map(|(key, value)| (pool.string(key), pool.string(value))).collect();
+        let meta = pool.pairs.share(meta);
         Registration {
             service: pool.string(self.service.as_deref().unwrap_or_default()),
             address: pool.string(address),
@@ -301,7 +304,7 @@ mod tests {
     fn registration() -> impl Strategy<Value = Registration> {
         (
             (text(), text(), 1..=u16::MAX, proptest::collection::vec(text(), 0..4)),
-            proptest::collection::btree_map(text(), text(), 0..6),
+            proptest::collection::btree_map(prop_oneof![text(), Just("k8s-pod".into())], text(), 0..6),
             (1..=u16::MAX, any::<u16>(), any::<bool>()),
             proptest::collection::btree_map(prop_oneof![text(), Just("wan".into())], tagged(), 0..3),
             proptest::option::of(prop_oneof![Just(Health::Passing), Just(Health::Critical)]),
@@ -312,7 +315,7 @@ mod tests {
                     address,
                     port,
                     tags: tags.into(),
-                    meta,
+                    meta: meta.into_iter().collect(),
                     weights: Weights { passing, warning },
                     enable_tag_override: enable,
                     tagged_addresses: Arc::new(tagged),

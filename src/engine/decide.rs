@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::model::desired::{Desired, Placement, desired};
-use crate::model::ids::{Identity, ResourceKey, Str, instance_id};
+use crate::model::ids::{Identity, InstanceIds, ResourceKey, Str};
 use crate::model::port::PortInUse;
 use crate::model::reasons::{Problem, ProblemReason, Refusal, Remark, Unresolved};
 use crate::model::registration::{Registration, Row, RowKey};
@@ -185,8 +185,8 @@ fn resolution<'a>(
     registered: impl Iterator<Item = (&'a Str, &'a Registration)> + Clone,
     goes_by_status: &Cell<bool>,
 ) -> Resolution {
-    let id =
-        |instance: &Instance| instance_id(&identity.cluster, key, &spec.service, &instance.target(), instance.port);
+    let ids = InstanceIds::new(&identity.cluster, key, &spec.service);
+    let id = |instance: &Instance| ids.id(&instance.target(), instance.port);
     let rows = registered.clone().map(|(_, registration)| registration);
     let before = Before::of(world.resource(key).map(|entry| &entry.resource), rows).noting(goes_by_status);
     limit(resolve(spec, &world.facts(key), &before), spec, id, registered)
@@ -272,16 +272,14 @@ pub(super) fn without<'a>(desired: &'a Desired, rows: &BTreeSet<RowKey>) -> Cow<
     Cow::Owned(others.map(|(row, wanted)| (row.clone(), Arc::clone(wanted))).collect())
 }
 
-/// Has registrations that are desired as they are registered held in memory once.
+/// Has registrations that are desired as they are registered held in memory once, and so their keys.
 pub(super) fn share(desired: &mut Desired, mirror: &Mirror) {
-    for (key, wanted) in desired {
-        if let Some(row) = mirror.row(key)
-            && !Arc::ptr_eq(wanted, &row.registration)
-            && *wanted == row.registration
-        {
-            *wanted = Arc::clone(&row.registration);
-        }
-    }
+    let shared = std::mem::take(desired).into_iter().map(|(key, wanted)| match mirror.entry(&key) {
+        Some((known, row)) if wanted == row.registration => (known.clone(), Arc::clone(&row.registration)),
+        Some((known, _)) => (known.clone(), wanted),
+        None => (key, wanted),
+    });
+    *desired = shared.collect();
 }
 
 /// The reason why an instance is deregistered, for the log.

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use super::check::{Checks, PlacedCheck};
 use super::health::Health;
-use super::ids::{ClusterName, Identity, ResourceKey, Str, instance_id, meta};
+use super::ids::{ClusterName, Identity, InstanceIds, ResourceKey, Str, meta};
 use super::nodes::{SHARDS, node_name, shard_name, shard_of};
+use super::pairs::{Pairs, SharedPairs};
 use super::registration::{Registration, RowKey, TaggedAddress};
 use super::render;
 use super::resolve::Instance;
@@ -85,50 +86,176 @@ pub fn desired(
     placement: &Placement,
     is_node: impl Fn(&str) -> bool,
 ) -> Desired {
-    // What is the same for all instances is one for all of them.
-    let same =
-        spec.tags.iter().all(|tag| matches!(tag, Template::Plain(_))) && !matches!(spec.source, Source::Static { .. });
-    let mut tags: Option<Arc<[Str]>> = None;
+    let mut common = Common::new(identity, owner, owner_uid, spec, placement, is_node);
     instances
         .iter()
         .filter(|instance| spec.readiness.registers(instance.ready))
-        .map(|instance| {
-            let id = instance_id(&identity.cluster, owner, &spec.service, &instance.target(), instance.port);
-            let key = RowKey { node: placement.node(instance, &is_node), id };
-            let checks = placed_checks(spec, instance);
-            let tags = match &tags {
-                Some(tags) if same => tags.clone(),
-                _ => tags.insert(render::tags(spec, instance, drop).into()).clone(),
-            };
-            let registration = Registration {
-                service: spec.service.clone(),
-                address: instance.address.to_string().into(),
-                port: instance.port,
-                tags,
-                meta: all_meta(identity, owner, owner_uid, spec, instance, &checks),
-                weights: spec.weights,
-                enable_tag_override: spec.enable_tag_override,
-                tagged_addresses: tagged_addresses(spec, instance, placement),
-                readiness: match spec.readiness {
-                    // Of what runs elsewhere Kubernetes has nothing to say.
-                    _ if matches!(spec.source, Source::Static { .. }) => None,
-                    Readiness::Mirror if instance.ready => Some(Health::Passing),
-                    Readiness::Mirror => Some(Health::Critical),
-                    Readiness::Deregister | Readiness::Ignore => None,
-                },
-                checks,
-            };
-            (key, Arc::new(registration))
-        })
+        .map(|instance| common.registration(instance))
         .collect()
+}
+
+/// Checks, and the digest of what they do; none where there are none.
+type Digested = (Checks, Option<Str>);
+
+/// What the registrations of one resource have in common: it is worked out once, and held once.
+struct Common<'a, N> {
+    spec: &'a Spec,
+    placement: &'a Placement,
+    ids: InstanceIds,
+    /// The pairs of ours that all instances have.
+    ours: Vec<(&'static str, Str)>,
+    /// True if the author's tags and pairs hold nothing of an instance.
+    is_plain: bool,
+    tags: BTreeSet<Arc<[Str]>>,
+    plain_tags: Option<Arc<[Str]>>,
+    pairs: SharedPairs,
+    /// By the digest of the checks.
+    plain_pairs: BTreeMap<Option<Str>, Pairs>,
+    /// By the ports that they go to and the readiness of the instance.
+    checks: BTreeMap<(&'a [Option<u16>], bool), Digested>,
+    /// The Consul nodes that stand for Kubernetes nodes; none where instances go to another one.
+    nodes: BTreeMap<&'a str, Option<Str>>,
+    is_node: N,
+}
+
+impl<'a, N: Fn(&str) -> bool> Common<'a, N> {
+    fn new(
+        identity: &Identity,
+        owner: &ResourceKey,
+        owner_uid: &Str,
+        spec: &'a Spec,
+        placement: &'a Placement,
+        is_node: N,
+    ) -> Self {
+        let mut texts = spec.tags.iter().chain(spec.meta.values());
+        let is_plain = texts.all(|text| matches!(text, Template::Plain(_)));
+        Self {
+            spec,
+            placement,
+            ids: InstanceIds::new(&identity.cluster, owner, &spec.service),
+            ours: vec![
+                (meta::MANAGED_BY, meta::LICTOR.into()),
+                (meta::CLUSTER, identity.cluster.as_str().into()),
+                (meta::CLUSTER_UID, identity.uid.clone()),
+                (meta::OWNER, owner.to_string().into()),
+                (meta::OWNER_UID, owner_uid.clone()),
+                (meta::SOURCE, spec.source.to_string().into()),
+                (meta::NAMESPACE, owner.namespace.clone()),
+                (meta::EXTERNAL_SOURCE, meta::KUBERNETES.into()),
+            ],
+            // Static addresses have tags and pairs of their own.
+            is_plain: is_plain && !matches!(spec.source, Source::Static { .. }),
+            tags: BTreeSet::new(),
+            plain_tags: None,
+            pairs: SharedPairs::default(),
+            plain_pairs: BTreeMap::new(),
+            checks: BTreeMap::new(),
+            nodes: BTreeMap::new(),
+            is_node,
+        }
+    }
+
+    fn registration(&mut self, instance: &'a Instance) -> (RowKey, Arc<Registration>) {
+        let spec = self.spec;
+        let address: Str = instance.address.to_string().into();
+        let id = self.ids.id(instance.pod.as_ref().map_or(&address, |pod| &pod.uid), instance.port);
+        let key = RowKey { node: self.node(instance), id };
+        let (checks, digest) = self.checks(instance);
+        let registration = Registration {
+            service: spec.service.clone(),
+            port: instance.port,
+            tags: self.tags(instance),
+            meta: self.meta(instance, digest),
+            weights: spec.weights,
+            enable_tag_override: spec.enable_tag_override,
+            tagged_addresses: tagged_addresses(spec, instance, &address, self.placement),
+            readiness: match spec.readiness {
+                // Of what runs elsewhere Kubernetes has nothing to say.
+                _ if matches!(spec.source, Source::Static { .. }) => None,
+                Readiness::Mirror if instance.ready => Some(Health::Passing),
+                Readiness::Mirror => Some(Health::Critical),
+                Readiness::Deregister | Readiness::Ignore => None,
+            },
+            checks,
+            address,
+        };
+        (key, Arc::new(registration))
+    }
+
+    fn node(&mut self, instance: &'a Instance) -> Str {
+        let (placement, is_node) = (self.placement, &self.is_node);
+        let own = instance.node.as_deref().and_then(|name| {
+            let place = || Some(name).filter(|name| is_node(name)).and_then(|name| placement.node_for(name));
+            self.nodes.entry(name).or_insert_with(place).clone()
+        });
+        own.unwrap_or_else(|| placement.node(instance, is_node))
+    }
+
+    fn tags(&mut self, instance: &Instance) -> Arc<[Str]> {
+        if let Some(tags) = &self.plain_tags {
+            return Arc::clone(tags);
+        }
+        let tags: Arc<[Str]> = render::tags(self.spec, instance, drop).into();
+        if self.is_plain {
+            self.plain_tags = Some(Arc::clone(&tags));
+        }
+        if let Some(known) = self.tags.get(&tags) {
+            return Arc::clone(known);
+        }
+        self.tags.insert(Arc::clone(&tags));
+        tags
+    }
+
+    /// The author's pairs and ours.
+    fn meta(&mut self, instance: &Instance, checks: Option<Str>) -> Pairs {
+        let plain = self.plain_pairs.get(&checks).cloned();
+        let mut all = plain.unwrap_or_else(|| self.common_pairs(instance, checks));
+        if let Some(pod) = &instance.pod {
+            all.insert(meta::POD.into(), pod.name.clone());
+        }
+        if let Some(node) = &instance.node {
+            all.insert(meta::NODE.into(), node.clone());
+        }
+        all
+    }
+
+    /// The pairs of an instance but those that are its own in any case.
+    fn common_pairs(&mut self, instance: &Instance, checks: Option<Str>) -> Pairs {
+        let ours = self.ours.iter().map(|(key, value)| ((*key).into(), value.clone()));
+        let digest = checks.iter().map(|digest| (meta::CHECKS.into(), digest.clone()));
+        let all = render::pairs(self.spec, instance, drop).into_iter().chain(ours).chain(digest);
+        let all = self.pairs.share(all.collect());
+        if self.is_plain {
+            self.plain_pairs.insert(checks, all.clone());
+        }
+        all
+    }
+
+    /// The checks of one instance: those whose port it has.
+    fn checks(&mut self, instance: &'a Instance) -> Digested {
+        let placed = self.checks.entry((&instance.check_ports, instance.ready)).or_insert_with(|| {
+            let ports = self.spec.checks.iter().zip(&instance.check_ports);
+            let placed =
+                ports.filter_map(|(check, port)| Some(PlacedCheck { check: check.check.clone(), port: (*port)? }));
+            let initial = if instance.ready { Health::Passing } else { Health::Critical };
+            let checks = Checks::new(placed.collect(), initial);
+            let digest = checks.digest();
+            (checks, digest)
+        });
+        placed.clone()
+    }
 }
 
 /// The author's, and the address of the other family under Consul's own name for it. The one of the primary family
 /// an agent adds itself, named or not, and without an agent the instance's own address stands for it.
-fn tagged_addresses(spec: &Spec, instance: &Instance, placement: &Placement) -> Arc<BTreeMap<Str, TaggedAddress>> {
+fn tagged_addresses(
+    spec: &Spec,
+    instance: &Instance,
+    address: &str,
+    placement: &Placement,
+) -> Arc<BTreeMap<Str, TaggedAddress>> {
     let by_agent = matches!(placement, Placement::Agent { .. });
-    let address = instance.address.to_string();
-    let is_own = |name: &Str, there: &TaggedAddress| by_agent && there.is_agents_own(name, &address, instance.port);
+    let is_own = |name: &Str, there: &TaggedAddress| by_agent && there.is_agents_own(name, address, instance.port);
     if instance.other_address.is_none() && !spec.tagged_addresses.iter().any(|(name, there)| is_own(name, there)) {
         return spec.tagged_addresses.clone();
     }
@@ -140,44 +267,6 @@ fn tagged_addresses(spec: &Spec, instance: &Instance, placement: &Placement) -> 
         all.entry(name.into()).or_insert(of_pod);
     }
     Arc::new(all)
-}
-
-/// The checks of one instance: those whose port it has.
-fn placed_checks(spec: &Spec, instance: &Instance) -> Checks {
-    let ports = spec.checks.iter().zip(&instance.check_ports);
-    let placed = ports.filter_map(|(check, port)| Some(PlacedCheck { check: check.check.clone(), port: (*port)? }));
-    Checks::new(placed.collect(), if instance.ready { Health::Passing } else { Health::Critical })
-}
-
-/// The author's pairs and ours.
-fn all_meta(
-    identity: &Identity,
-    owner: &ResourceKey,
-    owner_uid: &Str,
-    spec: &Spec,
-    instance: &Instance,
-    checks: &Checks,
-) -> BTreeMap<Str, Str> {
-    let mut all = render::pairs(spec, instance, drop);
-    let mut put = |key: &str, value: Str| all.insert(key.into(), value);
-    put(meta::MANAGED_BY, meta::LICTOR.into());
-    put(meta::CLUSTER, identity.cluster.as_str().into());
-    put(meta::CLUSTER_UID, identity.uid.clone());
-    put(meta::OWNER, owner.to_string().into());
-    put(meta::OWNER_UID, owner_uid.clone());
-    put(meta::SOURCE, spec.source.to_string().into());
-    put(meta::NAMESPACE, owner.namespace.clone());
-    put(meta::EXTERNAL_SOURCE, meta::KUBERNETES.into());
-    if let Some(digest) = checks.digest() {
-        put(meta::CHECKS, digest);
-    }
-    if let Some(pod) = &instance.pod {
-        put(meta::POD, pod.name.clone());
-    }
-    if let Some(node) = &instance.node {
-        put(meta::NODE, node.clone());
-    }
-    all
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! Who we are, whose a registration is, and how an instance is called in Consul.
 
+use std::borrow::Cow;
 use std::fmt::{self, Write as _};
 use std::sync::Arc;
 
@@ -137,7 +138,7 @@ pub fn id_prefix(cluster: &ClusterName) -> String {
     format!("{cluster}:")
 }
 
-/// An instance's ID: `cluster:namespace:resource:consul-name:target:port`.
+/// Makes the IDs of the instances of one resource: `cluster:namespace:resource:consul-name:target:port`.
 ///
 /// The target is the pod's UID, so that a recreated `StatefulSet` pod does not inherit its predecessor's
 /// health (an agent keeps the status of a check whose service is registered again). The Consul name is in
@@ -145,14 +146,38 @@ pub fn id_prefix(cluster: &ClusterName) -> String {
 /// because Consul compares IDs without case, and two IDs that differ by case would be one. What others choose in it
 /// is written in printable ASCII: IDs stand in paths, and Consul answers no path with a character in it that it
 /// calls unprintable.
+#[derive(Debug)]
+pub struct InstanceIds {
+    /// All but the target and the port.
+    head: String,
+}
+
+impl InstanceIds {
+    /// Makes IDs for a resource of this cluster that registers under this name.
+    #[must_use]
+    pub fn new(cluster: &ClusterName, owner: &ResourceKey, service: &str) -> Self {
+        let service = printable(&service.to_lowercase()).into_owned();
+        Self { head: format!("{cluster}:{}:{}:{service}:", owner.namespace, owner.name) }
+    }
+
+    /// Gives the ID of an instance.
+    #[must_use]
+    pub fn id(&self, target: &str, port: u16) -> Str {
+        format!("{}{}:{port}", self.head, printable(target)).into()
+    }
+}
+
+/// Gives the ID of one instance, as [`InstanceIds`] makes it.
 #[must_use]
 pub fn instance_id(cluster: &ClusterName, owner: &ResourceKey, service: &str, target: &str, port: u16) -> Str {
-    let (service, target) = (printable(&service.to_lowercase()), printable(target));
-    format!("{cluster}:{}:{}:{service}:{target}:{port}", owner.namespace, owner.name).into()
+    InstanceIds::new(cluster, owner, service).id(target, port)
 }
 
 /// A text as itself, but for `%` and all that is not printable ASCII: those as their bytes, such as `%c3%a9`.
-fn printable(text: &str) -> String {
+fn printable(text: &str) -> Cow<'_, str> {
+    if text.chars().all(|c| c.is_ascii_graphic() && c != '%') {
+        return text.into();
+    }
     let mut printable = String::with_capacity(text.len());
     for c in text.chars() {
         if c.is_ascii_graphic() && c != '%' {
@@ -163,7 +188,7 @@ fn printable(text: &str) -> String {
             c.encode_utf8(&mut bytes).bytes().for_each(|byte| _ = write!(printable, "%{byte:02x}"));
         }
     }
-    printable
+    printable.into()
 }
 
 /// Says whose an instance of this ID is; none where the ID is not of our making.

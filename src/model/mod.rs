@@ -19,6 +19,7 @@ pub mod health;
 pub mod ids;
 pub mod isolation;
 pub mod nodes;
+pub mod pairs;
 pub mod pattern;
 pub mod plan;
 pub mod policy;

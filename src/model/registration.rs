@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::check::Checks;
 use super::health::Health;
 use super::ids::{Identity, READINESS, ResourceKey, Str, meta, owner_of_id};
+use super::pairs::Pairs;
 
 /// Identifies a registration in Consul: IDs are unique per Consul node.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -35,7 +36,7 @@ pub struct Registration {
     /// Tags, in order.
     pub tags: Arc<[Str]>,
     /// All meta pairs, ours among them.
-    pub meta: BTreeMap<Str, Str>,
+    pub meta: Pairs,
     /// DNS and load-balancing weights.
     pub weights: Weights,
     /// True if tags belong to whoever edits them in Consul.
@@ -73,7 +74,9 @@ impl Registration {
     #[must_use]
     pub fn disowned(&self) -> Self {
         let mut disowned = self.clone();
-        disowned.meta.retain(|key, _| !meta::OWNERSHIP.contains(&&**key));
+        for key in meta::OWNERSHIP {
+            disowned.meta.remove(key);
+        }
         disowned
     }
 }
@@ -168,7 +171,7 @@ impl Ownership {
     /// that carries our mark, or this process knew it as ours before. One without any mark stays nobody's: Retain
     /// leaves such.
     #[must_use]
-    pub fn of(identity: &Identity, id: &str, meta_pairs: &BTreeMap<Str, Str>, known: bool) -> Self {
+    pub fn of(identity: &Identity, id: &str, meta_pairs: &Pairs, known: bool) -> Self {
         let get = |key: &str| meta_pairs.get(key).map(|v| &**v);
         let marked =
             get(meta::CLUSTER) == Some(identity.cluster.as_str()) && get(meta::CLUSTER_UID) == Some(&identity.uid);
@@ -196,7 +199,7 @@ mod tests {
     use super::*;
     use crate::model::ids::ClusterName;
 
-    fn pairs(list: &[(&str, &str)]) -> BTreeMap<Str, Str> {
+    fn pairs(list: &[(&str, &str)]) -> Pairs {
         list.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect()
     }
 

@@ -44,6 +44,12 @@ impl Mirror {
         self.rows.get(key)
     }
 
+    /// Gives the row under a key, and the key as it is held here.
+    #[must_use]
+    pub fn entry(&self, key: &RowKey) -> Option<(&RowKey, &Row)> {
+        self.rows.get_key_value(key)
+    }
+
     /// The rows of a resource.
     pub fn owned<'a>(&'a self, owner: &ResourceKey) -> impl Iterator<Item = (&'a RowKey, &'a Row)> + Clone + use<'a> {
         self.by_owner.get(owner).into_iter().flatten().filter_map(|key| self.rows.get_key_value(key))
@@ -195,19 +201,32 @@ impl Mirror {
             }
         }
         match row {
-            Some(row) => {
-                if let Ownership::Ours(owner) = &row.ownership {
+            Some(mut row) => {
+                let key = self.held(key);
+                if let Ownership::Ours(owner) = &mut row.ownership {
+                    if let Some((known, _)) = self.by_owner.get_key_value(owner) {
+                        owner.clone_from(known);
+                    }
                     let keys = self.by_owner.entry(owner.clone()).or_default();
                     self.owned += usize::from(keys.insert(key.clone()));
                 }
                 self.rows.insert(key.clone(), row);
-                self.count_name(key, true);
+                self.count_name(&key, true);
             }
             None => {
                 self.rows.remove(key);
             }
         }
         before
+    }
+
+    /// Gives a key whose texts are held once, as far as they are held here.
+    fn held(&self, key: &RowKey) -> RowKey {
+        if let Some((known, _)) = self.rows.get_key_value(key) {
+            return known.clone();
+        }
+        let node = self.by_node.get_key_value(&key.node).map_or(&key.node, |(node, _)| node);
+        RowKey { node: node.clone(), id: key.id.clone() }
     }
 
     /// Counts the health of a row in place of what stands under its key.
@@ -273,6 +292,7 @@ mod tests {
     use super::*;
     use crate::model::check::Checks;
     use crate::model::ids::ClusterName;
+    use crate::model::pairs::Pairs;
     use crate::model::registration::Weights;
 
     #[test]
@@ -285,7 +305,7 @@ mod tests {
                 address: "10.0.0.1".into(),
                 port: 80,
                 tags: [].into(),
-                meta: BTreeMap::new(),
+                meta: Pairs::default(),
                 weights: Weights::default(),
                 enable_tag_override: false,
                 tagged_addresses: Arc::default(),

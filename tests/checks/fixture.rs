@@ -48,7 +48,9 @@ pub(crate) fn instance(address: IpAddr, port: u16, checks: Checks) -> Registrati
 pub(crate) fn with_checks(registration: &Registration, checks: Checks) -> Registration {
     let mut registration = Registration { checks, ..registration.clone() };
     registration.meta.remove(meta::CHECKS);
-    registration.meta.extend(registration.checks.digest().map(|digest| (meta::CHECKS.into(), digest)));
+    if let Some(digest) = registration.checks.digest() {
+        registration.meta.insert(meta::CHECKS.into(), digest);
+    }
     registration
 }
 

@@ -120,8 +120,8 @@ fn within_limits(registration: &Registration) -> Result<(), String> {
     for tag in tags {
         holds("a tag", (1..=1024).contains(&tag.len()) && plain(tag))?;
     }
-    holds("its number of pairs", registration.meta.len() <= 64)?;
-    for (key, value) in &registration.meta {
+    holds("its number of pairs", registration.meta.iter().count() <= 64)?;
+    for (key, value) in registration.meta.iter() {
         holds("a key of its metadata", named(key) && !reserved(key))?;
         holds("a value of its metadata", value.len() <= 512)?;
     }

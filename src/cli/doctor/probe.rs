@@ -4,7 +4,7 @@
 //! The instance carries no mark of ours, so that no Lictor that runs at the same time takes it for its own. Its address
 //! is one for documentation (RFC 5737). It is deregistered however the test ends, as far as Consul allows it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +20,7 @@ use crate::model::check::Checks;
 use crate::model::health::Health;
 use crate::model::ids::{ClusterName, Str};
 use crate::model::nodes::{NODE_NAME_MAX, node_name};
+use crate::model::pairs::Pairs;
 use crate::model::registration::{Registration, Weights};
 
 /// The longest wait for the catalog to show what was registered: an agent tells the servers later.
@@ -124,7 +125,7 @@ impl Probe<'_> {
             address: ADDRESS.into(),
             port: PORT,
             tags: [].into(),
-            meta: BTreeMap::new(),
+            meta: Pairs::default(),
             weights: Weights::default(),
             enable_tag_override: false,
             tagged_addresses: Arc::default(),

@@ -43,7 +43,7 @@ impl<'a> From<&'a Registration> for ServiceBody<'a> {
             tags: registration.tags.iter().map(|tag| &**tag).collect(),
             address: &registration.address,
             port: registration.port,
-            meta: registration.meta.iter().map(|(key, value)| (&**key, &**value)).collect(),
+            meta: registration.meta.iter().map(|(key, value)| (key, &**value)).collect(),
             weights: WeightsBody { passing: registration.weights.passing, warning: registration.weights.warning },
             enable_tag_override: registration.enable_tag_override,
             tagged_addresses: tagged

@@ -79,6 +79,7 @@ mod tests {
 
     use super::*;
     use crate::model::check::Checks;
+    use crate::model::pairs::Pairs;
     use crate::model::registration::Weights;
     use crate::model::resource::{Limits, Readiness, Source};
     use crate::model::template::Values;
@@ -130,7 +131,7 @@ mod tests {
                     address: text(address(*number)),
                     port: 80,
                     tags: Arc::new([]),
-                    meta: std::collections::BTreeMap::new(),
+                    meta: Pairs::default(),
                     weights: Weights::default(),
                     enable_tag_override: false,
                     tagged_addresses: Arc::default(),
