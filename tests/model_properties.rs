@@ -157,7 +157,7 @@ fn converge(mirror: &mut Mirror, desired: &Desired, on_op: &mut dyn FnMut(&Mirro
         let wanted = |op: Op| Wanted { rank: Rank::of(&op, there(&op)), op, why: "a property".into() };
         plan.replace(&owner(), diff.ops.into_iter().map(wanted).collect());
         assert_eq!(plan.len(), count, "one operation for each instance");
-        let next = |plan: &Plan| plan.next_node(None, |_| true).cloned();
+        let next = |plan: &Plan| plan.next_node(None, |_| true).map(|(node, _)| node.clone());
         while let Some(node) = next(&plan) {
             for planned in plan.take(&node, 3, &Isolation::default()) {
                 assert_eq!(planned.op.key().node, node);

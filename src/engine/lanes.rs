@@ -9,9 +9,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::model::diff::Op;
 use crate::model::ids::{ResourceKey, Str};
 use crate::model::isolation::Isolation;
-use crate::model::plan::{Plan, Planned, Wanted};
+use crate::model::plan::{Plan, Planned, Rank, Wanted};
 use crate::model::registration::{Registration, RowKey};
 use crate::ports::Unavailable;
+
+/// The most bundles under way at once that hold only writes that can wait. Consul carries out one bundle at a time, so an
+/// urgent one waits for all that came before it.
+const LATER: usize = 2;
+
+/// The most writes in such a bundle.
+const LATER_SIZE: usize = 30;
 
 /// The lanes of all Consul nodes.
 #[derive(Debug, Default)]
@@ -22,6 +29,8 @@ pub(super) struct Lanes {
     in_flight: BTreeMap<RowKey, Planned>,
     /// The nodes that are being written to or read.
     busy: BTreeSet<Str>,
+    /// Those of them that only get writes that can wait.
+    later: BTreeSet<Str>,
     /// The nodes that are read before they are written to again.
     must_read: BTreeSet<Str>,
     /// Those of them that cannot be read for now: nothing is written to them, and they are not read.
@@ -127,8 +136,16 @@ impl Lanes {
             self.busy.insert(node.clone());
             return Some(Turn::Read(node));
         }
-        let node = self.queue.next_node(self.cursor.as_ref(), |node| self.is_free(node))?.clone();
-        let writes = self.queue.take(&node, bundle_size, &self.isolation);
+        let (node, rank) = self.queue.next_node(self.cursor.as_ref(), |node| self.is_free(node))?;
+        let (node, mut most) = (node.clone(), bundle_size);
+        if rank == Rank::Later {
+            if self.later.len() >= LATER {
+                return None;
+            }
+            most = most.min(LATER_SIZE);
+            self.later.insert(node.clone());
+        }
+        let writes = self.queue.take(&node, most, &self.isolation);
         self.in_flight.extend(writes.iter().map(|one| (one.op.key().clone(), one.clone())));
         self.fresh.remove(&node);
         self.busy.insert(node.clone());
@@ -186,6 +203,7 @@ impl Lanes {
     /// Notes that the writes to a node have been answered.
     pub(super) fn wrote(&mut self, node: &Str) {
         self.busy.remove(node);
+        self.later.remove(node);
     }
 
     /// Notes that a write is not under way any more.
@@ -264,7 +282,7 @@ mod tests {
 
     use super::*;
     use crate::model::check::Checks;
-    use crate::model::plan::Rank;
+    use crate::model::pairs::Pairs;
     use crate::model::registration::Weights;
 
     fn registration() -> Registration {
@@ -273,7 +291,7 @@ mod tests {
             address: "10.0.0.1".into(),
             port: 80,
             tags: [].into(),
-            meta: BTreeMap::new(),
+            meta: Pairs::default(),
             weights: Weights::default(),
             enable_tag_override: false,
             tagged_addresses: Arc::default(),
@@ -319,6 +337,29 @@ mod tests {
         lanes.ended(&row("a", "1"));
         lanes.wrote(&"a".into());
         assert_eq!(take(&mut lanes).as_deref(), Some("write c: 1"));
+    }
+
+    #[test]
+    fn what_can_wait_leaves_room_for_what_is_urgent() {
+        let mut lanes = Lanes::default();
+        let write = |rank, node: &str, id: usize| Wanted {
+            op: Op::Deregister { key: row(node, &id.to_string()), service: "s".into() },
+            rank,
+            why: "a test".into(),
+        };
+        let many = |node| (0..=LATER_SIZE).map(move |id| write(Rank::Later, node, id));
+        lanes.replace(&owner(), ["a", "b", "c"].into_iter().flat_map(many).collect());
+        let next = |lanes: &mut Lanes| match lanes.next_turn(4, 60) {
+            Some(Turn::Write(node, writes)) => Some((node.to_string(), writes.len())),
+            Some(Turn::Read(_)) | None => None,
+        };
+        assert_eq!(next(&mut lanes), Some(("a".to_owned(), LATER_SIZE)));
+        assert_eq!(next(&mut lanes), Some(("b".to_owned(), LATER_SIZE)));
+        assert_eq!(next(&mut lanes), None, "two of them at most");
+        lanes.replace(&ResourceKey::new("shop", "db"), vec![write(Rank::Urgent, "d", 0)]);
+        assert_eq!(next(&mut lanes), Some(("d".to_owned(), 1)));
+        lanes.wrote(&"a".into());
+        assert_eq!(next(&mut lanes), Some(("a".to_owned(), 1)), "there is room again");
     }
 
     #[test]

@@ -89,6 +89,10 @@ impl Rank {
 /// hold its node, and an instance takes up to two (itself and its readiness check).
 pub const BUNDLE_INSTANCES: usize = 60;
 
+/// The most writes that can wait in a bundle with urgent ones: Consul carries out all of a bundle at once, and the urgent
+/// ones are seen as late as the rest.
+const ALONG: usize = 8;
+
 /// The most bytes in one bundle, by estimate: half of Consul's default limit of 512 KiB for a transaction.
 const BUNDLE_BYTES: usize = 256 * 1024;
 
@@ -176,6 +180,7 @@ impl Plan {
         let Some(lane) = self.lanes.get_mut(node) else { return Vec::new() };
         let failed = lane.order.values().all(|planned| isolation.together(&planned.op).is_some());
         let (mut most, mut bytes, mut places) = (most, 0, Vec::new());
+        let (mut is_urgent, mut along) = (false, 0);
         for (place, Planned { op, .. }) in &lane.order {
             let together = isolation.together(op);
             if together.is_some() != failed {
@@ -185,6 +190,11 @@ impl Plan {
             let size = estimate(op);
             if !places.is_empty() && (places.len() >= fewest || bytes + size > BUNDLE_BYTES) {
                 break;
+            }
+            match place.0 {
+                Rank::Urgent => is_urgent = true,
+                Rank::Later if is_urgent && along == ALONG => break,
+                Rank::Later => along += 1,
             }
             (most, bytes) = (fewest, bytes + size);
             places.push(*place);
@@ -202,15 +212,15 @@ impl Plan {
         bundle
     }
 
-    /// The next node that has writes waiting and of which `is_free` holds: one with urgent writes first, and among those
-    /// of one rank in turn after `last`.
+    /// The next node that has writes waiting and of which `is_free` holds, with the rank of its first one: one with urgent
+    /// writes first, and among those of one rank in turn after `last`.
     #[must_use]
-    pub fn next_node(&self, last: Option<&Str>, is_free: impl Fn(&Str) -> bool) -> Option<&Str> {
+    pub fn next_node(&self, last: Option<&Str>, is_free: impl Fn(&Str) -> bool) -> Option<(&Str, Rank)> {
         let bounds = (last.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded);
         let urgent = self.urgent.range::<Str, _>(bounds).chain(&self.urgent).find(|node| is_free(node));
-        urgent.or_else(|| {
+        urgent.map(|node| (node, Rank::Urgent)).or_else(|| {
             let rest = self.lanes.range::<Str, _>(bounds).map(|(node, _)| node);
-            rest.chain(self.lanes.keys()).find(|node| is_free(node))
+            rest.chain(self.lanes.keys()).find(|node| is_free(node)).map(|node| (node, Rank::Later))
         })
     }
 
@@ -359,7 +369,7 @@ mod tests {
         plan.replace(&ResourceKey::new("ns", "a"), vec![later("m", "1"), later("n", "2"), later("o", "3")]);
         plan.replace(&ResourceKey::new("ns", "b"), wanted([remove("n", "4"), remove("o", "5")]));
         let next = |plan: &Plan, last: &str, busy: &str| {
-            plan.next_node(Some(&last.into()), |node| &**node != busy).map(ToString::to_string)
+            plan.next_node(Some(&last.into()), |node| &**node != busy).map(|(node, _)| node.to_string())
         };
         for (last, busy, expected) in [("m", "", "n"), ("n", "", "o"), ("o", "", "n"), ("m", "n", "o"), ("z", "o", "n")]
         {
@@ -369,6 +379,17 @@ mod tests {
         assert_eq!(ids(&plan.take("o", 1, &Isolation::default())), ["5"]);
         assert_eq!(next(&plan, "m", "").as_deref(), Some("o"), "in turn, since none is urgent any more");
         assert_eq!(next(&plan, "o", "").as_deref(), Some("m"));
+    }
+
+    #[test]
+    fn few_that_can_wait_go_along_with_urgent_ones() {
+        let later = |id: u32| Wanted { rank: Rank::Later, op: remove("n", &id.to_string()), why: "a test".into() };
+        let mut plan = Plan::default();
+        plan.replace(&ResourceKey::new("ns", "a"), (10..40).map(later).collect());
+        plan.replace(&ResourceKey::new("ns", "b"), wanted((40..50).map(|id| remove("n", &id.to_string()))));
+        let sizes: Vec<usize> =
+            std::iter::from_fn(|| Some(plan.take("n", 60, &Isolation::default()).len())).take(3).collect();
+        assert_eq!(sizes, [10 + ALONG, 30 - ALONG, 0]);
     }
 
     #[test]
