@@ -79,9 +79,9 @@ async fn look(settings: Settings, then: &Policy) -> anyhow::Result<World> {
     if then.asks_for_labels() {
         orders.want(&Wanted { watches: [(LABELS, 0)].into(), ..Wanted::default() });
     }
-    let transport: Arc<dyn Transport> = Arc::new(Http::new(&settings.consul).context("reaching Consul")?);
-    let now = settings.policy.read()?;
-    let consul = if then.asks_for_others() || now.asks_for_others() {
+    // Only such a rule depends on Consul.
+    let consul = if then.asks_for_others() || settings.policy.read()?.asks_for_others() {
+        let transport: Arc<dyn Transport> = Arc::new(Http::new(&settings.consul).context("reaching Consul")?);
         let identity = identify(&client, &settings).await?;
         let registry = registry(&settings, &identity, transport, None)?;
         Some((registry.survey().await?.1, registry.names_of_others().await?))

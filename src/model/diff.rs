@@ -102,7 +102,8 @@ pub struct Diff {
 /// new one is there before the old one goes, also across Consul nodes, also after a crash between the two. What goes
 /// by an edit, and not because its endpoint went, waits until all that is to come in its place is there: whoever asks
 /// finds all of the old truth or all of the new. What Consul refuses is not waited for, once it has one that passes; nor
-/// is what nobody can tell how to register. What goes although it serves, since another one is ready, waits until Consul has one that passes.
+/// is what nobody can tell how to register. What goes although it serves, since another one is ready, waits until
+/// Consul has one that passes.
 pub fn diff<'a>(
     desired: &Desired,
     row: impl Fn(&RowKey) -> Option<&'a Row>,
