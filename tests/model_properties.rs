@@ -8,7 +8,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use lictor::model::check::Checks;
 use lictor::model::desired::{Desired, Placement, desired};
 use lictor::model::diff::{Op, count, diff};
 use lictor::model::facts::{
@@ -114,18 +113,10 @@ fn foreign(desired: &Desired, take: bool) -> Rows {
         rows.insert(key, row);
     };
     let theirs = |cluster_uid: &str| Registration {
-        service: "user".into(),
-        address: "10.9.9.9".into(),
-        port: 1,
-        tags: Arc::new([]),
         meta: [("managed-by", "lictor"), ("lictor-cluster", "c"), ("lictor-cluster-uid", cluster_uid)]
             .map(|(k, v)| (k.into(), v.into()))
             .into(),
-        weights: Weights::default(),
-        enable_tag_override: false,
-        tagged_addresses: Arc::default(),
-        readiness: None,
-        checks: Checks::default(),
+        ..Registration::plain("user", "10.9.9.9", 1)
     };
     put(RowKey { node: "agent".into(), id: "c:shop:other:user:x:1".into() }, theirs("uid"));
     put(RowKey { node: "agent".into(), id: "stranger".into() }, theirs("uid"));

@@ -281,24 +281,9 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::model::check::Checks;
-    use crate::model::pairs::Pairs;
-    use crate::model::registration::Weights;
-
-    fn registration() -> Registration {
-        Registration {
-            service: "s".into(),
-            address: "10.0.0.1".into(),
-            port: 80,
-            tags: [].into(),
-            meta: Pairs::default(),
-            weights: Weights::default(),
-            enable_tag_override: false,
-            tagged_addresses: Arc::default(),
-            readiness: None,
-            checks: Checks::default(),
-        }
-    }
+    
+    
+    
 
     fn row(node: &str, id: &str) -> RowKey {
         RowKey { node: node.into(), id: id.into() }
@@ -381,7 +366,7 @@ mod tests {
     fn a_name_is_in_doubt_until_its_registrations_are_answered_or_their_nodes_are_read() {
         let register = |node: &str, service: &str| Op::Register {
             key: row(node, "1"),
-            registration: Arc::new(Registration { service: service.into(), ..registration() }),
+            registration: Arc::new(Registration::plain(service, "10.0.0.1", 80)),
             drop_checks: Vec::new(),
         };
         let mut lanes = Lanes::default();

@@ -222,23 +222,13 @@ pub fn count<'a>(desired: &Desired, row: impl Fn(&RowKey) -> Option<&'a Row>) ->
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::check::Checks;
+    
     use crate::model::ids::{ResourceKey, meta};
-    use crate::model::registration::Weights;
+    
 
     fn registration(address: &str, readiness: Option<Health>) -> Arc<Registration> {
-        Arc::new(Registration {
-            service: "s".into(),
-            address: address.into(),
-            port: 80,
-            tags: [].into(),
-            meta: [(meta::SOURCE.into(), "service/web".into())].into(),
-            weights: Weights::default(),
-            enable_tag_override: false,
-            tagged_addresses: Arc::default(),
-            readiness,
-            checks: Checks::default(),
-        })
+        let meta = [(meta::SOURCE.into(), "service/web".into())].into();
+        Arc::new(Registration { meta, readiness, ..Registration::plain("s", address, 80) })
     }
 
     #[test]

@@ -50,6 +50,23 @@ pub struct Registration {
 }
 
 impl Registration {
+    /// An instance with nothing but a name and a place: no tags, no pairs, no checks.
+    #[must_use]
+    pub fn plain(service: &str, address: &str, port: u16) -> Self {
+        Self {
+            service: service.into(),
+            address: address.into(),
+            port,
+            tags: [].into(),
+            meta: Pairs::default(),
+            weights: Weights::default(),
+            enable_tag_override: false,
+            tagged_addresses: Arc::default(),
+            readiness: None,
+            checks: Checks::default(),
+        }
+    }
+
     /// Says whether everything but the checks is the same. Where tags belong to Consul's users they are not compared.
     #[must_use]
     pub fn same_service(&self, other: &Self) -> bool {

@@ -290,28 +290,17 @@ fn health_after(registration: &Registration, known: Option<&Row>) -> Health {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::check::Checks;
+    
     use crate::model::ids::ClusterName;
-    use crate::model::pairs::Pairs;
-    use crate::model::registration::Weights;
+    
+    
 
     #[test]
     fn an_update_of_a_check_does_not_show_what_was_not_shown() {
         let identity = Identity { cluster: ClusterName::new("c").unwrap(), uid: "u".into() };
         let key = RowKey { node: "n".into(), id: "c:shop:user:user:u1:80".into() };
         let registration = |readiness| {
-            Arc::new(Registration {
-                service: "user".into(),
-                address: "10.0.0.1".into(),
-                port: 80,
-                tags: [].into(),
-                meta: Pairs::default(),
-                weights: Weights::default(),
-                enable_tag_override: false,
-                tagged_addresses: Arc::default(),
-                readiness: Some(readiness),
-                checks: Checks::default(),
-            })
+            Arc::new(Registration { readiness: Some(readiness), ..Registration::plain("user", "10.0.0.1", 80) })
         };
         let put = |readiness| {
             let registration = registration(readiness);

@@ -16,12 +16,10 @@ use super::dns::{self, Kind};
 use crate::consul::client::{Client, Failed, path};
 use crate::consul::transport::Transport;
 use crate::consul::wire::{AgentSelf, Node, TxnCheck, TxnOp, Verb, txn_body};
-use crate::model::check::Checks;
 use crate::model::health::Health;
 use crate::model::ids::{ClusterName, Str};
 use crate::model::nodes::{NODE_NAME_MAX, node_name};
-use crate::model::pairs::Pairs;
-use crate::model::registration::{Registration, Weights};
+use crate::model::registration::Registration;
 
 /// The longest wait for the catalog to show what was registered: an agent tells the servers later.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -120,18 +118,7 @@ impl Probe<'_> {
     }
 
     async fn register_in_catalog(&self, node: &str) -> Result<(), Broken> {
-        let registration = Registration {
-            service: self.service.into(),
-            address: ADDRESS.into(),
-            port: PORT,
-            tags: [].into(),
-            meta: Pairs::default(),
-            weights: Weights::default(),
-            enable_tag_override: false,
-            tagged_addresses: Arc::default(),
-            readiness: None,
-            checks: Checks::default(),
-        };
+        let registration = Registration::plain(self.service, ADDRESS, PORT);
         // Critical, so that nobody is sent there. By the service's name Consul judges whether the token may.
         let check = TxnCheck {
             node,

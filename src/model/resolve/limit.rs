@@ -78,8 +78,8 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::model::check::Checks;
-    use crate::model::pairs::Pairs;
+    
+    
     use crate::model::registration::Weights;
     use crate::model::resource::{Limits, Readiness, Source};
     use crate::model::template::Values;
@@ -126,18 +126,7 @@ mod tests {
         let rows: Vec<(Str, Registration)> = registered
             .iter()
             .map(|(name, number)| {
-                let there = Registration {
-                    service: (*name).into(),
-                    address: text(address(*number)),
-                    port: 80,
-                    tags: Arc::new([]),
-                    meta: Pairs::default(),
-                    weights: Weights::default(),
-                    enable_tag_override: false,
-                    tagged_addresses: Arc::default(),
-                    readiness: None,
-                    checks: Checks::default(),
-                };
+                let there = Registration::plain(name, &text(address(*number)), 80);
                 (format!("{name}:{}", there.address).into(), there)
             })
             .collect();

@@ -148,18 +148,7 @@ fn left_out(resolution: &Resolution) -> Vec<(&str, ProblemReason)> {
 
 /// A registration as far as a hold looks at it.
 fn row(address: &str, source: &str) -> Registration {
-    Registration {
-        service: "s".into(),
-        address: address.into(),
-        port: 80,
-        tags: [].into(),
-        meta: [(meta::SOURCE.into(), source.into())].into(),
-        weights: Weights::default(),
-        enable_tag_override: false,
-        tagged_addresses: Arc::default(),
-        readiness: None,
-        checks: crate::model::check::Checks::default(),
-    }
+    Registration { meta: [(meta::SOURCE.into(), source.into())].into(), ..Registration::plain("s", address, 80) }
 }
 
 #[test]
