@@ -60,8 +60,9 @@ const MAX_NAME: usize = 255;
 /// The most bytes of a spec in JSON. The schema takes less; what an older one let through is not even read.
 const MAX_SPEC: usize = 512 * 1024;
 /// The most labels and annotations of pods that the templates of a resource may name: each is looked for in every pod of
-/// the namespace. The schema does not say it: several texts may name the same one, and CEL in Kubernetes has no `distinct`
-/// (`pkg/cel/environment/base.go` of k8s.io/apiserver leaves out cel-go's lists).
+/// the namespace. The schema does not say it: several texts may name the same one, and to count those that differ takes
+/// `distinct`, which CEL has only since Kubernetes 1.34 (`pkg/cel/environment/base.go` of k8s.io/apiserver 0.35.0: cel-go's
+/// lists are introduced there).
 const MAX_KEYS: usize = 64;
 /// Consul's limit for an instance's pairs of metadata.
 const MAX_META_PAIRS: usize = 64;
