@@ -222,9 +222,8 @@ pub fn count<'a>(desired: &Desired, row: impl Fn(&RowKey) -> Option<&'a Row>) ->
 #[cfg(test)]
 mod tests {
     use super::*;
-    
+
     use crate::model::ids::{ResourceKey, meta};
-    
 
     fn registration(address: &str, readiness: Option<Health>) -> Arc<Registration> {
         let meta = [(meta::SOURCE.into(), "service/web".into())].into();

@@ -290,10 +290,8 @@ fn health_after(registration: &Registration, known: Option<&Row>) -> Health {
 #[cfg(test)]
 mod tests {
     use super::*;
-    
+
     use crate::model::ids::ClusterName;
-    
-    
 
     #[test]
     fn an_update_of_a_check_does_not_show_what_was_not_shown() {

@@ -78,8 +78,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    
-    
+
     use crate::model::registration::Weights;
     use crate::model::resource::{Limits, Readiness, Source};
     use crate::model::template::Values;
