@@ -27,6 +27,8 @@ pub(super) struct Lanes {
     queue: Plan,
     /// The writes that are under way.
     in_flight: BTreeMap<RowKey, Planned>,
+    /// The same by the resources that they are for.
+    in_flight_of: BTreeMap<ResourceKey, BTreeSet<RowKey>>,
     /// The nodes that are being written to or read.
     busy: BTreeSet<Str>,
     /// Those of them that only get writes that can wait.
@@ -92,8 +94,11 @@ impl Lanes {
         &'a self,
         owner: &'a ResourceKey,
     ) -> impl Iterator<Item = (&'a Str, &'a Registration)> + Clone {
-        let under_way = self.in_flight.iter().filter(move |(_, one)| one.owner == *owner);
-        under_way.filter_map(|(row, one)| Some((&row.id, &**one.op.registration()?)))
+        self.in_flight_of(owner).filter_map(|(row, one)| Some((&row.id, &**one.op.registration()?)))
+    }
+
+    fn in_flight_of<'a>(&'a self, owner: &'a ResourceKey) -> impl Iterator<Item = (&'a RowKey, &'a Planned)> + Clone {
+        self.in_flight_of.get(owner).into_iter().flatten().filter_map(|row| self.in_flight.get_key_value(row))
     }
 
     /// Counts the writes that wait or are under way.
@@ -113,7 +118,7 @@ impl Lanes {
 
     /// The names that a resource may be registered under since, as writes of it are under way or got no answer.
     pub(super) fn names_in_doubt(&self, owner: &ResourceKey) -> BTreeSet<Str> {
-        let under_way = self.in_flight.values().filter(|one| one.owner == *owner).filter_map(|one| name(&one.op));
+        let under_way = self.in_flight_of(owner).filter_map(|(_, one)| name(&one.op));
         let unknown = self.unknown.get(owner).into_iter().flat_map(BTreeMap::values).flatten().cloned();
         under_way.chain(unknown).collect()
     }
@@ -146,7 +151,10 @@ impl Lanes {
             self.later.insert(node.clone());
         }
         let writes = self.queue.take(&node, most, &self.isolation);
-        self.in_flight.extend(writes.iter().map(|one| (one.op.key().clone(), one.clone())));
+        for one in &writes {
+            self.in_flight_of.entry(one.owner.clone()).or_default().insert(one.op.key().clone());
+            self.in_flight.insert(one.op.key().clone(), one.clone());
+        }
         self.fresh.remove(&node);
         self.busy.insert(node.clone());
         self.cursor = Some(node.clone());
@@ -208,7 +216,13 @@ impl Lanes {
 
     /// Notes that a write is not under way any more.
     pub(super) fn ended(&mut self, row: &RowKey) {
-        self.in_flight.remove(row);
+        let Some(one) = self.in_flight.remove(row) else { return };
+        if let Some(rows) = self.in_flight_of.get_mut(&one.owner) {
+            rows.remove(row);
+            if rows.is_empty() {
+                self.in_flight_of.remove(&one.owner);
+            }
+        }
     }
 
     /// Notes that Consul carried out a write, or refused it by itself.
@@ -281,9 +295,6 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    
-    
-    
 
     fn row(node: &str, id: &str) -> RowKey {
         RowKey { node: node.into(), id: id.into() }
@@ -381,6 +392,7 @@ mod tests {
             lanes.ended(op.key());
         }
         assert_eq!(in_doubt(&lanes), "");
+        assert!(lanes.in_flight_of.is_empty(), "nothing is kept of what has ended");
         lanes.unanswered(&owner(), &"b".into(), &ops[1]);
         lanes.unanswered(&owner(), &"c".into(), &ops[2]);
         assert_eq!(in_doubt(&lanes), "unanswered");
