@@ -15,7 +15,7 @@ use crate::model::diff::Op;
 use crate::model::health::Health;
 use crate::model::ids::{ResourceKey, Str};
 use crate::model::registration::{Registration, RowKey};
-use crate::model::unready::{Episode, MassUnready, Turn};
+use crate::model::unready::{Episode, MassUnready, Now, Turn};
 use crate::ports::ReadError;
 use crate::state::world::World;
 
@@ -60,10 +60,15 @@ impl Unready {
     }
 }
 
-/// Says whether the endpoint of an instance is there and not ready, by what is desired and by the addresses of those that are
-/// not registered for that reason.
-fn is_unready(desired: &Desired, unready: &BTreeSet<Str>, key: &RowKey, address: &str) -> bool {
-    desired.get(key).is_some_and(|wanted| wanted.readiness == Some(Health::Critical)) || unready.contains(address)
+/// Says what has become of an instance, by what is desired and by the addresses of those that are not registered only because
+/// they are not ready.
+fn now_of(desired: &Desired, unready: &BTreeSet<Str>, key: &RowKey, address: &str) -> Now {
+    match desired.get(key) {
+        Some(wanted) if wanted.readiness == Some(Health::Critical) => Now::Unready,
+        Some(_) => Now::Ready,
+        None if unready.contains(address) => Now::Unready,
+        None => Now::Gone,
+    }
 }
 
 impl Engine {
@@ -76,12 +81,13 @@ impl Engine {
         ops: &mut Vec<Op>,
     ) {
         let stops: Vec<(RowKey, Str)> = ops.iter().filter_map(|op| self.stops(op, unready)).collect();
-        let is_unready = |row: &RowKey, address: &str| is_unready(desired, unready, row, address);
+        let now_of = |row: &RowKey, address: &str| now_of(desired, unready, row, address);
         let (passing, now) = (self.mirror.count(Health::Passing), self.unready.millis());
-        match self.unready.mass.decided(key, stops.into_iter(), is_unready, passing, now) {
+        match self.unready.mass.decided(key, stops.into_iter(), now_of, passing, now) {
             Some(Turn::Begins(resources)) => {
                 let hold = self.config.hold_mass_unready;
-                let (instances, passed) = (self.unready.len(), passing);
+                let instances = self.unready.len();
+                let passed = self.unready.mass.episode().map_or(passing, |episode| episode.passed);
                 tracing::warn!(
                     instances,
                     passed,
@@ -95,7 +101,7 @@ impl Engine {
             }
             Some(Turn::Ends(resources)) => {
                 tracing::info!(
-                    "most instances are no longer unready at once: half of those that stopped being ready are ready again or gone"
+                    "most instances are no longer unready at once: half of those that stopped being ready and stay are ready again"
                 );
                 self.look_at_all(resources);
             }
@@ -212,7 +218,7 @@ impl Engine {
                 .mirror
                 .owned(key)
                 .filter(|(row, _)| self.unready.mass.has(key, row))
-                .all(|(row, there)| is_unready(&desired, &unready, row, &there.registration.address)),
+                .all(|(row, there)| now_of(&desired, &unready, row, &there.registration.address) == Now::Unready),
             Action::Disown => true,
             Action::Freeze => is_frozen(key),
         };

@@ -25,12 +25,23 @@ fn is_most(stopped: usize, passed: usize) -> bool {
     stopped >= LEAST && stopped * 2 > passed
 }
 
+/// Says what has become of an instance that stopped passing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Now {
+    /// Its endpoint is there and not ready.
+    Unready,
+    /// It is to pass.
+    Ready,
+    /// Nobody asks for it any more: its endpoint went, or its resource was edited or deleted.
+    Gone,
+}
+
 /// Says what a decision changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Turn {
     /// An episode begins. These resources have instances in it.
     Begins(BTreeSet<ResourceKey>),
-    /// It is over: half of the instances pass again, or are gone. These had some in it.
+    /// It is over: half of the instances that stopped passing and are not gone pass again. These resources had some in it.
     Ends(BTreeSet<ResourceKey>),
 }
 
@@ -41,6 +52,8 @@ pub struct Episode {
     pub since: u64,
     /// The number of instances that passed before.
     pub passed: usize,
+    /// The most instances that were in it at a time, without those that are gone since.
+    most: usize,
     /// True if Kubernetes was asked again and says the same.
     pub confirmed: bool,
 }
@@ -65,20 +78,25 @@ struct Stopped {
 
 impl MassUnready {
     /// Notes a decision about a resource. `passing` is how many instances of all resources pass in Consul before it,
-    /// `stops` are those that it makes stop passing although their endpoints stay, with their addresses; `is_unready`
-    /// answers of one that stopped before whether its endpoint is still there and not ready.
+    /// `stops` are those that it makes stop passing although their endpoints stay, with their addresses; `now_of`
+    /// answers of one that stopped before what has become of it.
     pub fn decided(
         &mut self,
         owner: &ResourceKey,
         stops: impl Iterator<Item = (RowKey, Str)>,
-        is_unready: impl Fn(&RowKey, &str) -> bool,
+        now_of: impl Fn(&RowKey, &str) -> Now,
         passing: usize,
         now: u64,
     ) -> Option<Turn> {
         self.measure(passing, now);
+        let mut gone = 0;
         if let Some(known) = self.stopped.get_mut(owner) {
             let before = known.len();
-            known.retain(|key, stopped| is_unready(key, &stopped.address));
+            known.retain(|key, stopped| {
+                let now = now_of(key, &stopped.address);
+                gone += usize::from(now == Now::Gone);
+                now == Now::Unready
+            });
             self.count -= before - known.len();
         }
         for (key, address) in stops {
@@ -92,17 +110,21 @@ impl MassUnready {
         if self.stopped.get(owner).is_some_and(BTreeMap::is_empty) {
             self.stopped.remove(owner);
         }
-        match self.episode {
+        match &mut self.episode {
             None => {
                 self.forget_older(now);
                 let passed = self.passed.iter().map(|(_, passed)| *passed).max().unwrap_or_default();
                 is_most(self.count, passed).then(|| {
-                    self.episode = Some(Episode { since: now, passed, confirmed: false });
+                    self.episode = Some(Episode { since: now, passed, most: self.count, confirmed: false });
                     Turn::Begins(self.stopped.keys().cloned().collect())
                 })
             }
-            Some(episode) if is_most(self.count, episode.passed) => None,
-            Some(_) => {
+            Some(episode) => {
+                // What is gone says nothing of the rest.
+                episode.most = episode.most.saturating_sub(gone).max(self.count);
+                if self.count * 2 > episode.most {
+                    return None;
+                }
                 let mut resources: BTreeSet<ResourceKey> = self.stopped.keys().cloned().collect();
                 resources.insert(owner.clone());
                 *self = Self { passed: std::mem::take(&mut self.passed), ..Self::default() };
@@ -201,6 +223,10 @@ mod tests {
         RowKey { node: "n".into(), id: format!("i{number}").into() }
     }
 
+    const fn unready(_: &RowKey, _: &str) -> Now {
+        Now::Unready
+    }
+
     /// Instances by number that stop passing, as (when, of which resource, which, how many pass before it).
     type Step<'a> = (u64, &'a str, std::ops::Range<usize>, usize);
 
@@ -210,7 +236,7 @@ mod tests {
         let mut begun = Vec::new();
         for (number, (at, owner, instances, passing)) in steps.iter().enumerate() {
             let stopped = instances.clone().map(|number| (row(number), "10.0.0.1".into()));
-            let turn = machine.decided(&key(owner), stopped, |_, _| true, *passing, *at);
+            let turn = machine.decided(&key(owner), stopped, unready, *passing, *at);
             if matches!(turn, Some(Turn::Begins(_))) {
                 begun.push(number);
             }
@@ -237,16 +263,49 @@ mod tests {
     fn it_ends_when_half_of_them_pass_again_or_are_gone() {
         let mut machine = MassUnready::default();
         let stops = (0..20).map(|number| (row(number), format!("10.0.0.{number}").into()));
-        let begins = machine.decided(&key("a"), stops, |_, _| true, 20, 0);
+        let begins = machine.decided(&key("a"), stops, unready, 20, 0);
         assert_eq!(begins, Some(Turn::Begins([key("a")].into())));
         assert!(machine.concerns(&key("a")) && machine.has(&key("a"), &row(3)) && !machine.concerns(&key("b")));
         machine.confirm();
         assert!(machine.episode().is_some_and(|episode| episode.confirmed && episode.passed == 20));
-        let still = |first: usize| move |key: &RowKey, _: &str| (first..20).any(|number| row(number) == *key);
+        let still = |first: usize| {
+            move |key: &RowKey, _: &str| {
+                if (first..20).any(|number| row(number) == *key) { Now::Unready } else { Now::Ready }
+            }
+        };
         assert_eq!(machine.decided(&key("a"), std::iter::empty(), still(9), 9, 200_000), None);
         assert_eq!(machine.len(), 11);
         let ends = machine.decided(&key("a"), std::iter::empty(), still(10), 10, 200_001);
         assert_eq!(ends, Some(Turn::Ends([key("a")].into())));
         assert!(machine.len() == 0 && machine.episode().is_none());
+    }
+
+    #[test]
+    fn what_is_gone_says_nothing_of_the_rest() {
+        let stops = |numbers: std::ops::Range<usize>| {
+            numbers.map(|number| (row(number), Str::from(format!("10.0.0.{number}"))))
+        };
+        // Eleven of twenty stop passing, and seven more join them. Then so many are gone, and so many of the rest pass again.
+        for (gone, again, ends) in [
+            (1, 0, false),
+            (8, 0, false),
+            (17, 0, false),
+            (18, 0, true),
+            (0, 8, false),
+            (0, 9, true),
+            (8, 4, false),
+            (8, 5, true),
+        ] {
+            let now_of = move |key: &RowKey, _: &str| match (0..18).find(|number| row(*number) == *key) {
+                Some(number) if number < gone => Now::Gone,
+                Some(number) if number < gone + again => Now::Ready,
+                _ => Now::Unready,
+            };
+            let mut machine = MassUnready::default();
+            assert!(machine.decided(&key("a"), stops(0..11), unready, 20, 0).is_some());
+            assert_eq!(machine.decided(&key("a"), stops(11..18), unready, 9, 1), None);
+            let turn = machine.decided(&key("a"), std::iter::empty(), now_of, 2, 2);
+            assert_eq!(turn.is_some(), ends, "{gone} are gone, and {again} pass again");
+        }
     }
 }
