@@ -56,12 +56,14 @@ impl Engine {
     }
 
     /// Takes back what waits of resources that are still to be decided about: what was to go may be the last one that
-    /// serves by now, and of a resource that was paused nothing is written.
+    /// serves by now, what was to become critical may be held, and of a resource that was paused nothing is written.
     fn withdraw_stale(&mut self) {
         let is_paused = |key: &ResourceKey| self.world.resource(key).is_some_and(|entry| entry.resource.paused);
         for key in self.resources.dirty() {
             let all = is_paused(key);
-            self.lanes.withdraw(key, |op| all || op.removes() || op.makes_critical());
+            // What is new takes nothing from anybody.
+            let makes_critical = |op: &Op| op.makes_critical() && self.mirror.row(op.key()).is_some();
+            self.lanes.withdraw(key, |op| all || op.removes() || makes_critical(op));
         }
     }
 

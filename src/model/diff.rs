@@ -77,7 +77,8 @@ impl Op {
     /// Says whether it tells Consul's users not to use an instance any more.
     #[must_use]
     pub fn makes_critical(&self) -> bool {
-        matches!(self, Self::Readiness { registration, .. } if registration.readiness == Some(Health::Critical))
+        let (Self::Register { registration, .. } | Self::Readiness { registration, .. }) = self else { return false };
+        registration.readiness == Some(Health::Critical)
     }
 }
 
