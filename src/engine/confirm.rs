@@ -117,7 +117,7 @@ impl Engine {
         let by_list = self.decide_by(fresh, key);
         let dirty = Dirty { cause: Cause::Inferred, since: Instant::now() };
         let ops = self.operations(key, dirty);
-        if ops.iter().any(Op::removes) && self.is_deleted(key) && !self.removals.is_confirmed(key) {
+        if ops.iter().any(Op::removes) && self.is_deleted(key) && !self.is_confirmed(key) {
             // It was deleted meanwhile, and whether by itself is asked first.
             self.enqueue_again(key.clone());
             return Removal::Confirmed;
@@ -208,18 +208,25 @@ impl Engine {
     fn delete(&mut self, key: ResourceKey, dirty: Dirty, state: CrdState) {
         let _span = span(&key).entered();
         let now = Instant::now();
+        if !self.is_deleted(&key) {
+            // Another one was made under its name.
+            return;
+        }
         if state != CrdState::Goes && self.world.resource(&key).is_some_and(|entry| entry.resource.paused) {
             // It waits for its author; should the definition go, for nobody.
             self.timers.set(now + FROZEN, Timer::Reconcile(key));
             return;
         }
         let (instances, owned) = (self.mirror.owned(&key).count(), self.mirror.owned_rows());
-        match self.removals.delete(&key, state, instances, owned, now) {
+        let uid = self.world.resource(&key).map(|entry| &entry.resource.uid);
+        match self.removals.delete(&key, uid, state, instances, owned, now) {
             Deletion::Deregister => self.enqueue_kept(key, dirty.cause, dirty.since),
             Deletion::Detach => {
                 // Should the definition come back without the resource, what is left of it is an orphan.
                 self.resources.begin_progress(&key, Dirty { cause: Cause::Inferred, since: dirty.since });
-                self.reports.detach(key.clone());
+                if let Some(entry) = self.world.resource(&key) {
+                    self.reports.detach(key.clone(), entry.resource.uid.clone());
+                }
                 self.timers.set(now + ASK_AGAIN, Timer::Reconcile(key));
             }
             Deletion::Wait { is_new } => {

@@ -79,6 +79,10 @@ impl Engine {
     /// Schedules the writes of a resource, but no removals by inference.
     fn reconcile(&mut self, key: &ResourceKey, mut dirty: Dirty) {
         self.removals.inferred.remove(key);
+        if !self.is_deleted(key) {
+            self.removals.forget_deletion(key);
+            self.removals.definition.forget(key);
+        }
         if let Some(missing) = &self.resources.get(key).missing {
             dirty.cause = dirty.cause.max(missing.cause);
         }
@@ -104,10 +108,10 @@ impl Engine {
             .world
             .resource(key)
             .is_some_and(|Entry { resource, .. }| resource.paused && resource.deleting && resource.has_finalizer());
-        if !is_deleted || !removes {
+        if !removes {
             self.removals.forget_deletion(key);
         }
-        if is_frozen || removes && is_deleted && !self.removals.is_confirmed(key) {
+        if is_frozen || removes && is_deleted && !self.is_confirmed(key) {
             self.resources.begin_progress(key, dirty);
             self.removals.definition.wait(key.clone(), dirty);
             self.ask_for_definition();
@@ -136,6 +140,11 @@ impl Engine {
 
     pub(super) fn is_deleted(&self, key: &ResourceKey) -> bool {
         self.world.resource(key).is_none_or(|entry| entry.resource.deleting)
+    }
+
+    /// Whether a deleted resource was deleted by itself, and not with the definition.
+    pub(super) fn is_confirmed(&self, key: &ResourceKey) -> bool {
+        self.removals.is_confirmed(key, self.world.resource(key).map(|entry| &entry.resource.uid))
     }
 
     /// What is registered of a resource, or is just being registered: the limit of instances leaves it in.

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::resources::Dirty;
 use crate::model::cause::CrdState;
-use crate::model::ids::ResourceKey;
+use crate::model::ids::{ResourceKey, Str};
 
 /// The share of what this cluster owns, in percent, that may go by inference without a confirmation.
 const SHARE_PERCENT: usize = 10;
@@ -28,8 +28,9 @@ pub(super) struct Removals {
     pub(super) definition: Confirmation,
     /// The removals by inference that went without a confirmation.
     pub(super) budget: Budget,
-    /// Deleted resources of which it is known that they were deleted by themselves.
-    confirmed: BTreeSet<ResourceKey>,
+    /// Deleted resources of which it is known that they were deleted by themselves, with their uids; none for one that was
+    /// gone by then.
+    confirmed: BTreeMap<ResourceKey, Option<Str>>,
     /// Deleted resources of which nobody can tell.
     undecided: BTreeSet<ResourceKey>,
     /// True if the definition was being deleted when that was last asked.
@@ -62,9 +63,10 @@ pub(super) enum Deletion {
 }
 
 impl Removals {
-    /// Says whether the instances of a deleted resource may go.
-    pub(super) fn is_confirmed(&self, key: &ResourceKey) -> bool {
-        self.confirmed.contains(key)
+    /// Says whether the instances of a deleted resource may go. `uid` is none where it is gone: of another one under its name
+    /// nothing is known.
+    pub(super) fn is_confirmed(&self, key: &ResourceKey, uid: Option<&Str>) -> bool {
+        self.confirmed.get(key).is_some_and(|confirmed| uid.is_none() || confirmed.as_ref() == uid)
     }
 
     /// Notes that a resource is not deleted, or has nothing to remove any more.
@@ -94,10 +96,12 @@ impl Removals {
         !std::mem::replace(&mut self.definition_goes, goes) && goes
     }
 
-    /// Decides about a deleted resource that has `instances` of the `owned` instances of this cluster.
+    /// Decides about a deleted resource that has `instances` of the `owned` instances of this cluster; `uid` is none where it
+    /// is gone.
     pub(super) fn delete(
         &mut self,
         key: &ResourceKey,
+        uid: Option<&Str>,
         state: CrdState,
         instances: usize,
         owned: usize,
@@ -105,7 +109,7 @@ impl Removals {
     ) -> Deletion {
         match state {
             CrdState::Goes => {
-                self.undecided.remove(key);
+                self.forget_deletion(key);
                 Deletion::Detach
             }
             // Where nobody can tell, few may go.
@@ -114,7 +118,7 @@ impl Removals {
             }
             CrdState::Stays | CrdState::Unknown => {
                 self.undecided.remove(key);
-                self.confirmed.insert(key.clone());
+                self.confirmed.insert(key.clone(), uid.cloned());
                 Deletion::Deregister
             }
         }
@@ -155,9 +159,12 @@ impl Confirmation {
         self.waiting.insert(key, dirty);
     }
 
-    /// Lets a resource wait no more.
+    /// Lets a resource wait no more. Should it come to wait again, the question under way is not about it.
     pub(super) fn forget(&mut self, key: &ResourceKey) {
         self.waiting.remove(key);
+        if let Some(asked) = &mut self.asked {
+            asked.remove(key);
+        }
     }
 
     /// Says whether a resource waits.
@@ -264,16 +271,35 @@ mod tests {
             (CrdState::Unknown, many, Deletion::Wait { is_new: true }),
         ] {
             let mut removals = Removals::default();
-            let found = removals.delete(&key("a"), state, instances, owned, Instant::now());
+            let found = removals.delete(&key("a"), Some(&"1".into()), state, instances, owned, Instant::now());
             assert_eq!(found, expected, "{state:?}, {instances} of {owned}");
-            assert_eq!(removals.is_confirmed(&key("a")), expected == Deletion::Deregister, "{state:?}");
+            let is_confirmed = removals.is_confirmed(&key("a"), Some(&"1".into()));
+            assert_eq!(is_confirmed, expected == Deletion::Deregister, "{state:?}");
+        }
+    }
+
+    #[test]
+    fn of_another_resource_under_the_name_of_a_deleted_one_nothing_is_confirmed() {
+        let uid = |uid: &str| Some(Str::from(uid));
+        for (deleted, now, expected) in [
+            (uid("1"), uid("1"), true),
+            (uid("1"), None, true),
+            (None, None, true),
+            (uid("1"), uid("2"), false),
+            (None, uid("2"), false),
+        ] {
+            let mut removals = Removals::default();
+            removals.delete(&key("a"), deleted.as_ref(), CrdState::Stays, 1, 100, Instant::now());
+            assert_eq!(removals.is_confirmed(&key("a"), now.as_ref()), expected, "{deleted:?}, then {now:?}");
+            removals.delete(&key("a"), now.as_ref(), CrdState::Goes, 1, 100, Instant::now());
+            assert!(!removals.is_confirmed(&key("a"), None), "the last answer counts");
         }
     }
 
     #[test]
     fn that_nobody_can_tell_is_news_once() {
         let mut removals = Removals::default();
-        let mut wait = || removals.delete(&key("a"), CrdState::Unknown, 50, 100, Instant::now());
+        let mut wait = || removals.delete(&key("a"), None, CrdState::Unknown, 50, 100, Instant::now());
         assert_eq!(wait(), Deletion::Wait { is_new: true });
         assert_eq!(wait(), Deletion::Wait { is_new: false });
         assert_eq!(removals.len(), 1);
@@ -290,8 +316,10 @@ mod tests {
         assert!(relist.ask() && !relist.ask(), "once at a time");
         relist.wait(key("c"), dirty());
         relist.forget(&key("b"));
+        relist.wait(key("b"), dirty());
         assert_eq!(relist.answered(true).into_keys().collect::<Vec<_>>(), [key("a")]);
-        assert_eq!(relist.keys().collect::<Vec<_>>(), [&key("c")]);
+        assert_eq!(relist.keys().collect::<Vec<_>>(), [&key("b"), &key("c")]);
+        relist.forget(&key("b"));
         assert!(relist.ask());
         assert!(relist.answered(false).is_empty(), "it was asked in an earlier session");
         assert!(relist.has(&key("c")));

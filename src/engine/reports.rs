@@ -28,8 +28,9 @@ pub(super) struct Reports {
     /// Resources that are told that Consul is unavailable, should that be so.
     unreachable: BTreeSet<ResourceKey>,
     told: BTreeMap<ResourceKey, Told>,
-    /// Resources whose finalizer comes off although they have registrations, which stay.
-    detached: BTreeSet<ResourceKey>,
+    /// Resources whose finalizer comes off although they have registrations, which stay; with their uids, since others may
+    /// be made under their names.
+    detached: BTreeMap<ResourceKey, Str>,
     in_flight: usize,
     budget: Budget,
 }
@@ -83,7 +84,7 @@ impl Reports {
             statuses: Queue::default(),
             unreachable: BTreeSet::new(),
             told: BTreeMap::new(),
-            detached: BTreeSet::new(),
+            detached: BTreeMap::new(),
             in_flight: 0,
             budget: Budget::new(rate),
         }
@@ -127,15 +128,16 @@ impl Reports {
         self.detached.remove(key);
     }
 
-    /// Has the finalizer of a resource taken off although it has registrations.
-    pub(super) fn detach(&mut self, key: ResourceKey) {
-        self.detached.insert(key.clone());
+    /// Has the finalizer of the resource that has this uid taken off although it has registrations.
+    pub(super) fn detach(&mut self, key: ResourceKey, uid: Str) {
+        self.detached.insert(key.clone(), uid);
         self.enqueue(key);
     }
 
-    /// Says whether the finalizer of a resource comes off although it has registrations; answers so once.
-    pub(super) fn take_detached(&mut self, key: &ResourceKey) -> bool {
-        self.detached.remove(key)
+    /// Says whether the finalizer of the resource that has this uid comes off although it has registrations; answers so
+    /// once.
+    pub(super) fn take_detached(&mut self, key: &ResourceKey, uid: &Str) -> bool {
+        self.detached.remove(key).is_some_and(|detached| detached == *uid)
     }
 
     /// Gives what a resource has been told.
@@ -298,6 +300,16 @@ mod tests {
         assert_eq!(reports.next_status(now), Next::None);
         reports.completed(Some(&key("a")));
         assert_eq!(reports.next_status(now), Next::Resource(key("a")), "it changed meanwhile");
+    }
+
+    #[test]
+    fn one_resource_is_detached_and_not_another_one_of_its_name() {
+        let mut reports = Reports::new(20);
+        reports.detach(key("a"), "old".into());
+        assert!(!reports.take_detached(&key("a"), &"new".into()));
+        reports.detach(key("a"), "new".into());
+        assert!(reports.take_detached(&key("a"), &"new".into()));
+        assert!(!reports.take_detached(&key("a"), &"new".into()), "once");
     }
 
     #[test]

@@ -95,7 +95,7 @@ impl Engine {
         };
         let leaves = resource.deleting || !resource.ours;
         let write = match (leaves, resource.has_finalizer()) {
-            (true, true) if self.reports.take_detached(key) => Write::RemoveFinalizer(finalizers()),
+            (true, true) if self.reports.take_detached(key, &resource.uid) => Write::RemoveFinalizer(finalizers()),
             (true, true) if !is_busy && !is_unknown => {
                 if let Some(write) = forgets_status(resource, self.reports.told(key).forgotten) {
                     self.reports.told(key).forgotten = Some(resource.generation);

@@ -300,10 +300,12 @@ impl World {
                 }
                 _ => (true, false),
             };
-            if self.resources.get(&key).is_some_and(|entry| !entry.resource.deleting) {
+            let uid = |entry: &Entry| entry.resource.uid.clone();
+            let is_another = self.resources.get(&key).map(uid) != old.as_ref().map(uid);
+            if self.resources.get(&key).is_some_and(|entry| is_another || !entry.resource.deleting) {
                 self.ending.remove(&key);
             }
-            if self.resources.get(&key).map(|entry| &entry.resource.uid) != old.as_ref().map(|old| &old.resource.uid) {
+            if is_another {
                 self.rows_before.remove(&key);
             }
             dirt.add(&key, substance.then_some(cause));
