@@ -84,6 +84,11 @@ impl Lanes {
         self.queue.has(owner)
     }
 
+    /// Says whether a write for an instance waits.
+    pub(super) fn is_waiting(&self, row: &RowKey) -> bool {
+        self.queue.has_row(row)
+    }
+
     /// Says whether a write for an instance is under way.
     pub(super) fn is_in_flight(&self, row: &RowKey) -> bool {
         self.in_flight.contains_key(row)

@@ -24,7 +24,7 @@ use crate::state::world::{Entry, Missing, World};
 /// How long the instances of a resource that gives up a name wait for those of the resource that has it next.
 const HAND_OVER: Duration = Duration::from_secs(30);
 
-/// How long between looks at a hand-over that is late because Consul cannot be written to.
+/// How long between looks at a hand-over while Consul cannot be written to.
 const RETRY: Duration = Duration::from_secs(2);
 
 /// The span of what is done for a resource. A line of a JSON log calls a span's own name `name`, so the resource's is called
@@ -394,29 +394,34 @@ impl Engine {
             return writes;
         }
         let mut coming = self.successors(key);
-        coming.retain(|_, successor| self.comes(successor));
+        coming.retain(|_, successors| {
+            successors.retain(|successor| self.comes(successor));
+            !successors.is_empty()
+        });
         if coming.is_empty() {
             self.resources.change(key, |record| record.handover = None);
             return writes;
         }
-        let now = Instant::now();
-        let until = self.resources.get(key).handover.as_ref().map_or(now + HAND_OVER, |handover| handover.until);
-        let is_over = until <= now && self.session.outage().is_none();
-        if !is_over {
+        let (now, is_unavailable) = (Instant::now(), self.session.outage().is_some());
+        // While Consul cannot be written to, nobody is late.
+        let known = self.resources.get(key).handover.as_ref().filter(|_| !is_unavailable);
+        let until = known.map_or(now + HAND_OVER, |handover| handover.until);
+        if until > now {
             writes.retain(|write| !matches!(&write.op, Op::Deregister { service, .. } if coming.contains_key(service)));
             self.resources.begin_progress(key, dirty);
-            // While Consul cannot be written to, nobody is late.
-            self.timers.set(until.max(now + RETRY), Timer::Reconcile(key.clone()));
+            let look = if is_unavailable { now + RETRY } else { until };
+            self.timers.set(look, Timer::Reconcile(key.clone()));
         }
-        let handover = Handover { until, to: coming.into_values().collect() };
+        let handover = Handover { until, to: coming.into_values().flatten().collect() };
         self.resources.change(key, |record| record.handover = Some(handover));
         writes
     }
 
-    /// The names under which the rows of a resource go, with who has each from now on.
-    fn successors(&self, key: &ResourceKey) -> BTreeMap<Str, ResourceKey> {
+    /// The names under which the rows of a resource go, with those that have each from now on.
+    fn successors(&self, key: &ResourceKey) -> BTreeMap<Str, BTreeSet<ResourceKey>> {
         let names = self.mirror.names(key).into_iter().map(|name| name.service);
-        names.filter_map(|name| Some((name.clone(), self.world.successor(key, &name)?))).collect()
+        let all = names.map(|name| (name.clone(), self.world.successors(key, &name)));
+        all.filter(|(_, successors)| !successors.is_empty()).collect()
     }
 
     /// Whether something that a resource wants is not in Consul yet and may still come.
@@ -460,7 +465,14 @@ impl Engine {
                 self.lanes.want_fresh(&row.node);
             }
         }
+        let registers = writes.iter().any(|write| self.is_new(&write.op) && !self.lanes.is_waiting(write.op.key()));
         self.lanes.replace(key, writes);
+        if registers {
+            // What is about to go for it may wait in its lanes since there was nothing to come.
+            for predecessor in self.world.predecessors(key) {
+                self.enqueue_again(predecessor);
+            }
+        }
         if !some {
             self.settle(key);
         }

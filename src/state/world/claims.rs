@@ -173,6 +173,8 @@ impl World {
         };
         let asks = !entry.resource.deleting && self.asks(key, name);
         let granted = entry.granted.as_ref().filter(|granted| granted.name == *name && !entry.resource.deleting);
+        // One that goes on by rows of another name has no use for this one.
+        let granted = granted.filter(|_| asks || !self.rows.contains_key(key));
         Standing {
             asks,
             has_rows,
@@ -384,12 +386,28 @@ impl World {
         !self.rows_are_known && asked.is_some_and(|asked| self.claims.is_contested(&asked))
     }
 
-    /// The resource of another namespace that has this name from now on, where the rows of `key` under it are to go.
+    /// The resources that have this name from now on, where the rows of `key` under it are to go and the name is another
+    /// namespace's: all that ask for it and may have it, since any of them may be the one that has instances.
     #[must_use]
-    pub fn successor(&self, key: &ResourceKey, service: &str) -> Option<ResourceKey> {
+    pub fn successors(&self, key: &ResourceKey, service: &str) -> BTreeSet<ResourceKey> {
         let name = compared(service);
-        let holder = self.holder(&name).filter(|holder| holder.namespace != key.namespace)?;
-        (self.standing(key, &name).leaves && self.asks(&holder, &name)).then_some(holder)
+        let is_passed_on = self.holder(&name).is_some_and(|holder| {
+            holder.namespace != key.namespace && self.standing(key, &name).leaves && self.asks(&holder, &name)
+        });
+        let may_have = |other: &&ResourceKey| {
+            other.namespace != key.namespace && self.asks(other, &name) && !self.rivals.contains_key(*other)
+        };
+        self.claims.of(&name).filter(|_| is_passed_on).filter(may_have).cloned().collect()
+    }
+
+    /// The resources of other namespaces whose rows under the name that `key` asks for are to go, where it may have the name.
+    #[must_use]
+    pub fn predecessors(&self, key: &ResourceKey) -> Vec<ResourceKey> {
+        let asked = self.resources.get(key).and_then(Entry::asked).filter(|_| !self.rivals.contains_key(key));
+        let Some(name) = asked.filter(|name| self.claims.is_contested(name)) else { return Vec::new() };
+        let others = self.claims.of(&name).filter(|other| other.namespace != key.namespace);
+        let leaves = |other: &&ResourceKey| self.has_rows(other, &name) && self.standing(other, &name).leaves;
+        others.filter(leaves).cloned().collect()
     }
 }
 

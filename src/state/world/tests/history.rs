@@ -980,7 +980,9 @@ fn holder(world: &World, name: &Str) -> Option<ResourceKey> {
                 && entry.granted_name() == Some(&asked)
                 && (has_rows(world, key, &asked) || is_nothing && world.lacks_list(key, &spec.needs()).is_none())
         });
-        let granted = entry.and_then(|entry| entry.granted.as_ref()).filter(|granted| granted.name == *name);
+        let goes_on_otherwise = !asks && world.rows.contains_key(key);
+        let granted = entry.and_then(|entry| entry.granted.as_ref());
+        let granted = granted.filter(|granted| granted.name == *name && !goes_on_otherwise);
         let rank = match (has_rows(world, key, name), granted) {
             (true, _) if ends || renamed => continue,
             (true, Some(granted)) if asks => granted.by as u8,

@@ -200,14 +200,52 @@ fn a_renamed_one_gives_its_name_up_once_it_has_the_other() {
     world.note_rows(&a, in_use(&[("user", "service/s")]));
     world.edits(asks("a", 1, 2, "api"));
     world.act(&a);
-    assert_eq!((losers(&world), world.successor(&a, "user")), (vec!["b"], None), "Consul may refuse the new one");
+    let none = BTreeSet::new;
+    assert_eq!((losers(&world), world.successors(&a, "user")), (vec!["b"], none()), "Consul may refuse the new one");
     let dirt = world.note_rows(&a, in_use(&[("user", "service/s"), ("api", "service/s")]));
     assert_eq!((losers(&world), dirt_of(dirt)), (Vec::new(), vec![("b/r".to_owned(), Some(Cause::Observed))]));
-    assert_eq!(world.successor(&a, "user"), Some(key("b", "r")));
-    assert_eq!(world.successor(&a, "api"), None);
+    assert_eq!(world.successors(&a, "user"), [key("b", "r")].into());
+    assert_eq!(world.successors(&a, "api"), none());
     // Renamed back before the other one has come, it has its name still.
     world.edits(asks("a", 1, 3, "user"));
-    assert_eq!((losers(&world), world.successor(&a, "user")), (vec!["b"], None));
+    assert_eq!((losers(&world), world.successors(&a, "user")), (vec!["b"], none()));
+}
+
+#[test]
+fn all_that_share_a_name_come_after_the_one_that_leaves_it() {
+    let of_b = |name: &str, asked: &str| with(|r| r.key = key("b", name), asks("b", 2, 1, asked));
+    let mut world = World::of([asks("a", 1, 1, "user"), of_b("o", "user"), of_b("p", "User"), of_b("q", "api")]);
+    let a = key("a", "r");
+    world.act(&a);
+    world.note_rows(&a, in_use(&[("user", "service/s")]));
+    world.edits(with(|r| r.deleting = true, asks("a", 1, 2, "user")));
+    assert_eq!(world.successors(&a, "user"), BTreeSet::new(), "nobody knows why it is deleted");
+    let before = |world: &World, name: &str| world.predecessors(&key("b", name));
+    assert_eq!(before(&world, "o"), []);
+    world.ends(&a);
+    assert_eq!(world.successors(&a, "user"), [key("b", "o"), key("b", "p")].into());
+    assert_eq!((before(&world, "o"), before(&world, "q")), (vec![a.clone()], vec![]));
+    // Where another one of its namespace has the name, it stays there.
+    let mut world = World::of([asks("a", 1, 1, "user"), of_b("o", "user")]);
+    world.edits(with(|r| r.key = key("a", "s"), asks("a", 0, 1, "user")));
+    world.note_rows(&a, in_use(&[("user", "service/s")]));
+    world.edits(with(|r| r.deleting = true, asks("a", 1, 2, "user")));
+    world.ends(&a);
+    assert_eq!(world.successors(&a, "user"), BTreeSet::new());
+}
+
+#[test]
+fn one_that_goes_on_by_rows_of_another_name_does_not_keep_the_one_it_was_acted_under() {
+    let mut world = World::of([asks("a", 1, 1, "user"), asks("b", 2, 1, "api")]);
+    let (a, b) = (key("a", "r"), key("b", "r"));
+    world.act(&a);
+    world.note_rows(&b, in_use(&[("api", "service/s")]));
+    world.edits(asks("a", 1, 2, "api"));
+    world.edits(with(|r| r.key = key("b", "o"), asks("b", 3, 1, "user")));
+    assert_eq!(world.rival(&key("b", "o")), Some(&a), "it has no rows, and goes on under that name");
+    // As where Consul is put back to an earlier state.
+    world.note_rows(&a, in_use(&[("db", "service/s")]));
+    assert_eq!((&*world.effective_spec(&a).unwrap().service, world.rival(&key("b", "o"))), ("db", None));
 }
 
 #[test]
@@ -318,9 +356,9 @@ fn a_name_is_taken_over_when_its_holder_is_gone_and_no_sooner() {
         assert_eq!(losers(&world), ["b"], "its rows are there, and nobody knows why it is gone");
         let dirt = world.ends(&key("a", "r"));
         assert_eq!((losers(&world), dirt_of(dirt)), (Vec::new(), vec![("b/r".to_owned(), Some(Cause::Observed))]));
-        assert_eq!(world.successor(&key("a", "r"), "User"), Some(key("b", "r")), "the next one comes first");
+        assert_eq!(world.successors(&key("a", "r"), "User"), [key("b", "r")].into(), "the next one comes first");
         assert_eq!(world.note_rows(&key("a", "r"), BTreeSet::new()), []);
-        assert_eq!(world.successor(&key("a", "r"), "user"), None);
+        assert_eq!(world.successors(&key("a", "r"), "user"), BTreeSet::new());
     }
     // What has no rows has nothing that could be mixed up with another's.
     let mut world = start();
