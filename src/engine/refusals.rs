@@ -74,7 +74,6 @@ impl Refusals {
         let row = op.key().clone();
         // Words that name the instance are the same for all instances.
         let words = words.replace(&*row.id, "<instance>");
-        let was_probe = self.is_probe(&row);
         if self.words.get(&row).is_some_and(|before| *before != words) {
             self.remove(&row);
         }
@@ -86,7 +85,8 @@ impl Refusals {
             last: None,
             is_logged: false,
         });
-        if group.writes.is_empty() || was_probe {
+        // One that stood for a group of other words says nothing of how often this one was tried.
+        if group.writes.is_empty() || group.probe.as_ref() == Some(&row) {
             (group.probe, group.last) = (None, Some(row.clone()));
             group.failures = group.failures.saturating_add(1);
             group.until = now + Backoff::REFUSED.wait(group.failures, random);
@@ -255,6 +255,22 @@ mod tests {
         resource.refuse(1, "Invalid check");
         assert_eq!(resource.refusals.iter().filter(|(_, words)| *words == "Invalid check").count(), 2);
         assert!(!resource.refusals.written(op(0).key()), "it was not tried for its group");
+    }
+
+    #[test]
+    fn those_that_join_a_group_do_not_make_it_wait_longer() {
+        let (mut resource, words) = (Resource::refused(0..5), "Invalid check");
+        resource.refuse(5, words);
+        assert_eq!(resource.tries(0..6, 1), ["1", "5"], "one for each group");
+        resource.refuse(5, words);
+        let until = |resource: &Resource| resource.refusals.groups[words].until;
+        let before = until(&resource);
+        for joins in [1, 2, 3, 4, 0] {
+            assert_eq!(resource.tries(0..6, 0), [joins.to_string()], "each may have a reason of its own");
+            resource.refuse(joins, words);
+            assert_eq!(until(&resource), before, "after {joins}");
+        }
+        assert_eq!(resource.tries(0..6, 2), ["0"]);
     }
 
     #[test]
