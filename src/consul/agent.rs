@@ -119,14 +119,18 @@ impl Agent {
         Ok(Placement::Agent { node })
     }
 
+    /// The node of the agent that we know.
+    fn own_node(&self) -> Result<Str, Unavailable> {
+        let known = self.known();
+        known.current.as_ref().and_then(name_and_id).map(|(node, _)| node.into()).ok_or_else(unknown)
+    }
+
     /// Makes sure that it is still the agent that we know, and answers its node's name.
     async fn recognise(&self) -> Result<Str, Unavailable> {
         let found = self.client.get::<AgentSelf>(path(&["agent", "self"], &[])).await?.value.config;
         let (node, id) = name_and_id(&found).ok_or_else(nameless)?;
         let mut known = self.known();
-        let Some(current) = &known.current else {
-            return Err(Unavailable::session_lost("Consul's agent was not asked who it is yet"));
-        };
+        let Some(current) = &known.current else { return Err(unknown()) };
         if *current == found {
             return Ok(node.into());
         }
@@ -153,9 +157,10 @@ impl Agent {
     }
 
     async fn rows(&self) -> Result<Rows, Unavailable> {
-        let node = self.recognise().await?;
+        let node = self.own_node()?;
         let (mut rows, elsewhere) = try_join!(self.rows_here(&node), self.rows_elsewhere(&node, None))?;
         rows.extend(elsewhere);
+        self.recognise().await?;
         Ok(rows)
     }
 
@@ -167,8 +172,11 @@ impl Agent {
     }
 
     async fn rows_of(&self, node: &Str) -> Result<Rows, Unavailable> {
-        let own = self.recognise().await?;
-        if own == *node { self.rows_here(node).await } else { self.rows_elsewhere(&own, Some(node)).await }
+        let own = self.own_node()?;
+        let rows = if own == *node { self.rows_here(node).await } else { self.rows_elsewhere(&own, Some(node)).await };
+        // Afterwards: of a read that two agents have answered nothing is to be believed.
+        self.recognise().await?;
+        rows
     }
 
     /// Reads what is on the agent's own node, which is called so.
@@ -315,6 +323,10 @@ fn same(held: &Registration, shown: &Registration) -> bool {
 
 fn name_and_id(config: &AgentConfig) -> Option<(&str, &str)> {
     config.node_name.as_deref().zip(config.node_id.as_deref())
+}
+
+fn unknown() -> Unavailable {
+    Unavailable::session_lost("Consul's agent was not asked who it is yet")
 }
 
 fn nameless() -> Unavailable {
