@@ -170,7 +170,8 @@ fn told(write: &Write) -> String {
         Write::Status { key, status, .. } => {
             let ready =
                 status.conditions.first().map(|ready| (ready.truth, ready.reason.as_str(), ready.message.as_str()));
-            format!("status of {key}: {:?} {ready:?}", status.instances)
+            let port = status.port_in_use.as_ref().map(|of| (&of.source, &of.port));
+            format!("status of {key}: {:?} {ready:?}, port {port:?}", status.instances)
         }
         Write::ForgetStatus { key, observed_generation, .. } => format!("no status of {key} at {observed_generation}"),
         Write::Event { key, reason, message, .. } => format!("Event on {key}: {reason} {message}"),

@@ -179,6 +179,24 @@ impl Cluster {
         (pods, slices)
     }
 
+    /// The resources as they were at a position, and as they have been since.
+    pub fn resources_since(&self, position: u64) -> Vec<&Resource> {
+        let (before, since) = self.log.split_at(usize::try_from(position).expect("positions are small"));
+        let mut all = BTreeMap::new();
+        for logged in before {
+            match &logged.change {
+                Change::Resource(Step::Apply(key, seen)) => _ = all.insert(key, &seen.resource),
+                Change::Resource(Step::Delete(key)) => _ = all.remove(key),
+                _ => {}
+            }
+        }
+        let since = since.iter().filter_map(|logged| match &logged.change {
+            Change::Resource(Step::Apply(_, seen)) => Some(&seen.resource),
+            _ => None,
+        });
+        all.into_values().chain(since).collect()
+    }
+
     /// What a list of a kind has, in no particular order of a change.
     pub fn list(&self, kind: Kind, scope: &Scope) -> Vec<Change> {
         fn all<T: Clone>(

@@ -49,7 +49,7 @@ use std::time::Instant;
 
 use planted_faults::{BLIND_LIMIT, PlantedFault};
 use run::Outcome;
-use setup::Setup;
+use setup::{Mode, Setup};
 use sim::Stats;
 
 /// How many seeds `seeds` runs by default.
@@ -229,7 +229,13 @@ fn caught(fault: PlantedFault, promises: &[&str]) -> Option<(u64, String)> {
         match fault {
             PlantedFault::BlindLimit => setup.limits.instances = BLIND_LIMIT,
             PlantedFault::NoTakeover => setup.is_rebuilt(),
-            PlantedFault::AnswersAhead | PlantedFault::NoHold => setup.incidents = true,
+            PlantedFault::NoHold => setup.incidents = true,
+            // It shows only where a name is passed on from one namespace to another, in the catalog.
+            PlantedFault::AnswersAhead => {
+                setup.incidents = true;
+                setup.mode = Mode::Catalog;
+                setup.limits.shares_name = false;
+            }
             _ => {}
         }
         setup

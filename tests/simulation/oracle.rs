@@ -13,7 +13,7 @@ use lictor::cluster::api::ConsulServiceStatus;
 use lictor::model::facts::{Endpoint, Pod, Service as KubernetesService, ServicePort, Slice};
 use lictor::model::ids::{ResourceKey, Str};
 use lictor::model::port::PortRef;
-use lictor::model::resource::{DeletionPolicy, Readiness, Source, Spec};
+use lictor::model::resource::{DeletionPolicy, Readiness, Resource, Source, Spec};
 use lictor::state::event::{Event, Kind, ObjectKey, Scope};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -550,6 +550,7 @@ impl State {
         self.note_cut();
         let hold = self.setup.hold_mass_unready;
         let (now, owned) = (self.now(), self.oracle.last_there.len());
+        let there: BTreeSet<Place> = self.instances().map(|(on, service)| self::place(on, &service.id)).collect();
         let Some(cut) = self.oracle.cut.as_mut().filter(|cut| now < cut.since + hold) else { return };
         if cut.life.replace(sent.life) != Some(sent.life) {
             cut.critical.clear();
@@ -559,7 +560,8 @@ impl State {
             return;
         }
         cut.critical.insert(place);
-        let many = cut.critical.len();
+        // What went afterwards says nothing of the rest.
+        let many = cut.critical.iter().filter(|place| there.contains(*place)).count();
         if cut.was_most && !self.setup.elects && many >= LEAST && many > cut.owned / 2 {
             let what = format!("life {} has made {many} of {} critical since then", sent.life, cut.owned);
             self.violate("nothing lost: the kubelets are cut off", what);
@@ -579,10 +581,15 @@ impl State {
             let spec = object.spec.as_ref().map_or(&object.last_good, |spec| spec);
             object.uid == *uid && spec.port.is_none() && spec.source == *source && !object.other_class
         };
+        // A status has room for one port. One without its name tells that of the source which it goes on by, and nothing is
+        // registered of the other one.
+        let tells_of_another = |object: &Object, source: &Source| {
+            object.status.port_in_use.as_ref().is_some_and(|port| port.source != source.to_string())
+        };
         // Without a status it knows no more than anybody does.
         self.oracle.ports_told.retain(|key, (uid, source, _)| {
             let object = resources.get(key).filter(|object| object.status.observed_generation.is_some());
-            object.is_some_and(|object| wishes(object, uid, source))
+            object.is_some_and(|object| wishes(object, uid, source) && !tells_of_another(object, source))
         });
         for object in resources.values() {
             let Ok(spec) = &object.spec else { continue };
@@ -615,8 +622,12 @@ impl State {
         }
         taken_out.retain(|place, known| {
             let Some((object, spec)) = self.still_wishes(place, &known.wanted) else { return false };
-            let out = known.wanted.endpoint.as_ref().is_some_and(|id| self.is_taken_out(object, spec, id).is_some());
-            now < known.since + REMEMBERED && (out || wanted.contains_key(place))
+            let id = known.wanted.endpoint.as_ref();
+            let out = id.is_some_and(|id| self.is_taken_out(object, spec, id).is_some());
+            // One that terminates may leave at once, also where it serves to its end for now.
+            let mut pods = self.cluster.pods.values();
+            let terminates = id.is_some_and(|id| pods.any(|pod| id.1.as_ref() == Some(&pod.uid) && pod.leaving));
+            now < known.since + REMEMBERED && (out || wanted.contains_key(place) && !terminates)
         });
         self.oracle.taken_out = taken_out;
     }
@@ -751,6 +762,16 @@ impl State {
                 _ => None,
             })
             .collect();
+        // Names that a row goes from with this very request: what it registers under one of them takes the row's place.
+        let left: BTreeSet<(Str, String)> = changes
+            .iter()
+            .filter_map(|change| match change {
+                Change { before: Some(Entity::Service { service, .. }), after: None } if is_marked(service) => {
+                    Some((owner(&service.id)?.namespace, fold(&service.service)))
+                }
+                _ => None,
+            })
+            .collect();
         for change in &changes {
             match (&change.before, &change.after) {
                 (Some(Entity::Node(node)), after) => self.judge_node(node, after.is_none(), &gone),
@@ -760,7 +781,11 @@ impl State {
                         Some(Entity::Service { service, .. }) => Some(service),
                         _ => None,
                     };
-                    self.judge_name(node, before.map(|before| &**before), service, sent);
+                    let takes_a_place =
+                        owner(&service.id).is_some_and(|of| left.contains(&(of.namespace, fold(&service.service))));
+                    if !takes_a_place {
+                        self.judge_name(node, before.map(|before| &**before), service, sent);
+                    }
                     self.judge_service(node, before.unwrap_or(service), Some(service), sent);
                 }
                 (Some(Entity::Service { node, service }), _) => self.judge_service(node, service, None, sent),
@@ -1024,13 +1049,14 @@ impl State {
             let check = self.consul.store.check(node, &format!("{}:readiness", service.id));
             is_marked(service) && check.is_none_or(|check| check.status == "passing")
         });
-        let uses = |other: &Object| {
-            asked(other).as_ref() == Some(&name)
-                || self.oracle.names_in_use.contains_key(&(other.key.clone(), name.clone()))
+        // Another one of its namespace has the name then, also one that is gone by now, for all that Lictor knows.
+        let uses = |other: &&Resource| {
+            let asks = other.ours && other.spec.as_ref().is_ok_and(|spec| fold(&spec.service) == name);
+            let is_of_namespace = other.key.namespace == key.namespace && other.key != *key;
+            is_of_namespace && (asks || self.oracle.names_in_use.contains_key(&(other.key.clone(), name.clone())))
         };
-        let of_namespace =
-            self.cluster.resources.values().filter(|other| other.key.namespace == key.namespace && other.key != *key);
-        if passes || of_namespace.into_iter().any(uses) {
+        let seen = sent.view(node).get(&Kind::Resource).copied().unwrap_or_else(|| self.cluster.position());
+        if passes || self.cluster.resources_since(seen).iter().any(uses) {
             return None;
         }
         let is_next = |other: &&Object| {
@@ -1038,7 +1064,10 @@ impl State {
             let asks = asked(other).as_ref() == Some(&name) && self.setup.watches(&other.key.namespace);
             is_able && asks && other.key.namespace != key.namespace
         };
-        let fails = |id: &str| self.setup.failing.is_some_and(|failing| failing.includes(id));
+        // What Consul refuses is not waited for.
+        let fails = |id: &str| {
+            self.setup.failing.is_some_and(|failing| failing.includes(id)) || self.consul.denied.contains(id)
+        };
         let is_ready = |other: &&Object| {
             let by_hand = [&self.oracle.touched, &self.oracle.disputed];
             let by_hand = by_hand.iter().any(|set| set.iter().any(|(_, id)| owner(id).as_ref() == Some(&other.key)));

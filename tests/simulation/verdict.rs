@@ -275,7 +275,7 @@ fn rows(state: &State, wants: &BTreeMap<ResourceKey, Want>, found: &mut Found) -
     let expected: BTreeMap<&Place, &Expected> = wants.values().filter_map(Want::rows).flatten().collect();
     let mut stands: BTreeMap<Place, Stands> =
         expected.keys().map(|place| ((*place).clone(), Stands::Missing)).collect();
-    let mut unwanted = Vec::new();
+    let (mut unwanted, mut kept) = (Vec::new(), BTreeSet::new());
     for (place, node, service) in ours(state) {
         if let Some(wanted) = expected.get(&place) {
             if stands.insert(place, Stands::Registered) == Some(Stands::Registered) {
@@ -284,6 +284,8 @@ fn rows(state: &State, wants: &BTreeMap<ResourceKey, Want>, found: &mut Found) -
             compare(state, node, service, wanted, found);
         } else if !may_stay(state, wants, node, service) {
             unwanted.push((node, service));
+        } else if health(state, &place) == "passing" {
+            kept.extend(owner(&service.id));
         }
     }
     // Resources and addresses of which something cannot be registered, and what cannot be.
@@ -315,7 +317,8 @@ fn rows(state: &State, wants: &BTreeMap<ResourceKey, Want>, found: &mut Found) -
         }
     }
     // What is to be replaced stays until its replacement is there, if it ever is.
-    let awaited = awaited(&expected, &stands);
+    let mut awaited = awaited(&expected, &stands);
+    awaited.extend(without_port(state, wants, &expected, &stands, &kept));
     let is_to_be_replaced = |service: &Service| {
         blocked.contains(&(owner(&service.id), service.address.clone()))
             || stuck.contains(&service.id)
@@ -351,6 +354,28 @@ fn awaited(
     }
     awaited.retain(|key, _| !passing.contains(key));
     awaited
+}
+
+/// The resources of which an endpoint lives that has not the port, and nothing passes of the others, or of what is `kept`;
+/// with their sources. What an edit took away stays until something does.
+fn without_port(
+    state: &State,
+    wants: &BTreeMap<ResourceKey, Want>,
+    expected: &BTreeMap<&Place, &Expected>,
+    stands: &BTreeMap<Place, Stands>,
+    kept: &BTreeSet<ResourceKey>,
+) -> BTreeMap<ResourceKey, Option<String>> {
+    let passes = |(place, wanted): (&&Place, &&Expected)| {
+        wanted.readiness != Some("critical") && stands[*place] == Stands::Registered
+    };
+    let lacks_port = |(key, want): (&ResourceKey, &Want)| {
+        let Want::Rows(Rows { left_out, .. }) = want else { return None };
+        let mut own = expected.iter().filter(|(place, _)| owner(&place.1).as_ref() == Some(key));
+        let is_so = left_out.contains("PortNotFound") && !kept.contains(key) && !own.any(passes);
+        let source = state.cluster.resources[key].spec.as_ref().ok().map(|spec| spec.source.to_string());
+        is_so.then(|| (key.clone(), source))
+    };
+    wants.iter().filter_map(lacks_port).collect()
 }
 
 /// Whether an instance went by an edit for all that Lictor knows: it came from another source than the present one, or
@@ -692,9 +717,13 @@ fn loop_at_rest(state: &State, snapshot: &Snapshot, found: &mut Found) {
     if let Some(why) = &snapshot.not_ready {
         found.push(("nothing hidden", format!("Lictor is not ready: {why}")));
     }
-    // What fails each time is tried again now and then.
-    let outstanding = if state.setup.failing.is_some() { 0 } else { snapshot.dirty + snapshot.outstanding };
-    if outstanding + snapshot.held > 0 {
+    // What fails each time is tried again now and then. So is what another agent holds that cannot be asked, and before that
+    // Kubernetes is asked again.
+    let is_elsewhere = state.former_is_out_of_reach() && snapshot.elsewhere > 0;
+    let is_tried = state.setup.failing.is_some() || is_elsewhere;
+    let outstanding = if is_tried { 0 } else { snapshot.dirty + snapshot.outstanding };
+    let held = if is_elsewhere { 0 } else { snapshot.held };
+    if outstanding + held > 0 {
         found.push(("nothing wasted", format!("Lictor is not at rest: {snapshot:?}")));
     }
 }

@@ -5,7 +5,7 @@ pub mod agent;
 pub mod filter;
 pub mod store;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::json;
@@ -28,6 +28,8 @@ pub struct Consul {
     pub former: Option<Agent>,
     /// The token may not write.
     pub denies_writes: bool,
+    /// The instances of which that was the last answer to a write.
+    pub denied: BTreeSet<String>,
     /// The token may only read some of what is there.
     pub filters_reads: bool,
     /// The agent's registrations do not reach the catalog.
@@ -279,6 +281,12 @@ impl Consul {
             .filter(|(_, op)| denied(op))
             .map(|(op_index, _)| store::OpError { op_index, what: "Permission denied: lacks service:write".to_owned() })
             .collect();
+        for op in ops.iter().filter(|op| !op.reads()) {
+            if let Op::Service(of) = op {
+                self.denied.remove(&of.service.id);
+                self.denied.extend(denied(op).then(|| of.service.id.clone()));
+            }
+        }
         let outcome = if denials.is_empty() { self.store.transact(&ops) } else { Err(denials) };
         match outcome {
             Ok(results) => Reply::json(&json!({ "Results": results, "Errors": null })),
