@@ -197,7 +197,8 @@ pub struct RunArgs {
     #[arg(long, value_name = "ADDRESS:PORT", env = "LICTOR_METRICS_ADDRESS")]
     pub metrics_address: Option<SocketAddr>,
 
-    /// The time between two comparisons of everything of this cluster with Consul.
+    /// How long it takes at most to read everything of this cluster from Consul and to compare it, once something has changed
+    /// in Consul. Lictor asks 30 times in this interval whether something has changed, at most 4 times a second.
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
     pub resync_interval: Duration,
 

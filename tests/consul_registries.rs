@@ -734,6 +734,73 @@ async fn an_emptied_consul_is_noticed() {
     write(&registry, &node, vec![put(&instance, &registration)]).await;
 }
 
+/// What changes in the catalog shows in the indexes, whoever changes it, and nothing else does: where they stay, nothing is read.
+#[tokio::test]
+async fn indexes_move_with_each_change_and_with_nothing_else() {
+    let consul = consul(ConsulOptions::default()).await;
+    let registry = catalog(&consul.http_addr(), None);
+    let node = connect(&registry).await;
+    let api = consul.api();
+    let (one, two) = (key(&node, "one"), key(&node, "two"));
+    let up = full("10.0.0.1", Some(Health::Passing));
+    write(&registry, &node, vec![put(&one, &up), put(&two, &up)]).await;
+    // A new server still writes its own node for a moment.
+    let mut before = wait::until("the server to have written its own node", SOON, || async {
+        let before = registry.indexes().await?;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        Ok((registry.indexes().await? == before).then_some(before))
+    })
+    .await
+    .unwrap();
+
+    let edited = json!({ "ID": &*one.id, "Service": "user_service", "Address": "10.0.0.9", "Port": 1 });
+    let critical = json!({ "Node": &*node, "CheckID": format!("{}:readiness", one.id), "ServiceID": &*one.id, "Status": "critical" });
+    let elsewhere = json!({ "Node": "other", "Address": "10.9.9.9", "Service": { "Service": "other" } });
+    let node_alone = json!({ "Node": &*node, "Address": "10.9.9.8", "SkipNodeUpdate": false });
+    let by_hand = [
+        (
+            "an instance is edited",
+            "register",
+            json!({ "Node": &*node, "SkipNodeUpdate": true, "Service": edited }),
+            true,
+            false,
+        ),
+        (
+            "a check is edited",
+            "register",
+            json!({ "Node": &*node, "SkipNodeUpdate": true, "Check": critical }),
+            false,
+            true,
+        ),
+        ("a service of others comes", "register", elsewhere, true, false),
+        ("a node is edited", "register", node_alone, true, false),
+        ("an instance is deleted", "deregister", json!({ "Node": &*node, "ServiceID": &*one.id }), true, true),
+        ("a node is deleted", "deregister", json!({ "Node": "other" }), true, true),
+    ];
+    let mut rows = Vec::new();
+    for (what, how, body, instances, checks) in by_hand {
+        api.put(&format!("/v1/catalog/{how}"), &body).await.unwrap();
+        rows.push((what, instances, checks));
+        let after = registry.indexes().await.unwrap();
+        assert_eq!((after.instances != before.instances, after.checks != before.checks), (instances, checks), "{what}");
+        before = after;
+    }
+    registry.check_writes().await.unwrap();
+    assert_eq!(registry.indexes().await.unwrap(), before, "a write that changes nothing");
+    write(&registry, &node, vec![put(&two, &up)]).await;
+    assert_eq!(registry.indexes().await.unwrap().checks, before.checks, "what is there already");
+    write(&registry, &node, vec![readiness(&two, &up, Health::Critical)]).await;
+    let after = registry.indexes().await.unwrap();
+    assert_eq!(
+        (after.instances == before.instances, after.checks == before.checks),
+        (true, false),
+        "our own readiness"
+    );
+    consul.kill().unwrap();
+    consul.start_again().await.unwrap();
+    assert!(registry.indexes().await.unwrap_err().session_lost, "an emptied Consul");
+}
+
 #[tokio::test]
 async fn a_plain_registration_takes_neither_a_node_nor_the_marker_from_us() {
     let consul = consul(ConsulOptions::default()).await;

@@ -314,7 +314,7 @@ fn gauges(snapshot: &Snapshot) -> Registry {
         gauge.set(age.as_secs_f64());
         registry.register(
             "lictor_resync_age_seconds",
-            "Since the last round that read every Consul node of this cluster began",
+            "Since the last round that read every Consul node of this cluster began, or since Consul said that nothing has changed after it",
             gauge,
         );
     }

@@ -22,13 +22,14 @@ use futures::future::BoxFuture;
 use futures::try_join;
 
 use super::client::{Client, path};
+use super::indexes::indexes;
 use super::others::names_of_others;
 use super::transport::Transport;
 use super::wire::{AgentConfig, AgentSelf, By, Check, Healths, NodeServices, Pool, Service};
 use crate::model::desired::Placement;
 use crate::model::ids::{Identity, Str, id_prefix, meta};
 use crate::model::registration::{Ownership, Registration, Row, RowKey};
-use crate::ports::{Bundle, Outcome, Registry, Rows, Unavailable};
+use crate::ports::{Bundle, Indexes, Outcome, Registry, Rows, Unavailable};
 
 /// The most operations that an agent gets before the engine hears of them.
 const BUNDLE: usize = 64;
@@ -254,6 +255,13 @@ impl Registry for Agent {
 
     fn read(&self) -> BoxFuture<'_, Result<Rows, Unavailable>> {
         Box::pin(self.rows())
+    }
+
+    fn indexes(&self) -> BoxFuture<'_, Result<Indexes, Unavailable>> {
+        Box::pin(async {
+            self.recognise().await?;
+            indexes(&self.client).await
+        })
     }
 
     fn nodes(&self) -> BoxFuture<'_, Result<BTreeSet<Str>, Unavailable>> {

@@ -33,6 +33,7 @@ use tokio::time::Instant;
 use self::marker::{Fence, RaisedPerhaps};
 use self::nodes::KnownNode;
 use super::client::{Client, Failed, path};
+use super::indexes::indexes;
 use super::others::names_of_others;
 use super::transport::Transport;
 use super::wire::{Check, Node, NodeServices, Service, TxnAnswer, TxnError};
@@ -40,7 +41,7 @@ use crate::model::desired::Placement;
 use crate::model::ids::{Identity, Str, meta};
 use crate::model::nodes::{NodeMark, NodeOwner};
 use crate::model::plan::BUNDLE_INSTANCES;
-use crate::ports::{Bundle, Outcome, Registry, Rows, Unavailable};
+use crate::ports::{Bundle, Indexes, Outcome, Registry, Rows, Unavailable};
 
 /// The address of a node that stands for no machine (RFC 5737): DNS answers with the instances' own.
 const NO_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
@@ -247,6 +248,13 @@ impl Registry for Catalog {
 
     fn read(&self) -> BoxFuture<'_, Result<Rows, Unavailable>> {
         Box::pin(self.rows())
+    }
+
+    fn indexes(&self) -> BoxFuture<'_, Result<Indexes, Unavailable>> {
+        Box::pin(async {
+            self.confirm_standing().await?;
+            indexes(&self.client).await
+        })
     }
 
     fn nodes(&self) -> BoxFuture<'_, Result<BTreeSet<Str>, Unavailable>> {

@@ -65,6 +65,16 @@ impl Client {
         self.read(get(path, REQUEST_TIMEOUT)).await
     }
 
+    /// Asks at which Raft index what a path shows changed last. The body of the answer is not looked at: ask for what there
+    /// is little of.
+    pub async fn index(&self, path: String) -> Result<u64, Unavailable> {
+        let answer = self.get::<serde::de::IgnoredAny>(path).await?;
+        match answer.index {
+            0 => Err(Unavailable::transient("Consul does not say at which index it stands (X-Consul-Index)")),
+            index => Ok(index),
+        }
+    }
+
     /// Reads by a query that waits at most `wait` for something newer than `index`, in whole seconds.
     pub async fn wait<T: DeserializeOwned>(
         &self,

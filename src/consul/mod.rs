@@ -7,6 +7,7 @@
 pub mod agent;
 pub mod catalog;
 pub(crate) mod client;
+mod indexes;
 mod marked;
 mod others;
 pub mod takeover;

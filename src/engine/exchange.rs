@@ -22,7 +22,7 @@ use crate::model::health::Health;
 use crate::model::ids::{ResourceKey, Str, meta};
 use crate::model::plan::Planned;
 use crate::model::registration::{Ownership, Row, RowKey};
-use crate::ports::{Bundle, Outcome, Rows, Unavailable};
+use crate::ports::{Bundle, Indexes, Outcome, Rows, Unavailable};
 
 /// How long a replica that does not act keeps what it knows of Consul. Another one that acts by then has written.
 const KEPT: Duration = Duration::from_secs(60);
@@ -56,6 +56,7 @@ impl Engine {
         }
         while let Some(ask) = self.resync.next(Instant::now()) {
             match ask {
+                Ask::Indexes => self.read_indexes(),
                 Ask::List => self.list_nodes(),
                 // Its lane reads it, as nothing may be written to it before.
                 Ask::Read(node) if self.lanes.resume(&node) => self.resync.lane_reads(&node),
@@ -95,14 +96,40 @@ impl Engine {
         }
     }
 
+    /// Asks whether something has changed in Consul.
+    fn read_indexes(&mut self) {
+        let (stamp, registry) = (self.session.stamp(), Arc::clone(&self.ports.registry));
+        self.tasks.spawn(async move { Completion::IndexesRead(stamp.on(registry.indexes().await)) });
+    }
+
+    pub(super) fn on_indexes_read(&mut self, answer: Stamped<Result<Indexes, Unavailable>>) {
+        match self.session.accept(answer) {
+            Some(Ok(indexes)) => {
+                self.consul_answered();
+                // What the agent has and the catalog does not show, nothing in the catalog tells of.
+                if self.resync.looked(indexes, self.mirror.has_hidden(), Instant::now()) {
+                    self.do_chores();
+                }
+            }
+            Some(Err(outage)) => {
+                let is_unavailable = self.resync.look_failed(Instant::now()) || outage.is_about_all();
+                if is_unavailable {
+                    self.failed(&outage, false);
+                }
+            }
+            None => {}
+        }
+    }
+
     fn list_nodes(&mut self) {
         let (stamp, since, registry) = (self.session.stamp(), self.mirror.now(), Arc::clone(&self.ports.registry));
         let asks_for_others = self.world.asks_for_others();
         self.tasks.spawn(async move {
             let listed = async {
+                let indexes = registry.indexes().await?;
                 let nodes = registry.nodes().await?;
                 let others = if asks_for_others { Some(registry.names_of_others().await) } else { None };
-                Ok(Listed { nodes, others })
+                Ok(Listed { indexes, nodes, others })
             };
             Completion::Listed { since, answer: stamp.on(listed.await) }
         });
@@ -110,7 +137,7 @@ impl Engine {
 
     pub(super) fn on_listed(&mut self, since: u64, answer: Stamped<Result<Listed, Unavailable>>) {
         let Some(answer) = self.session.accept(answer) else { return };
-        let Listed { mut nodes, others } = match answer {
+        let Listed { indexes, mut nodes, others } = match answer {
             Ok(listed) => listed,
             Err(outage) => {
                 if self.resync.list_failed() || outage.is_about_all() {
@@ -130,7 +157,7 @@ impl Engine {
         self.mirror.forget_writes_elsewhere(&nodes, since);
         // Spread by a tenth, so that many clusters on one Consul do not read in step.
         let interval = self.config.resync_interval.mul_f64(0.95 + self.ports.random.f64() / 10.0);
-        self.resync.listed(nodes, Instant::now(), interval, self.session.is_ready());
+        self.resync.listed(nodes, indexes, Instant::now(), interval, self.session.is_ready());
         self.end_round();
     }
 
@@ -155,7 +182,7 @@ impl Engine {
 
     /// Does what is to be done once all nodes have been read, if they have.
     fn end_round(&mut self) {
-        if !self.resync.end_round() {
+        if !self.resync.end_round(Instant::now()) {
             return;
         }
         if self.session.loaded() {
@@ -163,6 +190,11 @@ impl Engine {
             self.begin_with_rows();
             return;
         }
+        self.do_chores();
+    }
+
+    /// Does what is done once in each interval, whether or not something has changed in Consul.
+    fn do_chores(&mut self) {
         self.wake_conflicting();
         self.forget_failed_writes();
         self.tidy();

@@ -36,9 +36,9 @@ use crate::model::desired::Placement;
 use crate::model::ids::{Identity, ResourceKey, Str};
 use crate::model::plan::Planned;
 use crate::model::policy::Policy;
+use crate::ports::{Indexes, Outcome, Registry, Rows, Unavailable};
 use crate::ports::{Kubernetes, ReadError, WriteError};
 use crate::ports::{Leads, always};
-use crate::ports::{Outcome, Registry, Rows, Unavailable};
 use crate::state::event::Event;
 use crate::state::mirror::Mirror;
 use crate::state::world::World;
@@ -81,7 +81,7 @@ use work::Work;
 pub struct Config {
     /// Which cluster it acts for.
     pub identity: Identity,
-    /// How often everything of this cluster is read from Consul and compared.
+    /// How long it takes at most to read everything of this cluster from Consul and to compare it, once Consul has changed.
     pub resync_interval: Duration,
     /// How long most instances are kept passing that stop being ready at once; 0 for not at all.
     pub hold_mass_unready: Duration,
@@ -176,6 +176,8 @@ enum Next {
 
 /// What Consul lists at the beginning of a round.
 struct Listed {
+    /// Where Consul stood just before.
+    indexes: Indexes,
     /// The nodes that may have something of ours.
     nodes: BTreeSet<Str>,
     /// The names that others have; none where the policy does not ask for them.
@@ -186,6 +188,7 @@ struct Listed {
 enum Completion {
     Connected(Stamped<Result<Placement, Unavailable>>),
     Resumed(Stamped<Result<bool, Unavailable>>),
+    IndexesRead(Stamped<Result<Indexes, Unavailable>>),
     Listed { since: u64, answer: Stamped<Result<Listed, Unavailable>> },
     NodeRead { node: Str, since: u64, reader: Reader, answer: Stamped<Result<Rows, Unavailable>> },
     Applied { node: Str, planned: Vec<Planned>, outcomes: Stamped<Vec<Outcome>> },
@@ -444,6 +447,7 @@ impl Engine {
         match completion {
             Completion::Connected(answer) => self.on_connected(answer),
             Completion::Resumed(answer) => self.on_resumed(answer),
+            Completion::IndexesRead(answer) => self.on_indexes_read(answer),
             Completion::Listed { since, answer } => self.on_listed(since, answer),
             Completion::NodeRead { node, since, reader, answer } => self.on_node_read(&node, since, reader, answer),
             Completion::Applied { node, planned, outcomes } => self.on_applied(&node, planned, outcomes),

@@ -1,7 +1,9 @@
-//! The resync: every Consul node with something of ours is read once in each interval, one after the other.
+//! The resync: while Consul changes, every Consul node with something of ours is read once in each interval, one after
+//! the other.
 //!
-//! In: the nodes that Consul lists, and whether each could be read. Out: what to read next, and when. A node that cannot be
-//! read is read again at once, then later and later; the others are read meanwhile. Only where no node can be read, or
+//! In: the indexes at which Consul stands, the nodes that it lists, and whether each could be read. Out: what to ask next,
+//! and when. While the indexes are those of the last round, nothing is read but them: nothing has changed. A node that cannot
+//! be read is read again at once, then later and later; the others are read meanwhile. Only where no node can be read, or
 //! the list cannot, Consul as a whole is unavailable.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,9 +13,24 @@ use tokio::time::Instant;
 
 use super::timers::Backoff;
 use crate::model::ids::Str;
+use crate::ports::Indexes;
 
 /// The most nodes that are read at once.
 const READS: usize = 8;
+
+/// How often in an interval Consul is asked whether something has changed, unless that is more often than `LOOK_AT_MOST`.
+const LOOKS: u32 = 30;
+const LOOK_AT_MOST: Duration = Duration::from_millis(250);
+
+/// How many rounds begin in an interval at most.
+const ROUNDS: u32 = 6;
+
+/// How many nodes are read in an interval at least where instances changed and not only checks: whatever changes checks
+/// all the time, somebody waits for an instance.
+const FAST_READS: u32 = 150;
+
+/// After how many intervals everything is read although Consul says that nothing has changed.
+const FULL: u32 = 10;
 
 /// The resync.
 #[derive(Debug, Default)]
@@ -21,6 +38,10 @@ pub(super) struct Resync {
     phase: Phase,
     /// Whether the next round is not spread over the interval.
     is_urgent: bool,
+    /// Where Consul stood when the last round began in which every node was read.
+    known: Option<Indexes>,
+    /// Where Consul stood when this round began.
+    indexes: Option<Indexes>,
     /// The nodes of this round.
     nodes: BTreeSet<Str>,
     /// Those of them that are still to be read in it.
@@ -31,7 +52,8 @@ pub(super) struct Resync {
     failing: BTreeMap<Str, Failing>,
     /// How often in a row the list failed.
     list_failures: u32,
-    /// When the last round began in which every node was read.
+    /// Everything is known as it was then: the last round began in which every node was read, or nothing had changed
+    /// since.
     fresh_since: Option<Instant>,
 }
 
@@ -44,9 +66,38 @@ enum Phase {
     /// The nodes are being listed.
     Listing,
     /// The nodes are read, the next one not before `next`.
-    Reading { began: Instant, next: Instant, gap: Duration, ends: Instant },
-    /// The round is over, and the next one begins then.
-    Over(Instant),
+    Reading { next: Instant, gap: Duration, times: Times },
+    /// The round is over, and Consul is asked at `next` whether something has changed since.
+    Over { next: Instant, times: Times },
+    /// Consul was asked at `asked`.
+    Looking { asked: Instant, times: Times },
+}
+
+/// When what is due, at the latest.
+#[derive(Clone, Copy, Debug)]
+struct Times {
+    /// When the round began.
+    began: Instant,
+    interval: Duration,
+    /// When the next thing is due that is done once in each interval.
+    chores: Instant,
+}
+
+impl Times {
+    /// How long after one look the next one is.
+    fn look(&self) -> Duration {
+        (self.interval / LOOKS).max(LOOK_AT_MOST)
+    }
+
+    /// When the next round may begin.
+    fn next_round(&self) -> Instant {
+        self.began + self.interval / ROUNDS
+    }
+
+    /// When the next round begins in any case.
+    fn full(&self) -> Instant {
+        self.began + self.interval * FULL
+    }
 }
 
 /// How often in a row a node could not be read.
@@ -69,6 +120,8 @@ pub(super) enum Reader {
 /// What to ask of Consul.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Ask {
+    /// Ask where it stands.
+    Indexes,
     /// List the nodes.
     List,
     /// Read a node.
@@ -89,10 +142,11 @@ pub(super) enum Verdict {
 impl Resync {
     /// Takes the next thing to ask.
     pub(super) fn next(&mut self, now: Instant) -> Option<Ask> {
-        if let Phase::Over(next) = self.phase
+        if let Phase::Over { next, times } = self.phase
             && next <= now
         {
-            self.phase = Phase::Due;
+            self.phase = Phase::Looking { asked: now, times };
+            return Some(Ask::Indexes);
         }
         if matches!(self.phase, Phase::Due) {
             self.phase = Phase::Listing;
@@ -126,14 +180,14 @@ impl Resync {
         let again =
             self.failing.iter().filter(|(node, _)| !self.reading.contains_key(*node)).map(|(_, failing)| failing.due);
         let round = match self.phase {
-            Phase::Due | Phase::Listing => None,
+            Phase::Due | Phase::Listing | Phase::Looking { .. } => None,
             Phase::Reading { next, .. } => {
                 self.pending.iter().any(|node| !self.reading.contains_key(node)).then_some(next)
             }
-            Phase::Over(next) => Some(next),
+            Phase::Over { next, .. } => Some(next),
         };
         let reads = self.reading.len() < READS;
-        again.chain(round).min().filter(|_| reads || matches!(self.phase, Phase::Over(_)))
+        again.chain(round).min().filter(|_| reads || matches!(self.phase, Phase::Over { .. }))
     }
 
     /// Has all nodes read again as soon as may be.
@@ -144,16 +198,61 @@ impl Resync {
         }
     }
 
-    /// Begins a round over these nodes; the next one begins after `interval`. Unless the round is urgent, it is `spread`
-    /// over that time.
-    pub(super) fn listed(&mut self, nodes: BTreeSet<Str>, now: Instant, interval: Duration, spread: bool) {
+    /// Notes where Consul stands. Another round begins if something has changed since the last one, or with `needs_round`, or
+    /// if the last one is long ago. Answers whether what is done once in each interval is due without a round.
+    pub(super) fn looked(&mut self, found: Indexes, needs_round: bool, now: Instant) -> bool {
+        let Phase::Looking { asked, mut times } = self.phase else { return false };
+        self.list_failures = 0;
+        let is_known = self.known == Some(found);
+        if is_known {
+            self.fresh_since = Some(asked);
+        }
+        if !is_known || times.full() <= now || needs_round && times.chores <= now {
+            let next = times.next_round();
+            self.phase = if next <= now { Phase::Due } else { Phase::Over { next, times } };
+            return false;
+        }
+        let is_due = times.chores <= now;
+        if is_due {
+            times.chores = now + times.interval;
+        }
+        self.phase = Phase::Over { next: now + times.look(), times };
+        is_due
+    }
+
+    /// Notes that Consul did not say where it stands. Answers whether it is unavailable: not after the first time.
+    pub(super) fn look_failed(&mut self, now: Instant) -> bool {
+        if let Phase::Looking { times, .. } = self.phase {
+            self.phase = Phase::Over { next: now, times };
+        }
+        self.list_failures += 1;
+        self.list_failures > 1
+    }
+
+    /// Begins a round over these nodes, which were listed while Consul stood at these indexes or after. The round takes as long
+    /// as `interval` at most. Unless it is urgent, it is `spread` over that time.
+    pub(super) fn listed(
+        &mut self,
+        nodes: BTreeSet<Str>,
+        indexes: Indexes,
+        now: Instant,
+        interval: Duration,
+        spread: bool,
+    ) {
         let is_urgent = std::mem::take(&mut self.is_urgent) || !spread;
+        let moved = self.known.is_some_and(|known| known.instances != indexes.instances);
+        self.indexes = Some(indexes);
         self.list_failures = 0;
         self.failing.retain(|node, _| nodes.contains(node));
         self.pending = nodes.iter().filter(|node| !self.failing.contains_key(*node)).cloned().collect();
         let count = u32::try_from(self.pending.len()).unwrap_or(u32::MAX).max(1);
-        let gap = if is_urgent { Duration::ZERO } else { interval / count };
-        self.phase = Phase::Reading { began: now, next: now, gap, ends: now + interval };
+        let gap = match (is_urgent, moved) {
+            (true, _) => Duration::ZERO,
+            (false, true) => interval / count.max(FAST_READS),
+            (false, false) => interval / count,
+        };
+        let times = Times { began: now, interval, chores: now + interval };
+        self.phase = Phase::Reading { next: now, gap, times };
         self.nodes = nodes;
     }
 
@@ -232,15 +331,18 @@ impl Resync {
     }
 
     /// Ends the round if every node of it was read, or was found not to be readable now. Answers whether it has ended.
-    pub(super) fn end_round(&mut self) -> bool {
-        let Phase::Reading { began, ends, .. } = self.phase else { return false };
+    pub(super) fn end_round(&mut self, now: Instant) -> bool {
+        let Phase::Reading { times, .. } = self.phase else { return false };
         let is_decided = |node: &Str| self.failing.get(node).is_some_and(|failing| failing.failures > 1);
         let is_over = self.pending.is_empty() && self.reading.keys().chain(self.failing.keys()).all(is_decided);
         if is_over {
-            self.phase = Phase::Over(ends);
-            if self.failing.is_empty() {
-                self.fresh_since = Some(began);
+            self.known = self.indexes.take().filter(|_| self.failing.is_empty());
+            if self.known.is_some() {
+                self.fresh_since = Some(times.began);
             }
+            // While a node cannot be read, the others are read once in each interval.
+            let next = if self.known.is_some() { now + times.look() } else { times.chores };
+            self.phase = Phase::Over { next: next.max(now), times };
         }
         is_over
     }
@@ -250,7 +352,8 @@ impl Resync {
         self.failing.values().filter(|failing| failing.failures > 1).count()
     }
 
-    /// How long ago everything was read last: each node was since then. None before the first time.
+    /// How old what is known of Consul is at most: each node was read since then, or nothing had changed. None before the
+    /// first time.
     pub(super) fn age(&self) -> Option<Duration> {
         self.fresh_since.map(|at| at.elapsed())
     }
@@ -262,7 +365,8 @@ impl Resync {
         match self.phase {
             Phase::Listing => self.phase = Phase::Due,
             Phase::Reading { .. } => self.pending.extend(reading.into_keys().filter(|node| self.nodes.contains(node))),
-            Phase::Due | Phase::Over(_) => {}
+            Phase::Looking { asked, times } => self.phase = Phase::Over { next: asked, times },
+            Phase::Due | Phase::Over { .. } => {}
         }
     }
 
@@ -277,6 +381,7 @@ mod tests {
     use super::*;
 
     const INTERVAL: Duration = Duration::from_secs(30);
+    const INDEXES: Indexes = Indexes { instances: 7, checks: 8 };
 
     fn nodes(names: &[&str]) -> BTreeSet<Str> {
         names.iter().map(|name| Str::from(*name)).collect()
@@ -286,13 +391,14 @@ mod tests {
     fn round(names: &[&str], now: Instant) -> Resync {
         let mut resync = Resync::default();
         assert_eq!(next(&mut resync, now).as_deref(), Some("the list"));
-        resync.listed(nodes(names), now, INTERVAL, true);
+        resync.listed(nodes(names), INDEXES, now, INTERVAL, true);
         resync
     }
 
     /// Takes the next thing to ask: the list, or this node.
     fn next(resync: &mut Resync, now: Instant) -> Option<String> {
         resync.next(now).map(|ask| match ask {
+            Ask::Indexes => "the indexes".to_owned(),
             Ask::List => "the list".to_owned(),
             Ask::Read(node) => node.to_string(),
         })
@@ -310,13 +416,114 @@ mod tests {
             let now = start + Duration::from_secs(seconds);
             assert_eq!(resync.due(), Some(now), "{node}");
             assert_eq!(next(&mut resync, now).as_deref(), Some(node));
-            assert_eq!((resync.next(now), resync.end_round()), (None, false), "{node}");
+            assert_eq!((resync.next(now), resync.end_round(now)), (None, false), "{node}");
             assert!(!resync.read(&node.into(), Reader::Resync));
         }
         let end = start + Duration::from_secs(21);
-        assert_eq!((resync.end_round(), resync.fresh_since), (true, Some(start)));
-        assert_eq!((resync.due(), resync.next(end)), (Some(start + INTERVAL), None));
-        assert_eq!(next(&mut resync, start + INTERVAL).as_deref(), Some("the list"));
+        assert_eq!((resync.end_round(end), resync.fresh_since), (true, Some(start)));
+        let look = end + Duration::from_secs(1);
+        assert_eq!((resync.due(), resync.next(end)), (Some(look), None));
+        assert_eq!(next(&mut resync, look).as_deref(), Some("the indexes"));
+    }
+
+    /// A round that is over at `now`, in which nothing had to be read.
+    fn over(now: Instant) -> Resync {
+        let mut resync = round(&[], now);
+        assert!(resync.end_round(now));
+        resync
+    }
+
+    /// Has Consul say at `at` that it stands there. Answers what is asked next at that time, and whether the chores are due.
+    fn look(resync: &mut Resync, indexes: Indexes, needs_round: bool, at: Instant) -> (Option<String>, bool) {
+        assert_eq!(next(resync, at).as_deref(), Some("the indexes"));
+        let is_due = resync.looked(indexes, needs_round, at);
+        (next(resync, at), is_due)
+    }
+
+    #[test]
+    fn nothing_is_read_while_nothing_changes() {
+        let start = Instant::now();
+        let mut resync = over(start);
+        for second in 1..300 {
+            let at = start + Duration::from_secs(second);
+            assert_eq!(look(&mut resync, INDEXES, false, at), (None, second % 30 == 0), "{second}");
+            assert_eq!(resync.fresh_since, Some(at));
+        }
+        let full = look(&mut resync, INDEXES, false, start + INTERVAL * FULL);
+        assert_eq!(full, (Some("the list".to_owned()), false), "in case that Consul is wrong");
+    }
+
+    #[test]
+    fn a_change_in_consul_begins_a_round() {
+        let start = Instant::now();
+        let list = || Some("the list".to_owned());
+        let (instances, checks) = (Indexes { instances: 9, ..INDEXES }, Indexes { checks: 9, ..INDEXES });
+        let restored = Indexes { instances: 3, checks: 3 };
+        for (found, needs_round, second, expected) in [
+            (instances, false, 6, list()),
+            (checks, false, 6, list()),
+            (restored, false, 6, list()),
+            (INDEXES, true, 6, None),
+            (INDEXES, true, 30, list()),
+            // A round has just begun.
+            (instances, false, 2, None),
+        ] {
+            let at = start + Duration::from_secs(second);
+            let (asked, is_due) = look(&mut over(start), found, needs_round, at);
+            assert_eq!((asked, is_due), (expected, false), "{found:?} {needs_round} {second}");
+        }
+        let mut resync = over(start);
+        look(&mut resync, instances, false, start + Duration::from_secs(2));
+        assert_eq!(resync.due(), Some(start + INTERVAL / ROUNDS), "no later than it may");
+    }
+
+    #[test]
+    fn what_changed_on_instances_is_read_sooner_than_what_changed_on_checks() {
+        let start = Instant::now();
+        let names = ["a", "b", "c"];
+        for (found, gap) in [
+            (Indexes { instances: 9, ..INDEXES }, INTERVAL / FAST_READS),
+            (Indexes { checks: 9, ..INDEXES }, INTERVAL / 3),
+            (INDEXES, INTERVAL / 3),
+        ] {
+            let mut resync = over(start);
+            let at = start + Duration::from_secs(6);
+            look(&mut resync, Indexes { checks: 99, ..INDEXES }, false, at);
+            resync.listed(nodes(&names), found, at, INTERVAL, true);
+            assert_eq!(next(&mut resync, at).as_deref(), Some("a"));
+            assert_eq!(resync.due(), Some(at + gap), "{found:?}");
+        }
+    }
+
+    #[test]
+    fn consul_is_unavailable_where_it_does_not_say_twice_where_it_stands() {
+        let start = Instant::now();
+        let mut resync = over(start);
+        let at = start + Duration::from_secs(1);
+        assert_eq!(next(&mut resync, at).as_deref(), Some("the indexes"));
+        assert!(!resync.look_failed(at));
+        assert_eq!(next(&mut resync, at).as_deref(), Some("the indexes"), "at once");
+        assert!(resync.look_failed(at));
+    }
+
+    #[test]
+    fn a_round_in_which_a_node_could_not_be_read_is_followed_by_another() {
+        let now = Instant::now();
+        let mut resync = round(&["a", "b"], now);
+        for _ in 0..2 {
+            next(&mut resync, now);
+            fail(&mut resync, "a", now);
+        }
+        let later = now + INTERVAL / 2;
+        next(&mut resync, later);
+        next(&mut resync, later);
+        resync.read(&"b".into(), Reader::Resync);
+        fail(&mut resync, "a", later);
+        assert!(resync.end_round(later));
+        resync.read_failed(&"a".into(), Reader::Resync, false, later, &mut fastrand::Rng::with_seed(1));
+        let end = now + INTERVAL;
+        resync.failing.clear();
+        assert_eq!(look(&mut resync, INDEXES, false, end), (Some("the list".to_owned()), false));
     }
 
     #[test]
@@ -325,7 +532,7 @@ mod tests {
         let mut resync = Resync::default();
         resync.next(now);
         let names: Vec<String> = (10..20).map(|number| number.to_string()).collect();
-        resync.listed(nodes(&names.iter().map(String::as_str).collect::<Vec<_>>()), now, INTERVAL, false);
+        resync.listed(nodes(&names.iter().map(String::as_str).collect::<Vec<_>>()), INDEXES, now, INTERVAL, false);
         assert_eq!(std::iter::from_fn(|| resync.next(now)).count(), READS);
         assert_eq!(resync.due(), None, "an answer comes first");
         resync.read(&"10".into(), Reader::Resync);
@@ -338,7 +545,7 @@ mod tests {
         let mut resync = round(&["a", "b"], now);
         assert_eq!(next(&mut resync, now).as_deref(), Some("a"));
         assert_eq!(fail(&mut resync, "a", now), Verdict::Again);
-        assert_eq!((next(&mut resync, now).as_deref(), resync.end_round()), (Some("a"), false));
+        assert_eq!((next(&mut resync, now).as_deref(), resync.end_round(now)), (Some("a"), false));
         assert_eq!(fail(&mut resync, "a", now), Verdict::Later { is_new: true });
         assert_eq!(resync.next(now), None, "it waits");
         let later = now + Duration::from_secs(15);
@@ -346,7 +553,7 @@ mod tests {
         assert_eq!(fail(&mut resync, "a", later), Verdict::Later { is_new: false });
         assert_eq!(next(&mut resync, later).as_deref(), Some("b"));
         resync.read(&"b".into(), Reader::Resync);
-        assert_eq!((resync.end_round(), resync.fresh_since, resync.failing_len()), (true, None, 1));
+        assert_eq!((resync.end_round(now), resync.fresh_since, resync.failing_len()), (true, None, 1));
         let recovers = later + Duration::from_secs(10);
         assert_eq!(next(&mut resync, recovers).as_deref(), Some("a"));
         assert!(resync.read(&"a".into(), Reader::Resync), "it could not be read before");
@@ -409,7 +616,7 @@ mod tests {
     #[test]
     fn a_round_without_nodes_is_over_at_once() {
         let now = Instant::now();
-        assert!(round(&[], now).end_round());
+        assert!(round(&[], now).end_round(now));
     }
 
     /// What a round is after a read for a write that was answered while this was under way: whether it is over, and whether
@@ -436,13 +643,13 @@ mod tests {
         for (under_way, begin, is_over, node) in cases {
             let mut resync = Resync::default();
             resync.next(now);
-            resync.listed(nodes(&["a"]), now, INTERVAL, false);
+            resync.listed(nodes(&["a"]), INDEXES, now, INTERVAL, false);
             begin(&mut resync);
             assert!(!resync.read(&"a".into(), Reader::Lane), "{under_way}");
-            assert_eq!((resync.end_round(), next(&mut resync, now).as_deref()), (is_over, node), "{under_way}");
+            assert_eq!((resync.end_round(now), next(&mut resync, now).as_deref()), (is_over, node), "{under_way}");
             if !is_over {
                 resync.read(&"a".into(), Reader::Resync);
-                assert!(resync.end_round(), "{under_way}");
+                assert!(resync.end_round(now), "{under_way}");
             }
         }
     }

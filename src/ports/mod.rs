@@ -9,4 +9,4 @@ pub mod registry;
 
 pub use kubernetes::{Finalizers, Kubernetes, ReadError, Write, WriteError};
 pub use leadership::{Leads, always};
-pub use registry::{Bundle, Outcome, Registry, Rows, Unavailable};
+pub use registry::{Bundle, Indexes, Outcome, Registry, Rows, Unavailable};

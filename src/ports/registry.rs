@@ -34,6 +34,10 @@ pub trait Registry: Send + Sync {
     /// Reads everything of ours, whole: a view that Consul filtered or that may be old is an error.
     fn read(&self) -> BoxFuture<'_, Result<Rows, Unavailable>>;
 
+    /// Makes sure that Consul is still the one that it was at [`connect`](Self::connect), and says where it stands. Costs
+    /// the same however much there is.
+    fn indexes(&self) -> BoxFuture<'_, Result<Indexes, Unavailable>>;
+
     /// Makes sure that Consul is still the one that it was at [`connect`](Self::connect), and names the Consul nodes that
     /// may have something of ours on them. A list that may be old is an error.
     fn nodes(&self) -> BoxFuture<'_, Result<BTreeSet<Str>, Unavailable>>;
@@ -64,6 +68,15 @@ pub trait Registry: Send + Sync {
 
     /// The most operations in one bundle.
     fn bundle_size(&self) -> usize;
+}
+
+/// Where Consul stands: as long as both are the same, nothing in its catalog has changed, whoever changes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Indexes {
+    /// The Raft index at which a node or an instance changed last.
+    pub instances: u64,
+    /// The Raft index at which a check changed last.
+    pub checks: u64,
 }
 
 /// Operations for one Consul node.

@@ -19,6 +19,8 @@ pub struct Mirror {
     owned: usize,
     /// Counts them by health.
     by_health: BTreeMap<Health, usize>,
+    /// Counts those that an agent has and the catalog does not show.
+    hidden: usize,
     /// Counts how many rows each Consul node has.
     by_node: BTreeMap<Str, usize>,
     /// The time of our last write to each row, as a count of our own writes: a resync that began before knows less than
@@ -82,6 +84,12 @@ impl Mirror {
     #[must_use]
     pub fn count(&self, health: Health) -> usize {
         self.by_health.get(&health).copied().unwrap_or_default()
+    }
+
+    /// Says whether an agent has rows of this cluster that the catalog does not show.
+    #[must_use]
+    pub fn has_hidden(&self) -> bool {
+        self.hidden > 0
     }
 
     /// The Consul nodes that have rows.
@@ -190,6 +198,7 @@ impl Mirror {
     fn set(&mut self, key: &RowKey, row: Option<Row>) -> Option<ResourceKey> {
         let before = self.owner_of(key);
         self.count_health(key, row.as_ref());
+        self.count_hidden(key, row.as_ref());
         self.count_node(key, row.is_some());
         self.count_name(key, false);
         if let Some(owner) = &before
@@ -239,6 +248,13 @@ impl Mirror {
         if let Some(health) = row.and_then(health) {
             *self.by_health.entry(health).or_default() += 1;
         }
+    }
+
+    /// Counts a row if it is hidden, in place of what stands under its key.
+    fn count_hidden(&mut self, key: &RowKey, row: Option<&Row>) {
+        let is_hidden = |row: &Row| row.is_ours() && !row.shown;
+        self.hidden += usize::from(row.is_some_and(is_hidden));
+        self.hidden -= usize::from(self.rows.get(key).is_some_and(is_hidden));
     }
 
     /// Counts a row of a node that comes or goes.
@@ -315,6 +331,7 @@ mod tests {
         ] {
             mirror.acknowledge(&identity, &op, acknowledged);
             assert_eq!(mirror.row(&key).map(|row| row.shown), Some(expected), "{op:?}");
+            assert_eq!(mirror.has_hidden(), !expected, "{op:?}");
         }
     }
 }

@@ -11,7 +11,7 @@ use lictor::model::desired::Placement;
 use lictor::model::diff::Op;
 use lictor::model::ids::Str;
 use lictor::model::registration::{Ownership, Row, RowKey};
-use lictor::ports::{Bundle, Outcome, Registry, Rows, Unavailable};
+use lictor::ports::{Bundle, Indexes, Outcome, Registry, Rows, Unavailable};
 use tokio::time::sleep;
 
 use crate::expected::owner;
@@ -229,6 +229,10 @@ impl Registry for Watched {
 
     fn read(&self) -> BoxFuture<'_, Result<Rows, Unavailable>> {
         async move { self.judged(self.inner.read().await).map(|rows| self.claimed(rows)) }.boxed()
+    }
+
+    fn indexes(&self) -> BoxFuture<'_, Result<Indexes, Unavailable>> {
+        async move { self.judged(self.inner.indexes().await) }.boxed()
     }
 
     fn nodes(&self) -> BoxFuture<'_, Result<BTreeSet<Str>, Unavailable>> {

@@ -166,6 +166,10 @@ impl Consul {
     pub fn answer(&mut self, writes: bool, url: &Url, body: &[u8]) -> Reply {
         let mut reply = match (writes, url.segments()) {
             (false, ["catalog", "nodes", ""]) => self.nodes(url.filter()),
+            (false, ["catalog", "services", ""]) if url.query.contains_key("node-meta") => {
+                // Asked for is what no node has.
+                Reply::json(&json!({})).at(self.store.index_of_instances())
+            }
             (false, ["catalog", "services", ""]) => self.service_names(url.filter()),
             (false, ["health", "service", name]) => self.health_service(name, url.filter()),
             (false, ["catalog", "node-services", node]) => self.node_services(node, url.filter()),
@@ -260,7 +264,7 @@ impl Consul {
     fn health_node(&self, node: &str, filter: &str) -> Reply {
         let checks = self.store.checks_on(node).filter(|check| check_fits(filter, check)).enumerate();
         let checks: Vec<&Check> = checks.filter(|(nth, _)| self.shown(*nth)).map(|(_, check)| &**check).collect();
-        Reply::json(&checks).at(self.store.index.max(1))
+        Reply::json(&checks).at(self.store.index_of_checks())
     }
 
     fn register(&mut self, body: &[u8]) -> Reply {

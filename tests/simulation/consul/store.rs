@@ -207,6 +207,10 @@ pub struct Store {
     moved: BTreeMap<String, u64>,
     /// When a node was last deleted.
     extinction: u64,
+    /// When a node or an instance last changed.
+    instances_moved: u64,
+    /// When a check last changed.
+    checks_moved: u64,
     /// What has been done and not been taken by [`take_changes`](Self::take_changes).
     changes: Vec<Change>,
 }
@@ -255,6 +259,16 @@ impl Store {
         self.moved.get(&fold(node)).copied().unwrap_or(self.extinction).max(1)
     }
 
+    /// The index of a query that goes by all nodes and instances.
+    pub fn index_of_instances(&self) -> u64 {
+        self.instances_moved.max(1)
+    }
+
+    /// The index of a query that goes by all checks.
+    pub fn index_of_checks(&self) -> u64 {
+        self.checks_moved.max(1)
+    }
+
     /// Everything that could be read, for a test of whether anything moved.
     pub fn contents(&self) -> impl PartialEq + use<> {
         (self.nodes.clone(), self.services.clone(), self.checks.clone())
@@ -263,7 +277,7 @@ impl Store {
     /// Carries out a transaction, all of it or nothing.
     pub fn transact(&mut self, ops: &[Op]) -> Result<Vec<OpResult>, Vec<OpError>> {
         let before = self.changes.len();
-        let kept = (self.index, self.extinction, self.moved.clone());
+        let kept = (self.instances_moved, self.checks_moved, self.extinction, self.moved.clone());
         self.index += 1;
         let (mut results, mut errors) = (Vec::new(), Vec::new());
         for (op_index, op) in ops.iter().enumerate() {
@@ -283,7 +297,7 @@ impl Store {
             }
         }
         // A conflicting transaction still takes an entry of the Raft log.
-        (_, self.extinction, self.moved) = kept;
+        (self.instances_moved, self.checks_moved, self.extinction, self.moved) = kept;
         Err(errors)
     }
 
@@ -518,9 +532,11 @@ impl Store {
                     self.checks.remove(&key)
                 };
                 // A query for a node's services does not wake for its checks.
+                self.checks_moved = self.index;
                 return;
             }
         };
+        self.instances_moved = self.index;
         self.moved.insert(fold(node), self.index);
     }
 }
