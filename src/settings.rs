@@ -134,20 +134,21 @@ pub struct RunArgs {
     #[arg(long = "previous-agent", value_name = "URL,...", value_delimiter = ',', env = "LICTOR_PREVIOUS_AGENT")]
     pub previous_agents: Vec<String>,
 
-    /// A file with the token for Consul; it is read again when it changes. A token may also stand in
+    /// A file with the token for Consul. It is read again when it changes, and the old token stays in use until Consul knows
+    /// the new one. A token may also stand in
     /// `CONSUL_HTTP_TOKEN`; there is no flag for it, since other users of a machine can see flags.
     #[arg(long, value_name = "FILE", env = "CONSUL_HTTP_TOKEN_FILE")]
     pub consul_token_file: Option<PathBuf>,
 
-    /// A PEM file with the authorities that may vouch for Consul's certificate.
+    /// A PEM file with the authorities that may vouch for Consul's certificate; it is read again when it changes.
     #[arg(long, value_name = "FILE", env = "CONSUL_CACERT")]
     pub consul_ca_cert: Option<PathBuf>,
 
-    /// A PEM file with our certificate for Consul.
+    /// A PEM file with our certificate for Consul; it is read again when it changes.
     #[arg(long, value_name = "FILE", env = "CONSUL_CLIENT_CERT", requires = "consul_client_key")]
     pub consul_client_cert: Option<PathBuf>,
 
-    /// A PEM file with the key of that certificate.
+    /// A PEM file with the key of that certificate; it is read again when it changes.
     #[arg(long, value_name = "FILE", env = "CONSUL_CLIENT_KEY", requires = "consul_client_cert")]
     pub consul_client_key: Option<PathBuf>,
 

@@ -6,7 +6,7 @@ mod serve;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
@@ -14,6 +14,7 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
+use jiff::Timestamp;
 use prometheus_client::encoding::text::{encode_eof, encode_registry};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -25,6 +26,7 @@ use tokio::time::{Instant, timeout};
 pub use self::serve::listen;
 use crate::cluster::lease::ElectionFailure;
 use crate::cluster::watch::WatchHealth;
+use crate::consul::transport::{Credential, CredentialHealth};
 use crate::engine::metrics::Metrics;
 use crate::engine::{Question, Snapshot};
 use crate::state::event::Kind;
@@ -50,6 +52,8 @@ pub struct Admin {
     warnings: Arc<[&'static str]>,
     /// Says why the policy file as it is cannot be used.
     policy_failure: watch::Receiver<Option<String>>,
+    /// Says how it stands with what Consul is reached with.
+    credentials: Arc<OnceLock<CredentialHealth>>,
 }
 
 /// Says how far the operator has come.
@@ -79,6 +83,7 @@ impl Admin {
             remark: Arc::default(),
             warnings: Arc::default(),
             policy_failure: watch::channel(None).1,
+            credentials: Arc::default(),
         }
     }
 
@@ -99,6 +104,12 @@ impl Admin {
     /// Notes what is not right although all works, to be said beside the `ok` of `/readyz`; none if nothing is.
     pub fn remarks(&self, what: Option<String>) {
         *self.remark.lock().unwrap_or_else(PoisonError::into_inner) = what;
+    }
+
+    /// Has the endpoints also tell of the certificates and the token for Consul.
+    pub fn tells_of(&self, credentials: CredentialHealth) {
+        // There is one client for Consul, and so nothing to set twice.
+        let _ = self.credentials.set(credentials);
     }
 
     /// Notes what the start waits for.
@@ -192,6 +203,7 @@ async fn readyz(State(admin): State<Admin>) -> (StatusCode, String) {
     };
     but.extend(admin.warnings.iter().map(|warning| (*warning).to_owned()));
     but.extend(admin.policy_failure.borrow().clone());
+    but.extend(admin.credentials.get().into_iter().flat_map(|credentials| credentials.remarks(Timestamp::now())));
     but.extend(admin.remark.lock().unwrap_or_else(PoisonError::into_inner).clone());
     if not_ready.is_empty() {
         let ok = if standby { "ok, standing by" } else { "ok" }.to_owned();
@@ -211,6 +223,10 @@ async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
     let encoded = encode_registry(&mut text, &admin.metrics)
         .and_then(|()| encode_registry(&mut text, &policy_gauge(admin.policy_failure.borrow().is_some())))
         .and_then(|()| encode_registry(&mut text, &watch_gauges(&ages)))
+        .and_then(|()| match admin.credentials.get() {
+            Some(credentials) => encode_registry(&mut text, &credential_gauges(credentials)),
+            None => Ok(()),
+        })
         .and_then(|()| snapshot.map_or(Ok(()), |snapshot| encode_registry(&mut text, &gauges(&snapshot))))
         .and_then(|()| encode_eof(&mut text));
     let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -238,7 +254,43 @@ pub fn example() -> Result<String, std::fmt::Error> {
     encode_registry(&mut text, &gauges(&snapshot))?;
     encode_registry(&mut text, &policy_gauge(false))?;
     encode_registry(&mut text, &watch_gauges(&[(Kind::Pod, Duration::ZERO)].into()))?;
+    encode_registry(&mut text, &credential_gauges(&CredentialHealth::default()))?;
     Ok(text)
+}
+
+/// Gives how it stands with the certificates and the token for Consul.
+fn credential_gauges(health: &CredentialHealth) -> Registry {
+    let mut registry = Registry::default();
+    let now = Timestamp::now();
+    let labels = |credential: Credential| vec![("credential".to_owned(), credential.as_str().to_owned())];
+    let remaining = Family::<Vec<(String, String)>, Gauge<f64, AtomicU64>>::default();
+    let ends_soon = Family::<Vec<(String, String)>, Gauge>::default();
+    let stale = Family::<Vec<(String, String)>, Gauge>::default();
+    for credential in Credential::ALL {
+        let validity = health.validity(credential);
+        let left = validity.as_ref().map_or(f64::INFINITY, |validity| validity.remaining(now).as_secs_f64());
+        remaining.get_or_create(&labels(credential)).set(left);
+        let is_soon = validity.is_some_and(|validity| validity.ends_soon(now));
+        ends_soon.get_or_create(&labels(credential)).set(is_soon.into());
+        stale.get_or_create(&labels(credential)).set(health.is_stale(credential).into());
+    }
+    registry.register(
+        "lictor_credential_remaining_seconds",
+        "Until the end of what Consul is reached with: authorities, certificate, token; below zero after it, infinite where \
+         it has no end or is not used",
+        remaining,
+    );
+    registry.register(
+        "lictor_credential_ends_soon",
+        "1 if less than a week is left of what Consul is reached with, and less than a fifth of its time",
+        ends_soon,
+    );
+    registry.register(
+        "lictor_credential_stale",
+        "1 if the file as it is cannot be used, and what it held before stays in use",
+        stale,
+    );
+    registry
 }
 
 /// Gives the time since each kind that is watched was last heard of.
@@ -282,7 +334,12 @@ fn gauges(snapshot: &Snapshot) -> Registry {
     gauge(
         "lictor_consul_unavailable",
         "1 if nothing but an outage of Consul keeps this replica from being ready",
-        snapshot.consul_unavailable.into(),
+        snapshot.outage.is_some().into(),
+    );
+    gauge(
+        "lictor_consul_refuses",
+        "1 if Consul refuses the requests of Lictor: it does not know the token, or the token lacks a permission",
+        snapshot.is_refused().into(),
     );
     gauge("lictor_dirty_resources", "Resources that are to be reconciled", snapshot.dirty);
     gauge("lictor_outstanding_writes", "Writes to Consul that wait or are under way", snapshot.outstanding);
@@ -295,6 +352,14 @@ fn gauges(snapshot: &Snapshot) -> Registry {
         "Instances that stopped being ready at once with most others, while their endpoints stay",
         snapshot.mass_unready,
     );
+    let by_cause = Family::<Vec<(String, String)>, Gauge>::default();
+    for (cause, count) in [("name", snapshot.frozen_by_name), ("spec", snapshot.frozen_by_spec)] {
+        let label = vec![("cause".to_owned(), cause.to_owned())];
+        by_cause.get_or_create(&label).set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+    let help = "Resources whose instances do not follow their endpoints: the name is another namespace's, or the spec is refused \
+                and none from before is known";
+    registry.register("lictor_frozen_resources", help, by_cause);
     let by_ready = Family::<Vec<(String, String)>, Gauge>::default();
     for ((ready, reason), count) in &snapshot.resources {
         let labels = vec![("ready".to_owned(), (*ready).to_owned()), ("reason".to_owned(), reason.clone())];

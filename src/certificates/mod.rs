@@ -8,7 +8,7 @@ use std::error::Error;
 use std::fmt;
 use std::io;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use rustls::crypto::ring;
 use rustls::pki_types::pem::{PemObject, SectionKind};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -19,6 +19,7 @@ use x509_parser::prelude::FromDer;
 use x509_parser::x509::X509Version;
 
 /// The text of a file, or of whatever else holds PEM.
+#[derive(Clone, PartialEq, Eq)]
 pub struct Source {
     /// Names the place where it comes from, as a sentence does: a path, for example.
     pub from: String,
@@ -145,16 +146,19 @@ pub enum Fault {
         issuer: String,
     },
     /// The time of a certificate is over.
-    #[error("the certificate in {from} expired at {at}: renew it and restart Lictor")]
+    #[error("the certificate in {from} expired at {at}: renew it{}", after_that(*.is_followed))]
     Expired {
         /// The place where it is.
         from: String,
         /// The time when it ended.
         at: Timestamp,
+        /// True if it is read again when it changes.
+        is_followed: bool,
     },
     /// The time of a certificate has not begun.
     #[error(
-        "the certificate in {from} is valid only from {at}, and here it is {now}: set the clock, or issue it anew and restart Lictor"
+        "the certificate in {from} is valid only from {at}, and here it is {now}: set the clock, or issue it anew{}",
+        after_that(*.is_followed)
     )]
     NotYet {
         /// The place where it is.
@@ -163,43 +167,101 @@ pub enum Fault {
         at: Timestamp,
         /// The time that the clock says.
         now: Timestamp,
+        /// True if it is read again when it changes.
+        is_followed: bool,
     },
+}
+
+/// Says what else there is to do after a certificate was renewed.
+fn after_that(is_followed: bool) -> &'static str {
+    if is_followed { "" } else { " and restart Lictor" }
+}
+
+/// The longest time before its end at which something is said to end soon.
+const SOON: SignedDuration = SignedDuration::from_hours(7 * 24);
+
+/// What is renewed in time never comes to its last such part.
+const LAST_PART: i32 = 5;
+
+/// The time in which something may be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Validity {
+    /// The place where it is.
+    pub from: String,
+    /// The time when it begins.
+    pub not_before: Timestamp,
+    /// The time when it ends.
+    pub not_after: Timestamp,
+}
+
+impl Validity {
+    /// The time until its end; below zero after it.
+    #[must_use]
+    pub fn remaining(&self, now: Timestamp) -> SignedDuration {
+        self.not_after.duration_since(now)
+    }
+
+    /// Says whether it ends within a week. Of what is valid for a short time only, the last fifth counts, since that is
+    /// renewed shortly before its end each time.
+    #[must_use]
+    pub fn ends_soon(&self, now: Timestamp) -> bool {
+        let last_part = self.not_after.duration_since(self.not_before) / LAST_PART;
+        self.remaining(now) < SOON.min(last_part)
+    }
 }
 
 /// Holds what is shown to a server, and what its own certificate is held against.
 #[derive(Clone, Debug, Default)]
 pub struct Credentials {
-    authorities: Option<String>,
-    identity: Option<Shown>,
+    authorities: Option<Trusted>,
+    identity: Option<Validity>,
+    is_followed: bool,
 }
 
-/// A certificate that is shown.
+/// The certificates of authorities.
 #[derive(Clone, Debug)]
-struct Shown {
+struct Trusted {
     from: String,
-    not_before: Timestamp,
-    not_after: Timestamp,
+    /// Of the one among them that ends last: in a file with an old and a new one, the old one is of no use any more.
+    validity: Option<Validity>,
 }
 
 impl Credentials {
     /// Those that all can be used at some time. A certificate whose time is over, or has not begun, is none of its
     /// faults here: the server decides, and [`fault_at`](Self::fault_at) tells.
     pub fn new(authorities: Option<&Source>, identity: Option<(&Source, &Source)>) -> Result<Self, Fault> {
-        if let Some(source) = authorities {
-            can_trust(source)?;
-        }
+        let authorities = authorities.map(can_trust).transpose()?;
         let identity = identity.map(|(certificate, key)| shown(certificate, key)).transpose()?.flatten();
-        Ok(Self { authorities: authorities.map(|source| source.from.clone()), identity })
+        Ok(Self { authorities, identity, is_followed: false })
+    }
+
+    /// Notes that they are read again when they change: nobody has to restart Lictor for that.
+    #[must_use]
+    pub fn followed(self) -> Self {
+        Self { is_followed: true, ..self }
+    }
+
+    /// The time in which the authorities can vouch for anybody, where there are any of ours.
+    #[must_use]
+    pub fn authorities(&self) -> Option<&Validity> {
+        self.authorities.as_ref()?.validity.as_ref()
+    }
+
+    /// The time of the certificate that is shown, where there is one.
+    #[must_use]
+    pub fn identity(&self) -> Option<&Validity> {
+        self.identity.as_ref()
     }
 
     /// Says what is wrong at this time with the certificate that is shown.
     #[must_use]
     pub fn fault_at(&self, now: Timestamp) -> Option<Fault> {
-        let Shown { from, not_before, not_after } = self.identity.clone()?;
+        let Validity { from, not_before, not_after } = self.identity.clone()?;
+        let is_followed = self.is_followed;
         if now > not_after {
-            Some(Fault::Expired { from, at: not_after })
+            Some(Fault::Expired { from, at: not_after, is_followed })
         } else if now < not_before {
-            Some(Fault::NotYet { from, at: not_before, now })
+            Some(Fault::NotYet { from, at: not_before, now, is_followed })
         } else {
             None
         }
@@ -232,7 +294,7 @@ impl Credentials {
             )),
             // A bad signature is that of another authority with the same name.
             CertificateError::UnknownIssuer | CertificateError::BadSignature => Some(match &self.authorities {
-                Some(from) => format!(
+                Some(Trusted { from, .. }) => format!(
                     "no authority in {from} has issued the server's certificate: put the certificate of its issuer there"
                 ),
                 None => "no authority of the system has issued the server's certificate: name a file with the \
@@ -298,27 +360,49 @@ fn tls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> 
 }
 
 /// Certificates of which at least one can have issued another.
-fn can_trust(source: &Source) -> Result<(), Fault> {
+fn can_trust(source: &Source) -> Result<Trusted, Fault> {
     let certificates = certificates(source, Wanted::Authorities)?;
     let damaged = |why: &dyn fmt::Display| damaged(source, Wanted::Authorities, why);
-    let mut leaf = None;
+    let (mut leaf, mut is_one_there, mut last) = (None, false, None::<Validity>);
     let mut store = RootCertStore::empty();
     for der in &certificates {
-        store.add(der.clone()).map_err(|error| damaged(&error))?;
-        let (_, certificate) = X509Certificate::from_der(der).map_err(|error| damaged(&error))?;
+        let parsed = store.add(der.clone()).map_err(|error| damaged(&error));
+        let parsed = parsed.and_then(|()| X509Certificate::from_der(der).map_err(|error| damaged(&error)));
+        let certificate = match parsed {
+            Ok((_, certificate)) => certificate,
+            // One that can be used is enough.
+            Err(_) if is_one_there => continue,
+            Err(fault) => return Err(fault),
+        };
         // One that names itself as its issuer is trusted as it is, whatever it may sign; before version 3 nothing else
         // marks an authority.
         if certificate.is_ca() || certificate.subject() == certificate.issuer() {
-            return Ok(());
+            is_one_there = true;
+            let validity = validity(source, &certificate);
+            if validity.as_ref().map(|new| new.not_after) > last.as_ref().map(|last| last.not_after) {
+                last = validity;
+            }
+            continue;
         }
         let (subject, issuer) = (certificate.subject().to_string(), certificate.issuer().to_string());
         leaf.get_or_insert(Fault::Leaf { from: source.from.clone(), subject, issuer });
     }
-    leaf.map_or(Ok(()), Err)
+    match leaf {
+        Some(leaf) if !is_one_there => Err(leaf),
+        _ => Ok(Trusted { from: source.from.clone(), validity: last }),
+    }
+}
+
+/// The time of a certificate; none where it is too far off to be told.
+fn validity(source: &Source, certificate: &X509Certificate<'_>) -> Option<Validity> {
+    let moment = |time: x509_parser::time::ASN1Time| Timestamp::from_second(time.timestamp()).ok();
+    let validity = certificate.validity();
+    let (not_before, not_after) = (moment(validity.not_before)?, moment(validity.not_after)?);
+    Some(Validity { from: source.from.clone(), not_before, not_after })
 }
 
 /// A certificate and its key, as the TLS library will take them; none where the library does not say enough to judge.
-fn shown(certificate: &Source, key: &Source) -> Result<Option<Shown>, Fault> {
+fn shown(certificate: &Source, key: &Source) -> Result<Option<Validity>, Fault> {
     let chain = certificates(certificate, Wanted::Certificate)?;
     let private = private_key(key)?;
     let Some(first) = chain.first() else { return Ok(None) };
@@ -327,9 +411,6 @@ fn shown(certificate: &Source, key: &Source) -> Result<Option<Shown>, Fault> {
     if parsed.version() != X509Version::V3 {
         return Err(Fault::Version { from: certificate.from.clone(), version: parsed.version().0 + 1 });
     }
-    let moment = |time: x509_parser::time::ASN1Time| Timestamp::from_second(time.timestamp());
-    let validity = parsed.validity();
-    let times = (moment(validity.not_before), moment(validity.not_after));
     let loaded = ring::default_provider().key_provider.load_private_key(private);
     let loaded = loaded.map_err(|_| Fault::Kind(key.from.clone()))?;
     match CertifiedKey::new(chain.clone(), loaded).keys_match() {
@@ -339,8 +420,7 @@ fn shown(certificate: &Source, key: &Source) -> Result<Option<Shown>, Fault> {
         }
         Err(error) => return Err(damaged(&error)),
     }
-    let (Ok(not_before), Ok(not_after)) = times else { return Ok(None) };
-    Ok(Some(Shown { from: certificate.from.clone(), not_before, not_after }))
+    Ok(validity(certificate, &parsed))
 }
 
 fn certificates(source: &Source, wanted: Wanted) -> Result<Vec<CertificateDer<'static>>, Fault> {

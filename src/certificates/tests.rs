@@ -149,6 +149,42 @@ fn the_time_of_a_certificate() {
          or issue it anew and restart Lictor"
     );
     assert_eq!(Credentials::default().fault_at(at("2026-01-01T00:00:00Z")), None);
+    // Whoever reads it again needs no restart.
+    let fault = credentials.followed().fault_at(at("2031-01-01T00:00:00Z")).unwrap().to_string();
+    assert_eq!(fault, "the certificate in C expired at 2030-01-01T00:00:00Z: renew it");
+}
+
+#[test]
+fn what_ends_soon() {
+    // The days that it is valid, the hours until its end, and whether that is soon.
+    let table =
+        [(3650, 8 * 24, false), (3650, 6 * 24, true), (3650, -1, true), (90, 8 * 24, false), (90, 6 * 24, true)];
+    let short_lived = [(3, 24, false), (3, 14, true), (1, 5, false), (1, 4, true)];
+    let now = at("2026-01-01T00:00:00Z");
+    for (days, hours, soon) in table.into_iter().chain(short_lived) {
+        let not_after = now + SignedDuration::from_hours(hours);
+        let not_before = not_after - SignedDuration::from_hours(24 * days);
+        let validity = Validity { from: "C".to_owned(), not_before, not_after };
+        assert_eq!(validity.ends_soon(now), soon, "{days} days, {hours} hours before the end");
+        assert_eq!(validity.remaining(now), SignedDuration::from_hours(hours));
+    }
+}
+
+/// A file may hold the next authority beside the present one, which ends first.
+#[test]
+fn of_several_authorities_the_last_end_counts() {
+    let until = |year: i32| {
+        let mut params = params("an authority");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.not_after = rcgen::date_time_ymd(year, 1, 1);
+        params.self_signed(&key()).unwrap().pem()
+    };
+    for (texts, end) in [([2031, 2035], "2035-01-01T00:00:00Z"), ([2036, 2032], "2036-01-01T00:00:00Z")] {
+        let both = texts.map(until).concat();
+        let credentials = Credentials::new(Some(&source("A", both)), None).unwrap();
+        assert_eq!(credentials.authorities().unwrap().not_after, at(end));
+    }
+    assert_eq!(Credentials::default().authorities(), None);
 }
 
 /// Gives the text that is said where a server with this certificate is asked by who trusts that authority.

@@ -186,10 +186,12 @@ fn agent(
     let previous = settings.previous_agents.iter().map(|address| {
         let consul = ConsulSettings { addresses: vec![address.clone()], ..settings.consul.clone() };
         let http = Http::new(&consul).context("--previous-agent")?;
-        let transport: Arc<dyn Transport> = match write_lease {
-            None => Arc::new(http),
-            Some(write_lease) => Arc::new(http.with_write_lease(write_lease.clone())),
-        };
+        let http = Arc::new(match write_lease {
+            None => http,
+            Some(write_lease) => http.with_write_lease(write_lease.clone()),
+        });
+        tokio::spawn(Arc::clone(&http).follow_files());
+        let transport: Arc<dyn Transport> = http;
         Ok((address.clone(), transport))
     });
     let previous = previous.collect::<anyhow::Result<Vec<_>>>()?;

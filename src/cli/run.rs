@@ -79,10 +79,13 @@ async fn operate(settings: Settings) -> anyhow::Result<()> {
     // Not before: the Lease is only for who can act.
     let election = settings.election.as_ref().map(|election| Elected::begin(&client, election));
     let write_lease = election.as_ref().map(|elected| write_lease(&settings, elected.leads.clone(), elected.margin));
-    let transport: Arc<dyn Transport> = match &write_lease {
-        None => Arc::new(http),
-        Some(write_lease) => Arc::new(http.with_write_lease(write_lease.clone())),
-    };
+    admin.tells_of(http.credential_health());
+    let http = Arc::new(match &write_lease {
+        None => http,
+        Some(write_lease) => http.with_write_lease(write_lease.clone()),
+    });
+    tokio::spawn(Arc::clone(&http).follow_files());
+    let transport: Arc<dyn Transport> = http;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         cluster = %identity.cluster,

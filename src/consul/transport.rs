@@ -4,15 +4,22 @@
 //! all the same. [`Http`] is the real one; the simulation has its own.
 //!
 //! - `settings`: what the user says of Consul, and what is wrong with it.
+//! - `files`: the files of certificates and keys.
 //! - `connections`: the connections to one of Consul's addresses.
 //! - `token`: the ACL token.
+//! - `rotation`: reads files again that change; `followed` says when what they hold takes its place.
+//! - `health`: when certificates and token end.
 
 mod connections;
+mod files;
+mod followed;
+mod health;
+mod rotation;
 mod settings;
 mod token;
 
 use std::future::{Future, poll_fn};
-use std::sync::{Mutex as Lock, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex as Lock, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -25,10 +32,11 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, sleep_until};
 
 use self::connections::{Blueprint, Connections};
+use self::files::Files;
+pub use self::health::{Credential, CredentialHealth};
 pub use self::settings::{BadSettings, ConsulSettings};
-use self::settings::{chain, credentials, read};
+use self::settings::{chain, read};
 use self::token::TokenSource;
-use crate::certificates::Credentials;
 
 /// Says what a request does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -188,12 +196,20 @@ async fn body(mut incoming: reqwest::Response, limit: usize) -> Result<Bytes, In
     Ok(body.freeze())
 }
 
+/// The connections that requests go over now, and what further ones are made of.
+struct Present {
+    blueprint: Arc<Blueprint>,
+    connections: Connections,
+}
+
 /// Consul over HTTP/1.1.
 pub struct Http {
-    blueprint: Blueprint,
-    connections: Lock<Connections>,
+    settings: ConsulSettings,
+    /// What the files held at the start.
+    files: Files,
+    present: Lock<Present>,
     token: Option<TokenSource>,
-    credentials: Credentials,
+    health: CredentialHealth,
     slots: Semaphore,
     write_lease: Option<WriteLease>,
 }
@@ -202,23 +218,31 @@ impl Http {
     /// Sets up a client. Connections are made when they are needed. The process's TLS provider must have
     /// been installed.
     pub fn new(settings: &ConsulSettings) -> Result<Self, BadSettings> {
-        let credentials = credentials(settings)?;
-        if let Some(fault) = credentials.fault_at(Timestamp::now()) {
+        let files = Files::read(settings)?;
+        let blueprint = Blueprint::new(settings, &files)?;
+        if let Some(fault) = blueprint.credentials().fault_at(Timestamp::now()) {
             tracing::warn!("{fault}");
         }
-        let blueprint = Blueprint::new(settings)?;
         if let Some(file) = &settings.token_file {
             // Read again when it is needed; but a name that leads nowhere is a mistake.
             read(file)?;
         }
+        let connections = blueprint.connections(0)?;
         Ok(Self {
-            connections: Lock::new(blueprint.connections(0)?),
-            blueprint,
+            settings: settings.clone(),
+            files,
+            present: Lock::new(Present { blueprint: Arc::new(blueprint), connections }),
             token: TokenSource::new(settings),
-            credentials,
+            health: CredentialHealth::default(),
             slots: Semaphore::new(CONNECTIONS),
             write_lease: None,
         })
+    }
+
+    /// Says how it stands with certificates and token, once their files are followed.
+    #[must_use]
+    pub fn credential_health(&self) -> CredentialHealth {
+        self.health.clone()
     }
 
     /// Makes requests only while the write lease holds.
@@ -227,25 +251,29 @@ impl Http {
         Self { write_lease: Some(write_lease), ..self }
     }
 
-    fn connections(&self) -> MutexGuard<'_, Connections> {
-        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+    fn present(&self) -> MutexGuard<'_, Present> {
+        self.present.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn connections(&self) -> Connections {
+        self.present().connections.clone()
     }
 
     /// Has requests from here on go over new connections, after one fared ill over these: to the next address, or
     /// the next one of those that its name has now. A server that has lost its leader keeps its connections open,
     /// and only another server knows better.
     fn move_on(&self, from: &Connections) {
-        let mut present = self.connections();
-        if present.turn != from.turn {
+        let mut present = self.present();
+        if present.connections.turn != from.turn {
             // After another request.
             return;
         }
-        match self.blueprint.connections(from.turn.wrapping_add(1)) {
+        match present.blueprint.connections(from.turn.wrapping_add(1)) {
             Ok(next) => {
                 if next.base != from.base {
                     tracing::debug!(from = %from.base, to = %next.base, "asking Consul at its next address");
                 }
-                *present = next;
+                present.connections = next;
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot open new connections to Consul; Lictor uses the existing ones");
@@ -253,8 +281,13 @@ impl Http {
         }
     }
 
+    /// Has requests from here on go over these connections.
+    fn go_over(&self, blueprint: Blueprint, connections: Connections) {
+        *self.present() = Present { blueprint: Arc::new(blueprint), connections };
+    }
+
     async fn deliver(&self, request: Request) -> Result<Response, TransportError> {
-        let connections = self.connections().clone();
+        let connections = self.connections();
         let begun = Instant::now();
         let longest = request.timeout;
         let Ok(Ok(_slot)) = tokio::time::timeout(longest, self.slots.acquire()).await else {
@@ -278,7 +311,7 @@ impl Http {
             return Err(TransportError::NoAnswer(NOT_LEADING.to_owned()));
         };
         let answered = answered.map_err(|why| match why {
-            Interrupted::Failed(error) => self.failure(&connections, error),
+            Interrupted::Failed(error) => failure(&connections, error),
             Interrupted::TooLong => TransportError::NoAnswer(format!(
                 "Consul at {}: the answer is longer than {} MiB",
                 connections.base,
@@ -317,23 +350,23 @@ impl Http {
         }
         Ok(outgoing)
     }
+}
 
-    /// Says why a request has no answer.
-    fn failure(&self, connections: &Connections, error: reqwest::Error) -> TransportError {
-        // The URL has our filters in it, which tell a user nothing.
-        let error = error.without_url();
-        let mut why = chain(&error);
-        if let Some(explained) = self.credentials.explain(&error, Timestamp::now()) {
-            // What to do comes first: long words are cut.
-            why = format!("{explained}; {why}");
-        }
-        if error.is_builder() {
-            TransportError::Unsendable(format!("the request to Consul cannot be made: {why}"))
-        } else if error.is_connect() {
-            not_sent(connections, &why)
-        } else {
-            TransportError::NoAnswer(format!("Consul at {}: {why}", connections.base))
-        }
+/// Says why a request has no answer.
+fn failure(connections: &Connections, error: reqwest::Error) -> TransportError {
+    // The URL has our filters in it, which tell a user nothing.
+    let error = error.without_url();
+    let mut why = chain(&error);
+    if let Some(explained) = connections.credentials.explain(&error, Timestamp::now()) {
+        // What to do comes first: long words are cut.
+        why = format!("{explained}; {why}");
+    }
+    if error.is_builder() {
+        TransportError::Unsendable(format!("the request to Consul cannot be made: {why}"))
+    } else if error.is_connect() {
+        not_sent(connections, &why)
+    } else {
+        TransportError::NoAnswer(format!("Consul at {}: {why}", connections.base))
     }
 }
 
@@ -347,7 +380,7 @@ impl Transport for Http {
     }
 
     fn addresses(&self) -> usize {
-        self.blueprint.addresses()
+        self.present().blueprint.addresses()
     }
 
     fn has_token(&self) -> bool {

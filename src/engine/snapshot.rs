@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::Engine;
 use crate::model::health::Health;
+use crate::model::reasons::OutageKind;
 use crate::model::registration::Ownership;
 use crate::model::status::{ConditionKind, Status, Truth};
 
@@ -15,8 +16,12 @@ pub struct Snapshot {
     pub not_ready: Option<String>,
     /// True if this replica is the one that acts.
     pub leads: bool,
-    /// True if it is Consul's outage alone that keeps this replica from being ready.
-    pub consul_unavailable: bool,
+    /// The kind of Consul's outage, where that alone keeps this replica from being ready.
+    pub outage: Option<OutageKind>,
+    /// The number of resources with instances that stay as they are, since the name is another namespace's.
+    pub frozen_by_name: usize,
+    /// The number of resources with instances that stay as they are, since the spec is refused and no earlier one is known.
+    pub frozen_by_spec: usize,
     /// The number of resources that are watched, by the status and the reason of their condition `Ready`.
     pub resources: BTreeMap<(&'static str, String), usize>,
     /// The number of instances that of this cluster pass in Consul.
@@ -47,13 +52,24 @@ pub struct Snapshot {
     pub resync_age: Option<Duration>,
 }
 
+impl Snapshot {
+    /// Says whether Consul refuses requests as a whole: it does not know the token, or the token lacks a permission.
+    #[must_use]
+    pub fn is_refused(&self) -> bool {
+        self.outage == Some(OutageKind::Refused)
+    }
+}
+
 impl Engine {
     /// Takes a snapshot. It walks resources, and no instances but those that another agent holds.
     pub(super) fn snapshot(&self) -> Snapshot {
+        let frozen = self.world.frozen();
         Snapshot {
             not_ready: self.not_ready(),
             leads: self.leads(),
-            consul_unavailable: self.world.is_synced() && self.session.outage().is_some(),
+            outage: self.session.outage_kind().filter(|_| self.world.is_synced()),
+            frozen_by_name: frozen.by_name,
+            frozen_by_spec: frozen.by_spec,
             resources: self.resources_by_ready(),
             passing: self.mirror.count(Health::Passing),
             warning: self.mirror.count(Health::Warning),

@@ -29,6 +29,7 @@ use known::Known;
 use missing::{History, MOST};
 use wants::Wants;
 
+pub use claims::Frozen;
 pub use entry::Entry;
 pub use missing::Missing;
 pub use policed::LABELS;

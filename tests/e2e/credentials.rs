@@ -150,6 +150,6 @@ pub(crate) async fn a_client_certificate_expires(fixture: &Fixture) -> Result<()
     consul.kill()?;
     consul.start_again().await?;
     let why = wait_not_ready(&operator, "expired at").await?;
-    ensure!(why.contains(arg(&certificate)?) && why.contains("renew it and restart Lictor"), "{why}");
+    ensure!(why.contains(arg(&certificate)?) && why.contains("renew it;"), "{why}");
     fixture.wait_for_pods(&[&pods[0], &pods[1]]).await.map(drop)
 }

@@ -45,6 +45,7 @@ mod refusals;
 mod replicas;
 mod reports;
 mod rewriting;
+mod rotation;
 mod scenarios;
 mod selected;
 mod texts;

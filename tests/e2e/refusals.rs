@@ -62,7 +62,7 @@ pub(crate) async fn consul_refuses_one(fixture: &Fixture) -> Result<()> {
 }
 
 /// Makes a token for an operator, with this rule besides what it needs to work at all.
-async fn token(fixture: &Fixture, rule: &str) -> Result<String> {
+pub(crate) async fn token(fixture: &Fixture, rule: &str) -> Result<String> {
     let rules = format!(
         "agent_prefix \"\" {{ policy = \"read\" }}\n\
          node_prefix \"\" {{ policy = \"write\" }}\n\

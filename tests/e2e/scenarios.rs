@@ -372,6 +372,10 @@ scenarios! {
     credentials::certificates_that_cannot_be_used(agent: yes, catalog: yes);
     /// A client certificate expires while Lictor runs: what is registered stays, and `/readyz` names the file and its time.
     credentials::a_client_certificate_expires(agent: yes, catalog: yes);
+    /// Authorities, certificates and keys of Consul and of Lictor are replaced ten times under change, with half a file, a wrong key and a certificate of a stranger between: no write fails.
+    rotation::certificates_rotate_under_change(agent: yes, catalog: yes);
+    /// The token's file changes under change, with half a token and none between: no write fails. The next token ends: what is registered stays, and the one after that is used.
+    rotation::a_token_changes_and_one_ends(agent: yes, catalog: yes);
 
     once:
     /// A wrong flag, value or file is one line on stderr and an exit code above 1.

@@ -54,7 +54,7 @@ const RULES: [Room; 9] = [
     Room { name: "cluster", knows: &["certificates", "model", "ports", "state"], forbidden: &["reqwest"] },
     Room { name: "consul", knows: &["certificates", "model", "ports"], forbidden: &["kube::", "k8s_openapi"] },
     Room { name: "engine", knows: &["model", "ports", "state"], forbidden: &["kube::", "k8s_openapi", "reqwest"] },
-    Room { name: "admin", knows: &["cluster", "engine", "state"], forbidden: &["kube::", "reqwest"] },
+    Room { name: "admin", knows: &["cluster", "consul", "engine", "state"], forbidden: &["kube::", "reqwest"] },
 ];
 
 fn sources(folder: &Path, found: &mut Vec<PathBuf>) {

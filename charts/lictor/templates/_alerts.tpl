@@ -37,7 +37,7 @@ an old answer. Labels of single replicas are left out where a change of replica 
     description: It cannot read Kubernetes, or has not read Consul yet. Changes do not reach Consul. Its /readyz says why.
 {{- range $severity, $for := dict "warning" "5m" "critical" "30m" }}
 - alert: LictorConsulUnavailable
-  expr: max by (namespace, job) (lictor_consul_unavailable{ {{- $s -}} } {{ $acts }}) > 0
+  expr: max by (namespace, job) (lictor_consul_unavailable{ {{- $s -}} } {{ $acts }}) > 0 unless on (namespace, job) max by (namespace, job) (lictor_consul_refuses{ {{- $s -}} } {{ $acts }}) > 0
   for: {{ $for }}
   labels:
     severity: {{ $severity }}
@@ -45,6 +45,41 @@ an old answer. Labels of single replicas are left out where a change of replica 
     summary: Consul is unavailable to Lictor.
     description: Changes do not reach Consul. Lictor tries again at least every 15 s. Its /readyz says why.
 {{- end }}
+- alert: LictorTokenRefused
+  expr: max by (namespace, job) (lictor_consul_refuses{ {{- $s -}} } {{ $acts }}) > 0
+  for: 5m
+  labels:
+    severity: critical
+  annotations:
+    summary: Consul refuses the requests of Lictor.
+    description: Consul does not know the token, or the token lacks a permission. Changes do not reach Consul. The /readyz of the leader says why.
+{{- range $severity, $left := dict "warning" "" "critical" 21600 }}
+- alert: LictorCredentialEndsSoon
+  expr: max by (namespace, job, credential) (lictor_credential_ends_soon{ {{- $s -}} }) > 0
+  {{- with $left }} and on (namespace, job, credential) min by (namespace, job, credential) (lictor_credential_remaining_seconds{ {{- $s -}} }) < {{ . }}{{ end }}
+  for: 15m
+  labels:
+    severity: {{ $severity }}
+  annotations:
+    summary: A certificate or the token for Consul ends soon.
+    description: {{ `"The {{ $labels.credential }} by which Lictor and Consul know each other must be renewed. Lictor reads the file again by itself. Its /readyz says when the time ends."` }}
+{{- end }}
+- alert: LictorCredentialStale
+  expr: max by (namespace, job, credential) (lictor_credential_stale{ {{- $s -}} }) > 0
+  for: 10m
+  labels:
+    severity: warning
+  annotations:
+    summary: A new certificate or token for Consul does not work.
+    description: {{ `"The file of the {{ $labels.credential }} holds something that does not work. Lictor goes on with what it held before. Its /readyz says why."` }}
+- alert: LictorPolicyStale
+  expr: max by (namespace, job) (lictor_policy_stale{ {{- $s -}} }) > 0
+  for: 10m
+  labels:
+    severity: warning
+  annotations:
+    summary: The policy file cannot be used.
+    description: The last good policy stays in force. The /readyz of Lictor says what is wrong with the file.
 - alert: LictorStandbyNotReady
   expr: lictor_ready{ {{- $s -}} } == 0 unless on (namespace, instance) lictor_leader{ {{- $s -}} } == 1
   for: 15m
@@ -77,6 +112,16 @@ an old answer. Labels of single replicas are left out where a change of replica 
   annotations:
     summary: Resources are not ready for a reason that their authors can see.
     description: {{ `"{{ $value }} resources have been not ready for an hour. The reason {{ $labels.reason }} is explained in their conditions."` }}
+{{- range $cause, $severity := dict "name" "warning" "spec" "info" }}
+- alert: LictorResourcesFrozen
+  expr: max by (namespace, job, cause) (lictor_frozen_resources{ {{- $s -}} , cause="{{ $cause }}"} {{ $acts }}) > 0
+  for: 15m
+  labels:
+    severity: {{ $severity }}
+  annotations:
+    summary: Instances of resources do not follow their endpoints.
+    description: {{ `"Of {{ $value }} resources the instances in Consul stay as they are, whatever happens to their pods: the {{ $labels.cause }} that they ask for cannot be acted on. Their conditions say why."` }}
+{{- end }}
 - alert: LictorInstancesRefused
   expr: max by (namespace, job) (lictor_refused_instances{ {{- $s -}} } {{ $acts }}) > 0
   for: 10m

@@ -1,7 +1,6 @@
 //! The connections to one of Consul's addresses, and what they are made of.
 
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +8,9 @@ use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::{Certificate, Identity, redirect};
 
 use super::CONNECTIONS;
-use super::settings::{BadSettings, ConsulSettings, bad_file, chain, hold_a_user, parse_address, read};
+use super::files::Files;
+use super::settings::{BadSettings, ConsulSettings, chain, hold_a_user, parse_address};
+use crate::certificates::{Credentials, Source};
 
 /// The longest time that a connection may take to be made, TLS included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -22,6 +23,8 @@ pub(super) struct Connections {
     /// The beginning of each request's URL.
     pub(super) base: Arc<str>,
     pub(super) client: reqwest::Client,
+    /// What they were made with, by which their failures are explained.
+    pub(super) credentials: Arc<Credentials>,
 }
 
 /// Holds what connections are made of.
@@ -30,6 +33,7 @@ pub(super) struct Blueprint {
     authorities: Option<Vec<Certificate>>,
     identity: Option<Identity>,
     ssl_verify: bool,
+    credentials: Arc<Credentials>,
 }
 
 /// One of Consul's addresses.
@@ -56,28 +60,27 @@ impl Server {
 }
 
 impl Blueprint {
-    pub(super) fn new(settings: &ConsulSettings) -> Result<Self, BadSettings> {
+    pub(super) fn new(settings: &ConsulSettings, files: &Files) -> Result<Self, BadSettings> {
         if hold_a_user(&settings.addresses) {
             return Err(BadSettings::UserInAddress);
         }
+        let credentials = Arc::new(files.credentials(settings)?);
         let name = settings.tls_server_name.as_deref();
         let servers: Vec<Server> =
             settings.addresses.iter().map(|address| Server::new(address, name)).collect::<Result<_, _>>()?;
         if servers.is_empty() {
             return Err(BadSettings::NoAddress);
         }
-        let authorities = settings.ca_cert.as_deref().map(certificates).transpose()?;
-        let identity = match (&settings.client_cert, &settings.client_key) {
-            (Some(certificate), Some(key)) => {
-                let mut pem = read(certificate)?;
-                pem.push(b'\n');
-                pem.extend(read(key)?);
-                Some(Identity::from_pem(&pem).map_err(|error| bad_file(certificate, &error))?)
-            }
-            (None, None) => None,
-            _ => return Err(BadSettings::HalfAPair),
-        };
-        Ok(Self { servers, authorities, identity, ssl_verify: settings.ssl_verify })
+        let authorities = files.authorities.as_ref().map(certificates).transpose()?;
+        let identity = files.identity.as_ref().map(|(certificate, key)| {
+            let pem = [&*certificate.text, b"\n", &*key.text].concat();
+            Identity::from_pem(&pem).map_err(|error| unusable(certificate, &error))
+        });
+        Ok(Self { servers, authorities, identity: identity.transpose()?, ssl_verify: settings.ssl_verify, credentials })
+    }
+
+    pub(super) fn credentials(&self) -> &Credentials {
+        &self.credentials
     }
 
     /// Counts the addresses.
@@ -105,16 +108,25 @@ impl Blueprint {
             builder = builder.identity(identity.clone());
         }
         let client = builder.build().map_err(|error| BadSettings::Client(chain(&error)))?;
-        Ok(Connections { turn, base: Arc::clone(&server.base), client })
+        Ok(Connections { turn, base: Arc::clone(&server.base), client, credentials: Arc::clone(&self.credentials) })
+    }
+
+    /// Sets up connections that follow on these, to the same address.
+    pub(super) fn in_place_of(&self, former: &Connections) -> Result<Connections, BadSettings> {
+        self.connections(former.turn.wrapping_add(self.servers.len()))
     }
 }
 
-fn certificates(file: &Path) -> Result<Vec<Certificate>, BadSettings> {
-    let found = Certificate::from_pem_bundle(&read(file)?).map_err(|error| bad_file(file, &error))?;
+fn certificates(source: &Source) -> Result<Vec<Certificate>, BadSettings> {
+    let found = Certificate::from_pem_bundle(&source.text).map_err(|error| unusable(source, &error))?;
     if found.is_empty() {
-        return Err(BadSettings::File { path: file.to_owned(), why: "no PEM certificate in it".to_owned() });
+        return Err(BadSettings::File { path: (&source.from).into(), why: "no PEM certificate in it".to_owned() });
     }
     Ok(found)
+}
+
+fn unusable(source: &Source, error: &dyn std::error::Error) -> BadSettings {
+    BadSettings::File { path: (&source.from).into(), why: chain(error) }
 }
 
 /// Looks up where a name leads each time that a connection is made.

@@ -6,7 +6,7 @@ use std::{fmt, io};
 
 use reqwest::Url;
 
-use crate::certificates::{Credentials, Fault, Source};
+use crate::certificates::Fault;
 
 /// Says where Consul is and how to be let in.
 #[derive(Clone)]
@@ -170,21 +170,6 @@ pub(super) fn read(file: &Path) -> Result<Vec<u8>, BadSettings> {
 
 pub(super) fn bad_file(path: &Path, error: &dyn std::error::Error) -> BadSettings {
     BadSettings::File { path: path.to_owned(), why: chain(error) }
-}
-
-/// Reads the files of certificates, which are judged before they are used.
-pub(super) fn credentials(settings: &ConsulSettings) -> Result<Credentials, BadSettings> {
-    let source = |file: &PathBuf| {
-        let text = read(file)?;
-        Ok::<_, BadSettings>(Source { from: file.display().to_string(), text })
-    };
-    // Whoever checks nothing needs nobody to trust.
-    let authorities = settings.ca_cert.as_ref().filter(|_| settings.ssl_verify).map(source).transpose()?;
-    let identity = match (&settings.client_cert, &settings.client_key) {
-        (Some(certificate), Some(key)) => Some((source(certificate)?, source(key)?)),
-        _ => None,
-    };
-    Ok(Credentials::new(authorities.as_ref(), identity.as_ref().map(|(certificate, key)| (certificate, key)))?)
 }
 
 /// An error with all its causes: the library's own text says only "error sending request".

@@ -1,35 +1,28 @@
 //! The ACL token that requests carry.
 
-use std::io;
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime};
+use std::sync::{Mutex as Lock, PoisonError};
 
 use reqwest::header::HeaderValue;
-use tokio::sync::Mutex;
-use tokio::time::Instant;
 
 use super::settings::ConsulSettings;
 
-/// The time between two looks at the token's file.
-const TOKEN_CHECK: Duration = Duration::from_secs(1);
-
-/// Says where the token comes from, and holds the last one that did.
+/// Says where the token comes from.
 pub(super) enum TokenSource {
     Value(String),
-    File { path: PathBuf, last: Mutex<Option<Seen>> },
+    File(TokenFile),
 }
 
-/// Holds what was in the token's file, and when.
-pub(super) struct Seen {
-    looked: Instant,
-    changed: (SystemTime, u64),
-    token: HeaderValue,
+/// A file with the token, and the last one from it that is known to work or was the first.
+pub(super) struct TokenFile {
+    path: PathBuf,
+    held: Lock<Option<HeaderValue>>,
 }
 
 impl TokenSource {
     pub(super) fn new(settings: &ConsulSettings) -> Option<Self> {
         match (&settings.token_file, &settings.token) {
-            (Some(path), _) => Some(Self::File { path: path.clone(), last: Mutex::default() }),
+            (Some(path), _) => Some(Self::File(TokenFile { path: path.clone(), held: Lock::default() })),
             (None, Some(value)) => Some(Self::Value(value.clone())),
             (None, None) => None,
         }
@@ -39,25 +32,31 @@ impl TokenSource {
     pub(super) async fn header(&self) -> Result<HeaderValue, String> {
         match self {
             Self::Value(value) => sensitive(value).ok_or_else(|| "the Consul token is not plain text".to_owned()),
-            Self::File { path, last } => {
-                let mut last = last.lock().await;
-                if let Some(seen) = last.as_ref().filter(|seen| seen.looked.elapsed() < TOKEN_CHECK) {
-                    return Ok(seen.token.clone());
-                }
-                let unreadable = |error: io::Error| {
-                    format!("the file {} of the Consul token is unreadable: {error}", path.display())
-                };
-                let metadata = tokio::fs::metadata(path).await.map_err(unreadable)?;
-                let changed = (metadata.modified().map_err(unreadable)?, metadata.len());
-                let token = match last.as_ref().filter(|seen| seen.changed == changed) {
-                    Some(seen) => seen.token.clone(),
-                    None => sensitive(&tokio::fs::read_to_string(path).await.map_err(unreadable)?)
-                        .ok_or_else(|| format!("the file {} holds no Consul token", path.display()))?,
-                };
-                *last = Some(Seen { looked: Instant::now(), changed, token: token.clone() });
-                Ok(token)
-            }
+            Self::File(file) => match file.held() {
+                Some(token) => Ok(token),
+                None => file.read().await.inspect(|token| file.hold(token.clone())),
+            },
         }
+    }
+}
+
+impl TokenFile {
+    /// The token that is in use; none as long as the file has held none.
+    pub(super) fn held(&self) -> Option<HeaderValue> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Has requests carry this one from now on.
+    pub(super) fn hold(&self, token: HeaderValue) {
+        *self.held.lock().unwrap_or_else(PoisonError::into_inner) = Some(token);
+    }
+
+    /// The token that the file holds now.
+    pub(super) async fn read(&self) -> Result<HeaderValue, String> {
+        let text = tokio::fs::read_to_string(&self.path)
+            .await
+            .map_err(|error| format!("the file {} of the Consul token is unreadable: {error}", self.path.display()))?;
+        sensitive(&text).ok_or_else(|| format!("the file {} holds no Consul token", self.path.display()))
     }
 }
 
@@ -81,18 +80,22 @@ mod tests {
         assert!(sensitive(" \n").is_none() && sensitive("a\nb").is_none());
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_tokens_file_is_read_again_when_it_changes() {
+    #[tokio::test]
+    async fn the_first_token_of_a_file_is_used_until_another_one_works() {
         let path = std::env::temp_dir().join(format!("lictor-token-{}", std::process::id()));
         let settings = ConsulSettings { token_file: Some(path.clone()), ..ConsulSettings::new("x:1") };
         let source = TokenSource::new(&settings).unwrap();
         assert!(source.header().await.unwrap_err().contains("unreadable"));
+        std::fs::write(&path, " \n").unwrap();
+        assert!(source.header().await.unwrap_err().contains("holds no Consul token"));
         std::fs::write(&path, "one\n").unwrap();
         assert_eq!(source.header().await.unwrap(), "one");
         std::fs::write(&path, "another\n").unwrap();
-        assert_eq!(source.header().await.unwrap(), "one", "looked at once a second");
-        tokio::time::advance(TOKEN_CHECK).await;
+        assert_eq!(source.header().await.unwrap(), "one", "nobody has tried the other one yet");
+        let TokenSource::File(file) = &source else { panic!("no file") };
+        file.hold(file.read().await.unwrap());
         assert_eq!(source.header().await.unwrap(), "another");
         std::fs::remove_file(&path).unwrap();
+        assert_eq!(source.header().await.unwrap(), "another", "a file that is gone takes nothing away");
     }
 }

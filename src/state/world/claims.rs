@@ -372,6 +372,21 @@ impl World {
         dirt.0.into_iter().map(|(key, cause)| Dirtied { key, cause }).collect()
     }
 
+    /// Counts the resources that have rows in Consul and nothing to go by, so that the rows stay as they are.
+    #[must_use]
+    pub fn frozen(&self) -> Frozen {
+        let mut frozen = Frozen::default();
+        for key in self.rows.keys().filter(|key| self.effective_spec(key).is_none()) {
+            let Some(resource) = self.resources.get(key).map(|entry| &entry.resource) else { continue };
+            if !resource.ours || resource.deleting || resource.paused {
+                continue;
+            }
+            let count = if self.rivals.contains_key(key) { &mut frozen.by_name } else { &mut frozen.by_spec };
+            *count += 1;
+        }
+        frozen
+    }
+
     /// Says whose the name is that a resource asks for, where that is a resource of another namespace.
     #[must_use]
     pub fn rival(&self, key: &ResourceKey) -> Option<&ResourceKey> {
@@ -409,6 +424,15 @@ impl World {
         let leaves = |other: &&ResourceKey| self.has_rows(other, &name) && self.standing(other, &name).leaves;
         others.filter(leaves).cloned().collect()
     }
+}
+
+/// Counts resources whose rows stay as they are, whatever happens to their endpoints.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Frozen {
+    /// The name is another namespace's, and what the rows came from nobody knows.
+    pub by_name: usize,
+    /// The spec is refused, and no earlier one is known.
+    pub by_spec: usize,
 }
 
 /// The source to go on by, of rows that came from these: the one that is asked for or, where that is another one, the

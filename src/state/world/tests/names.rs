@@ -156,6 +156,8 @@ fn a_loser_with_rows_goes_on_with_them() {
         world.note_rows(&key("a", "r"), in_use(&[("user", "service/s")]));
         world.note_rows(&key("b", "r"), in_use(rows));
         assert_eq!(losers(&world), ["b"]);
+        let frozen = usize::from(!rows.is_empty() && world.effective_spec(&key("b", "r")).is_none());
+        assert_eq!(world.frozen(), Frozen { by_name: frozen, by_spec: 0 }, "{rows:?}");
         let goes_on =
             world.effective_spec(&key("b", "r")).map(|spec| (spec.service.to_string(), spec.source.to_string()));
         assert_eq!(goes_on.as_ref().map(|(name, _)| Str::from(&**name)), world.acted_name(&key("b", "r")));
@@ -177,6 +179,22 @@ fn a_loser_with_rows_goes_on_with_them() {
     ] {
         assert_eq!(goes_on(rows, wanted), expected, "{rows:?}");
     }
+}
+
+#[test]
+fn rows_without_a_spec_to_go_by_are_counted() {
+    let refused = || Err(Refusal { reason: "Invalid", message: String::new() });
+    let of = |generation, spec| seen(&key("a", "r"), "a-1", generation, spec);
+    let by_spec = |world: &World| world.frozen().by_spec;
+    let mut world = World::of([of(1, refused())]);
+    assert_eq!(by_spec(&world), 0, "nothing of it is in Consul");
+    world.note_rows(&key("a", "r"), in_use(&[("user", "service/s")]));
+    assert_eq!(by_spec(&world), 1);
+    world.edits(with(|r| r.paused = true, of(2, refused())));
+    assert_eq!(by_spec(&world), 0, "somebody wants it so");
+    world.edits(of(3, Ok(spec("s"))));
+    world.edits(of(4, refused()));
+    assert_eq!(world.frozen(), Frozen::default(), "the last good spec is known");
 }
 
 #[test]
