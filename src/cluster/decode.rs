@@ -21,8 +21,8 @@ use super::containers;
 use super::convert::{self, ResourceObject, Rules};
 use super::interner::Interner;
 use crate::model::facts::{
-    Annotations, ContainerKind, ContainerPort, Endpoint, Family, Node, Pod, PodRef, Protocol, Service, ServicePort,
-    Slice, SlicePort,
+    ContainerKind, ContainerPort, Endpoint, Family, KeysOfPods, Node, Pod, PodKey, PodRef, Protocol, Service,
+    ServicePort, Slice, SlicePort,
 };
 use crate::model::ids::{Str, is_pod_name, is_uid};
 use crate::model::render::MAX_TAG;
@@ -49,21 +49,22 @@ pub trait Watched: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned
 #[derive(Debug)]
 pub struct Decoder {
     rules: Arc<Rules>,
-    /// The annotations of pods that are kept, by the namespace.
-    annotations: BTreeMap<Str, Arc<BTreeSet<Str>>>,
+    /// What is kept of pods, by the namespace.
+    of_pods: BTreeMap<Str, KeysOfPods>,
     strings: Interner,
 }
 
 impl Decoder {
-    /// A decoder that reads resources by these rules, and keeps no annotations of pods.
+    /// A decoder that reads resources by these rules, and keeps no labels and annotations of pods.
     #[must_use]
     pub fn new(rules: Arc<Rules>) -> Self {
-        Self { rules, annotations: BTreeMap::new(), strings: Interner::default() }
+        Self { rules, of_pods: BTreeMap::new(), strings: Interner::default() }
     }
 
-    /// Keeps these annotations of pods from now on, by the namespace.
-    pub fn look_for(&mut self, annotations: BTreeMap<Str, Arc<BTreeSet<Str>>>) {
-        self.annotations = annotations;
+    /// Keeps these labels and annotations of pods from now on, by the namespace.
+    pub fn look_for(&mut self, of_pods: &BTreeMap<Str, BTreeSet<PodKey>>) {
+        let of_namespace = |(namespace, keys): (&Str, &BTreeSet<PodKey>)| (namespace.clone(), KeysOfPods::of(keys));
+        self.of_pods = of_pods.iter().map(of_namespace).collect();
     }
 
     /// Says what the watch's step means; none where it means nothing to us. An object that is no longer of interest is
@@ -345,7 +346,7 @@ impl Watched for PodObject {
     const LABELS: Option<&'static str> = None;
 
     fn fact(self, key: &ObjectKey, decoder: &mut Decoder) -> Option<Pod> {
-        let Decoder { annotations, strings, .. } = decoder;
+        let Decoder { of_pods, strings, .. } = decoder;
         let (spec, status) = (self.spec.unwrap_or_default(), self.status.unwrap_or_default());
         let ended = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
         let conditions = status.conditions.unwrap_or_default();
@@ -375,8 +376,7 @@ impl Watched for PodObject {
         });
         let ports = ports.collect();
         let labels = self.metadata.labels.unwrap_or_default();
-        let labels: BTreeMap<Str, Str> =
-            labels.iter().map(|(key, value)| (strings.get(key), strings.get(value))).collect();
+        let keys = of_pods.get(&key.namespace).cloned().unwrap_or_default();
         Some(Pod {
             uid: self.metadata.uid.unwrap_or_default().into(),
             addresses,
@@ -384,10 +384,8 @@ impl Watched for PodObject {
             leaving: ended || self.metadata.deletion_timestamp.is_some(),
             node: spec.node_name.map(|node| strings.get(&node)),
             ports,
-            labels,
-            annotations: annotations.get(&key.namespace).map_or_else(Annotations::default, |keys| {
-                Annotations::look_for(keys, |key| there.get(&**key).map(|value| within_use(value)))
-            }),
+            labels: keys.labels(|key| labels.get(&**key).map(|value| strings.get(value))),
+            annotations: keys.annotations(|key| there.get(&**key).map(|value| within_use(value))),
         })
     }
 

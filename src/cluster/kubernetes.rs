@@ -188,8 +188,7 @@ impl ApiServer {
         let what = scopes.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         let failed = |failure: Failure| unread(format!("{} of {what}", K::KIND), &failure);
         let mut decoder = Decoder::new(self.rules.clone());
-        let annotations = world.wanted().annotations.into_iter();
-        decoder.look_for(annotations.map(|(namespace, keys)| (namespace, Arc::new(keys))).collect());
+        decoder.look_for(&world.wanted().of_pods);
         let mut apply = |scope: &Scope, step: watcher::Event<K>| {
             if let Some(change) = decoder.decode(step) {
                 world.apply(event::Event { scope: scope.clone(), change }, Instant::now());

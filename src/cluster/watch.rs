@@ -508,7 +508,7 @@ impl<K: Watched> Watch<K> {
             self.health.works(K::KIND, gone);
         }
         let to_list = self.kept.follow(&aims);
-        self.decoder.look_for(self.kept.annotations());
+        self.decoder.look_for(&self.kept.of_pods());
         to_list
     }
 

@@ -1,12 +1,11 @@
 //! The facts about endpoints that decisions need, and nothing more: what the `cluster` room keeps of an
 //! `EndpointSlice`, a `Service`, a `Pod` and a `Node`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::ids::Str;
-use super::selector::Labels;
 
 /// The address family of a slice or the primary one of a Service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -152,29 +151,44 @@ pub struct Pod {
     pub node: Option<Str>,
     /// The ports of its containers.
     pub ports: Vec<ContainerPort>,
-    /// The pod's labels.
-    pub labels: Labels,
+    /// The labels that a selector or a template of its namespace names.
+    pub labels: Attributes,
     /// The annotations that a template of its namespace names.
-    pub annotations: Annotations,
+    pub annotations: Attributes,
 }
 
-/// The annotations of a pod that templates name: which were looked for, and those that are there.
+/// Something of a pod that a resource asks for.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum PodKey {
+    /// The label with this key.
+    Label(Str),
+    /// The annotation with this key.
+    Annotation(Str),
+}
+
+/// The labels or the annotations of a pod that resources ask for: which were looked for, and those that are there.
 ///
 /// Authors of resources choose the keys, and each key is looked for in every pod of their namespace. So the keys are held
-/// once for a namespace, and a pod holds only what it has.
+/// once for a namespace, and a pod holds only what it has. Whoever makes pods chooses what they have, so what nobody asks
+/// for is not held.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Annotations {
+pub struct Attributes {
     looked_for: Arc<BTreeSet<Str>>,
     /// In the order of the keys.
     there: Box<[(Str, Str)]>,
 }
 
-impl Annotations {
+impl Attributes {
     /// Looks for these keys: `value` says what the pod has.
     #[must_use]
-    pub fn look_for(keys: &Arc<BTreeSet<Str>>, value: impl Fn(&Str) -> Option<Str>) -> Self {
+    pub fn look_for(keys: &Arc<BTreeSet<Str>>, mut value: impl FnMut(&Str) -> Option<Str>) -> Self {
         let there = keys.iter().filter_map(|key| Some((key.clone(), value(key)?)));
         Self { looked_for: keys.clone(), there: there.collect() }
+    }
+
+    /// Those that are there.
+    pub fn iter(&self) -> impl Iterator<Item = &(Str, Str)> {
+        self.there.iter()
     }
 
     /// Says whether this key was looked for. Whether the pod has one that was not, nobody knows yet.
@@ -183,11 +197,51 @@ impl Annotations {
         self.looked_for.contains(key)
     }
 
-    /// The value under a key that was looked for; none where the pod has no such annotation.
+    /// The value under a key that was looked for; none where the pod has nothing under it.
     #[must_use]
     pub fn get(&self, key: &str) -> Option<&Str> {
         let at = self.there.binary_search_by(|(there, _)| (**there).cmp(key)).ok()?;
         self.there.get(at).map(|(_, value)| value)
+    }
+}
+
+/// Takes what is there, as if just these keys had been looked for.
+impl FromIterator<(Str, Str)> for Attributes {
+    fn from_iter<I: IntoIterator<Item = (Str, Str)>>(pairs: I) -> Self {
+        let pairs: BTreeMap<Str, Str> = pairs.into_iter().collect();
+        Self { looked_for: Arc::new(pairs.keys().cloned().collect()), there: pairs.into_iter().collect() }
+    }
+}
+
+/// The keys of labels and of annotations that are looked for in pods.
+#[derive(Clone, Debug, Default)]
+pub struct KeysOfPods {
+    labels: Arc<BTreeSet<Str>>,
+    annotations: Arc<BTreeSet<Str>>,
+}
+
+impl KeysOfPods {
+    /// Tells labels from annotations.
+    #[must_use]
+    pub fn of(keys: &BTreeSet<PodKey>) -> Self {
+        let (mut labels, mut annotations) = (BTreeSet::new(), BTreeSet::new());
+        for key in keys {
+            match key {
+                PodKey::Label(key) => labels.insert(key.clone()),
+                PodKey::Annotation(key) => annotations.insert(key.clone()),
+            };
+        }
+        Self { labels: Arc::new(labels), annotations: Arc::new(annotations) }
+    }
+
+    /// Looks for labels: `value` says what a pod has.
+    pub fn labels(&self, value: impl FnMut(&Str) -> Option<Str>) -> Attributes {
+        Attributes::look_for(&self.labels, value)
+    }
+
+    /// Looks for annotations: `value` says what a pod has.
+    pub fn annotations(&self, value: impl FnMut(&Str) -> Option<Str>) -> Attributes {
+        Attributes::look_for(&self.annotations, value)
     }
 }
 

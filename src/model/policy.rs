@@ -151,7 +151,7 @@ impl Policy {
         for rule in self.rules.iter().flatten().filter(by_name) {
             match (&rule.labels, labels) {
                 (None, _) => return Ok(Some(rule)),
-                (Some(selector), Some(labels)) if selector.matches(labels) => return Ok(Some(rule)),
+                (Some(selector), Some(labels)) if selector.matches(|key| labels.get(key)) => return Ok(Some(rule)),
                 (Some(_), Some(_)) => {}
                 (Some(_), None) => return Err(LabelsNotKnown),
             }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::check::CheckSpec;
+use super::facts::PodKey;
 use super::ids::{ResourceKey, Str};
 use super::port::PortRef;
 use super::reasons::Refusal;
@@ -166,8 +167,14 @@ impl Spec {
         let variables = self.variables();
         let services = matches!(self.source, Source::Service { .. });
         let of_pod = variables.iter().any(|variable| variable.is_of_pod());
-        let annotations = variables.iter().filter_map(|variable| match variable {
-            Variable::Annotation(key) => Some(key.clone()),
+        let selected = match &self.source {
+            Source::Pods { selector } => Some(selector.keys()),
+            Source::Service { .. } | Source::Static { .. } => None,
+        };
+        let selected = selected.into_iter().flatten().map(|key| PodKey::Label(key.clone()));
+        let in_texts = variables.iter().filter_map(|variable| match variable {
+            Variable::Label(key) => Some(PodKey::Label(key.clone())),
+            Variable::Annotation(key) => Some(PodKey::Annotation(key.clone())),
             _ => None,
         });
         Needs {
@@ -179,7 +186,7 @@ impl Spec {
             },
             nodes: variables.iter().any(|variable| variable.is_of_node())
                 && !matches!(self.source, Source::Static { .. }),
-            annotations: annotations.collect(),
+            of_pods: selected.chain(in_texts).collect(),
         }
     }
 }
@@ -193,8 +200,8 @@ pub struct Needs {
     pub pods: bool,
     /// True if nodes are needed.
     pub nodes: bool,
-    /// These annotations of pods.
-    pub annotations: BTreeSet<Str>,
+    /// These labels and annotations of pods.
+    pub of_pods: BTreeSet<PodKey>,
 }
 
 /// Says where instances come from.

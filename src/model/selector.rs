@@ -25,14 +25,24 @@ pub enum Requirement {
 }
 
 impl Selector {
-    /// Says whether it picks an object with these labels.
+    /// Says whether it picks an object of which `label` gives the labels by their keys.
     #[must_use]
-    pub fn matches(&self, labels: &Labels) -> bool {
+    pub fn matches<'a>(&self, label: impl Fn(&Str) -> Option<&'a Str>) -> bool {
         self.0.iter().all(|requirement| match requirement {
-            Requirement::In(key, values) => labels.get(key).is_some_and(|value| values.contains(value)),
-            Requirement::NotIn(key, values) => labels.get(key).is_none_or(|value| !values.contains(value)),
-            Requirement::Exists(key) => labels.contains_key(key),
-            Requirement::DoesNotExist(key) => !labels.contains_key(key),
+            Requirement::In(key, values) => label(key).is_some_and(|value| values.contains(value)),
+            Requirement::NotIn(key, values) => label(key).is_none_or(|value| !values.contains(value)),
+            Requirement::Exists(key) => label(key).is_some(),
+            Requirement::DoesNotExist(key) => label(key).is_none(),
+        })
+    }
+
+    /// The keys of the labels that it asks for.
+    pub fn keys(&self) -> impl Iterator<Item = &Str> {
+        self.0.iter().map(|requirement| match requirement {
+            Requirement::In(key, _)
+            | Requirement::NotIn(key, _)
+            | Requirement::Exists(key)
+            | Requirement::DoesNotExist(key) => key,
         })
     }
 }
@@ -58,8 +68,9 @@ mod tests {
             (Requirement::DoesNotExist("tier".into()), false),
         ];
         for (requirement, expected) in table {
-            assert_eq!(Selector(vec![requirement.clone()]).matches(&labels), expected, "{requirement:?}");
+            let selector = Selector(vec![requirement.clone()]);
+            assert_eq!(selector.matches(|key| labels.get(key)), expected, "{requirement:?}");
         }
-        assert!(Selector(Vec::new()).matches(&labels));
+        assert!(Selector(Vec::new()).matches(|key| labels.get(key)));
     }
 }

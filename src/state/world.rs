@@ -90,6 +90,8 @@ pub struct World {
     selecting: BTreeMap<Str, BTreeSet<ResourceKey>>,
     /// The pods that a resource selects.
     matching: BTreeMap<ResourceKey, BTreeSet<Str>>,
+    /// The pods of which nobody can tell yet whether a resource's selector matches them: their labels were not looked for.
+    unsure: BTreeMap<ResourceKey, BTreeSet<Str>>,
     /// The pods at an address of a namespace.
     pods_at: BTreeMap<(Str, IpAddr), BTreeSet<Str>>,
     /// From a Node to the slices with endpoints and to the pods on it, whether it is there or not; kept only while
@@ -137,7 +139,7 @@ impl World {
         }
         let resources = scopes.iter().map(|scope| ((Kind::Resource, scope.clone()), 0));
         let nodes = nodes.then_some(((Kind::Node, Scope::All), 0));
-        let always = Wanted { watches: resources.chain(nodes).collect(), annotations: BTreeMap::new() };
+        let always = Wanted { watches: resources.chain(nodes).collect(), of_pods: BTreeMap::new() };
         Self {
             scopes,
             policy: Arc::default(),
@@ -168,6 +170,7 @@ impl World {
             slices_with: BTreeMap::new(),
             selecting: BTreeMap::new(),
             matching: BTreeMap::new(),
+            unsure: BTreeMap::new(),
             pods_at: BTreeMap::new(),
             on_nodes: OnNodes::default(),
             gone_nodes: BTreeMap::new(),
@@ -196,8 +199,8 @@ impl World {
         wanted.watches.extend(self.asks_for_labels().then_some((LABELS, 0)));
         for more in [&self.besides, &self.always] {
             wanted.watches.extend(more.watches.clone());
-            for (namespace, keys) in &more.annotations {
-                wanted.annotations.entry(namespace.clone()).or_default().extend(keys.iter().cloned());
+            for (namespace, keys) in &more.of_pods {
+                wanted.of_pods.entry(namespace.clone()).or_default().extend(keys.iter().cloned());
             }
         }
         wanted
@@ -381,10 +384,14 @@ impl World {
                 self.on_nodes.pod_moved(&key, node(old.as_ref()), node(new));
             }
             for resource in self.selecting.get(namespace).into_iter().flatten() {
-                let is_in = new.is_some_and(|pod| matches(&self.resources, resource, pod));
-                let group = self.matching.entry(resource.clone()).or_default();
-                let was_in = if is_in { !group.insert(key.name.clone()) } else { group.remove(&key.name) };
-                if is_in || was_in {
+                let matches = new.map_or(Some(false), |pod| matches(&self.resources, resource, pod));
+                let is_in = matches == Some(true);
+                let was_in = set(self.matching.entry(resource.clone()).or_default(), &key.name, is_in);
+                let unsure = self.unsure.entry(resource.clone()).or_default();
+                let waited = !unsure.is_empty();
+                set(unsure, &key.name, matches.is_none());
+                let waits_anew = waited == unsure.is_empty() && self.pods.is_listed(scope);
+                if is_in || was_in || waits_anew {
                     dirt.add(resource, Some(cause));
                 }
             }
@@ -558,8 +565,14 @@ impl World {
     fn lacks_list(&self, key: &ResourceKey, needs: &Needs) -> Option<Kind> {
         let kinds = [Kind::Service, Kind::Slice, Kind::Pod, Kind::Node];
         kinds.into_iter().find(|kind| {
-            index::needs(needs, *kind) && self.scopes_of(key, *kind).iter().any(|scope| !self.is_listed(*kind, scope))
+            let is_missing = || self.scopes_of(key, *kind).iter().any(|scope| !self.is_listed(*kind, scope));
+            index::needs(needs, *kind) && (is_missing() || *kind == Kind::Pod && self.is_unsure(key))
         })
+    }
+
+    /// Says whether there are pods of which nobody can tell yet whether a resource selects them.
+    fn is_unsure(&self, key: &ResourceKey) -> bool {
+        self.unsure.get(key).is_some_and(|pods| !pods.is_empty())
     }
 
     /// Says whether everything that is watched whatever resources need was listed to the end. What single resources
@@ -604,6 +617,11 @@ impl World {
             Kind::Resource | Kind::Slice | Kind::Service | Kind::Pod => false,
         }
     }
+}
+
+/// Has a name in a set or not. Gives whether it was in it.
+fn set(names: &mut BTreeSet<Str>, name: &Str, is_in: bool) -> bool {
+    if is_in { !names.insert(name.clone()) } else { names.remove(name) }
 }
 
 #[cfg(test)]

@@ -337,6 +337,12 @@ const ATTEMPTS: &[Attempt] = &[
     ),
     attempt(
         SliceWriter,
+        "gives pods thousands of labels and annotations, to fill the memory",
+        "of a pod only what a resource asks for is kept",
+        Test("src/cluster/decode/tests.rs", "of_a_pod_only_the_labels_and_annotations_that_are_wanted_are_kept"),
+    ),
+    attempt(
+        SliceWriter,
         "names addresses that no pod of the namespace has",
         "not registered with `--verify-endpoints`",
         Scenario("verified::endpoints_need_a_pod"),

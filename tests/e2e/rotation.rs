@@ -8,17 +8,17 @@ use lictor_testbed::certificates::{Authority, Pair};
 use lictor_testbed::{Consul, ConsulOptions, Operator, WorkDir, ports, wait};
 use serde_json::{Value, json};
 
-use crate::fixture::{Fixture, SOON, arg, metric, wait_for_metric};
+use crate::fixture::{Fixture, Mode, SOON, arg, metric, wait_for_metric};
 use crate::outages::wait_not_ready;
 use crate::refusals::token;
 
 /// How often everything is replaced.
 const ROTATIONS: usize = 10;
 
-/// Changes the resource without end, and waits each time until Consul has it.
-async fn change(fixture: &Fixture) -> Result<()> {
-    for number in 0.. {
-        let tag = format!("n-{number}");
+/// Changes the resource so many times, and waits each time until Consul has it.
+async fn change(fixture: &Fixture, name: &str, times: usize) -> Result<()> {
+    for number in 0..times {
+        let tag = format!("{name}-{number}");
         fixture.apply_web(json!({ "tags": [tag] })).await?;
         let all =
             |found: &[lictor_testbed::Instance]| found.len() == 2 && found.iter().all(|i| i.tags == [tag.clone()]);
@@ -157,17 +157,21 @@ pub(crate) async fn certificates_rotate_under_change(fixture: &Fixture) -> Resul
     };
     tokio::select! {
         done = rotations => done?,
-        stopped = change(fixture) => stopped?,
+        stopped = change(fixture, "during", usize::MAX) => stopped?,
     }
-    ensure!(failed_writes(&operator).await? == 0.0, "{}", operator.metrics().await?);
+    // An agent that reloads its configuration does not know its own checks for a moment (Consul 1.22.7: it unloads all and
+    // loads them again), so that it may answer 404 to the update of one.
+    let failed = failed_writes(&operator).await?;
+    ensure!(failed == 0.0 || fixture.mode == Mode::Agent, "{}", operator.metrics().await?);
+    change(fixture, "after", 10).await?;
+    ensure!(failed_writes(&operator).await? <= failed, "{}", operator.metrics().await?);
     ensure!(!operator.log().contains("Consul is unavailable"), "{}", operator.log());
     wait_for_metric(&operator, "lictor_credential_stale{credential=\"certificate\"}", |stale| stale == 0.0).await?;
 
     // Connections outlive their certificates: after a restart of Consul only the last ones open any.
     consul.kill()?;
     consul.start_again().await?;
-    fixture.apply_web(json!({ "tags": ["after"] })).await?;
-    fixture.wait_for("the last tag", |found| found.iter().all(|instance| instance.tags == ["after"])).await.map(drop)
+    change(fixture, "anew", 1).await
 }
 
 /// Gives Lictor half a file, then a key of another certificate, then a certificate that Consul does not accept.
@@ -214,7 +218,7 @@ pub(crate) async fn a_token_changes_and_one_ends(fixture: &Fixture) -> Result<()
     };
     tokio::select! {
         done = changes => done?,
-        stopped = change(fixture) => stopped?,
+        stopped = change(fixture, "during", usize::MAX) => stopped?,
     }
     ensure!(failed_writes(&operator).await? == 0.0, "{}", operator.metrics().await?);
 
@@ -229,6 +233,5 @@ pub(crate) async fn a_token_changes_and_one_ends(fixture: &Fixture) -> Result<()
     write(&another(Value::Null).await?)?;
     operator.wait_ready(SOON).await?;
     wait_for_metric(&operator, "lictor_consul_refuses", |refuses| refuses == 0.0).await?;
-    fixture.apply_web(json!({ "tags": ["after"] })).await?;
-    fixture.wait_for("the last tag", |found| found.iter().all(|instance| instance.tags == ["after"])).await.map(drop)
+    change(fixture, "after", 1).await
 }

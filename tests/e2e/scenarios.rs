@@ -87,6 +87,8 @@ scenarios! {
 
     /// Pods that a selector matches appear with no Service anywhere; labels decide, also when they or the selector are edited.
     selected::pods_are_picked(agent: yes, catalog: yes);
+    /// A selector and a tag ask for labels that nobody has asked for before: what they pick is never missing meanwhile.
+    selected::another_label_is_asked_for(agent: yes, catalog: yes);
     /// Such pods are critical while not ready; those that terminate or have ended leave at once, though they keep their address.
     selected::pods_live_and_die(agent: yes, catalog: yes);
     /// Pods in their node's network are each an instance; one without an address is none yet; one without the port is told of.
@@ -372,7 +374,7 @@ scenarios! {
     credentials::certificates_that_cannot_be_used(agent: yes, catalog: yes);
     /// A client certificate expires while Lictor runs: what is registered stays, and `/readyz` names the file and its time.
     credentials::a_client_certificate_expires(agent: yes, catalog: yes);
-    /// Authorities, certificates and keys of Consul and of Lictor are replaced ten times under change, with half a file, a wrong key and a certificate of a stranger between: no write fails.
+    /// Authorities, certificates and keys of Consul and of Lictor are replaced ten times under change, with half a file, a wrong key and a certificate of a stranger between: Consul is never unavailable, and after the last good ones no write fails.
     rotation::certificates_rotate_under_change(agent: yes, catalog: yes);
     /// The token's file changes under change, with half a token and none between: no write fails. The next token ends: what is registered stays, and the one after that is used.
     rotation::a_token_changes_and_one_ends(agent: yes, catalog: yes);

@@ -74,6 +74,36 @@ pub(crate) async fn pods_are_picked(fixture: &Fixture) -> Result<()> {
     fixture.wait_for_counts("web", [1, 1, 1, 0]).await
 }
 
+pub(crate) async fn another_label_is_asked_for(fixture: &Fixture) -> Result<()> {
+    let [first, second, third, fourth] = pods(
+        fixture,
+        [("web-0", "a", "front"), ("web-1", "b", "front"), ("web-2", "a", "edge"), ("back", "b", "back")],
+    )
+    .await?;
+    fixture.namespace.label_pod("back", "app", Some("other")).await?;
+    fixture.operate().await?;
+    fixture.apply_web(json!({ "source": { "pods": { "matchLabels": { "app": "web" } } } })).await?;
+    fixture.wait_for_pods(&[&first, &second, &third]).await?;
+
+    // Nobody has asked for these labels before: Lictor does not know which pods have them.
+    let living = [&first, &second].map(|pod| pod.ip.to_string());
+    let reader = Reader::begin(&fixture.consul_address(), &fixture.service, living);
+    let front = json!({ "source": { "pods": { "matchLabels": { "tier": "front" } } } });
+    fixture.apply_web(front.clone()).await?;
+    fixture.wait_for_pods(&[&first, &second]).await?;
+    let without = [json!({ "key": "canary", "operator": "DoesNotExist" })];
+    fixture.apply_web(json!({ "source": { "pods": { "matchExpressions": without } } })).await?;
+    fixture.wait_for_pods(&[&first, &second, &third, &fourth]).await?;
+    fixture.apply_web(crate::fixture::merged(front, json!({ "tags": ["${pod.labels['app']}"] }))).await?;
+    fixture.wait_for_pods(&[&first, &second]).await?;
+    let as_labelled = |found: &[Instance]| found.len() == 2 && found.iter().all(|instance| instance.tags == ["web"]);
+    fixture.wait_for("the label is the tag", as_labelled).await?;
+    let seen = reader.end().await?;
+    ensure!(seen.is_whole(), "{seen:?}");
+    fixture.wait_flawless("web").await?;
+    fixture.wait_ready("web").await
+}
+
 pub(crate) async fn pods_live_and_die(fixture: &Fixture) -> Result<()> {
     let [first, second, third, fourth] = pods(
         fixture,

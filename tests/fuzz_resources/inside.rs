@@ -9,7 +9,7 @@ use lictor::cluster::convert::{self, ChecksRunBy, ResourceObject, Rules};
 use lictor::model::check::Probe;
 use lictor::model::desired::{Placement, desired};
 use lictor::model::facts::{
-    Annotations, ContainerKind, ContainerPort, Endpoint, Facts, Family, Node, Pod, PodRef, Protocol, Service,
+    Attributes, ContainerKind, ContainerPort, Endpoint, Facts, Family, Node, Pod, PodRef, Protocol, Service,
     ServicePort, Slice, SlicePort,
 };
 use lictor::model::ids::{ClusterName, Identity, ResourceKey, Str};
@@ -170,7 +170,7 @@ impl Picture {
             services.insert(name.into(), service);
         }
         let matches = |pod: &Pod| match &spec.source {
-            Source::Pods { selector } => selector.matches(&pod.labels),
+            Source::Pods { selector } => selector.matches(|key| pod.labels.get(key)),
             Source::Service { .. } | Source::Static { .. } => false,
         };
         let picked = pods.iter().filter(|(_, pod)| matches(pod)).map(|(name, _)| name.clone()).collect();
@@ -237,12 +237,14 @@ fn pod(generator: &mut Generator, number: u8) -> Pod {
     generator.rng.shuffle(&mut addresses);
     addresses.truncate(*generator.pick(&[&0, &1, &1, &2, &2]));
     let many = *generator.pick(&[&0, &1, &1, &1, &2, &3]);
-    let mut labels = BTreeMap::new();
+    let mut labels = BTreeMap::<Str, Str>::new();
     for (key, values) in LABELS {
         if generator.chance(70) {
             labels.insert(key.into(), generator.pick(&values).into());
         }
     }
+    let labels =
+        Attributes::look_for(&Arc::new(LABELS.map(|(key, _)| key.into()).into()), |key| labels.get(key).cloned());
     let (mut looked_for, mut there) = (BTreeSet::<Str>::new(), BTreeMap::<Str, Str>::new());
     for key in ANNOTATIONS {
         let length = *generator.pick(&[&3, &200, &600]);
@@ -253,7 +255,7 @@ fn pod(generator: &mut Generator, number: u8) -> Pod {
             looked_for.insert(key.into());
         }
     }
-    let annotations = Annotations::look_for(&Arc::new(looked_for), |key| there.get(key).cloned());
+    let annotations = Attributes::look_for(&Arc::new(looked_for), |key| there.get(key).cloned());
     Pod {
         uid: format!("uid-{number}").into(),
         addresses,

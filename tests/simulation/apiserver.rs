@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep};
 use crate::planted_faults::PlantedFault;
 use crate::setup::CrdRights;
 use crate::sim::Sim;
-use crate::watches::{Watches, annotations_of, pause, seen, step};
+use crate::watches::{Watches, keys_of, pause, seen, step};
 
 /// Kubernetes' API, for one life of Lictor.
 pub struct ApiServer {
@@ -149,9 +149,9 @@ impl ApiServer {
             return Err(ReadError { what: format!("{kind} of {scope}"), reason: "unavailable".to_owned(), code: None });
         }
         let objects = self.sim.state().cluster.list(kind, scope);
-        let annotations = annotations_of(&world.wanted(), &(kind, scope.clone()));
+        let of_pods = keys_of(&world.wanted(), &(kind, scope.clone()));
         let planted = self.sim.state().setup.planted;
-        let mut objects: Vec<Change> = objects.into_iter().map(|object| seen(object, &annotations, planted)).collect();
+        let mut objects: Vec<Change> = objects.into_iter().map(|object| seen(object, &of_pods, planted)).collect();
         if cut {
             objects.truncate(objects.len() / 2);
         }

@@ -7,8 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::FutureExt;
-use lictor::model::facts::{self, Endpoint, Family, Pod, Protocol};
-use lictor::model::ids::Str;
+use lictor::model::facts::{Endpoint, Family, KeysOfPods, Pod, PodKey, Protocol};
 use lictor::state::event::{Change, Event, Kind, ObjectKey, Scope, Step};
 use lictor::state::world::Wanted;
 use tokio::sync::{Notify, mpsc};
@@ -49,21 +48,21 @@ struct Running {
     task: AbortHandle,
     /// Which of the times it is that it was wanted.
     time: u64,
-    /// The annotations that it keeps of pods.
-    annotations: Arc<Mutex<Annotations>>,
+    /// What it keeps of pods.
+    asked: Arc<Mutex<AskedOfPods>>,
 }
 
-/// The annotations of pods that a watch looks for.
+/// The labels and annotations of pods that a watch looks for.
 #[derive(Default)]
-struct Annotations {
-    keys: BTreeSet<Str>,
+struct AskedOfPods {
+    keys: BTreeSet<PodKey>,
     /// True if some were told of without a key that came later.
     have_grown: bool,
 }
 
-impl Annotations {
+impl AskedOfPods {
     /// Looks for these, too.
-    fn grow(&mut self, keys: &BTreeSet<Str>) -> bool {
+    fn grow(&mut self, keys: &BTreeSet<PodKey>) -> bool {
         let grows = !self.keys.is_superset(keys);
         self.keys.extend(keys.iter().cloned());
         self.have_grown |= grows;
@@ -96,9 +95,9 @@ impl Watches {
             is_wanted
         });
         for (watch, time) in &wanted.watches {
-            let annotations = annotations_of(wanted, watch);
+            let keys = keys_of(wanted, watch);
             if let Some(running) = running.get(watch) {
-                if running.annotations.lock().expect("no panics").grow(&annotations) {
+                if running.asked.lock().expect("no panics").grow(&keys) {
                     state.stats.count("lists for more annotations");
                     self.anew.bell.notify_waiters();
                 }
@@ -112,31 +111,31 @@ impl Watches {
             if is_again && state.setup.planted == Some(PlantedFault::DeadWatch) {
                 continue;
             }
-            running.insert(watch.clone(), self.begin(watch, *time, annotations));
+            running.insert(watch.clone(), self.begin(watch, *time, keys));
         }
     }
 
-    fn begin(&self, (kind, scope): &(Kind, Scope), time: u64, keys: BTreeSet<Str>) -> Running {
-        let annotations = Arc::new(Mutex::new(Annotations { keys, have_grown: false }));
+    fn begin(&self, (kind, scope): &(Kind, Scope), time: u64, keys: BTreeSet<PodKey>) -> Running {
+        let asked = Arc::new(Mutex::new(AskedOfPods { keys, have_grown: false }));
         let watch = Watch {
             sim: self.sim.clone(),
             kind: *kind,
             scope: scope.clone(),
-            annotations: annotations.clone(),
+            of_pods: asked.clone(),
             sink: self.sink.clone(),
             anew: self.anew.clone(),
             asked: self.anew.asked(&(*kind, scope.clone())),
         };
         let task = tokio::spawn(watch.run().map(|_| ())).abort_handle();
-        Running { task, time, annotations }
+        Running { task, time, asked }
     }
 
     /// What is watched.
     pub fn wanted(&self) -> Wanted {
         let running = self.running.lock().expect("no panics");
-        let annotations = running.iter().filter_map(|((_, scope), running)| match scope {
+        let of_pods = running.iter().filter_map(|((_, scope), running)| match scope {
             Scope::Namespace(namespace) => {
-                Some((namespace.clone(), running.annotations.lock().expect("no panics").keys.clone()))
+                Some((namespace.clone(), running.asked.lock().expect("no panics").keys.clone()))
             }
             Scope::All => None,
         });
@@ -144,8 +143,8 @@ impl Watches {
             watches: running.iter().map(|(watch, running)| (watch.clone(), running.time)).collect(),
             ..Wanted::default()
         };
-        for (namespace, keys) in annotations {
-            wanted.annotations.entry(namespace).or_default().extend(keys);
+        for (namespace, keys) in of_pods {
+            wanted.of_pods.entry(namespace).or_default().extend(keys);
         }
         wanted
     }
@@ -166,7 +165,7 @@ struct Watch {
     sim: Sim,
     kind: Kind,
     scope: Scope,
-    annotations: Arc<Mutex<Annotations>>,
+    of_pods: Arc<Mutex<AskedOfPods>>,
     sink: mpsc::Sender<Event>,
     /// Changes when a list is asked for.
     anew: Arc<Anew>,
@@ -209,7 +208,7 @@ impl Watch {
     async fn list(&self) -> Result<u64, Ended> {
         loop {
             self.pause().await;
-            self.annotations.lock().expect("no panics").have_grown = false;
+            self.of_pods.lock().expect("no panics").have_grown = false;
             let (objects, position) = {
                 let mut state = self.sim.state();
                 state.stats.count("lists");
@@ -310,14 +309,14 @@ impl Watch {
     }
 
     fn would_be_asked(&self) -> bool {
-        let has_grown = self.annotations.lock().expect("no panics").have_grown;
+        let has_grown = self.of_pods.lock().expect("no panics").have_grown;
         has_grown || self.anew.asked(&(self.kind, self.scope.clone())) != self.asked
     }
 
     /// Whether a list is asked for since this was last asked.
     fn is_asked(&mut self) -> bool {
         let is_asked = self.would_be_asked();
-        self.annotations.lock().expect("no panics").have_grown = false;
+        self.of_pods.lock().expect("no panics").have_grown = false;
         self.asked = self.anew.asked(&(self.kind, self.scope.clone()));
         is_asked
     }
@@ -358,8 +357,8 @@ impl Watch {
     }
 
     async fn tell(&self, change: Change) -> Result<(), Ended> {
-        let annotations = self.annotations.lock().expect("no panics").keys.clone();
-        let change = seen(change, &annotations, self.sim.state().setup.planted);
+        let of_pods = self.of_pods.lock().expect("no panics").keys.clone();
+        let change = seen(change, &of_pods, self.sim.state().setup.planted);
         self.sim.state().trace(|| format!("tells {} of {}: {}", self.kind, self.scope, summary(&change)));
         self.sink.send(Event { scope: self.scope.clone(), change }).await.map_err(|_| Ended)?;
         self.sim.state().oracle.was_told();
@@ -372,13 +371,14 @@ impl Watch {
     }
 }
 
-/// A change as Lictor gets it: of a pod only the annotations that it asks for.
-pub fn seen(change: Change, annotations: &BTreeSet<Str>, planted: Option<PlantedFault>) -> Change {
+/// A change as Lictor gets it: of a pod only the labels and annotations that it asks for.
+pub fn seen(change: Change, of_pods: &BTreeSet<PodKey>, planted: Option<PlantedFault>) -> Change {
     match change {
         Change::Pod(step) => Change::Pod(step.map(|_, pod| {
-            let keys = Arc::new(annotations.clone());
-            let annotations = facts::Annotations::look_for(&keys, |key| pod.annotations.get(key).cloned());
-            Pod { annotations, ..pod }
+            let keys = KeysOfPods::of(of_pods);
+            let labels = keys.labels(|key| pod.labels.get(key).cloned());
+            let annotations = keys.annotations(|key| pod.annotations.get(key).cloned());
+            Pod { labels, annotations, ..pod }
         })),
         Change::Resource(step) => Change::Resource(step.map(|_, mut seen| {
             match (planted, &mut seen.resource.spec) {
@@ -421,12 +421,10 @@ pub fn seen(change: Change, annotations: &BTreeSet<Str>, planted: Option<Planted
     }
 }
 
-/// The annotations of pods that are wanted of a watch.
-pub fn annotations_of(wanted: &Wanted, (kind, scope): &(Kind, Scope)) -> BTreeSet<Str> {
+/// What is wanted of pods of a watch.
+pub fn keys_of(wanted: &Wanted, (kind, scope): &(Kind, Scope)) -> BTreeSet<PodKey> {
     match scope {
-        Scope::Namespace(namespace) if *kind == Kind::Pod => {
-            wanted.annotations.get(namespace).cloned().unwrap_or_default()
-        }
+        Scope::Namespace(namespace) if *kind == Kind::Pod => wanted.of_pods.get(namespace).cloned().unwrap_or_default(),
         _ => BTreeSet::new(),
     }
 }

@@ -1,6 +1,7 @@
 use serde_json::{Value, json};
 
 use super::*;
+use crate::model::facts::Attributes;
 use crate::model::ids::Str;
 
 fn fact<K: Watched>(object: Value) -> Option<K::Fact> {
@@ -8,12 +9,11 @@ fn fact<K: Watched>(object: Value) -> Option<K::Fact> {
 }
 
 /// Gives the fact of an object where these annotations of pods are kept.
-fn fact_with<K: Watched>(object: Value, annotations: &[&str]) -> Option<K::Fact> {
+fn fact_with<K: Watched>(object: Value, keys: &[PodKey]) -> Option<K::Fact> {
     let object: K = serde_json::from_value(object).unwrap();
     let mut decoder = Decoder::new(Arc::default());
     let key = decoder.key(object.meta());
-    let keys = Arc::new(annotations.iter().map(|key| Str::from(*key)).collect());
-    decoder.look_for([(key.namespace.clone(), keys)].into());
+    decoder.look_for(&[(key.namespace.clone(), keys.iter().cloned().collect())].into());
     object.fact(&key, &mut decoder)
 }
 
@@ -196,10 +196,11 @@ fn a_pod_is_what_an_instance_needs_of_it() {
             number: 8080,
             of: ContainerKind::Own,
         }],
-        labels: [("app".into(), "user".into()), ("empty".into(), "".into())].into(),
-        annotations: Annotations::default(),
+        labels: [("app".into(), "user".into()), ("empty".into(), "".into())].into_iter().collect(),
+        annotations: Attributes::default(),
     };
-    assert_eq!(fact::<PodObject>(object), Some(expected));
+    let keys = ["app", "empty"].map(|key| PodKey::Label(key.into()));
+    assert_eq!(fact_with::<PodObject>(object, &keys), Some(expected));
     let nothing = Pod {
         uid: "".into(),
         addresses: Vec::new(),
@@ -207,8 +208,8 @@ fn a_pod_is_what_an_instance_needs_of_it() {
         leaving: false,
         node: None,
         ports: Vec::new(),
-        labels: BTreeMap::new(),
-        annotations: Annotations::default(),
+        labels: Attributes::default(),
+        annotations: Attributes::default(),
     };
     assert_eq!(fact::<PodObject>(json!({ "metadata": {} })), Some(nothing), "every field may be absent");
 }
@@ -294,14 +295,19 @@ fn a_pods_ports_are_those_of_containers_that_stay() {
 }
 
 #[test]
-fn of_a_pods_annotations_only_those_that_are_wanted_are_kept() {
-    let object = json!({ "metadata": { "name": "p1", "annotations": { "team": "blue", "huge": "x" } } });
-    let kept = |wanted: &[&str]| fact_with::<PodObject>(object.clone(), wanted).unwrap().annotations;
-    assert_eq!(kept(&[]), Annotations::default());
-    let found = kept(&["team", "tier"]);
-    assert_eq!(found.get("team").map(|value| &**value), Some("blue"));
-    assert_eq!((found.get("tier"), found.knows("tier")), (None, true), "what is not there was looked for");
-    assert_eq!((found.get("huge"), found.knows("huge")), (None, false));
+fn of_a_pod_only_the_labels_and_annotations_that_are_wanted_are_kept() {
+    let pairs = json!({ "team": "blue", "huge": "x" });
+    let object = json!({ "metadata": { "name": "p1", "labels": pairs, "annotations": pairs } });
+    let kept = |wanted: &[PodKey]| fact_with::<PodObject>(object.clone(), wanted).unwrap();
+    let keys = |of: fn(Str) -> PodKey| ["team", "tier"].map(|key| of(key.into()));
+    let (labels, annotations) = (kept(&keys(PodKey::Label)), kept(&keys(PodKey::Annotation)));
+    for (found, other) in [(&labels.labels, &labels.annotations), (&annotations.annotations, &annotations.labels)] {
+        assert_eq!(*other, Attributes::default());
+        assert_eq!(found.get("team").map(|value| &**value), Some("blue"));
+        assert_eq!((found.get("tier"), found.knows("tier")), (None, true), "what is not there was looked for");
+        assert_eq!((found.get("huge"), found.knows("huge")), (None, false));
+    }
+    assert_eq!(kept(&[]).labels, Attributes::default());
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! Which watches there are, and what each tells of.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
+use crate::model::facts::PodKey;
 use crate::model::ids::Str;
 use crate::state::event::{Kind, Scope};
 use crate::state::world::Wanted;
@@ -22,8 +22,8 @@ pub(super) type Aims = BTreeMap<Scope, Aim>;
 pub(super) struct Aim {
     /// Tells one time that it was wanted from an earlier one.
     pub(super) time: u64,
-    /// The annotations to keep of pods.
-    pub(super) annotations: BTreeSet<Str>,
+    /// What to keep of pods.
+    pub(super) of_pods: BTreeSet<PodKey>,
 }
 
 /// Divides what is wanted among watches. A namespace stays with the watch that it has for as long as its pods are needed, so
@@ -44,11 +44,11 @@ impl Division {
         for ((kind, scope), time) in &wanted.watches {
             let is_shared = *kind == Kind::Pod && self.shared.contains(scope);
             let watch = (*kind, if is_shared { Scope::All } else { scope.clone() });
-            let annotations = match scope {
-                Scope::Namespace(namespace) if *kind == Kind::Pod => wanted.annotations.get(namespace).cloned(),
+            let of_pods = match scope {
+                Scope::Namespace(namespace) if *kind == Kind::Pod => wanted.of_pods.get(namespace).cloned(),
                 _ => None,
             };
-            let aim = Aim { time: *time, annotations: annotations.unwrap_or_default() };
+            let aim = Aim { time: *time, of_pods: of_pods.unwrap_or_default() };
             watches.entry(watch).or_default().insert(scope.clone(), aim);
         }
         watches
@@ -72,14 +72,14 @@ impl Division {
     }
 }
 
-/// Holds what a watch goes by: the scopes that it tells of, and the annotations that it keeps.
+/// Holds what a watch goes by: the scopes that it tells of, and what it keeps of pods.
 #[derive(Debug, Default)]
 pub(super) struct Kept(BTreeMap<Scope, KeptScope>);
 
 #[derive(Debug)]
 struct KeptScope {
     time: u64,
-    annotations: Arc<BTreeSet<Str>>,
+    of_pods: BTreeSet<PodKey>,
 }
 
 impl Kept {
@@ -90,12 +90,12 @@ impl Kept {
         let mut to_list = BTreeSet::new();
         for (scope, aim) in aims {
             let known = self.0.get(scope).filter(|known| known.time == aim.time);
-            let annotations = match known {
-                Some(known) if known.annotations.is_superset(&aim.annotations) => continue,
-                Some(known) => grown(&known.annotations, &aim.annotations),
-                None => aim.annotations.clone(),
+            let of_pods = match known {
+                Some(known) if known.of_pods.is_superset(&aim.of_pods) => continue,
+                Some(known) => grown(&known.of_pods, &aim.of_pods),
+                None => aim.of_pods.clone(),
             };
-            self.0.insert(scope.clone(), KeptScope { time: aim.time, annotations: Arc::new(annotations) });
+            self.0.insert(scope.clone(), KeptScope { time: aim.time, of_pods });
             to_list.insert(scope.clone());
         }
         to_list
@@ -115,10 +115,10 @@ impl Kept {
         self.0.keys().cloned().collect()
     }
 
-    /// The annotations that it keeps of pods, by their namespaces.
-    pub(super) fn annotations(&self) -> BTreeMap<Str, Arc<BTreeSet<Str>>> {
+    /// What it keeps of pods, by their namespaces.
+    pub(super) fn of_pods(&self) -> BTreeMap<Str, BTreeSet<PodKey>> {
         let of_namespace = |(scope, kept): (&Scope, &KeptScope)| match scope {
-            Scope::Namespace(namespace) => Some((namespace.clone(), kept.annotations.clone())),
+            Scope::Namespace(namespace) => Some((namespace.clone(), kept.of_pods.clone())),
             Scope::All => None,
         };
         self.0.iter().filter_map(of_namespace).collect()
@@ -127,8 +127,8 @@ impl Kept {
 
 /// Keys that are not asked for any more stay, so that an author who takes one away and puts it back has nothing listed. A
 /// multitude of them goes.
-fn grown(kept: &BTreeSet<Str>, asked: &BTreeSet<Str>) -> BTreeSet<Str> {
-    let all: BTreeSet<Str> = kept.union(asked).cloned().collect();
+fn grown(kept: &BTreeSet<PodKey>, asked: &BTreeSet<PodKey>) -> BTreeSet<PodKey> {
+    let all: BTreeSet<PodKey> = kept.union(asked).cloned().collect();
     if all.len() > 2 * asked.len() + SPARE { asked.clone() } else { all }
 }
 
@@ -175,23 +175,27 @@ mod tests {
         assert_eq!((own.len(), shared.len()), (all.len(), 0), "there is no right to watch all pods");
     }
 
-    fn keys(names: &[&str]) -> BTreeSet<Str> {
-        names.iter().map(|name| Str::from(*name)).collect()
+    /// A label is another key than an annotation of the same name.
+    fn keys(names: &[&str]) -> BTreeSet<PodKey> {
+        let key = |name: &&str| match name.strip_prefix('l') {
+            Some(_) => PodKey::Label((*name).into()),
+            None => PodKey::Annotation((*name).into()),
+        };
+        names.iter().map(key).collect()
     }
 
     fn aims(list: &[(&str, u64, &[&str])]) -> Aims {
-        list.iter()
-            .map(|(name, time, names)| (namespace(*name), Aim { time: *time, annotations: keys(names) }))
-            .collect()
+        list.iter().map(|(name, time, names)| (namespace(*name), Aim { time: *time, of_pods: keys(names) })).collect()
     }
 
     #[test]
     fn a_scope_is_listed_when_something_is_asked_for_that_was_not_told() {
         type Asked<'a> = &'a [(&'a str, u64, &'a [&'a str])];
-        let table: [(Asked<'_>, &[&str]); 8] = [
+        let table: [(Asked<'_>, &[&str]); 9] = [
             (&[("a", 1, &["x"]), ("b", 2, &[])], &["a", "b"]),
             (&[("a", 1, &["x"]), ("b", 2, &[])], &[]),
             (&[("a", 1, &["x", "y"]), ("b", 2, &[])], &["a"]),
+            (&[("a", 1, &["x", "y", "label"]), ("b", 2, &[])], &["a"]),
             // What is not asked for any more is kept on.
             (&[("a", 1, &["y"]), ("b", 2, &[])], &[]),
             (&[("a", 1, &["x"]), ("b", 2, &[])], &[]),
@@ -223,8 +227,12 @@ mod tests {
         for n in 0..1_000 {
             let key = format!("key-{n}");
             assert_eq!(kept.follow(&aims(&[("a", 1, &[&key])])).len(), 1);
-            let held = kept.annotations()["a"].clone();
-            assert!(held.contains(&*key) && held.len() <= SPARE + 2, "{} are kept", held.len());
+            let held = kept.of_pods()["a"].clone();
+            assert!(
+                held.contains(&PodKey::Annotation(key.into())) && held.len() <= SPARE + 2,
+                "{} are kept",
+                held.len()
+            );
         }
     }
 }

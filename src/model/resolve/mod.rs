@@ -318,6 +318,7 @@ impl<'a> Wanted<'a> {
     /// Says whether all that is asked of a pod is known of this one.
     fn knows(&self, pod: &Pod) -> bool {
         self.variables.iter().all(|variable| match variable {
+            Variable::Label(key) => pod.labels.knows(key),
             Variable::Annotation(key) => pod.annotations.knows(key),
             _ => true,
         })

@@ -38,7 +38,7 @@ pub(super) fn resolve<'a>(
         let &[address, ref more @ ..] = &pod.addresses[..] else { continue };
         if !wanted.knows(pod) {
             found.held.insert(text(address));
-            let message = "its annotations, which tags or meta hold, have not been read yet".to_owned();
+            let message = "its labels or annotations, which tags or meta hold, have not been read yet".to_owned();
             found.leave_out(name.to_string(), ProblemReason::PodNotSeen, message);
             continue;
         }

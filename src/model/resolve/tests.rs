@@ -1,7 +1,8 @@
 use super::resolve as resolve_after;
 use super::*;
 use crate::model::facts::{
-    Annotations, ContainerKind, ContainerPort, Endpoint, Family, Node, Protocol, Service, ServicePort, Slice, SlicePort,
+    Attributes, ContainerKind, ContainerPort, Endpoint, Family, Node, PodKey, Protocol, Service, ServicePort, Slice,
+    SlicePort,
 };
 use crate::model::registration::Weights;
 use crate::model::resource::{Limits, Readiness};
@@ -107,8 +108,8 @@ fn pod(last: u8, ports: &[(&str, u16)]) -> (Str, Pod) {
         leaving: false,
         node: Some("n1".into()),
         ports,
-        labels: [("version".into(), format!("{last}.0").into())].into(),
-        annotations: Annotations::default(),
+        labels: [("version".into(), format!("{last}.0").into())].into_iter().collect(),
+        annotations: Attributes::default(),
     };
     (format!("p{last}").into(), pod)
 }
@@ -695,23 +696,32 @@ fn the_last_pods_count_while_they_are_ready() {
 }
 
 #[test]
-fn an_annotation_that_was_not_looked_for_is_waited_for() {
-    let tag = Template::parse("${pod.annotations['team']}").unwrap();
-    let spec = Spec { tags: vec![tag.clone()], ..from(Source::Pods { selector: Selector(Vec::new()) }) };
-    assert_eq!(spec.needs().annotations, ["team".into()].into());
-    let (name, unread) = pod(1, &[("http", 80)]);
-    let resolve_with = |annotations| {
-        let pods = [(name.clone(), Pod { annotations, ..unread.clone() })].into();
-        resolve(&spec, &Known { pods, ..Known::default() })
-    };
-    let looked_for =
-        |value: Option<&str>| Annotations::look_for(&Arc::new(["team".into()].into()), |_| value.map(Str::from));
-    let waits = resolve_with(Annotations::default());
-    assert_eq!((left_out(&waits), found(&waits).len()), (vec![("p1", ProblemReason::PodNotSeen)], 0));
-    assert!(waits.hold.holds(&row("10.0.0.1", "pods")));
-    assert_eq!(found(&resolve_with(looked_for(None))).len(), 1, "it has none");
-    let has = resolve_with(looked_for(Some("a")));
-    assert_eq!(&*tag.render(&has.instances[0].values), "a");
+fn what_was_not_looked_for_in_a_pod_is_waited_for() {
+    let of: [(&str, PodKey); 2] = [
+        ("${pod.annotations['team']}", PodKey::Annotation("team".into())),
+        ("${pod.labels['team']}", PodKey::Label("team".into())),
+    ];
+    for (text, key) in of {
+        let tag = Template::parse(text).unwrap();
+        let spec = Spec { tags: vec![tag.clone()], ..from(Source::Pods { selector: Selector(Vec::new()) }) };
+        assert_eq!(spec.needs().of_pods, [key.clone()].into());
+        let (name, unread) = pod(1, &[("http", 80)]);
+        let resolve_with = |of: Attributes| {
+            let pod = match key {
+                PodKey::Label(_) => Pod { labels: of, ..unread.clone() },
+                PodKey::Annotation(_) => Pod { annotations: of, ..unread.clone() },
+            };
+            resolve(&spec, &Known { pods: [(name.clone(), pod)].into(), ..Known::default() })
+        };
+        let looked_for =
+            |value: Option<&str>| Attributes::look_for(&Arc::new(["team".into()].into()), |_| value.map(Str::from));
+        let waits = resolve_with(Attributes::default());
+        assert_eq!((left_out(&waits), found(&waits).len()), (vec![("p1", ProblemReason::PodNotSeen)], 0), "{text}");
+        assert!(waits.hold.holds(&row("10.0.0.1", "pods")));
+        assert_eq!(found(&resolve_with(looked_for(None))).len(), 1, "it has none");
+        let has = resolve_with(looked_for(Some("a")));
+        assert_eq!(&*tag.render(&has.instances[0].values), "a");
+    }
 }
 
 #[test]

@@ -139,13 +139,22 @@ impl World {
         }
         if old.selects {
             self.matching.remove(key);
+            self.unsure.remove(key);
             unlink(&mut self.selecting, &key.namespace, key);
         }
         if new.selects {
             self.selecting.entry(key.namespace.clone()).or_default().insert(key.clone());
             let of_namespace = self.pods.of_namespace(&key.namespace);
-            let picked = of_namespace.filter(|(_, pod)| matches(&self.resources, key, pod));
-            self.matching.insert(key.clone(), picked.map(|(key, _)| key.name.clone()).collect());
+            let (mut picked, mut unsure) = (BTreeSet::new(), BTreeSet::new());
+            for (pod_key, pod) in of_namespace {
+                match matches(&self.resources, key, pod) {
+                    Some(true) => drop(picked.insert(pod_key.name.clone())),
+                    Some(false) => {}
+                    None => drop(unsure.insert(pod_key.name.clone())),
+                }
+            }
+            self.matching.insert(key.clone(), picked);
+            self.unsure.insert(key.clone(), unsure);
         }
         if new == Links::default() {
             self.links.remove(key);
@@ -167,11 +176,11 @@ impl World {
                 Source::Pods { .. } => links.selects = true,
                 Source::Static { .. } => {}
             }
-            let Needs { services, pods, nodes, annotations } = spec.needs();
+            let Needs { services, pods, nodes, of_pods } = spec.needs();
             links.needs.services |= services;
             links.needs.pods |= pods;
             links.needs.nodes |= nodes;
-            links.needs.annotations.extend(annotations);
+            links.needs.of_pods.extend(of_pods);
         }
         links
     }
@@ -255,13 +264,16 @@ impl World {
     }
 }
 
-/// Says whether a resource selects a pod.
-pub(super) fn matches(resources: &Table<Entry>, key: &ResourceKey, pod: &Pod) -> bool {
+/// Says whether a resource selects a pod; none while nobody can tell, since it asks for labels that were not looked for yet.
+pub(super) fn matches(resources: &Table<Entry>, key: &ResourceKey, pod: &Pod) -> Option<bool> {
     let spec = resources.get(key).and_then(|entry| entry.last_good.as_ref());
-    spec.is_some_and(|spec| match &spec.source {
-        Source::Pods { selector } => selector.matches(&pod.labels),
-        Source::Service { .. } | Source::Static { .. } => false,
-    })
+    match spec.map(|spec| &spec.source) {
+        Some(Source::Pods { selector }) => {
+            let is_known = selector.keys().all(|key| pod.labels.knows(key));
+            is_known.then(|| selector.matches(|key| pod.labels.get(key)))
+        }
+        Some(Source::Service { .. } | Source::Static { .. }) | None => Some(false),
+    }
 }
 
 /// Says whether a kind is among these needs.

@@ -3,7 +3,8 @@ use std::net::IpAddr;
 use super::entry::compared;
 use super::*;
 use crate::model::facts::{
-    Annotations, ContainerKind, ContainerPort, Endpoint, Family, PodRef, Protocol, ServicePort, SlicePort,
+    Attributes, ContainerKind, ContainerPort, Endpoint, Family, KeysOfPods, PodKey, PodRef, Protocol, ServicePort,
+    SlicePort,
 };
 use crate::model::reasons::{Counts, Refusal};
 use crate::model::registration::Weights;
@@ -149,8 +150,8 @@ fn pod(name: &str, last: u8, app: &str) -> Pod {
             number: 8080,
             of: ContainerKind::Own,
         }],
-        labels: [("app".into(), app.into())].into(),
-        annotations: Annotations::default(),
+        labels: [("app".into(), app.into())].into_iter().collect(),
+        annotations: Attributes::default(),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::model::facts::PodKey;
 use crate::model::ids::Str;
 use crate::model::resource::Needs;
 use crate::state::event::{Kind, Scope};
@@ -12,8 +13,8 @@ pub struct Wanted {
     /// These kinds, each in one scope, with a number that tells one time from an earlier one: a watch that ended and
     /// is wanted again begins anew.
     pub watches: BTreeMap<(Kind, Scope), u64>,
-    /// The annotations of pods that are kept, by the namespace whose resources name them.
-    pub annotations: BTreeMap<Str, BTreeSet<Str>>,
+    /// What is kept of pods, by the namespace whose resources ask for it.
+    pub of_pods: BTreeMap<Str, BTreeSet<PodKey>>,
 }
 
 /// Counts how many resources need what.
@@ -22,8 +23,8 @@ pub(super) struct Wants {
     watches: BTreeMap<(Kind, Scope), Count>,
     /// Counts how often a watch has begun.
     begun: u64,
-    /// Counts the resources of a namespace that name an annotation.
-    annotations: BTreeMap<Str, BTreeMap<Str, usize>>,
+    /// Counts the resources of a namespace that ask for something of pods.
+    of_pods: BTreeMap<Str, BTreeMap<PodKey, usize>>,
     news: bool,
 }
 
@@ -45,12 +46,12 @@ impl Wants {
             });
             count.users += 1;
         }
-        if needs.annotations.is_empty() {
+        if needs.of_pods.is_empty() {
             return;
         }
-        let of_namespace = self.annotations.entry(namespace.clone()).or_default();
-        for annotation in &needs.annotations {
-            *of_namespace.entry(annotation.clone()).or_insert_with(|| {
+        let of_namespace = self.of_pods.entry(namespace.clone()).or_default();
+        for key in &needs.of_pods {
+            *of_namespace.entry(key.clone()).or_insert_with(|| {
                 self.news = true;
                 0
             }) += 1;
@@ -64,7 +65,7 @@ impl Wants {
         needs: &Needs,
         scopes: impl Iterator<Item = &'a Scope>,
     ) -> Vec<(Kind, Scope)> {
-        self.take_annotations(namespace, needs);
+        self.take_of_pods(namespace, needs);
         let mut ended = Vec::new();
         for watch in watches(namespace, needs, scopes) {
             if let Some(count) = self.watches.get_mut(&watch) {
@@ -79,19 +80,19 @@ impl Wants {
         ended
     }
 
-    fn take_annotations(&mut self, namespace: &Str, needs: &Needs) {
-        let Some(of_namespace) = self.annotations.get_mut(namespace) else { return };
-        for annotation in &needs.annotations {
-            if let Some(users) = of_namespace.get_mut(annotation) {
+    fn take_of_pods(&mut self, namespace: &Str, needs: &Needs) {
+        let Some(of_namespace) = self.of_pods.get_mut(namespace) else { return };
+        for key in &needs.of_pods {
+            if let Some(users) = of_namespace.get_mut(key) {
                 *users -= 1;
                 if *users == 0 {
-                    of_namespace.remove(annotation);
+                    of_namespace.remove(key);
                     self.news = true;
                 }
             }
         }
         if of_namespace.is_empty() {
-            self.annotations.remove(namespace);
+            self.of_pods.remove(namespace);
         }
     }
 
@@ -106,8 +107,8 @@ impl Wants {
     pub(super) fn wanted(&self) -> Wanted {
         Wanted {
             watches: self.watches.iter().map(|(watch, count)| (watch.clone(), count.time)).collect(),
-            annotations: self
-                .annotations
+            of_pods: self
+                .of_pods
                 .iter()
                 .map(|(namespace, keys)| (namespace.clone(), keys.keys().cloned().collect()))
                 .collect(),

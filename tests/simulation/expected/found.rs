@@ -438,7 +438,7 @@ fn matches(selector: &Selector, pod: &Pod) -> bool {
     selector.0.iter().all(|requirement| match requirement {
         Requirement::In(key, values) => pod.labels.get(key).is_some_and(|value| values.contains(value)),
         Requirement::NotIn(key, values) => pod.labels.get(key).is_none_or(|value| !values.contains(value)),
-        Requirement::Exists(key) => pod.labels.contains_key(key),
-        Requirement::DoesNotExist(key) => !pod.labels.contains_key(key),
+        Requirement::Exists(key) => pod.labels.get(key).is_some(),
+        Requirement::DoesNotExist(key) => pod.labels.get(key).is_none(),
     })
 }

@@ -9,7 +9,7 @@ use lictor::model::ids::{ResourceKey, Str};
 use lictor::model::resource::{DeletionPolicy, Readiness, Source, Spec};
 use lictor::state::event::ObjectKey;
 
-use super::pods::APP;
+use super::pods::app_of;
 use super::{Consequences, Later, RESOURCES};
 use crate::cluster::Rewriting;
 use crate::setup::NAMESPACES;
@@ -84,7 +84,7 @@ impl State {
             .cluster
             .pods
             .iter()
-            .filter(|(pod, of)| pod.namespace == service.namespace && *of.labels[APP] == *service.name);
+            .filter(|(pod, of)| pod.namespace == service.namespace && *app_of(of) == service.name);
         let own: Vec<(ObjectKey, Str)> = own.map(|(key, pod)| (key.clone(), pod.uid.clone())).collect();
         for (pod, uid) in own {
             consequences.push((self.while_of(5), Later::EndpointFollows { pod, uid }));

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use lictor::model::facts::{Annotations, ContainerKind, ContainerPort, Endpoint, Family, Pod, Protocol};
+use lictor::model::facts::{Attributes, ContainerKind, ContainerPort, Endpoint, Family, Pod, Protocol};
 use lictor::model::ids::Str;
 use lictor::state::event::ObjectKey;
 
@@ -21,6 +21,11 @@ pub const APP: &str = "app";
 pub const JOB: &str = "job";
 /// A label that templates hold.
 pub const VERSION: &str = "version";
+/// The app that a pod is of.
+pub fn app_of(pod: &Pod) -> &Str {
+    pod.labels.get(APP).expect("each pod is of an app")
+}
+
 /// Annotations that templates hold.
 pub const ANNOTATIONS: [&str; 2] = ["team", "tier"];
 
@@ -29,9 +34,9 @@ const MOST: usize = 40;
 const MOST_OF_ONE: usize = 8;
 
 /// The annotations of a pod that has these values, of all that templates hold.
-fn with(values: &[(Str, Option<Str>)]) -> Annotations {
+fn with(values: &[(Str, Option<Str>)]) -> Attributes {
     let keys = Arc::new(values.iter().map(|(key, _)| key.clone()).collect());
-    Annotations::look_for(&keys, |key| values.iter().find(|(of, _)| of == key).and_then(|(_, value)| value.clone()))
+    Attributes::look_for(&keys, |key| values.iter().find(|(of, _)| of == key).and_then(|(_, value)| value.clone()))
 }
 
 impl State {
@@ -53,8 +58,7 @@ impl State {
     /// A pod of the app that is called as the Service.
     pub(super) fn add_pod(&mut self, app: &ObjectKey) -> Consequences {
         let living = self.cluster.pods.iter().filter(|(_, pod)| !pod.leaving);
-        let of_app =
-            living.clone().filter(|(key, pod)| key.namespace == app.namespace && *pod.labels[APP] == *app.name);
+        let of_app = living.clone().filter(|(key, pod)| key.namespace == app.namespace && *app_of(pod) == app.name);
         if of_app.count() >= MOST_OF_ONE || living.count() >= MOST {
             return Vec::new();
         }
@@ -78,14 +82,14 @@ impl State {
         consequences
     }
 
-    fn labels(&mut self, app: &Str) -> lictor::model::selector::Labels {
+    fn labels(&mut self, app: &Str) -> Attributes {
         let version = self.pick(&["1", "2"]).unwrap_or_default();
         let versions = self.chance(80).then(|| (VERSION.into(), version.into()));
         [(APP.into(), app.clone())].into_iter().chain(versions).collect()
     }
 
     /// All that templates hold; of each a value with some luck.
-    fn annotations(&mut self) -> Annotations {
+    fn annotations(&mut self) -> Attributes {
         let values = ANNOTATIONS.map(|key| (Str::from(key), self.annotation()));
         with(&values)
     }
@@ -201,7 +205,7 @@ impl State {
     /// All pods of an app are on their way out at once, and serve until they are gone; another one comes meanwhile.
     pub(super) fn drain(&mut self, app: &ObjectKey) -> Consequences {
         let of_app = |(key, pod): &(&ObjectKey, &Pod)| {
-            key.namespace == app.namespace && *pod.labels[APP] == *app.name && !pod.leaving
+            key.namespace == app.namespace && *app_of(pod) == app.name && !pod.leaving
         };
         let all: Vec<(ObjectKey, Str)> =
             self.cluster.pods.iter().filter(of_app).map(|(key, pod)| (key.clone(), pod.uid.clone())).collect();
@@ -248,12 +252,13 @@ impl State {
     /// Somebody edits a pod's labels or annotations.
     pub(super) fn label_anew(&mut self, key: &ObjectKey) -> Consequences {
         let mut pod = self.cluster.pods[key].clone();
-        let app = pod.labels[APP].clone();
+        let app = app_of(&pod).clone();
         match self.random.script.u8(..4) {
             0 => {
                 // Others have it now.
                 let app = self.pick(&[SERVICES[0], SERVICES[1], JOB]).unwrap_or_default();
-                pod.labels.insert(APP.into(), app.into());
+                let others = pod.labels.iter().filter(|(key, _)| **key != *APP).cloned();
+                pod.labels = others.chain([(APP.into(), app.into())]).collect();
             }
             1 | 2 => pod.labels = self.labels(&app),
             _ => {
@@ -273,8 +278,7 @@ impl State {
     pub(super) fn endpoint_follows(&mut self, key: &ObjectKey, uid: &Str) {
         let is_it = |endpoint: &Endpoint| endpoint.pod.as_ref().is_some_and(|pod| pod.uid == *uid);
         let pod = self.cluster.pods.get(key).filter(|pod| pod.uid == *uid && !pod.addresses.is_empty()).cloned();
-        let service =
-            pod.as_ref().map(|pod| ObjectKey { namespace: key.namespace.clone(), name: pod.labels[APP].clone() });
+        let service = pod.as_ref().map(|pod| ObjectKey { namespace: key.namespace.clone(), name: app_of(pod).clone() });
         let service = service.filter(|service| self.cluster.services.contains_key(service));
         let here = self.cluster.slices.iter().filter(|(slice, _)| slice.namespace == key.namespace);
         let stands = here.filter(|(_, slice)| slice.endpoints.iter().any(is_it));

@@ -8,7 +8,7 @@ use lictor::model::facts::{Endpoint, Family, PodRef, Protocol, Service, ServiceP
 use lictor::model::ids::Str;
 use lictor::state::event::ObjectKey;
 
-use super::pods::{APP, JOB};
+use super::pods::{JOB, app_of};
 use super::{Consequences, Later};
 use crate::cluster::{EndpointId, Rewriting, endpoint_id};
 use crate::setup::NAMESPACES;
@@ -77,7 +77,7 @@ impl State {
             self.ports_follow(key);
         }
         let own =
-            self.cluster.pods.iter().filter(|(pod, of)| pod.namespace == key.namespace && *of.labels[APP] == *key.name);
+            self.cluster.pods.iter().filter(|(pod, of)| pod.namespace == key.namespace && *app_of(of) == key.name);
         let own: Vec<(ObjectKey, Str)> = own.map(|(key, pod)| (key.clone(), pod.uid.clone())).collect();
         for (pod, uid) in own {
             self.endpoint_follows(&pod, &uid);
@@ -141,7 +141,7 @@ impl State {
     /// Somebody writes an endpoint by hand, which names no pod; there may be one at its address all the same.
     pub(super) fn add_endpoint(&mut self, service: &ObjectKey) -> Consequences {
         let jobs = self.cluster.pods.iter().filter(|(key, pod)| {
-            key.namespace == service.namespace && *pod.labels[APP] == *JOB && !pod.leaving && !pod.addresses.is_empty()
+            key.namespace == service.namespace && **app_of(pod) == *JOB && !pod.leaving && !pod.addresses.is_empty()
         });
         let jobs: Vec<_> = jobs.map(|(_, pod)| pod.addresses[0]).collect();
         let taken = |address| {

@@ -112,30 +112,65 @@ fn a_resource_waits_only_for_what_it_needs() {
 }
 
 #[test]
-fn the_annotations_that_texts_name_are_wanted() {
+fn the_labels_and_annotations_that_selectors_and_texts_name_are_wanted() {
     let r = key("a", "r");
     let of = |tag: &str| tagged(tag, pods_of("s"));
     let mut world = World::of([seen(&r, "u", 1, Ok(of("${pod.annotations['x']}${pod.annotations['y']}")))]);
     let keys = |world: &mut World| {
-        let wanted = world.wanted_anew()?.annotations.into_iter();
-        let shown =
-            wanted.map(|(namespace, keys)| format!("{namespace}: {}", keys.into_iter().collect::<Vec<_>>().join(" ")));
+        let name = |key: PodKey| match key {
+            PodKey::Label(key) => format!("label-{key}"),
+            PodKey::Annotation(key) => key.to_string(),
+        };
+        let shown = world.wanted_anew()?.of_pods.into_iter().map(|(namespace, keys)| {
+            format!("{namespace}: {}", keys.into_iter().map(name).collect::<Vec<_>>().join(" "))
+        });
         Some(shown.collect::<Vec<_>>())
     };
-    assert_eq!(keys(&mut world).unwrap(), ["a: x y"]);
+    assert_eq!(keys(&mut world).unwrap(), ["a: label-app x y"]);
     let more = |name: &str, tag: &str| seen(&key("a", name), name, 1, Ok(of(tag)));
     world.edits(more("s", "${pod.annotations['y']}"));
     assert_eq!(keys(&mut world), None, "another resource of the namespace names it");
     world.edits(seen(&key("b", "r"), "v", 1, Ok(named("other", of("${pod.annotations['y']}")))));
-    assert_eq!(keys(&mut world).unwrap(), ["a: x y", "b: y"], "each namespace asks for its own pods");
+    assert_eq!(
+        keys(&mut world).unwrap(),
+        ["a: label-app x y", "b: label-app y"],
+        "each namespace asks for its own pods"
+    );
     world.edits(seen(&r, "u", 2, Ok(of("${pod.annotations['z']}"))));
     let watches = world.wanted().watches;
-    assert_eq!(keys(&mut world).unwrap(), ["a: y z", "b: y"]);
+    assert_eq!(keys(&mut world).unwrap(), ["a: label-app y z", "b: label-app y"]);
     world.deletes(&key("a", "s"));
-    assert_eq!(keys(&mut world).unwrap(), ["a: z", "b: y"]);
+    assert_eq!(keys(&mut world).unwrap(), ["a: label-app z", "b: label-app y"]);
     assert_eq!(world.wanted().watches, watches, "the pods are watched all along");
     world.deletes(&key("b", "r"));
-    assert_eq!(keys(&mut world).unwrap(), ["a: z"]);
+    assert_eq!(keys(&mut world).unwrap(), ["a: label-app z"]);
+}
+
+#[test]
+fn pods_whose_labels_were_not_looked_for_are_waited_for() {
+    let (mut world, r) = listed(pods_of("s"));
+    let app = |name: &str, app: &str| (key("a", name), pod(name, 1, app));
+    let with_tier = |(key, pod): (ObjectKey, Pod)| {
+        let labels = pod.labels.iter().cloned().chain([("tier".into(), "1".into())]).collect();
+        (key, Pod { labels, ..pod })
+    };
+    let applies = |(key, pod): (ObjectKey, Pod)| Change::Pod(Step::Apply(key, pod));
+    let picked = |world: &World| world.facts(&r).matching().map(|(name, _)| name.to_string()).collect::<Vec<_>>();
+    world.on_event(applies(app("p", "s")));
+    world.on_event(applies(app("q", "s")));
+    assert_eq!((picked(&world), world.waits_for(&r)), (vec!["p".to_owned(), "q".to_owned()], None));
+    // Nobody knows which pods have a label that nobody asked for before.
+    let tier = Selector(vec![Requirement::Exists("tier".into())]);
+    world.edits(seen(&r, "u", 2, Ok(from(Source::Pods { selector: tier }))));
+    assert_eq!(world.waits_for(&r), Some(Kind::Pod));
+    world.on_event(Change::Pod(Step::Init));
+    let (p, pod) = with_tier(app("p", "s"));
+    world.on_event(Change::Pod(Step::InitApply(p, pod)));
+    assert_eq!(world.waits_for(&r), Some(Kind::Pod), "the other one may have it, too");
+    // The other one is gone: the list does not have it.
+    let dirt = world.on_event(Change::Pod(Step::InitDone));
+    assert_eq!(dirt, dirtied(&r, Some(Cause::Inferred)));
+    assert_eq!((picked(&world), world.waits_for(&r)), (vec!["p".to_owned()], None));
 }
 
 #[test]

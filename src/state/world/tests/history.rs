@@ -13,7 +13,6 @@ use super::*;
 use crate::model::registration::NameInUse;
 use crate::model::resolve::{Before, Resolution, resolve};
 use crate::model::resource::Needs;
-use crate::model::selector::Labels;
 use crate::state::world::entry::GrantedBy;
 
 const KINDS: [Kind; 5] = [Kind::Resource, Kind::Slice, Kind::Service, Kind::Pod, Kind::Node];
@@ -40,11 +39,13 @@ impl Object {
         }
     }
 
-    /// As a watch that keeps these annotations of pods sees it.
-    fn kept(&self, annotations: &BTreeSet<Str>) -> Self {
+    /// As a watch that keeps just this of pods sees it.
+    fn kept(&self, keys: &BTreeSet<PodKey>) -> Self {
         let Self::Pod(pod) = self else { return self.clone() };
-        let kept = Annotations::look_for(&Arc::new(annotations.clone()), |key| pod.annotations.get(key).cloned());
-        Self::Pod(Pod { annotations: kept, ..pod.clone() })
+        let keys = KeysOfPods::of(keys);
+        let labels = keys.labels(|key| pod.labels.get(key).cloned());
+        let annotations = keys.annotations(|key| pod.annotations.get(key).cloned());
+        Self::Pod(Pod { labels, annotations, ..pod.clone() })
     }
 }
 
@@ -123,6 +124,11 @@ fn a_spec() -> impl Strategy<Value = Spec> {
     let source = prop_oneof![
         3 => (0..3_u8).prop_map(|n| spec(&format!("s{n}"))),
         2 => (0..2_u8).prop_map(|n| pods_of(&format!("app{n}"))),
+        1 => any::<bool>().prop_map(|is_there| {
+            let tier = "tier".into();
+            let asks = if is_there { Requirement::Exists(tier) } else { Requirement::DoesNotExist(tier) };
+            from(Source::Pods { selector: Selector(vec![asks]) })
+        }),
         1 => Just(from(Source::Static { addresses: Vec::new() })),
     ];
     let tag = prop_oneof![
@@ -168,15 +174,17 @@ fn a_slice() -> impl Strategy<Value = (ObjectKey, Object)> {
 
 fn a_pod() -> impl Strategy<Value = (ObjectKey, Object)> {
     let annotations = btree_set(0..ANNOTATIONS.len(), 0..=2);
-    (place(), btree_set(0..4_u8, 0..2), 0..3_u8, any::<bool>(), annotations).prop_map(
-        |((namespace, n), at, app, ready, annotations)| {
+    (place(), btree_set(0..4_u8, 0..2), 0..3_u8, any::<(bool, bool)>(), annotations).prop_map(
+        |((namespace, n), at, app, (ready, tier), annotations)| {
             let name = format!("p{n}");
             let mut pod = pod(&name, 0, &format!("app{app}"));
             pod.addresses = at.into_iter().map(address).collect();
             pod.ready = ready;
             pod.node = Some(format!("n{app}").into());
             let there: BTreeSet<Str> = annotations.into_iter().map(|n| ANNOTATIONS[n].into()).collect();
-            pod.annotations = Annotations::look_for(&Arc::new(there), |_| Some("v".into()));
+            pod.annotations = Attributes::look_for(&Arc::new(there), |_| Some("v".into()));
+            let tier = tier.then(|| ("tier".into(), "1".into()));
+            pod.labels = [("app".into(), format!("app{app}").into())].into_iter().chain(tier).collect();
             (key(namespace, &name), Object::Pod(pod))
         },
     )
@@ -218,7 +226,7 @@ fn happening() -> impl Strategy<Value = Happening> {
 #[derive(Debug)]
 struct Watch {
     time: u64,
-    annotations: BTreeSet<Str>,
+    of_pods: BTreeSet<PodKey>,
     pending: VecDeque<Said>,
     last: Option<Said>,
     listing: bool,
@@ -226,8 +234,8 @@ struct Watch {
 }
 
 impl Watch {
-    fn new(time: u64, annotations: BTreeSet<Str>) -> Self {
-        Self { time, annotations, pending: VecDeque::new(), last: None, listing: false, began: false }
+    fn new(time: u64, of_pods: BTreeSet<PodKey>) -> Self {
+        Self { time, of_pods, pending: VecDeque::new(), last: None, listing: false, began: false }
     }
 }
 
@@ -245,7 +253,7 @@ struct Statistics {
     swept: u32,
     watches_that_ended: u32,
     watches_wanted_again: u32,
-    lists_for_more_annotations: u32,
+    lists_for_more_of_pods: u32,
     words_of_ended_watches: u32,
     names_acted_under: u32,
     name_conflicts: u32,
@@ -328,7 +336,7 @@ impl<'a> History<'a> {
         let wanted = &self.wanted;
         let asked = |(kind, scope): &(Kind, Scope)| match scope {
             Scope::Namespace(namespace) if *kind == Kind::Pod => {
-                wanted.annotations.get(namespace).cloned().unwrap_or_default()
+                wanted.of_pods.get(namespace).cloned().unwrap_or_default()
             }
             _ => BTreeSet::new(),
         };
@@ -345,12 +353,12 @@ impl<'a> History<'a> {
                 statistics.watches_wanted_again += u32::from(!self.ever_wanted.insert(watch.clone()));
                 Watch::new(*time, asked.clone())
             });
-            if !running.annotations.is_superset(&asked) {
-                running.annotations.extend(asked);
+            if !running.of_pods.is_superset(&asked) {
+                running.of_pods.extend(asked);
                 to_list.extend(running.began.then(|| watch.clone()));
             }
         }
-        statistics.lists_for_more_annotations += u32::try_from(to_list.len()).unwrap();
+        statistics.lists_for_more_of_pods += u32::try_from(to_list.len()).unwrap();
         drop(statistics);
         for watch in &to_list {
             self.list_beside(watch);
@@ -488,8 +496,8 @@ impl<'a> History<'a> {
     fn say(&mut self, at: &(Kind, Scope), said: Said) {
         let watch = &self.watches[at];
         let said = match said {
-            Said::InitApply(key, object) => Said::InitApply(key, object.kept(&watch.annotations)),
-            Said::Apply(key, object) => Said::Apply(key, object.kept(&watch.annotations)),
+            Said::InitApply(key, object) => Said::InitApply(key, object.kept(&watch.of_pods)),
+            Said::Apply(key, object) => Said::Apply(key, object.kept(&watch.of_pods)),
             said => said,
         };
         self.on_the_way.push_back((event(&at.1, change(at.0, said)), watch.time));
@@ -515,6 +523,7 @@ impl<'a> History<'a> {
             .filter(|key| self.world.always_needs(kind) || self.world.needs(key, kind))
             .cloned()
             .collect();
+        let waited = self.world.waiting_for_labels();
         let dirt = self.world.apply(event, Instant::now());
         let after = self.decisions();
         {
@@ -538,6 +547,13 @@ impl<'a> History<'a> {
                     .filter(|key| kind == Kind::Resource || needed.contains(*key))
                     .map(|key| (key.clone(), Some(Cause::Inferred))),
             );
+        }
+        if kind == Kind::Pod && was_listed {
+            // Whether it may have its name depends on it, too.
+            let waits = self.world.waiting_for_labels();
+            for key in waited.symmetric_difference(&waits) {
+                expected.entry(key.clone()).or_insert(Some(cause));
+            }
         }
         assert_eq!(told, expected);
         self.check();
@@ -678,7 +694,7 @@ impl<'a> History<'a> {
             let watches: Vec<(&Scope, &Watch)> = watches.map(|((_, scope), watch)| (scope, watch)).collect();
             let there = self.truth.iter().filter(|((of, _), _)| *of == kind).filter_map(|((_, key), object)| {
                 let (_, watch) = watches.iter().find(|(scope, _)| scope.covers(&key.namespace))?;
-                Some((key.clone(), object.kept(&watch.annotations)))
+                Some((key.clone(), object.kept(&watch.of_pods)))
             });
             assert_eq!(held(&self.world, kind), there.collect(), "{kind}");
         }
@@ -695,8 +711,7 @@ impl<'a> History<'a> {
             listed.insert(watch);
         }
         check_indexes(&fresh);
-        let kinds =
-            |world: &World| (world.wanted().watches.into_keys().collect::<Vec<_>>(), world.wanted().annotations);
+        let kinds = |world: &World| (world.wanted().watches.into_keys().collect::<Vec<_>>(), world.wanted().of_pods);
         assert_eq!(kinds(&fresh), kinds(&self.world));
         for key in self.world.keys() {
             assert_eq!(inputs(&fresh, key), inputs(&self.world, key));
@@ -705,12 +720,12 @@ impl<'a> History<'a> {
     }
 
     fn list(&self, world: &mut World, kind: Kind, scope: &Scope) {
-        let annotations = match self.watches.get(&(kind, scope.clone())) {
-            Some(watch) => watch.annotations.clone(),
+        let of_pods = match self.watches.get(&(kind, scope.clone())) {
+            Some(watch) => watch.of_pods.clone(),
             None => BTreeSet::new(),
         };
         let own = self.truth.iter().filter(|((of, key), _)| *of == kind && scope.covers(&key.namespace));
-        let listed = own.map(|((_, key), object)| Said::InitApply(key.clone(), object.kept(&annotations)));
+        let listed = own.map(|((_, key), object)| Said::InitApply(key.clone(), object.kept(&of_pods)));
         for said in [Said::Init].into_iter().chain(listed).chain([Said::InitDone]) {
             world.apply(event(scope, change(kind, said)), Instant::now());
         }
@@ -784,9 +799,8 @@ fn inputs(world: &World, key: &ResourceKey) -> Inputs {
                 }
             }
             Source::Pods { selector } => {
-                let picked = |labels: &Labels| selector.matches(labels);
-                facts
-                    .extend(pods().filter(|(_, pod)| picked(&pod.labels)).map(|(_, pod)| Fact::Pod(Some(pod.clone()))));
+                let picked = pods().filter(|(_, pod)| picks(selector, pod) == Some(true));
+                facts.extend(picked.map(|(_, pod)| Fact::Pod(Some(pod.clone()))));
             }
             Source::Static { .. } => {}
         }
@@ -815,11 +829,24 @@ fn nodes(world: &World, key: &ResourceKey, spec: &Spec) -> BTreeSet<Str> {
             slices.flat_map(|(_, slice)| &slice.endpoints).filter_map(|endpoint| endpoint.node.clone()).collect()
         }
         Source::Pods { selector } => {
-            let picked = world.pods.iter().filter(|(pod, of)| here(pod) && selector.matches(&of.labels));
+            let picked = world.pods.iter().filter(|(pod, of)| here(pod) && picks(selector, of) == Some(true));
             picked.filter_map(|(_, pod)| pod.node.clone()).collect()
         }
         Source::Static { .. } => BTreeSet::new(),
     }
+}
+
+impl World {
+    /// Lists the resources of which nobody can tell yet which pods they select.
+    fn waiting_for_labels(&self) -> BTreeSet<ResourceKey> {
+        self.unsure.keys().filter(|key| self.is_unsure(key)).cloned().collect()
+    }
+}
+
+/// Says whether a selector picks a pod; none while it asks for labels that were not looked for.
+fn picks(selector: &Selector, pod: &Pod) -> Option<bool> {
+    let is_known = selector.keys().all(|key| pod.labels.knows(key));
+    is_known.then(|| selector.matches(|key| pod.labels.get(key)))
 }
 
 fn all_needs<'a>(specs: impl Iterator<Item = &'a Arc<Spec>>) -> Needs {
@@ -827,7 +854,7 @@ fn all_needs<'a>(specs: impl Iterator<Item = &'a Arc<Spec>>) -> Needs {
         services: one.services || other.services,
         pods: one.pods || other.pods,
         nodes: one.nodes || other.nodes,
-        annotations: &one.annotations | &other.annotations,
+        of_pods: &one.of_pods | &other.of_pods,
     })
 }
 
@@ -864,7 +891,7 @@ fn check_indexes(world: &World) {
     let mut wants = Wants::default();
     let (mut users, mut selecting) = (Vec::new(), BTreeMap::<_, BTreeSet<_>>::new());
     let mut follows_nodes = world.always_needs(Kind::Node);
-    let mut picked = BTreeMap::new();
+    let (mut picked, mut unsure) = (BTreeMap::new(), BTreeMap::new());
     for (key, _) in world.resources.iter().filter(|(_, entry)| entry.resource.ours) {
         let asked = world.resource(key).and_then(|entry| entry.last_good.as_ref());
         let all = asked.into_iter().chain(world.without_name.get(key));
@@ -876,22 +903,26 @@ fn check_indexes(world: &World) {
                 Source::Service { name } => users.push((at(&key.namespace, name), key.clone())),
                 Source::Pods { selector } => {
                     selecting.entry(key.namespace.clone()).or_default().insert(key.clone());
-                    let pods = world.pods.iter().filter(|(pod, _)| pod.namespace == key.namespace);
-                    let names = pods.filter(|(_, pod)| selector.matches(&pod.labels)).map(|(pod, _)| pod.name.clone());
-                    picked.insert(key.clone(), names.collect::<BTreeSet<_>>());
+                    let pods = || world.pods.iter().filter(|(pod, _)| pod.namespace == key.namespace);
+                    let names = |is: Option<bool>| {
+                        let such = pods().filter(|(_, pod)| picks(selector, pod) == is);
+                        such.map(|(pod, _)| pod.name.clone()).collect::<BTreeSet<_>>()
+                    };
+                    picked.insert(key.clone(), names(Some(true)));
+                    unsure.insert(key.clone(), names(None));
                 }
                 Source::Static { .. } => {}
             }
         }
     }
     assert_eq!(world.users_of, group(users));
-    assert_eq!((&world.selecting, &world.matching), (&selecting, &picked));
+    assert_eq!((&world.selecting, &world.matching, &world.unsure), (&selecting, &picked, &unsure));
     let wanted = wants.wanted();
     assert_eq!(
         world.wants.wanted().watches.into_keys().collect::<Vec<_>>(),
         wanted.watches.into_keys().collect::<Vec<_>>()
     );
-    assert_eq!(world.wants.wanted().annotations, wanted.annotations);
+    assert_eq!(world.wants.wanted().of_pods, wanted.of_pods);
 
     // What nobody wants is not held.
     for kind in KINDS {
