@@ -307,14 +307,18 @@ fn health_after(registration: &Registration, known: Option<&Row>) -> Health {
 mod tests {
     use super::*;
 
-    use crate::model::ids::ClusterName;
+    use crate::model::ids::{ClusterName, meta};
 
     #[test]
     fn an_update_of_a_check_does_not_show_what_was_not_shown() {
         let identity = Identity { cluster: ClusterName::new("c").unwrap(), uid: "u".into() };
         let key = RowKey { node: "n".into(), id: "c:shop:user:user:u1:80".into() };
+        // Only rows of ours are hidden, and those carry our mark.
+        let mark = [(meta::CLUSTER, "c"), (meta::CLUSTER_UID, "u")];
         let registration = |readiness| {
-            Arc::new(Registration { readiness: Some(readiness), ..Registration::plain("user", "10.0.0.1", 80) })
+            let meta = mark.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect();
+            let plain = Registration::plain("user", "10.0.0.1", 80);
+            Arc::new(Registration { readiness: Some(readiness), meta, ..plain })
         };
         let put = |readiness| {
             let registration = registration(readiness);
