@@ -116,5 +116,9 @@ pub const SEEDS: &[(u64, &str)] = &[
     (46717, "a refused write waited for minutes, since others had joined it that were refused in the same words"),
     (13667, "the oracle did not allow one to go that terminates, whose endpoint had been in no slice"),
     (36246, "the verdict did not know that what an unknown agent holds is tried again"),
+    (
+        89830,
+        "what was registered of an endpoint whose pod was gone stayed for ever, as its slice had not the port either",
+    ),
     (47400, "the oracle did not know that a status has room for the port of one source"),
 ];

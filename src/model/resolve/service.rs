@@ -145,13 +145,19 @@ impl<F: Facts> Search<'_, F> {
     fn instance(&self, endpoints: &Endpoints<'_>, listed: Listed<'_>) -> Result<Option<Instance>, Lack> {
         let Self { spec, facts, wanted, .. } = self;
         let endpoint = listed.endpoint;
+        let is_unverified = || spec.limits.verify_endpoints && !is_verified(endpoint, *facts);
         let Some(port) = self.port.number_in(listed.slice) else {
-            return if endpoints.number(listed, self.port).is_some() { Ok(None) } else { Err(Lack::Port) };
+            return match endpoints.number(listed, self.port) {
+                Some(_) => Ok(None),
+                // What has no pod is not to be held either.
+                None if is_unverified() => Err(Lack::NotVerified),
+                None => Err(Lack::Port),
+            };
         };
         if endpoints.names_its_pod(listed, self.port) {
             return Ok(None);
         }
-        if spec.limits.verify_endpoints && !is_verified(endpoint, *facts) {
+        if is_unverified() {
             return Err(Lack::NotVerified);
         }
         let pod = endpoint.pod.as_ref().and_then(|of| facts.pod(&of.name).filter(|pod| pod.uid == of.uid));

@@ -527,14 +527,16 @@ fn a_verified_endpoint_has_a_pod_at_its_address() {
     let elsewhere = Endpoint { address: address(9), ..endpoint(1) };
     let endpoints = vec![endpoint(1), endpoint(3), by_hand(2), by_hand(4), elsewhere];
     let pods = [pod(1, &[]), pod(2, &[])].into();
-    let known = Known { pods, ..known(service(&[("http", 80)]), vec![slice(("http", 8080), endpoints)]) };
+    // One has not the port either.
+    let slices = vec![slice(("http", 8080), endpoints), slice(("metrics", 9000), vec![by_hand(6)])];
+    let known = Known { pods, ..known(service(&[("http", 80)]), slices) };
     let spec = Spec { limits: Limits { verify_endpoints: true, ..Limits::default() }, ..web() };
     assert!(spec.needs().pods);
     let resolution = resolve(&spec, &known);
     let targets: Vec<String> = found(&resolution).into_iter().map(|(target, ..)| target).collect();
     assert_eq!(targets, ["10.0.0.2", "u1"]);
     let not = ProblemReason::NotVerified;
-    assert_eq!(left_out(&resolution), [("10.0.0.4", not), ("p1", not), ("p3", not)]);
+    assert_eq!(left_out(&resolution), [("10.0.0.4", not), ("10.0.0.6", not), ("p1", not), ("p3", not)]);
     assert_eq!(resolution.hold, Hold::Nothing, "what is not verified goes");
 }
 

@@ -201,7 +201,12 @@ impl Search<'_> {
             let copies: Vec<_> = all.iter().filter(|(_, other)| is_copy(endpoint, other)).collect();
             let others = copies.iter().map(|(other, _)| *other).filter(|other| !std::ptr::eq(*other, *slice));
             let with_it: Vec<&Slice> = [*slice].into_iter().chain(others).collect();
+            let is_unverified = || self.spec.limits.verify_endpoints && !self.is_verified(endpoint);
             if with_it.iter().all(|slice| number_in(slice, self.port).is_none()) {
+                if is_unverified() {
+                    left_out.insert("NotVerified");
+                    continue;
+                }
                 let pod = endpoint.pod.as_ref();
                 lacking.insert(pod.map_or_else(|| endpoint.address.to_string(), |pod| pod.name.to_string()));
                 continue;
@@ -211,7 +216,7 @@ impl Search<'_> {
             if endpoint.pod.is_none() && named.any(|(other, _)| number_in(other, self.port) == Some(number)) {
                 continue;
             }
-            if self.spec.limits.verify_endpoints && !self.is_verified(endpoint) {
+            if is_unverified() {
                 left_out.insert("NotVerified");
                 continue;
             }
