@@ -10,13 +10,13 @@ use super::reconcile::span;
 use super::removals::{Deletion, Inferred};
 use super::resources::Dirty;
 use super::session::Stamped;
-use super::timers::{Backoff, Timer};
+use super::timers::Timer;
 use super::{Completion, Engine};
 use crate::model::cause::{Cause, CrdState};
 use crate::model::diff::Op;
 use crate::model::ids::ResourceKey;
 use crate::model::registration::RowKey;
-use crate::ports::ReadError;
+use crate::ports::{Backoff, ReadError};
 use crate::state::world::World;
 
 /// The time between two looks whether a resource that is frozen while it is being deleted may be let go.

@@ -9,9 +9,9 @@ use std::ops::Bound;
 
 use tokio::time::Instant;
 
-use super::timers::Backoff;
 use crate::model::diff::Op;
 use crate::model::registration::RowKey;
+use crate::ports::Backoff;
 
 /// The refused writes of one resource.
 #[derive(Debug, Default)]

@@ -11,9 +11,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::timers::Backoff;
 use crate::model::ids::Str;
-use crate::ports::Indexes;
+use crate::ports::{Backoff, Indexes};
 
 /// The most nodes that are read at once.
 const READS: usize = 8;

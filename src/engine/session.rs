@@ -5,10 +5,9 @@
 
 use tokio::time::Instant;
 
-use super::timers::Backoff;
 use crate::model::desired::Placement;
 use crate::model::reasons::OutageKind;
-use crate::ports::Unavailable;
+use crate::ports::{Backoff, Unavailable};
 
 /// The session.
 #[derive(Debug, Default)]
