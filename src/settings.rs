@@ -10,7 +10,8 @@ use clap::{Args, ValueEnum};
 use ipnet::IpNet;
 
 use crate::cluster::convert::{ChecksRunBy, Rules};
-use crate::consul::transport::ConsulSettings;
+use crate::consul::login::{LoginSettings, POD_TOKEN};
+use crate::consul::transport::{ConsulSettings, Logins};
 use crate::model::ids::{ClusterName, Str};
 use crate::model::policy::Policy;
 use crate::model::resource::Limits;
@@ -140,6 +141,34 @@ pub struct RunArgs {
     #[arg(long, value_name = "FILE", env = "CONSUL_HTTP_TOKEN_FILE")]
     pub consul_token_file: Option<PathBuf>,
 
+    /// With --registration=catalog: log in to Consul by this auth method, of the type kubernetes, in place of a token that is
+    /// given. Each replica has a token of its own, renews it at half of the method's `MaxTokenTTL` and logs out when it stops.
+    #[arg(long, value_name = "NAME", env = "CONSUL_LOGIN_AUTH_METHOD")]
+    pub consul_auth_method: Option<String>,
+
+    /// A file with the service account's token to log in with; it is read at each login. It has to be for the audience of
+    /// the API server. Default: the token of the pod's service account.
+    #[arg(long, value_name = "FILE", env = "CONSUL_LOGIN_BEARER_TOKEN_FILE")]
+    pub consul_auth_bearer_token_file: Option<PathBuf>,
+
+    /// The datacenter to log in to, where the auth method is in another one than that of --consul-address, such as the
+    /// primary one. Its tokens have to be global then (`TokenLocality`).
+    #[arg(long, value_name = "NAME", env = "CONSUL_LOGIN_DATACENTER")]
+    pub consul_auth_datacenter: Option<String>,
+
+    /// The namespace of the auth method, in Consul Enterprise.
+    #[arg(long, value_name = "NAME", env = "CONSUL_LOGIN_NAMESPACE")]
+    pub consul_auth_namespace: Option<String>,
+
+    /// The partition of the auth method, in Consul Enterprise.
+    #[arg(long, value_name = "NAME", env = "CONSUL_LOGIN_PARTITION")]
+    pub consul_auth_partition: Option<String>,
+
+    /// Pairs that Consul shows in the description of the tokens, such as `pod=lictor/lictor-0`, separated by commas. May be
+    /// given several times; default: none.
+    #[arg(long, value_name = "KEY=VALUE,...", value_delimiter = ',', env = "CONSUL_LOGIN_META")]
+    pub consul_auth_meta: Vec<String>,
+
     /// A PEM file with the authorities that may vouch for Consul's certificate; it is read again when it changes.
     #[arg(long, value_name = "FILE", env = "CONSUL_CACERT")]
     pub consul_ca_cert: Option<PathBuf>,
@@ -240,6 +269,10 @@ impl RunArgs {
             &mut self.cluster_uid,
             &mut self.class,
             &mut self.consul_tls_server_name,
+            &mut self.consul_auth_method,
+            &mut self.consul_auth_datacenter,
+            &mut self.consul_auth_namespace,
+            &mut self.consul_auth_partition,
             &mut self.context,
             &mut self.lease_name,
             &mut self.lease_namespace,
@@ -249,6 +282,7 @@ impl RunArgs {
         }
         for path in [
             &mut self.consul_token_file,
+            &mut self.consul_auth_bearer_token_file,
             &mut self.consul_ca_cert,
             &mut self.consul_client_cert,
             &mut self.consul_client_key,
@@ -257,6 +291,7 @@ impl RunArgs {
         ] {
             path.take_if(|path| path.as_os_str().is_empty());
         }
+        self.consul_auth_meta.retain(|pair| !pair.trim().is_empty());
         self.consul_address.retain(|address| !address.trim().is_empty());
         if self.consul_address.is_empty() {
             self.consul_address.push(CONSUL_ADDRESS.to_owned());
@@ -399,6 +434,12 @@ impl Settings {
         );
         let election = args.leader_election.then(|| election(&args)).transpose()?;
         let consul = consul(&mut args)?;
+        // Measured on Consul 1.22.7: what an agent registered with a token that is gone no longer reaches the catalog.
+        ensure!(
+            args.registration == Mode::Catalog || consul.login.is_none(),
+            "--consul-auth-method is for --registration=catalog: an agent keeps the token that an instance was registered with, \
+             and the token of a login ends; give one by --consul-token-file"
+        );
         Ok(Self {
             registration: args.registration,
             cluster_name,
@@ -449,16 +490,60 @@ fn consul(args: &mut RunArgs) -> anyhow::Result<ConsulSettings> {
             *address = over_tls(address);
         }
     }
+    let token = environment("CONSUL_HTTP_TOKEN");
+    let login = login(args)?;
+    let given = [(token.is_some(), "CONSUL_HTTP_TOKEN"), (args.consul_token_file.is_some(), "--consul-token-file")];
+    if let Some((_, given)) = given.iter().find(|(is_given, _)| *is_given && login.is_some()) {
+        bail!("--consul-auth-method and {given} are two ways to a token for Consul: leave out one of them");
+    }
     Ok(ConsulSettings {
         addresses: std::mem::take(&mut args.consul_address),
-        token: environment("CONSUL_HTTP_TOKEN"),
+        token,
         token_file: args.consul_token_file.take(),
+        login,
+        logins: Logins::default(),
         ca_cert: args.consul_ca_cert.take(),
         client_cert: args.consul_client_cert.take(),
         client_key: args.consul_client_key.take(),
         ssl_verify: boolean("--consul-ssl-verify", &args.consul_ssl_verify, true)?,
         tls_server_name: args.consul_tls_server_name.take(),
     })
+}
+
+/// How to log in, where that is asked for. Takes what it needs of the flags.
+fn login(args: &mut RunArgs) -> anyhow::Result<Option<LoginSettings>> {
+    let Some(method) = args.consul_auth_method.take() else {
+        let others = [
+            (args.consul_auth_bearer_token_file.is_some(), "--consul-auth-bearer-token-file"),
+            (args.consul_auth_datacenter.is_some(), "--consul-auth-datacenter"),
+            (args.consul_auth_namespace.is_some(), "--consul-auth-namespace"),
+            (args.consul_auth_partition.is_some(), "--consul-auth-partition"),
+            (!args.consul_auth_meta.is_empty(), "--consul-auth-meta"),
+        ];
+        let other = others.iter().find(|(is_given, _)| *is_given);
+        return other.map_or(Ok(None), |(_, flag)| bail!("{flag} needs --consul-auth-method"));
+    };
+    // As Consul has it.
+    let fits = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    ensure!(
+        method.len() <= 128 && method.chars().all(fits),
+        "--consul-auth-method {method:?}: 1 to 128 of a-z, A-Z, 0-9, '-' and '_'"
+    );
+    let pair = |text: &String| {
+        let (key, value) = text.split_once('=').filter(|(key, _)| !key.trim().is_empty())?;
+        Some((key.trim().to_owned(), value.trim().to_owned()))
+    };
+    let pairs = args.consul_auth_meta.iter().map(|text| {
+        pair(text).with_context(|| format!("--consul-auth-meta {text:?}: write it like pod=lictor/lictor-0"))
+    });
+    Ok(Some(LoginSettings {
+        method,
+        bearer_token_file: args.consul_auth_bearer_token_file.take().unwrap_or_else(|| PathBuf::from(POD_TOKEN)),
+        datacenter: args.consul_auth_datacenter.take(),
+        namespace: args.consul_auth_namespace.take(),
+        partition: args.consul_auth_partition.take(),
+        meta: pairs.collect::<anyhow::Result<_>>()?,
+    }))
 }
 
 /// Reads true and false as Consul's own tools do.
@@ -540,6 +625,45 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[derive(clap::Parser)]
+    struct Run {
+        #[command(flatten)]
+        args: RunArgs,
+    }
+
+    #[test]
+    fn a_login_is_asked_for_by_a_method_and_takes_no_other_token() {
+        let file = "--consul-auth-bearer-token-file=/t";
+        for (flags, expected) in [
+            (vec![], Ok(None)),
+            (vec!["--consul-auth-method="], Ok(None)),
+            (vec!["--consul-auth-method=kube"], Ok(Some((POD_TOKEN, 0)))),
+            (vec!["--consul-auth-method=kube", file, "--consul-auth-meta=a=b,c=d=e"], Ok(Some(("/t", 2)))),
+            (vec![file], Err("--consul-auth-bearer-token-file needs --consul-auth-method")),
+            (vec!["--consul-auth-meta=a=b"], Err("--consul-auth-meta needs")),
+            (vec!["--consul-auth-method=a b"], Err("1 to 128")),
+            (vec!["--consul-auth-method=kube", "--consul-auth-meta=a"], Err("write it like pod=")),
+            (vec!["--consul-auth-method=kube", "--consul-token-file=/x"], Err("are two ways to a token")),
+            (vec!["--registration=agent", "--consul-auth-method=kube"], Err("is for --registration=catalog")),
+        ] {
+            let mode = if flags.contains(&"--registration=agent") { None } else { Some(&"--registration=catalog") };
+            let all = std::iter::once(&"lictor").chain(mode).chain(&flags);
+            let run = <Run as clap::Parser>::try_parse_from(all).unwrap();
+            let found = Settings::new(run.args).map(|settings| settings.consul.login);
+            match (found, expected) {
+                (Ok(found), Ok(expected)) => {
+                    let found = found.map(|login| (login.bearer_token_file, login.meta.len()));
+                    assert_eq!(found, expected.map(|(file, pairs)| (PathBuf::from(file), pairs)), "{flags:?}");
+                }
+                (Err(error), Err(words)) => {
+                    let error = format!("{error:#}");
+                    assert!(error.contains(words) && !error.contains('\n'), "{flags:?}: {error}");
+                }
+                (found, _) => panic!("{flags:?}: {found:?}"),
+            }
+        }
+    }
 
     #[test]
     fn tls_is_asked_for_as_consuls_own_tools_have_it() {

@@ -54,6 +54,8 @@ pub struct Admin {
     policy_failure: watch::Receiver<Option<String>>,
     /// Says how it stands with what Consul is reached with.
     credentials: Arc<OnceLock<CredentialHealth>>,
+    /// Says why there is no login to Consul, or why it cannot be renewed.
+    login_trouble: watch::Receiver<Option<String>>,
 }
 
 /// Says how far the operator has come.
@@ -84,14 +86,19 @@ impl Admin {
             warnings: Arc::default(),
             policy_failure: watch::channel(None).1,
             credentials: Arc::default(),
+            login_trouble: watch::channel(None).1,
         }
     }
 
-    /// Has the endpoints also tell why the policy file as it is cannot be used.
+    /// Has the endpoints also tell why the policy file as it is cannot be used, and why there is no login to Consul, or
+    /// why it cannot be renewed.
     #[must_use]
-    pub fn following(mut self, policy_failure: watch::Receiver<Option<String>>) -> Self {
-        self.policy_failure = policy_failure;
-        self
+    pub fn following(
+        self,
+        policy_failure: watch::Receiver<Option<String>>,
+        login_trouble: watch::Receiver<Option<String>>,
+    ) -> Self {
+        Self { policy_failure, login_trouble, ..self }
     }
 
     /// Has the endpoints also say these sentences beside the `ok` of `/readyz`.
@@ -204,6 +211,7 @@ async fn readyz(State(admin): State<Admin>) -> (StatusCode, String) {
     but.extend(admin.warnings.iter().map(|warning| (*warning).to_owned()));
     but.extend(admin.policy_failure.borrow().clone());
     but.extend(admin.credentials.get().into_iter().flat_map(|credentials| credentials.remarks(Timestamp::now())));
+    but.extend(admin.login_trouble.borrow().clone());
     but.extend(admin.remark.lock().unwrap_or_else(PoisonError::into_inner).clone());
     if not_ready.is_empty() {
         let ok = if standby { "ok, standing by" } else { "ok" }.to_owned();

@@ -10,7 +10,7 @@ use clap::Args;
 use kube::Client;
 use tokio::task::JoinHandle;
 
-use super::{identify, prepare, write_lease};
+use super::{identify, logged_out, prepare, write_lease};
 use crate::cluster::connect;
 use crate::cluster::kubernetes::ApiServer;
 use crate::cluster::lease::{self, LeaseSettings};
@@ -46,7 +46,7 @@ pub(super) fn detach(args: DetachArgs) -> anyhow::Result<ExitCode> {
     let settings = Settings::new(args.run)?;
     prepare(&settings)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
-    runtime.block_on(detach_all(settings, args.deregister))?;
+    runtime.block_on(logged_out(settings.consul.clone(), detach_all(settings, args.deregister)))?;
     Ok(ExitCode::SUCCESS)
 }
 

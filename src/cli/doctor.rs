@@ -21,7 +21,7 @@ use self::probe::Way;
 use super::{DIFFERS, identify, prepare, registry};
 use crate::cluster::definition::{self, Definition};
 use crate::cluster::{connect, permissions};
-use crate::consul::transport::{ConsulSettings, Http, Transport};
+use crate::consul::transport::{ConsulSettings, Http, LoggedIn, Transport};
 use crate::model::desired::Placement;
 use crate::model::health::Health;
 use crate::model::ids::{Identity, Str, meta};
@@ -80,7 +80,11 @@ pub(super) fn doctor(args: DoctorArgs) -> anyhow::Result<ExitCode> {
     prepare(&settings)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
     let mut report = Report::default();
-    runtime.block_on(examine(settings, &args.service, args.dns_address.as_deref(), &mut report));
+    runtime.block_on(async {
+        let logins = settings.consul.logins.clone();
+        examine(settings, &args.service, args.dns_address.as_deref(), &mut report).await;
+        logins.end().await;
+    });
     Ok(if report.sick { ExitCode::from(DIFFERS) } else { ExitCode::SUCCESS })
 }
 
@@ -95,10 +99,10 @@ async fn examine(settings: Settings, service: &str, dns_address: Option<&str>, r
     let Some(http) = report.say("Consul is configured", found(http, |_| settings.consul.addresses.join(", "))) else {
         return;
     };
-    let transport: Arc<dyn Transport> = Arc::new(http);
-    if !answers(&settings.consul, report).await {
+    if !answers(&settings.consul, report).await || !is_let_in(&http, report).await {
         return;
     }
+    let transport: Arc<dyn Transport> = Arc::new(http);
     let Some(identity) = identity else { return };
     let registry = registry(&settings, &identity, Arc::clone(&transport), None);
     let registry = match registry {
@@ -191,8 +195,33 @@ async fn answers(settings: &ConsulSettings, report: &mut Report) -> bool {
     !leaders.is_empty()
 }
 
+/// Logs in, where the flags say so; answers whether Consul can be asked further.
+async fn is_let_in(http: &Http, report: &mut Report) -> bool {
+    let logged_in = match http.log_in().await {
+        Ok(None) => return true,
+        Ok(Some(logged_in)) => Ok(logged_in),
+        Err(error) => Err(error),
+    };
+    let what = "Consul lets Lictor log in";
+    let words = |logged_in: &LoggedIn| {
+        let lifetime = logged_in
+            .lifetime
+            .map_or("until it is logged out".to_owned(), |lifetime| format!("for {} s", lifetime.as_secs()));
+        format!("a token {lifetime}, with {}", logged_in.bound_to.join(", "))
+    };
+    let Some(logged_in) = report.say(what, found(logged_in, words)) else { return false };
+    if logged_in.lifetime.is_none() {
+        report.note(
+            "Consul's auth method",
+            "it has no MaxTokenTTL: a replica that is killed leaves a token behind for ever; set one",
+        );
+    }
+    true
+}
+
 async fn leader_at(settings: &ConsulSettings, address: &str) -> Result<String, String> {
-    let alone = ConsulSettings { addresses: vec![address.to_owned()], ..settings.clone() };
+    // Who leads is said to everybody.
+    let alone = ConsulSettings { addresses: vec![address.to_owned()], login: None, ..settings.clone() };
     let http = Http::new(&alone).map_err(|error| error.to_string())?;
     probe::leader(Arc::new(http)).await.map_err(|error| error.to_string())
 }

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use kube::Client;
+use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use crate::cluster::kubernetes;
@@ -153,6 +154,40 @@ fn identity_of(uid: Str, name: Option<ClusterName>) -> anyhow::Result<Identity> 
             .context("the uid of kube-system cannot stand for the cluster: give --cluster-name")?,
     };
     Ok(Identity { cluster, uid })
+}
+
+/// Does some work with Consul and logs out afterwards, however it ends: also where somebody stops it.
+async fn logged_out<T>(consul: ConsulSettings, work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    if consul.login.is_none() {
+        return work.await;
+    }
+    let stopped = async {
+        match stop_signal() {
+            Ok(stop) => stop.await,
+            Err(error) => {
+                tracing::warn!("{error:#}");
+                std::future::pending::<()>().await;
+            }
+        }
+    };
+    let done = tokio::select! {
+        done = work => done,
+        () = stopped => Err(anyhow::anyhow!("stopped")),
+    };
+    consul.logins.end().await;
+    done
+}
+
+/// Ready when the process is told to stop.
+fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => tracing::info!("SIGTERM"),
+            _ = interrupt.recv() => tracing::info!("SIGINT"),
+        }
+    })
 }
 
 /// Makes requests depend on the lead. In the catalog a fence keeps out a write that comes late.

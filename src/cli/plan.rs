@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::preview::{Note, Step, preview};
-use super::{DIFFERS, identify, prepare, registry};
+use super::{DIFFERS, identify, logged_out, prepare, registry};
 use crate::cluster::connect;
 use crate::cluster::kubernetes::ApiServer;
 use crate::cluster::watch::Orders;
@@ -50,7 +50,7 @@ pub(super) fn plan(args: PlanArgs) -> anyhow::Result<ExitCode> {
     let settings = Settings::new(run)?;
     prepare(&settings)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
-    let (steps, notes) = runtime.block_on(look(settings))?;
+    let (steps, notes) = runtime.block_on(logged_out(settings.consul.clone(), look(settings)))?;
     let text = match args.output {
         Output::Table => table(&steps, &notes),
         Output::Json => format!("{:#}\n", in_json(&steps, &notes)),

@@ -9,7 +9,7 @@ use anyhow::Context;
 use clap::{Args, Subcommand};
 
 use super::plan::{columns, read_world};
-use super::{DIFFERS, identify, prepare, registry};
+use super::{DIFFERS, identify, logged_out, prepare, registry};
 use crate::cluster::connect;
 use crate::cluster::watch::Orders;
 use crate::consul::transport::{Http, Transport};
@@ -62,7 +62,7 @@ pub(super) fn policy(command: PolicyCommand) -> anyhow::Result<ExitCode> {
     let file = PolicyFile { path: Some(args.file), ..settings.policy.clone() };
     let then = file.read()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
-    let world = runtime.block_on(look(settings, &then))?;
+    let world = runtime.block_on(logged_out(settings.consul.clone(), look(settings, &then)))?;
     let verdicts = verdicts(world, &then);
     // A closed pipe is the reader's choice.
     let _ = std::io::stdout().write_all(table(&verdicts).as_bytes());

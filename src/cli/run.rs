@@ -1,6 +1,5 @@
 //! `lictor run`: builds the rooms and joins them.
 
-use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,11 +7,10 @@ use std::time::Duration;
 use anyhow::Context;
 use kube::Client;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-use super::{identify, prepare, registry, write_lease};
+use super::{identify, prepare, registry, stop_signal, write_lease};
 use crate::admin::{self, Admin};
 use crate::cluster::connect;
 use crate::cluster::definition::{self, Definition};
@@ -41,7 +39,13 @@ pub(super) fn run(args: RunArgs) -> anyhow::Result<()> {
     let settings = Settings::new(args)?;
     prepare(&settings)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")?;
-    let done = runtime.block_on(operate(settings));
+    let logins = settings.consul.logins.clone();
+    let done = runtime.block_on(async {
+        let done = Box::pin(operate(settings)).await;
+        // After the last write, and after the next replica may begin.
+        logins.end().await;
+        done
+    });
     // What is still open then are connections and watches, which nobody waits for.
     runtime.shutdown_timeout(Duration::from_millis(100));
     done
@@ -56,7 +60,8 @@ async fn operate(settings: Settings) -> anyhow::Result<()> {
     for warning in &warnings {
         tracing::warn!("{warning}");
     }
-    let admin = Admin::new(metrics_registry).following(policies.failure).warning(warnings);
+    let admin = Admin::new(metrics_registry).following(policies.failure, settings.consul.logins.trouble());
+    let admin = admin.warning(warnings);
     let listener = listener("--admin-address", settings.admin_address).await?;
     let for_metrics = match settings.metrics_address {
         Some(address) => Some(self::listener("--metrics-address", address).await?),
@@ -69,6 +74,8 @@ async fn operate(settings: Settings) -> anyhow::Result<()> {
         http = consul(&settings, &admin) => http?,
         () = &mut stop => return Ok(()),
     };
+    // One that stands by is logged in as well: it acts at once when its time comes, and says beforehand if it could not.
+    http.begin_login();
     let client = connect::client(settings.kubeconfig.as_deref(), settings.context.as_deref())
         .await
         .context("reaching Kubernetes")?;
@@ -220,16 +227,4 @@ async fn mind_the_definition(client: Client, admin: Admin) {
         }
         tokio::time::sleep(DEFINITION).await;
     }
-}
-
-/// Ready when the process is told to stop.
-fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
-    let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
-    Ok(async move {
-        tokio::select! {
-            _ = terminate.recv() => tracing::info!("SIGTERM"),
-            _ = interrupt.recv() => tracing::info!("SIGINT"),
-        }
-    })
 }

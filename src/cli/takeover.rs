@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep};
 
 use super::plan::table;
 use super::preview::preview;
-use super::{DIFFERS, agent, identify, prepare};
+use super::{DIFFERS, agent, identify, logged_out, prepare};
 use crate::cluster::connect;
 use crate::cluster::kubernetes::ApiServer;
 use crate::cluster::watch::Orders;
@@ -55,7 +55,9 @@ pub(super) fn takeover(args: TakeoverArgs) -> anyhow::Result<ExitCode> {
     let settings = Settings::new(args.run)?;
     prepare(&settings)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
-    runtime.block_on(take_over(settings, &Str::from(args.from_uid), args.yes.then_some(args.wait)))
+    let from = Str::from(args.from_uid);
+    let consul = settings.consul.clone();
+    runtime.block_on(logged_out(consul, take_over(settings, &from, args.yes.then_some(args.wait))))
 }
 
 async fn take_over(settings: Settings, from: &Str, wait: Option<Duration>) -> anyhow::Result<ExitCode> {

@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 
+pub use super::path::path;
 use super::transport::{Method, Request, Response, Transport, TransportError};
 use super::wire::{AgentSelf, Fault};
 use crate::model::reasons::OutageKind;
@@ -160,7 +161,8 @@ impl Client {
 /// effect here.
 fn may_be_sent_again(method: Method, answer: &Result<Response, TransportError>) -> bool {
     match answer {
-        Err(TransportError::Unsendable(_)) => false,
+        // The login has been tried at all addresses.
+        Err(TransportError::Unsendable(_) | TransportError::NotLoggedIn(_)) => false,
         Err(TransportError::NotSent(_)) => true,
         Err(TransportError::NoAnswer(_)) => method == Method::Get,
         Ok(response) if response.status == 429 => true,
@@ -171,12 +173,18 @@ fn may_be_sent_again(method: Method, answer: &Result<Response, TransportError>) 
 }
 
 fn unreachable(error: &TransportError) -> Unavailable {
-    Unavailable::said(OutageKind::Unreachable, &error.to_string())
+    let kind = match error {
+        TransportError::NotLoggedIn(why) => why.kind,
+        TransportError::NotSent(_) | TransportError::Unsendable(_) | TransportError::NoAnswer(_) => {
+            OutageKind::Unreachable
+        }
+    };
+    Unavailable::said(kind, &error.to_string())
 }
 
 fn not_answered(error: TransportError) -> Failed {
     match error {
-        TransportError::NotSent(_) => Failed::NotTried(unreachable(&error)),
+        TransportError::NotSent(_) | TransportError::NotLoggedIn(_) => Failed::NotTried(unreachable(&error)),
         TransportError::NoAnswer(_) => Failed::NoAnswer(unreachable(&error)),
         // As Consul refuses a bad one.
         TransportError::Unsendable(words) => Failed::Refused { status: 400, words, body: Bytes::new() },
@@ -220,18 +228,12 @@ fn words(response: &Response) -> String {
 fn outage(status: u16, response: &Response) -> Unavailable {
     let words = words(response);
     let fault = Fault::of(&words);
-    let kind = match (status, fault) {
-        (429, _) | (_, Fault::RateLimited) => OutageKind::RateLimited,
-        (_, Fault::NoLeader) => OutageKind::NoLeader,
-        (400..=499, _) | (_, Fault::PermissionDenied | Fault::UnknownToken) => OutageKind::Refused,
-        _ => OutageKind::Failing,
-    };
     let message = match status {
         403 if fault == Fault::UnknownToken => "the token is not known to Consul".to_owned(),
         429 => format!("Consul limits our requests: {words}"),
         _ => format!("Consul answered {status}: {words}"),
     };
-    Unavailable { retry_after: response.retry_after, ..Unavailable::said(kind, &message) }
+    Unavailable { retry_after: response.retry_after, ..Unavailable::said(fault.outage(status), &message) }
 }
 
 fn failed(status: u16, response: &Response) -> Failed {
@@ -247,53 +249,10 @@ fn failed(status: u16, response: &Response) -> Failed {
     }
 }
 
-/// A path of the API from its segments and its query, all percent-encoded. A query value that is empty is a
-/// bare flag.
-#[must_use]
-pub fn path(segments: &[&str], query: &[(&str, &str)]) -> String {
-    let mut path = String::from("/v1");
-    for segment in segments {
-        path.push('/');
-        encode(segment, &mut path);
-    }
-    for (index, (key, value)) in query.iter().enumerate() {
-        path.push(if index == 0 { '?' } else { '&' });
-        path.push_str(key);
-        if !value.is_empty() {
-            path.push('=');
-            encode(value, &mut path);
-        }
-    }
-    path
-}
-
-/// RFC 3986: everything but the unreserved characters.
-fn encode(text: &str, to: &mut String) {
-    const HEX: &[u8; 16] = b"0123456789ABCDEF";
-    for byte in text.bytes() {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => to.push(char::from(byte)),
-            _ => {
-                to.push('%');
-                to.push(char::from(HEX[usize::from(byte >> 4)]));
-                to.push(char::from(HEX[usize::from(byte & 15)]));
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn paths_are_encoded() {
-        assert_eq!(path(&["agent", "self"], &[]), "/v1/agent/self");
-        assert_eq!(
-            path(&["a b", "c:d/é"], &[("consistent", ""), ("filter", "ID == \"x\"")]),
-            "/v1/a%20b/c%3Ad%2F%C3%A9?consistent&filter=ID%20%3D%3D%20%22x%22"
-        );
-    }
+    use crate::consul::login::NotLoggedIn;
 
     #[test]
     fn what_another_server_may_be_asked() {
@@ -303,6 +262,7 @@ mod tests {
         };
         let (none, unsent) =
             (|| Err(TransportError::NoAnswer(String::new())), || Err(TransportError::NotSent(String::new())));
+        let not_logged_in = NotLoggedIn { kind: OutageKind::Refused, words: String::new() };
         let table = [
             (answer(200, "{}"), false, false),
             (answer(404, ""), false, false),
@@ -314,6 +274,7 @@ mod tests {
             (none(), true, false),
             (unsent(), true, true),
             (Err(TransportError::Unsendable(String::new())), false, false),
+            (Err(TransportError::NotLoggedIn(not_logged_in)), false, false),
         ];
         for (answer, reads, writes) in table {
             assert_eq!(may_be_sent_again(Method::Get, &answer), reads, "reading: {answer:?}");

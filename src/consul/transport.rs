@@ -7,6 +7,7 @@
 //! - `files`: the files of certificates and keys.
 //! - `connections`: the connections to one of Consul's addresses.
 //! - `token`: the ACL token.
+//! - `login`: the ACL token of a login, which is renewed.
 //! - `rotation`: reads files again that change; `followed` says when what they hold takes its place.
 //! - `health`: when certificates and token end.
 
@@ -14,6 +15,7 @@ mod connections;
 mod files;
 mod followed;
 mod health;
+mod login;
 mod rotation;
 mod settings;
 mod token;
@@ -27,16 +29,19 @@ use bytes::{Bytes, BytesMut};
 use futures::future::BoxFuture;
 use jiff::Timestamp;
 use reqwest::RequestBuilder;
-use reqwest::header::{CONNECTION, HeaderMap, RETRY_AFTER};
+use reqwest::header::{CONNECTION, HeaderMap, HeaderValue, RETRY_AFTER};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, sleep_until};
 
 use self::connections::{Blueprint, Connections};
 use self::files::Files;
 pub use self::health::{Credential, CredentialHealth};
+use self::login::is_unknown_token;
+pub use self::login::{LoggedIn, Logins};
+use self::settings::chain;
 pub use self::settings::{BadSettings, ConsulSettings};
-use self::settings::{chain, read};
 use self::token::TokenSource;
+use crate::consul::login::NotLoggedIn;
 
 /// Says what a request does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +50,8 @@ pub enum Method {
     Get,
     /// The request writes.
     Put,
+    /// The request logs in or out.
+    Post,
 }
 
 /// A request to Consul's HTTP API.
@@ -90,6 +97,9 @@ pub enum TransportError {
     /// It was sent, or may have been: it may have been carried out, or still be.
     #[error("{0}")]
     NoAnswer(String),
+    /// It never left, because Lictor is not logged in.
+    #[error(transparent)]
+    NotLoggedIn(NotLoggedIn),
 }
 
 /// Carries requests to Consul.
@@ -207,7 +217,7 @@ pub struct Http {
     settings: ConsulSettings,
     /// What the files held at the start.
     files: Files,
-    present: Lock<Present>,
+    present: Arc<Lock<Present>>,
     token: Option<TokenSource>,
     health: CredentialHealth,
     slots: Semaphore,
@@ -223,20 +233,30 @@ impl Http {
         if let Some(fault) = blueprint.credentials().fault_at(Timestamp::now()) {
             tracing::warn!("{fault}");
         }
-        if let Some(file) = &settings.token_file {
-            // Read again when it is needed; but a name that leads nowhere is a mistake.
-            read(file)?;
-        }
         let connections = blueprint.connections(0)?;
-        Ok(Self {
+        let http = Self {
             settings: settings.clone(),
             files,
-            present: Lock::new(Present { blueprint: Arc::new(blueprint), connections }),
-            token: TokenSource::new(settings),
+            present: Arc::new(Lock::new(Present { blueprint: Arc::new(blueprint), connections })),
+            token: None,
             health: CredentialHealth::default(),
             slots: Semaphore::new(CONNECTIONS),
             write_lease: None,
-        })
+        };
+        Ok(Self { token: TokenSource::new(settings, &http)?, ..http })
+    }
+
+    /// A client that goes over the same connections, and adds no token to what it sends.
+    fn without_token(&self) -> Self {
+        Self {
+            settings: self.settings.clone(),
+            files: self.files.clone(),
+            present: Arc::clone(&self.present),
+            token: None,
+            health: self.health.clone(),
+            slots: Semaphore::new(CONNECTIONS),
+            write_lease: None,
+        }
     }
 
     /// Says how it stands with certificates and token, once their files are followed.
@@ -249,6 +269,21 @@ impl Http {
     #[must_use]
     pub fn with_write_lease(self, write_lease: WriteLease) -> Self {
         Self { write_lease: Some(write_lease), ..self }
+    }
+
+    /// Begins to keep a login, where the settings say so, before the first request needs it.
+    pub fn begin_login(&self) {
+        if let Some(TokenSource::Login(keeper)) = &self.token {
+            keeper.begin();
+        }
+    }
+
+    /// Logs in, where the settings say so, and says what may be said of it.
+    pub async fn log_in(&self) -> Result<Option<LoggedIn>, TransportError> {
+        match &self.token {
+            Some(TokenSource::Login(keeper)) => keeper.logged_in().await.map(Some),
+            _ => Ok(None),
+        }
     }
 
     fn present(&self) -> MutexGuard<'_, Present> {
@@ -286,14 +321,31 @@ impl Http {
         *self.present() = Present { blueprint: Arc::new(blueprint), connections };
     }
 
+    /// Sends a request with the token as it is now; and once more with another one, where Consul has not carried it out
+    /// because it does not know the token any more, and Lictor can log in again.
     async fn deliver(&self, request: Request) -> Result<Response, TransportError> {
+        let Some(source) = &self.token else { return self.exchange(request, None).await };
+        let begun = Instant::now();
+        let left = || request.timeout.saturating_sub(begun.elapsed());
+        let token = source.token(left()).await?;
+        let answered = self.exchange(Request { timeout: left(), ..request.clone() }, Some(token.header())).await?;
+        if !is_unknown_token(&answered) || !source.unknown(&token) {
+            return Ok(answered);
+        }
+        drop(token);
+        let token = source.token(left()).await?;
+        self.exchange(Request { timeout: left(), ..request.clone() }, Some(token.header())).await
+    }
+
+    /// Sends a request with this token, and waits for its answer.
+    async fn exchange(&self, request: Request, token: Option<&HeaderValue>) -> Result<Response, TransportError> {
         let connections = self.connections();
         let begun = Instant::now();
         let longest = request.timeout;
         let Ok(Ok(_slot)) = tokio::time::timeout(longest, self.slots.acquire()).await else {
             return Err(not_sent(&connections, "too many requests wait for their answers"));
         };
-        let outgoing = self.outgoing(&connections, request).await?.timeout(longest.saturating_sub(begun.elapsed()));
+        let outgoing = outgoing(&connections, request, token).timeout(longest.saturating_sub(begun.elapsed()));
         // The last moment before it leaves; a process may have been stopped anywhere before.
         if self.write_lease.as_ref().is_some_and(|lease| !lease.may_begin()) {
             return Err(TransportError::NotSent(NOT_LEADING.to_owned()));
@@ -330,26 +382,6 @@ impl Http {
             body,
         })
     }
-
-    /// Builds a request, with the token as it is now.
-    async fn outgoing(&self, connections: &Connections, request: Request) -> Result<RequestBuilder, TransportError> {
-        let method = match request.method {
-            Method::Get => reqwest::Method::GET,
-            Method::Put => reqwest::Method::PUT,
-        };
-        let mut outgoing = connections.client.request(method, format!("{}{}", connections.base, request.path));
-        if let Some(token) = &self.token {
-            let token = token.header().await.map_err(TransportError::NotSent)?;
-            outgoing = outgoing.header("X-Consul-Token", token);
-        }
-        if request.last_of_connection {
-            outgoing = outgoing.header(CONNECTION, "close");
-        }
-        if let Some(body) = request.body {
-            outgoing = outgoing.header("Content-Type", "application/json").body(body);
-        }
-        Ok(outgoing)
-    }
 }
 
 /// Says why a request has no answer.
@@ -368,6 +400,34 @@ fn failure(connections: &Connections, error: reqwest::Error) -> TransportError {
     } else {
         TransportError::NoAnswer(format!("Consul at {}: {why}", connections.base))
     }
+}
+
+/// Builds a request, with this token.
+fn outgoing(connections: &Connections, request: Request, token: Option<&HeaderValue>) -> RequestBuilder {
+    let method = match request.method {
+        Method::Get => reqwest::Method::GET,
+        Method::Put => reqwest::Method::PUT,
+        Method::Post => reqwest::Method::POST,
+    };
+    let mut outgoing = connections.client.request(method, format!("{}{}", connections.base, request.path));
+    if let Some(token) = token {
+        outgoing = outgoing.header("X-Consul-Token", token);
+    }
+    if request.last_of_connection {
+        outgoing = outgoing.header(CONNECTION, "close");
+    }
+    if let Some(body) = request.body {
+        outgoing = outgoing.header("Content-Type", "application/json").body(body);
+    }
+    outgoing
+}
+
+/// A header's value that no log shows.
+fn sensitive(token: &str) -> Option<HeaderValue> {
+    let token = token.trim();
+    let mut value = HeaderValue::from_str(token).ok().filter(|_| !token.is_empty())?;
+    value.set_sensitive(true);
+    Some(value)
 }
 
 fn not_sent(connections: &Connections, why: &str) -> TransportError {
@@ -399,7 +459,7 @@ fn fared_ill(ended: Result<u16, &TransportError>) -> bool {
         // Consul answers 429 where it limits requests to this server, and 500 where it has no leader.
         Ok(status) => status == 429 || status >= 500,
         Err(TransportError::NotSent(_) | TransportError::NoAnswer(_)) => true,
-        Err(TransportError::Unsendable(_)) => false,
+        Err(TransportError::Unsendable(_) | TransportError::NotLoggedIn(_)) => false,
     }
 }
 

@@ -6,6 +6,7 @@
 mod check_body;
 mod checks;
 mod fault;
+mod login;
 mod service_body;
 mod txn;
 
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 pub use self::check_body::{AgentUpdate, TxnCheck};
 pub use self::checks::{Check, Healths};
 pub use self::fault::Fault;
+pub use self::login::{LoginAnswer, LoginBody, LoginFault};
 pub use self::service_body::AgentService;
 pub use self::txn::{TxnAnswer, TxnError, TxnOp, Verb, txn_body};
 use crate::model::check::Checks;

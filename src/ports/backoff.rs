@@ -16,6 +16,8 @@ impl Backoff {
     pub(crate) const NODE: Self = Self { first: Duration::from_secs(1), most: Duration::from_secs(60) };
     /// Waits before a write that Consul refused is tried again: somebody has to change something first.
     pub(crate) const REFUSED: Self = Self { first: Duration::from_secs(1), most: Duration::from_secs(300) };
+    /// Waits before Consul is asked again to let Lictor in: often somebody has to change something first.
+    pub(crate) const LOGIN: Self = Self { first: Duration::from_secs(1), most: Duration::from_secs(15) };
     /// Waits before Kubernetes is asked again about removals that it could not confirm.
     pub(crate) const CONFIRMATION: Self = Self { first: Duration::from_secs(4), most: Duration::from_secs(60) };
 

@@ -155,7 +155,7 @@ fn look_for_defaults(at: &str, schema: &Value, value: &Value, lacking: &mut Vec<
 }
 
 /// What is wrong, and the words for it.
-const REFUSED: [(&str, &str); 80] = [
+const REFUSED: [(&str, &str); 84] = [
     // Names that there are not.
     ("consul.adress=http://consul:8500", "at '/consul': additional properties 'adress' not allowed"),
     ("replicas=3", "at '': additional properties 'replicas' not allowed"),
@@ -235,6 +235,10 @@ const REFUSED: [(&str, &str); 80] = [
     ),
     ("registration=agent,consul.esm=true", "consul.esm: it is for registration: catalog"),
     ("consul.tls.ca.existingSecret=a,consul.tls.ca.existingConfigMap=b", "existingConfigMap, not both"),
+    ("consul.authMethod.name=a,consul.token.existingSecret=b", "give it or consul.token.existingSecret, not both"),
+    ("consul.authMethod.name=a,registration=agent", "consul.authMethod.name: it is for registration: catalog"),
+    ("consul.authMethod.datacenter=a", "need a name"),
+    ("consul.authMethod.name=a b", "name"),
     ("crds.keep=false,uninstall.detach=false", "crds.keep: without it and without uninstall.detach"),
     ("uninstall.detach=false,uninstall.deregister=true", "uninstall.deregister: it needs uninstall.detach"),
     ("metrics.serviceMonitor.enabled=true,metrics.service.enabled=false", "it needs metrics.service.enabled"),

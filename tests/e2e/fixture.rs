@@ -44,6 +44,9 @@ const LARGE_SCENARIO: Duration = Duration::from_secs(1800);
 /// How many endpoints there are in the scenario of a large Service, where there are to be many.
 pub(crate) const LARGE: &str = "LICTOR_ENDPOINTS";
 
+/// For how many minutes tokens of one minute are used, besides 20 s; one by default.
+pub(crate) const LOGIN_MINUTES: &str = "LICTOR_LOGIN_MINUTES";
+
 /// The servers of this process.
 pub(crate) struct Servers {
     pub(crate) programs: Programs,
@@ -105,7 +108,9 @@ pub(crate) fn run(name: &str, mode: Mode, scenario: Scenario) {
             Ok(fixture) => fixture,
             Err(error) => panic!("there is no fixture for {name}: {error:#}"),
         };
+        let minutes = std::env::var(LOGIN_MINUTES).ok().and_then(|minutes| minutes.parse::<u32>().ok());
         let limit = if std::env::var_os(LARGE).is_some() { LARGE_SCENARIO } else { SCENARIO };
+        let limit = limit + Duration::from_secs(60) * minutes.unwrap_or_default();
         let ended = tokio::time::timeout(limit, AssertUnwindSafe(scenario(&fixture)).catch_unwind()).await;
         let failure = match ended {
             Ok(Ok(Ok(()))) => None,

@@ -32,6 +32,7 @@ mod foreign;
 mod handover;
 mod left;
 mod limits;
+mod login;
 mod moves;
 mod names;
 mod nodes;

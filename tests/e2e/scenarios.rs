@@ -378,6 +378,20 @@ scenarios! {
     rotation::certificates_rotate_under_change(agent: yes, catalog: yes);
     /// The token's file changes under change, with half a token and none between: no write fails. The next token ends: what is registered stays, and the one after that is used.
     rotation::a_token_changes_and_one_ends(agent: yes, catalog: yes);
+    /// A login by Consul's Kubernetes auth method in place of a token: each replica has a token of its own, which it gives back at its
+    /// end; `plan`, `doctor`, `policy check` and `detach` leave none behind either.
+    login::a_login_in_place_of_a_token(agent: "an agent keeps the token that an instance was registered with, and that of a login ends", catalog: yes);
+    /// A login with a namespace or partition where Consul is no Enterprise, to an unknown datacenter, with an empty file, or beside a
+    /// token that is given: one sentence says what to change.
+    login::what_a_login_cannot_go_with(agent: "an agent keeps the token that an instance was registered with, and that of a login ends", catalog: yes);
+    /// The token of the login is deleted while Lictor runs: it logs in again, and no write fails. A token for another audience, a broken
+    /// one, a service account that is gone and no binding rule: each has its sentence, what is registered stays, and Lictor goes on.
+    login::a_login_is_refused_to_who_comes(agent: "an agent keeps the token that an instance was registered with, and that of a login ends", catalog: yes);
+    /// The auth method may not read service accounts, may not review tokens, has a token or an authority that is wrong, does not reach
+    /// Kubernetes, or is deleted while Lictor runs: likewise.
+    login::a_login_is_refused_by_its_method(agent: "an agent keeps the token that an instance was registered with, and that of a login ends", catalog: yes);
+    /// Tokens that live for a minute, under change: each is renewed in time, one that is deleted is replaced, none is left behind.
+    login::logins_of_one_minute(agent: "an agent keeps the token that an instance was registered with, and that of a login ends", catalog: yes);
 
     once:
     /// A wrong flag, value or file is one line on stderr and an exit code above 1.

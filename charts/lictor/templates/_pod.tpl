@@ -45,6 +45,26 @@
 {{- if .Values.consul.token.existingSecret }}
 - --consul-token-file=/etc/lictor/consul-token/token
 {{- end }}
+{{- with .Values.consul.authMethod }}
+{{- if .name }}
+- --consul-auth-method={{ .name }}
+{{- if .audience }}
+- --consul-auth-bearer-token-file=/etc/lictor/consul-auth/token
+{{- end }}
+{{- with .datacenter }}
+- --consul-auth-datacenter={{ . }}
+{{- end }}
+{{- with .namespace }}
+- --consul-auth-namespace={{ . }}
+{{- end }}
+{{- with .partition }}
+- --consul-auth-partition={{ . }}
+{{- end }}
+{{- range $key, $value := .meta }}
+- {{ printf "--consul-auth-meta=%s=%s" $key $value | quote }}
+{{- end }}
+{{- end }}
+{{- end }}
 {{- with .Values.consul.tls }}
 {{- if or .ca.existingSecret .ca.existingConfigMap }}
 - --consul-ca-cert=/etc/lictor/consul-ca/ca.crt
@@ -169,6 +189,18 @@ without an fsGroup, which OpenShift assigns itself.
         path: token
 {{- end }}
 {{- end }}
+{{- with .Values.consul.authMethod }}
+{{- if and .name .audience }}
+- name: consul-auth
+  projected:
+    defaultMode: 0444
+    sources:
+      - serviceAccountToken:
+          audience: {{ .audience | quote }}
+          expirationSeconds: 3600
+          path: token
+{{- end }}
+{{- end }}
 {{- with .Values.consul.tls.ca }}
 {{- if .existingSecret }}
 - name: consul-ca
@@ -219,6 +251,11 @@ without an fsGroup, which OpenShift assigns itself.
 {{- if .Values.consul.token.existingSecret }}
 - name: consul-token
   mountPath: /etc/lictor/consul-token
+  readOnly: true
+{{- end }}
+{{- if and .Values.consul.authMethod.name .Values.consul.authMethod.audience }}
+- name: consul-auth
+  mountPath: /etc/lictor/consul-auth
   readOnly: true
 {{- end }}
 {{- with .Values.consul.tls }}

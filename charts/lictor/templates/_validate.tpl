@@ -34,6 +34,17 @@
 {{- if and $values.consul.esm (eq $values.registration "agent") }}
 {{- fail "consul.esm: it is for registration: catalog; with agent, the agent itself runs the checks" }}
 {{- end }}
+{{- with $values.consul.authMethod }}
+{{- if and .name $values.consul.token.existingSecret }}
+{{- fail "consul.authMethod.name: give it or consul.token.existingSecret, not both" }}
+{{- end }}
+{{- if and .name (ne $values.registration "catalog") }}
+{{- fail "consul.authMethod.name: it is for registration: catalog; an agent keeps the token that an instance was registered with, and that of a login ends" }}
+{{- end }}
+{{- if and (not .name) (or .audience .datacenter .namespace .partition .meta) }}
+{{- fail "consul.authMethod: audience, datacenter, namespace, partition and meta need a name" }}
+{{- end }}
+{{- end }}
 {{- with $values.consul.tls.ca }}
 {{- if and .existingSecret .existingConfigMap }}
 {{- fail "consul.tls.ca: give existingSecret or existingConfigMap, not both" }}

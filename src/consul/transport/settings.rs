@@ -6,7 +6,9 @@ use std::{fmt, io};
 
 use reqwest::Url;
 
+use super::login::Logins;
 use crate::certificates::Fault;
+use crate::consul::login::LoginSettings;
 
 /// Says where Consul is and how to be let in.
 #[derive(Clone)]
@@ -18,6 +20,10 @@ pub struct ConsulSettings {
     /// A file that holds it, which is read again when it changes. It goes before `token`, as with Consul's
     /// own tools.
     pub token_file: Option<PathBuf>,
+    /// Says how to log in for a token, in place of both.
+    pub login: Option<LoginSettings>,
+    /// The logins that were made with these settings and their clones.
+    pub logins: Logins,
     /// A file of PEM certificates to trust in place of the system's.
     pub ca_cert: Option<PathBuf>,
     /// A PEM certificate to show to Consul.
@@ -38,6 +44,8 @@ impl ConsulSettings {
             addresses: vec![address.into()],
             token: None,
             token_file: None,
+            login: None,
+            logins: Logins::default(),
             ca_cert: None,
             client_cert: None,
             client_key: None,
@@ -52,7 +60,7 @@ impl ConsulSettings {
     #[must_use]
     pub fn exposures(&self) -> Vec<&'static str> {
         let urls: Vec<Url> = self.addresses.iter().filter_map(|address| parse_address(address).ok()).collect();
-        let has_token = self.token.is_some() || self.token_file.is_some();
+        let has_token = self.token.is_some() || self.token_file.is_some() || self.login.is_some();
         let mut exposures = Vec::new();
         if has_token && urls.iter().any(|url| url.scheme() == "http" && !is_loopback(url)) {
             exposures.push(
@@ -84,12 +92,13 @@ impl fmt::Debug for ConsulSettings {
             .field("addresses", &addresses)
             .field("token", &self.token.as_ref().map(|_| ".."))
             .field("token_file", &self.token_file)
+            .field("login", &self.login)
             .field("ca_cert", &self.ca_cert)
             .field("client_cert", &self.client_cert)
             .field("client_key", &self.client_key)
             .field("ssl_verify", &self.ssl_verify)
             .field("tls_server_name", &self.tls_server_name)
-            .finish()
+            .finish_non_exhaustive()
     }
 }
 

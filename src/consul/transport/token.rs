@@ -1,16 +1,37 @@
 //! The ACL token that requests carry.
 
 use std::path::PathBuf;
-use std::sync::{Mutex as Lock, PoisonError};
+use std::sync::{Arc, Mutex as Lock, PoisonError};
+use std::time::Duration;
 
 use reqwest::header::HeaderValue;
 
-use super::settings::ConsulSettings;
+use super::login::{Keeper, Token};
+use super::settings::{BadSettings, ConsulSettings, read};
+use super::{Http, TransportError, sensitive};
 
 /// Says where the token comes from.
 pub(super) enum TokenSource {
     Value(String),
     File(TokenFile),
+    Login(Arc<Keeper>),
+}
+
+/// A token that one request carries.
+pub(super) enum Carried {
+    /// One that is given.
+    Given(HeaderValue),
+    /// One of a login, which is not logged out before the request has ended.
+    Login(Token),
+}
+
+impl Carried {
+    pub(super) fn header(&self) -> &HeaderValue {
+        match self {
+            Self::Given(header) => header,
+            Self::Login(token) => token.header(),
+        }
+    }
 }
 
 /// A file with the token, and the last one from it that is known to work or was the first.
@@ -20,17 +41,47 @@ pub(super) struct TokenFile {
 }
 
 impl TokenSource {
-    pub(super) fn new(settings: &ConsulSettings) -> Option<Self> {
-        match (&settings.token_file, &settings.token) {
-            (Some(path), _) => Some(Self::File(TokenFile { path: path.clone(), held: Lock::default() })),
-            (None, Some(value)) => Some(Self::Value(value.clone())),
-            (None, None) => None,
+    /// The source that the settings name. A login goes the way of this client.
+    pub(super) fn new(settings: &ConsulSettings, http: &Http) -> Result<Option<Self>, BadSettings> {
+        Ok(match (&settings.login, &settings.token_file, &settings.token) {
+            (Some(login), ..) => {
+                // Read at each login; but a name that leads nowhere is a mistake.
+                read(&login.bearer_token_file)?;
+                Some(Self::Login(Keeper::new(login.clone(), http.without_token(), &settings.logins)))
+            }
+            (None, Some(path), _) => {
+                // Read again when it is needed; likewise.
+                read(path)?;
+                Some(Self::File(TokenFile { path: path.clone(), held: Lock::default() }))
+            }
+            (None, None, Some(value)) => Some(Self::Value(value.clone())),
+            (None, None, None) => None,
+        })
+    }
+
+    /// The token as it is now, for a request that waits at most as long as `limit` for it.
+    pub(super) async fn token(&self, limit: Duration) -> Result<Carried, TransportError> {
+        match self {
+            Self::Login(keeper) => Ok(Carried::Login(keeper.token(limit).await?)),
+            Self::Value(_) | Self::File(_) => self.header().await.map(Carried::Given).map_err(TransportError::NotSent),
         }
     }
 
-    /// The token as it is now; an error is for the user, and never holds the token.
+    /// Notes that Consul does not know a token. True if another one may be had at once.
+    pub(super) fn unknown(&self, carried: &Carried) -> bool {
+        match (self, carried) {
+            (Self::Login(keeper), Carried::Login(token)) => {
+                keeper.unknown(token);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// The token that is given, as it is now; an error is for the user, and never holds the token.
     pub(super) async fn header(&self) -> Result<HeaderValue, String> {
         match self {
+            Self::Login(_) => Err("the token for Consul comes from a login".to_owned()),
             Self::Value(value) => sensitive(value).ok_or_else(|| "the Consul token is not plain text".to_owned()),
             Self::File(file) => match file.held() {
                 Some(token) => Ok(token),
@@ -60,14 +111,6 @@ impl TokenFile {
     }
 }
 
-/// A header's value that no log shows.
-fn sensitive(token: &str) -> Option<HeaderValue> {
-    let token = token.trim();
-    let mut value = HeaderValue::from_str(token).ok().filter(|_| !token.is_empty())?;
-    value.set_sensitive(true);
-    Some(value)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -83,8 +126,7 @@ mod tests {
     #[tokio::test]
     async fn the_first_token_of_a_file_is_used_until_another_one_works() {
         let path = std::env::temp_dir().join(format!("lictor-token-{}", std::process::id()));
-        let settings = ConsulSettings { token_file: Some(path.clone()), ..ConsulSettings::new("x:1") };
-        let source = TokenSource::new(&settings).unwrap();
+        let source = TokenSource::File(TokenFile { path: path.clone(), held: Lock::default() });
         assert!(source.header().await.unwrap_err().contains("unreadable"));
         std::fs::write(&path, " \n").unwrap();
         assert!(source.header().await.unwrap_err().contains("holds no Consul token"));

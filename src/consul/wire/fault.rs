@@ -1,5 +1,7 @@
 //! What Consul's error texts mean. Consul has no error codes: the text is all there is to tell faults apart.
 
+use crate::model::reasons::OutageKind;
+
 /// The kind of fault that an error text of Consul describes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
@@ -44,6 +46,18 @@ impl Fault {
     pub fn of(text: &str) -> Self {
         let text = without_quoted(text);
         TEXTS.iter().find(|(part, _)| text.contains(part)).map_or(Self::Other, |(_, fault)| *fault)
+    }
+
+    /// Says of which kind the outage is, where Consul answered with this fault and a status that is no success, and no single
+    /// registration is to blame.
+    #[must_use]
+    pub fn outage(self, status: u16) -> OutageKind {
+        match (status, self) {
+            (429, _) | (_, Self::RateLimited) => OutageKind::RateLimited,
+            (_, Self::NoLeader) => OutageKind::NoLeader,
+            (400..=499, _) | (_, Self::PermissionDenied | Self::UnknownToken) => OutageKind::Refused,
+            _ => OutageKind::Failing,
+        }
     }
 
     /// Says whether Consul surely did not carry out a write that it answered with this fault and a status of the 500s.
