@@ -57,7 +57,7 @@ enum Command {
     /// Print what another cluster has left in Consul under this cluster's name, as where a cluster was built anew, and
     /// with --yes take it over: then `run` treats it as its own. Refused while a Lictor of that cluster still writes.
     Takeover(Box<takeover::TakeoverArgs>),
-    /// Ask about the policy of the administrator.
+    /// Ask about policies: the administrator's, and that of Consul's ACLs.
     #[command(subcommand)]
     Policy(policy::PolicyCommand),
     /// Print the `CustomResourceDefinition` of `ConsulService`, for `kubectl apply -f -`.

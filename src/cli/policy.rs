@@ -1,22 +1,24 @@
-//! `lictor policy check`: what another policy would change for the resources of the cluster.
+//! `lictor policy check`: what another policy would change for the resources of the cluster; and `lictor policy consul`: what
+//! Lictor needs of Consul.
 
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 
 use super::plan::{columns, read_world};
 use super::{DIFFERS, identify, logged_out, prepare, registry};
 use crate::cluster::connect;
 use crate::cluster::watch::Orders;
+use crate::consul::rights::{self, Services};
 use crate::consul::transport::{Http, Transport};
-use crate::model::ids::ResourceKey;
+use crate::model::ids::{ClusterName, ResourceKey};
 use crate::model::policy::Policy;
 use crate::policy::PolicyFile;
-use crate::settings::{RunArgs, Settings};
+use crate::settings::{Mode, RunArgs, Settings};
 use crate::state::mirror::Mirror;
 use crate::state::world::{LABELS, Wanted, World};
 
@@ -26,6 +28,21 @@ pub enum PolicyCommand {
     /// Print what a policy would change for the resources of the cluster, given the present flags of `run`, --policy
     /// included; exits with 0 if nothing would change, with 1 if something would, and with more if it cannot be told.
     Check(Box<CheckArgs>),
+    /// Print the least ACL policy of Consul that `run` works with, given its flags, for `consul acl policy create -rules -`.
+    /// With --registration=catalog it asks Kubernetes for the cluster's name, unless --cluster-name is given.
+    Consul(Box<ConsulArgs>),
+}
+
+/// The flags of `lictor policy consul`: the services, and those of `run`.
+#[derive(Debug, Args)]
+pub struct ConsulArgs {
+    /// A service in Consul that resources may register: its name, or the beginning of names with `*` after it. May be given
+    /// several times, or with commas; default: all. `lictor doctor` registers in `lictor-doctor`, unless it is told otherwise.
+    #[arg(long = "service", value_name = "NAME,...", value_delimiter = ',')]
+    services: Vec<String>,
+
+    #[command(flatten)]
+    run: RunArgs,
 }
 
 /// The flags of `lictor policy check`: the file, and those of `run`.
@@ -52,7 +69,47 @@ struct Verdict {
 }
 
 pub(super) fn policy(command: PolicyCommand) -> anyhow::Result<ExitCode> {
-    let PolicyCommand::Check(args) = command;
+    match command {
+        PolicyCommand::Check(args) => check(*args),
+        PolicyCommand::Consul(args) => consul(*args),
+    }
+}
+
+fn consul(args: ConsulArgs) -> anyhow::Result<ExitCode> {
+    let settings = Settings::new(args.run)?;
+    prepare(&settings)?;
+    let mut services = Vec::new();
+    for name in &args.services {
+        let Some(service) = Services::parse(name) else {
+            bail!("--service {name:?}: the name of a service, or the beginning of names with '*' after it");
+        };
+        services.push(service);
+    }
+    if services.is_empty() {
+        services.push(Services::Prefix(String::new()));
+    }
+    let rules = match (settings.registration, &settings.cluster_name) {
+        (Mode::Agent, _) => rights::of_agent(&services),
+        (Mode::Catalog, Some(cluster)) => rights::of_catalog(cluster, &services),
+        (Mode::Catalog, None) => {
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
+            rights::of_catalog(&runtime.block_on(name(&settings))?, &services)
+        }
+    };
+    // A closed pipe is the reader's choice.
+    let _ = std::io::stdout().write_all(rights::hcl(&rules).as_bytes());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The cluster's name in Consul, by what Kubernetes says.
+async fn name(settings: &Settings) -> anyhow::Result<ClusterName> {
+    const ELSE: &str = "asking Kubernetes for the cluster's name; --cluster-name gives it without";
+    let client = connect::client(settings.kubeconfig.as_deref(), settings.context.as_deref()).await.context(ELSE)?;
+    Ok(identify(&client, settings).await.context(ELSE)?.cluster)
+}
+
+fn check(args: CheckArgs) -> anyhow::Result<ExitCode> {
     let mut run = args.run;
     if run.log_level == crate::settings::LOG_LEVEL {
         "error,kube_client=off".clone_into(&mut run.log_level);

@@ -39,7 +39,7 @@ use super::transport::Transport;
 use super::wire::{Check, Node, NodeServices, Service, TxnAnswer, TxnError};
 use crate::model::desired::Placement;
 use crate::model::ids::{Identity, Str, meta};
-use crate::model::nodes::{NodeMark, NodeOwner};
+use crate::model::nodes::{NodeMark, NodeOwner, marker_name};
 use crate::model::plan::BUNDLE_INSTANCES;
 use crate::ports::{Bundle, Indexes, Outcome, Registry, Rows, Unavailable};
 
@@ -120,7 +120,7 @@ impl Catalog {
     /// The catalog that a transport leads to.
     #[must_use]
     pub fn new(identity: Identity, transport: Arc<dyn Transport>) -> Self {
-        let marker = format!("lictor-{}", identity.cluster);
+        let marker = marker_name(&identity.cluster).to_string();
         Self {
             client: Client::new(transport),
             state: Mutex::new(State {

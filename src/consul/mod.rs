@@ -12,6 +12,7 @@ pub mod login;
 mod marked;
 mod others;
 mod path;
+pub mod rights;
 pub mod takeover;
 pub mod transport;
 pub(crate) mod wire;

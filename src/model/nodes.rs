@@ -22,6 +22,12 @@ const HEAD: usize = NODE_NAME_MAX - HASH_DIGITS - 1;
 /// not become thousands of nodes; it is more than one, since Consul's cost of a write grows with its node.
 pub(super) const SHARDS: u32 = 64;
 
+/// The Consul node that marks a cluster.
+#[must_use]
+pub fn marker_name(cluster: &ClusterName) -> Str {
+    format!("lictor-{cluster}").into()
+}
+
 /// The Consul node that stands for a Kubernetes node.
 #[must_use]
 pub fn node_name(cluster: &ClusterName, kubernetes_node: &str) -> Str {
