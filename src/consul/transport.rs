@@ -38,8 +38,8 @@ use self::files::Files;
 pub use self::health::{Credential, CredentialHealth};
 use self::login::is_unknown_token;
 pub use self::login::{LoggedIn, Logins};
-use self::settings::chain;
 pub use self::settings::{BadSettings, ConsulSettings};
+use self::settings::{chain, read};
 use self::token::TokenSource;
 use crate::consul::login::NotLoggedIn;
 
@@ -229,6 +229,11 @@ impl Http {
     /// been installed.
     pub fn new(settings: &ConsulSettings) -> Result<Self, BadSettings> {
         let files = Files::read(settings)?;
+        let of_token = settings.login.as_ref().map(|login| &login.bearer_token_file).or(settings.token_file.as_ref());
+        if let Some(file) = of_token {
+            // Read again when it is needed; but a name that leads nowhere is a mistake.
+            read(file)?;
+        }
         let blueprint = Blueprint::new(settings, &files)?;
         if let Some(fault) = blueprint.credentials().fault_at(Timestamp::now()) {
             tracing::warn!("{fault}");
@@ -243,7 +248,7 @@ impl Http {
             slots: Semaphore::new(CONNECTIONS),
             write_lease: None,
         };
-        Ok(Self { token: TokenSource::new(settings, &http)?, ..http })
+        Ok(Self { token: TokenSource::new(settings, &http), ..http })
     }
 
     /// A client that goes over the same connections, and adds no token to what it sends.

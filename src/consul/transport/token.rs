@@ -7,7 +7,7 @@ use std::time::Duration;
 use reqwest::header::HeaderValue;
 
 use super::login::{Keeper, Token};
-use super::settings::{BadSettings, ConsulSettings, read};
+use super::settings::ConsulSettings;
 use super::{Http, TransportError, sensitive};
 
 /// Says where the token comes from.
@@ -42,21 +42,13 @@ pub(super) struct TokenFile {
 
 impl TokenSource {
     /// The source that the settings name. A login goes the way of this client.
-    pub(super) fn new(settings: &ConsulSettings, http: &Http) -> Result<Option<Self>, BadSettings> {
-        Ok(match (&settings.login, &settings.token_file, &settings.token) {
-            (Some(login), ..) => {
-                // Read at each login; but a name that leads nowhere is a mistake.
-                read(&login.bearer_token_file)?;
-                Some(Self::Login(Keeper::new(login.clone(), http.without_token(), &settings.logins)))
-            }
-            (None, Some(path), _) => {
-                // Read again when it is needed; likewise.
-                read(path)?;
-                Some(Self::File(TokenFile { path: path.clone(), held: Lock::default() }))
-            }
+    pub(super) fn new(settings: &ConsulSettings, http: &Http) -> Option<Self> {
+        match (&settings.login, &settings.token_file, &settings.token) {
+            (Some(login), ..) => Some(Self::Login(Keeper::new(login.clone(), http.without_token(), &settings.logins))),
+            (None, Some(path), _) => Some(Self::File(TokenFile { path: path.clone(), held: Lock::default() })),
             (None, None, Some(value)) => Some(Self::Value(value.clone())),
             (None, None, None) => None,
-        })
+        }
     }
 
     /// The token as it is now, for a request that waits at most as long as `limit` for it.
