@@ -60,7 +60,8 @@ const NOTES: &str = "
   runs it, the first after an edit of anything of its instance.
 - A `udp` check is for servers that answer, whatever they say. One that never answers is asked once, and then never
   again: Consul waits for the answer without end, and the check stays as it was.
-- An agent does not follow redirects. consul-esm does, also to other hosts, and has no setting for it.
+- An agent does not follow redirects. consul-esm does, also to other hosts, and has no setting for it: whoever answers a check can have it
+  sent on. Let consul-esm connect to the networks of the instances and to Consul only, by a NetworkPolicy or a firewall.
 - consul-esm begins with a new check, or an edited one, within about ten seconds. The time-out of an `http` check with
   `headers` is shown longer there by less than a millisecond: that makes consul-esm notice every change of the headers.
 - With TLS, an agent trusts the authorities of its system or, with `enable_agent_tls_for_checks`, its own; consul-esm
