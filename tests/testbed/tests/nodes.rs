@@ -32,7 +32,12 @@ async fn pods_run_and_find_each_other() -> Result<()> {
     let begun = Instant::now();
     shop.apply_yaml(&deployment("user", 4)).await?;
     shop.apply_service("user", &[("app", "user")], &[("http", 80, "http")]).await?;
-    shop.wait_for_condition("deployment/user", "Available", "True", SOON).await?;
+    // A Deployment is "Available" with three of four: the fourth pod may have no address yet.
+    let four_ready = || async {
+        let ready = shop.kubectl(&["get", "deployment", "user", "--output=jsonpath={.status.readyReplicas}"]).await?;
+        Ok((ready == "4").then_some(()))
+    };
+    wait::until("four pods that are ready", SOON, four_ready).await?;
     println!("four pods ready: {:?}", begun.elapsed());
 
     // On both nodes; this machine reaches them; they reach each other by name, through the Service.
@@ -60,11 +65,7 @@ async fn pods_run_and_find_each_other() -> Result<()> {
     node.stop_kubelet()?;
     cluster.wait_ready(node, false).await?;
     println!("a silent node is not ready: {:?}", begun.elapsed());
-    let elsewhere = || async {
-        let ready = shop.kubectl(&["get", "deployment", "user", "--output=jsonpath={.status.readyReplicas}"]).await?;
-        Ok((ready == "4").then_some(()))
-    };
-    wait::until("four pods on the other node", SOON, elsewhere).await?;
+    wait::until("four pods on the other node", SOON, four_ready).await?;
     println!("its pods are elsewhere: {:?}", begun.elapsed());
     node.start_kubelet()?;
     cluster.wait_ready(node, true).await?;
