@@ -5,6 +5,7 @@
 //! - [`drift`]: what in the chart follows from other files; `LICTOR_UPDATE=1 cargo test --test chart` writes it anew
 //! - [`schema`]: which values are refused, and in which words
 //! - [`manifests`]: the apiserver takes all that the values in `charts/lictor/ci` make, with Pod Security `restricted`
+//! - [`kubeconform`]: kubeconform takes it too, with the schemas that this apiserver publishes
 //! - [`lifecycle`]: installed, upgraded, uninstalled
 //! - [`rights`]: the roles are enough for what the program does
 //! - [`monitoring`]: alerts, dashboard and runbooks
@@ -19,6 +20,7 @@ mod drift;
 mod gitops;
 mod helm;
 mod installed;
+mod kubeconform;
 mod lifecycle;
 mod lint;
 mod manifests;

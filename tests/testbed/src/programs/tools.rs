@@ -22,6 +22,7 @@ pub enum Tool {
     Prometheus,
     Actionlint,
     Glua,
+    Kubeconform,
 }
 
 impl Tool {
@@ -74,6 +75,14 @@ impl Tool {
                 module: "github.com/yuin/gopher-lua",
                 package: "github.com/yuin/gopher-lua/cmd/glua",
                 takes: "10 s",
+                ..ALONE
+            },
+            Self::Kubeconform => Program {
+                name: "kubeconform",
+                pins: "kubeconform",
+                module: "github.com/yannh/kubeconform",
+                package: "github.com/yannh/kubeconform/cmd/kubeconform",
+                takes: "15 s",
                 ..ALONE
             },
             Self::Actionlint => Program {
