@@ -11,6 +11,7 @@ use ipnet::IpNet;
 
 use crate::cluster::convert::{ChecksRunBy, Rules};
 use crate::consul::login::{LoginSettings, POD_TOKEN};
+use crate::consul::tenancy::Tenancy;
 use crate::consul::transport::{ConsulSettings, Logins};
 use crate::model::ids::{ClusterName, Str};
 use crate::model::policy::Policy;
@@ -117,8 +118,9 @@ pub struct RunArgs {
     #[arg(long, env = "LICTOR_WITHOUT_NODES")]
     pub without_nodes: bool,
 
-    /// Consul's HTTP address, such as `http://127.0.0.1:8500`. With --registration=catalog there may be several,
-    /// separated by commas: servers of one datacenter, which are tried in turn. Where `CONSUL_HTTP_SSL` is true, `http://` is
+    /// Consul's HTTP address, such as `http://127.0.0.1:8500`, `https://gate.example/consul` or `unix:///run/consul.sock`.
+    /// With --registration=catalog there may be several, separated by commas: servers of one datacenter, which are tried in
+    /// turn. Where `CONSUL_HTTP_SSL` is true, `http://` is
     /// taken for `https://`, as Consul's own tools do.
     #[arg(
         long,
@@ -128,6 +130,24 @@ pub struct RunArgs {
         env = "CONSUL_HTTP_ADDR"
     )]
     pub consul_address: Vec<String>,
+
+    /// The datacenter to register in. With --registration=catalog, Consul at --consul-address sends on all requests to it;
+    /// default: the datacenter that is asked. With --registration=agent, it is the one that the agent has to be in.
+    #[arg(long, value_name = "NAME", env = "LICTOR_CONSUL_DATACENTER")]
+    pub consul_datacenter: Option<String>,
+
+    /// The namespace to register in, in Consul Enterprise. Default: the one of the token, or `default`.
+    #[arg(long, value_name = "NAME", env = "CONSUL_NAMESPACE")]
+    pub consul_namespace: Option<String>,
+
+    /// The partition to register in, in Consul Enterprise. Default: the one of the agent that is asked.
+    #[arg(long, value_name = "NAME", env = "CONSUL_PARTITION")]
+    pub consul_partition: Option<String>,
+
+    /// An HTTP proxy on the way to Consul, such as `http://proxy.example:3128`. Default: none; variables such as `HTTP_PROXY`
+    /// do not count.
+    #[arg(long, value_name = "URL", env = "LICTOR_CONSUL_PROXY")]
+    pub consul_proxy: Option<String>,
 
     /// With --registration=agent: an agent that this cluster registered with before, such as `http://10.0.0.7:8500`.
     /// What is left there is deregistered as soon as the present agent has it. It is sent the same token as
@@ -151,8 +171,8 @@ pub struct RunArgs {
     #[arg(long, value_name = "FILE", env = "CONSUL_LOGIN_BEARER_TOKEN_FILE")]
     pub consul_auth_bearer_token_file: Option<PathBuf>,
 
-    /// The datacenter to log in to, where the auth method is in another one than that of --consul-address, such as the
-    /// primary one. Its tokens have to be global then (`TokenLocality`).
+    /// The datacenter to log in to, where the auth method is in another one than the instances, such as the primary one. Its
+    /// tokens have to be global then (`TokenLocality`). Default: --consul-datacenter.
     #[arg(long, value_name = "NAME", env = "CONSUL_LOGIN_DATACENTER")]
     pub consul_auth_datacenter: Option<String>,
 
@@ -160,7 +180,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "NAME", env = "CONSUL_LOGIN_NAMESPACE")]
     pub consul_auth_namespace: Option<String>,
 
-    /// The partition of the auth method, in Consul Enterprise.
+    /// The partition of the auth method, in Consul Enterprise. Default: --consul-partition.
     #[arg(long, value_name = "NAME", env = "CONSUL_LOGIN_PARTITION")]
     pub consul_auth_partition: Option<String>,
 
@@ -269,6 +289,10 @@ impl RunArgs {
             &mut self.cluster_uid,
             &mut self.class,
             &mut self.consul_tls_server_name,
+            &mut self.consul_datacenter,
+            &mut self.consul_namespace,
+            &mut self.consul_partition,
+            &mut self.consul_proxy,
             &mut self.consul_auth_method,
             &mut self.consul_auth_datacenter,
             &mut self.consul_auth_namespace,
@@ -477,7 +501,7 @@ impl Settings {
 }
 
 /// Variables by which Consul's own tools would go to Consul otherwise than Lictor does.
-const NOT_HONOURED: [&str; 4] = ["CONSUL_CAPATH", "CONSUL_HTTP_AUTH", "CONSUL_NAMESPACE", "CONSUL_PARTITION"];
+const NOT_HONOURED: [&str; 2] = ["CONSUL_CAPATH", "CONSUL_HTTP_AUTH"];
 
 /// The way to Consul, by flags and by the environment. Takes what it needs of the flags.
 fn consul(args: &mut RunArgs) -> anyhow::Result<ConsulSettings> {
@@ -491,7 +515,8 @@ fn consul(args: &mut RunArgs) -> anyhow::Result<ConsulSettings> {
         }
     }
     let token = environment("CONSUL_HTTP_TOKEN");
-    let login = login(args)?;
+    let tenancy = tenancy(args)?;
+    let login = login(args, &tenancy)?;
     let given = [(token.is_some(), "CONSUL_HTTP_TOKEN"), (args.consul_token_file.is_some(), "--consul-token-file")];
     if let Some((_, given)) = given.iter().find(|(is_given, _)| *is_given && login.is_some()) {
         bail!("--consul-auth-method and {given} are two ways to a token for Consul: leave out one of them");
@@ -507,11 +532,30 @@ fn consul(args: &mut RunArgs) -> anyhow::Result<ConsulSettings> {
         client_key: args.consul_client_key.take(),
         ssl_verify: boolean("--consul-ssl-verify", &args.consul_ssl_verify, true)?,
         tls_server_name: args.consul_tls_server_name.take(),
+        tenancy,
+        proxy: args.consul_proxy.take(),
+    })
+}
+
+/// The part of Consul to register in. Takes what it needs of the flags.
+fn tenancy(args: &mut RunArgs) -> anyhow::Result<Tenancy> {
+    // Consul's own rule for datacenters; those of namespaces and partitions are narrower, and Consul says so.
+    let fits = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    let name = |flag: &str, name: Option<String>| match name {
+        Some(name) if name.len() > 64 || !name.chars().all(fits) => {
+            bail!("{flag} {name:?}: 1 to 64 of a-z, A-Z, 0-9, '-' and '_'")
+        }
+        name => Ok(name),
+    };
+    Ok(Tenancy {
+        datacenter: name("--consul-datacenter", args.consul_datacenter.take())?,
+        namespace: name("--consul-namespace", args.consul_namespace.take())?,
+        partition: name("--consul-partition", args.consul_partition.take())?,
     })
 }
 
 /// How to log in, where that is asked for. Takes what it needs of the flags.
-fn login(args: &mut RunArgs) -> anyhow::Result<Option<LoginSettings>> {
+fn login(args: &mut RunArgs, tenancy: &Tenancy) -> anyhow::Result<Option<LoginSettings>> {
     let Some(method) = args.consul_auth_method.take() else {
         let others = [
             (args.consul_auth_bearer_token_file.is_some(), "--consul-auth-bearer-token-file"),
@@ -539,9 +583,9 @@ fn login(args: &mut RunArgs) -> anyhow::Result<Option<LoginSettings>> {
     Ok(Some(LoginSettings {
         method,
         bearer_token_file: args.consul_auth_bearer_token_file.take().unwrap_or_else(|| PathBuf::from(POD_TOKEN)),
-        datacenter: args.consul_auth_datacenter.take(),
+        datacenter: args.consul_auth_datacenter.take().or_else(|| tenancy.datacenter.clone()),
         namespace: args.consul_auth_namespace.take(),
-        partition: args.consul_auth_partition.take(),
+        partition: args.consul_auth_partition.take().or_else(|| tenancy.partition.clone()),
         meta: pairs.collect::<anyhow::Result<_>>()?,
     }))
 }
@@ -661,6 +705,30 @@ mod tests {
                     assert!(error.contains(words) && !error.contains('\n'), "{flags:?}: {error}");
                 }
                 (found, _) => panic!("{flags:?}: {found:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_tenancy_is_given_by_names() {
+        let some = |text: &str| Some(text.to_owned());
+        for (flags, expected) in [
+            (vec![], Ok(Tenancy::DEFAULT)),
+            (vec!["--consul-namespace="], Ok(Tenancy::DEFAULT)),
+            (vec!["--consul-datacenter=dc_2"], Ok(Tenancy { datacenter: some("dc_2"), ..Tenancy::DEFAULT })),
+            (
+                vec!["--consul-namespace=shop", "--consul-partition=eu"],
+                Ok(Tenancy { datacenter: None, namespace: some("shop"), partition: some("eu") }),
+            ),
+            (vec!["--consul-datacenter=a b"], Err("--consul-datacenter \"a b\": 1 to 64")),
+            (vec!["--consul-namespace=*"], Err("--consul-namespace \"*\": 1 to 64")),
+            (vec!["--consul-partition=a&b"], Err("--consul-partition \"a&b\": 1 to 64")),
+        ] {
+            let run = <Run as clap::Parser>::try_parse_from(std::iter::once(&"lictor").chain(&flags)).unwrap();
+            match (Settings::new(run.args).map(|settings| settings.consul.tenancy), expected) {
+                (Ok(found), Ok(expected)) => assert_eq!(found, expected, "{flags:?}"),
+                (Err(error), Err(words)) => assert!(format!("{error:#}").contains(words), "{flags:?}: {error:#}"),
+                (found, expected) => panic!("{flags:?}: {found:?}, not {expected:?}"),
             }
         }
     }

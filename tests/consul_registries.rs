@@ -18,6 +18,7 @@ use lictor::consul::agent::takeover::AgentTakeover;
 use lictor::consul::catalog::Catalog;
 use lictor::consul::catalog::takeover::CatalogTakeover;
 use lictor::consul::takeover::{Taken, Takeover};
+use lictor::consul::tenancy::Tenancy;
 use lictor::consul::transport::{ConsulSettings, Http, Request, Response, Transport, TransportError};
 use lictor::model::check::{Check, Checks, PlacedCheck, Probe};
 use lictor::model::desired::{Placement, desired};
@@ -359,6 +360,10 @@ impl Transport for WithoutH2Ping {
     fn has_token(&self) -> bool {
         true
     }
+
+    fn tenancy(&self) -> &Tenancy {
+        &Tenancy::DEFAULT
+    }
 }
 
 #[tokio::test]
@@ -431,6 +436,10 @@ impl Transport for WithAnEagerEsm {
 
     fn has_token(&self) -> bool {
         true
+    }
+
+    fn tenancy(&self) -> &Tenancy {
+        &Tenancy::DEFAULT
     }
 }
 
@@ -986,6 +995,10 @@ impl Transport for InTurn {
     fn has_token(&self) -> bool {
         true
     }
+
+    fn tenancy(&self) -> &Tenancy {
+        &Tenancy::DEFAULT
+    }
 }
 
 #[tokio::test]
@@ -1209,6 +1222,10 @@ impl Transport for Dying {
 
     fn has_token(&self) -> bool {
         true
+    }
+
+    fn tenancy(&self) -> &Tenancy {
+        &Tenancy::DEFAULT
     }
 }
 

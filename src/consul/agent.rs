@@ -111,6 +111,7 @@ impl Agent {
         }
         let (node, _) = agreed.as_ref().and_then(name_and_id).ok_or_else(nameless)?;
         let node: Str = node.into();
+        self.is_in_the_datacenter(agreed.as_ref())?;
         let mut known = self.known();
         known.retire();
         if let Some(id) = agreed.as_ref().and_then(|agreed| agreed.node_id.as_ref()) {
@@ -118,6 +119,19 @@ impl Agent {
         }
         known.current = agreed;
         Ok(Placement::Agent { node })
+    }
+
+    /// Makes sure that an agent is in the datacenter that the settings name, if they name one.
+    fn is_in_the_datacenter(&self, agent: Option<&AgentConfig>) -> Result<(), Unavailable> {
+        let found = agent.and_then(|agent| agent.datacenter.as_deref()).unwrap_or_default();
+        match self.client.tenancy().datacenter.as_deref() {
+            // Consul takes the name of a datacenter in any case, and writes it in lower case.
+            Some(wanted) if !wanted.eq_ignore_ascii_case(found) => Err(Unavailable::not_set_up(format!(
+                "the Consul agent is in the datacenter {found}, and --consul-datacenter says {wanted}: correct one of \
+                 --consul-datacenter and --consul-address"
+            ))),
+            _ => Ok(()),
+        }
     }
 
     /// The node of the agent that we know.

@@ -181,7 +181,7 @@ impl Catalog {
     /// Sends a transaction of these operations.
     async fn transact(&self, body: Bytes) -> TxnResult {
         let decode = |body: &[u8]| serde_json::from_slice::<TxnAnswer>(body);
-        match self.client.put(path(&["txn"], &[]), Some(body)).await {
+        match self.client.transact(body).await {
             Ok(answer) => match decode(&answer) {
                 Ok(answer) => {
                     TxnResult::Done(answer.results.into_iter().flatten().filter_map(|result| result.node).collect())

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use serde::de::DeserializeOwned;
 
 pub use super::path::path;
+use super::tenancy::Tenancy;
 use super::transport::{Method, Request, Response, Transport, TransportError};
 use super::wire::{AgentSelf, Fault};
 use crate::model::reasons::OutageKind;
@@ -58,6 +59,11 @@ impl Client {
     #[must_use]
     pub fn new(transport: Arc<dyn Transport>) -> Self {
         Self { transport }
+    }
+
+    /// The part of Consul that requests are for.
+    pub fn tenancy(&self) -> &Tenancy {
+        self.transport.tenancy()
     }
 
     /// Reads. An answer that ACLs have cut short is an error, as is everything but success: nothing may ever
@@ -113,6 +119,11 @@ impl Client {
         }
     }
 
+    /// Carries out a transaction, whose operations the body holds.
+    pub async fn transact(&self, body: Bytes) -> Result<Bytes, Failed> {
+        self.put(path(&["txn"], &[]), Some(self.tenancy().of_transaction(body))).await
+    }
+
     async fn read<T: DeserializeOwned>(&self, request: Request) -> Result<Answer<T>, Unavailable> {
         let mut pause = FIRST_PAUSE;
         for _ in 0..LIMITED_TRIES {
@@ -147,6 +158,7 @@ impl Client {
 
     /// Sends a request; where there are several addresses, to one after the other until one does better.
     async fn send(&self, request: Request) -> Result<Response, TransportError> {
+        let request = Request { path: self.transport.tenancy().of_path(request.path), ..request };
         for _ in 1..self.transport.addresses() {
             let answer = self.transport.send(request.clone()).await;
             if !may_be_sent_again(request.method, &answer) {
@@ -230,6 +242,16 @@ fn outage(status: u16, response: &Response) -> Unavailable {
     let fault = Fault::of(&words);
     let message = match status {
         403 if fault == Fault::UnknownToken => "the token is not known to Consul".to_owned(),
+        400 if fault == Fault::NotEnterprise => {
+            "this Consul is no Enterprise and has neither namespaces nor partitions: \
+             leave out --consul-namespace and --consul-partition"
+                .to_owned()
+        }
+        500 if fault == Fault::UnknownDatacenter => {
+            format!(
+                "Consul knows no way to the datacenter of --consul-datacenter: correct it, or join the datacenters ({words})"
+            )
+        }
         429 => format!("Consul limits our requests: {words}"),
         _ => format!("Consul answered {status}: {words}"),
     };
@@ -242,6 +264,7 @@ fn failed(status: u16, response: &Response) -> Failed {
     let outage = outage(status, response);
     match status {
         401 | 407 | 429 => Failed::NotTried(outage),
+        400 if fault == Fault::NotEnterprise => Failed::NotTried(outage),
         403 if fault == Fault::UnknownToken => Failed::NotTried(outage),
         400..=499 => Failed::Refused { status, words, body: response.body.clone() },
         _ if fault.is_before_the_write() => Failed::NotTried(outage),

@@ -123,7 +123,7 @@ fn advice(fault: LoginFault, settings: &LoginSettings) -> String {
                 .to_owned()
         }
         LoginFault::UnknownDatacenter => format!(
-            "Consul knows no way to the datacenter {:?}: correct --consul-auth-datacenter",
+            "Consul knows no way to the datacenter {:?}: correct --consul-auth-datacenter or --consul-datacenter",
             settings.datacenter.as_deref().unwrap_or_default()
         ),
     }

@@ -14,6 +14,7 @@ mod others;
 mod path;
 pub mod rights;
 pub mod takeover;
+pub mod tenancy;
 pub mod transport;
 pub(crate) mod wire;
 

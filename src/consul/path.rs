@@ -21,7 +21,7 @@ pub fn path(segments: &[&str], query: &[(&str, &str)]) -> String {
 }
 
 /// RFC 3986: everything but the unreserved characters.
-fn encode(text: &str, to: &mut String) {
+pub(super) fn encode(text: &str, to: &mut String) {
     const HEX: &[u8; 16] = b"0123456789ABCDEF";
     for byte in text.bytes() {
         match byte {

@@ -42,6 +42,7 @@ pub use self::settings::{BadSettings, ConsulSettings};
 use self::settings::{chain, read};
 use self::token::TokenSource;
 use crate::consul::login::NotLoggedIn;
+use crate::consul::tenancy::Tenancy;
 
 /// Says what a request does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,6 +114,9 @@ pub trait Transport: Send + Sync {
 
     /// Says whether requests carry a token. To those without one Consul does not say what it leaves out.
     fn has_token(&self) -> bool;
+
+    /// Names the part of Consul that requests are for. Whoever makes a request puts it in.
+    fn tenancy(&self) -> &Tenancy;
 }
 
 /// Says whether requests may be made: for as long as someone else grants it.
@@ -310,8 +314,8 @@ impl Http {
         }
         match present.blueprint.connections(from.turn.wrapping_add(1)) {
             Ok(next) => {
-                if next.base != from.base {
-                    tracing::debug!(from = %from.base, to = %next.base, "asking Consul at its next address");
+                if next.address != from.address {
+                    tracing::debug!(from = %from.address, to = %next.address, "asking Consul at its next address");
                 }
                 present.connections = next;
             }
@@ -371,7 +375,7 @@ impl Http {
             Interrupted::Failed(error) => failure(&connections, error),
             Interrupted::TooLong => TransportError::NoAnswer(format!(
                 "Consul at {}: the answer is longer than {} MiB",
-                connections.base,
+                connections.address,
                 LONGEST_BODY >> 20
             )),
         });
@@ -403,7 +407,7 @@ fn failure(connections: &Connections, error: reqwest::Error) -> TransportError {
     } else if error.is_connect() {
         not_sent(connections, &why)
     } else {
-        TransportError::NoAnswer(format!("Consul at {}: {why}", connections.base))
+        TransportError::NoAnswer(format!("Consul at {}: {why}", connections.address))
     }
 }
 
@@ -436,7 +440,7 @@ fn sensitive(token: &str) -> Option<HeaderValue> {
 }
 
 fn not_sent(connections: &Connections, why: &str) -> TransportError {
-    TransportError::NotSent(format!("Consul at {}: {why}", connections.base))
+    TransportError::NotSent(format!("Consul at {}: {why}", connections.address))
 }
 
 impl Transport for Http {
@@ -450,6 +454,10 @@ impl Transport for Http {
 
     fn has_token(&self) -> bool {
         self.token.is_some()
+    }
+
+    fn tenancy(&self) -> &Tenancy {
+        &self.settings.tenancy
     }
 }
 

@@ -171,6 +171,8 @@ pub struct AgentConfig {
     /// Drawn anew by an agent that has lost its data.
     #[serde(rename = "NodeID")]
     pub node_id: Option<String>,
+    /// The datacenter that it is in.
+    pub datacenter: Option<String>,
 }
 
 /// Strings, tags and tagged addresses that were seen before: what the instances of a resource have in common

@@ -39,7 +39,7 @@ impl Kubeconform {
 
     /// What it says of the objects of a YAML stream; fails with what it finds wrong.
     async fn check(&self, yaml: &str) -> Result<String> {
-        let objects = self.schemas.write("objects.yaml", yaml.to_owned())?;
+        let objects = self.schemas.write("objects.yaml", yaml)?;
         let place = self.schemas.path().join("{{.ResourceKind}}-{{.Group}}-{{.ResourceAPIVersion}}.json");
         let mut args = ["-strict", "-summary", "-schema-location"].map(OsString::from).to_vec();
         args.extend([place.into_os_string(), objects.into_os_string()]);

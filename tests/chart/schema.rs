@@ -155,7 +155,7 @@ fn look_for_defaults(at: &str, schema: &Value, value: &Value, lacking: &mut Vec<
 }
 
 /// What is wrong, and the words for it.
-const REFUSED: [(&str, &str); 84] = [
+const REFUSED: [(&str, &str); 86] = [
     // Names that there are not.
     ("consul.adress=http://consul:8500", "at '/consul': additional properties 'adress' not allowed"),
     ("replicas=3", "at '': additional properties 'replicas' not allowed"),
@@ -193,7 +193,8 @@ const REFUSED: [(&str, &str); 84] = [
     ("gracePeriod=1s30m", "at '/gracePeriod': '1s30m' does not match pattern"),
     ("log.format=logfmt", "at '/log/format': value must be one of 'text', 'json'"),
     ("consul.address=consul:8500", "at '/consul/address': 'consul:8500' does not match pattern"),
-    ("consul.address=unix:///run/consul.sock", "at '/consul/address': 'unix:///run/consul.sock' does not match"),
+    ("consul.address=unix://run/consul.sock", "at '/consul/address': 'unix://run/consul.sock' does not match"),
+    ("consul.proxy=socks5://proxy:1080", "at '/consul/proxy': 'socks5://proxy:1080' does not match"),
     ("consul.address=http://me:secret@consul", "at '/consul/address': 'http://me:secret@consul' does not match"),
     ("consul.token.existingSecret=A", "at '/consul/token/existingSecret': 'A' does not match pattern"),
     ("consul.token.key=", "at '/consul/token/key': '' does not match pattern"),
@@ -229,6 +230,10 @@ const REFUSED: [(&str, &str); 84] = [
     ("clusterUid=a", "clusterUid: it needs a clusterName"),
     ("leaderElection.enabled=false", "replicaCount: without leaderElection.enabled there may be one replica only"),
     ("replicaCount=1,leaderElection.enabled=false", "uninstall.detach: without leaderElection.enabled the replica"),
+    (
+        "consul.address=unix:///run/consul.sock,consul.proxy=http://proxy:3128",
+        "consul.proxy: no proxy leads to a unix socket",
+    ),
     (
         "registration=agent,consul.address=http://a:8500\\,http://b:8500",
         "consul.address: several addresses are for registration: catalog",

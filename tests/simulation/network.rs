@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
+use lictor::consul::tenancy::Tenancy;
 use lictor::consul::transport::{Method, Request, Response, Transport, TransportError};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout};
@@ -81,6 +82,10 @@ impl Transport for Network {
 
     fn has_token(&self) -> bool {
         true
+    }
+
+    fn tenancy(&self) -> &Tenancy {
+        &Tenancy::DEFAULT
     }
 }
 

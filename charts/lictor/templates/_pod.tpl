@@ -42,6 +42,18 @@
 - --consul-esm
 {{- end }}
 - --consul-address={{ .Values.consul.address }}
+{{- with .Values.consul.datacenter }}
+- --consul-datacenter={{ . }}
+{{- end }}
+{{- with .Values.consul.namespace }}
+- --consul-namespace={{ . }}
+{{- end }}
+{{- with .Values.consul.partition }}
+- --consul-partition={{ . }}
+{{- end }}
+{{- with .Values.consul.proxy }}
+- --consul-proxy={{ . }}
+{{- end }}
 {{- if .Values.consul.token.existingSecret }}
 - --consul-token-file=/etc/lictor/consul-token/token
 {{- end }}

@@ -31,6 +31,9 @@
 {{- if and (ne $values.registration "catalog") (contains "," $values.consul.address) }}
 {{- fail "consul.address: several addresses are for registration: catalog; with agent there is one agent" }}
 {{- end }}
+{{- if and $values.consul.proxy (contains "unix://" $values.consul.address) }}
+{{- fail "consul.proxy: no proxy leads to a unix socket; leave it out, or give an address with http:// or https://" }}
+{{- end }}
 {{- if and $values.consul.esm (eq $values.registration "agent") }}
 {{- fail "consul.esm: it is for registration: catalog; with agent, the agent itself runs the checks" }}
 {{- end }}

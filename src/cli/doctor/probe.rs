@@ -172,11 +172,15 @@ impl Probe<'_> {
     }
 
     async fn transact(&self, ops: &[TxnOp<'_>]) -> Result<(), Broken> {
-        self.put(path(&["txn"], &[]), Some(txn_body(ops))).await
+        self.written(self.client.transact(txn_body(ops)).await)
     }
 
     async fn put(&self, path: String, body: Option<Bytes>) -> Result<(), Broken> {
-        self.client.put(path, body).await.map(drop).map_err(|failed| {
+        self.written(self.client.put(path, body).await)
+    }
+
+    fn written(&self, result: Result<Bytes, Failed>) -> Result<(), Broken> {
+        result.map(drop).map_err(|failed| {
             let words = match failed {
                 Failed::NotTried(outage) | Failed::NoAnswer(outage) | Failed::Stumbled(outage) => outage.message,
                 Failed::Refused { status, words, .. } => format!("Consul answered {status}: {words}"),

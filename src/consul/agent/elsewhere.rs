@@ -153,7 +153,7 @@ impl Agent {
                 txn_body(&[TxnOp::service_get(node, id), TxnOp::service_set(node, id, registration)])
             }
         };
-        op_result(self.client.put(path(&["txn"], &[]), Some(body)).await.map(drop))
+        op_result(self.client.transact(body).await.map(drop))
     }
 }
 

@@ -1,15 +1,16 @@
 //! The connections to one of Consul's addresses, and what they are made of.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
-use reqwest::{Certificate, Identity, redirect};
+use reqwest::{Certificate, Identity, Proxy, Url, redirect};
 
 use super::CONNECTIONS;
 use super::files::Files;
-use super::settings::{BadSettings, ConsulSettings, chain, hold_a_user, parse_address};
+use super::settings::{Address, BadSettings, ConsulSettings, chain, hold_a_user, parse_address, proxy};
 use crate::certificates::{Credentials, Source};
 
 /// The longest time that a connection may take to be made, TLS included.
@@ -22,6 +23,8 @@ pub(super) struct Connections {
     pub(super) turn: usize,
     /// The beginning of each request's URL.
     pub(super) base: Arc<str>,
+    /// The address, for people.
+    pub(super) address: Arc<str>,
     pub(super) client: reqwest::Client,
     /// What they were made with, by which their failures are explained.
     pub(super) credentials: Arc<Credentials>,
@@ -33,6 +36,7 @@ pub(super) struct Blueprint {
     authorities: Option<Vec<Certificate>>,
     identity: Option<Identity>,
     ssl_verify: bool,
+    proxy: Option<Url>,
     credentials: Arc<Credentials>,
 }
 
@@ -40,13 +44,24 @@ pub(super) struct Blueprint {
 struct Server {
     /// The beginning of each request's URL.
     base: Arc<str>,
+    /// The address, for people.
+    address: Arc<str>,
     /// The host that the address leads to, where the URL has another name in its place.
     host: Option<Arc<str>>,
+    /// The unix socket that it leads to, if it is one.
+    socket: Option<Arc<Path>>,
 }
 
 impl Server {
     fn new(address: &str, tls_server_name: Option<&str>) -> Result<Self, BadSettings> {
-        let mut url = parse_address(address)?;
+        let mut url = match parse_address(address)? {
+            Address::Url(url) => url,
+            Address::Socket(path) => {
+                let address = format!("unix://{}", path.display()).into();
+                // Of the URL only the path counts then.
+                return Ok(Self { base: "http://localhost".into(), address, host: None, socket: Some(path.into()) });
+            }
+        };
         let mut host = None;
         if let Some(name) = tls_server_name {
             // The library checks the certificate against the host of the URL: so that host is the name, and
@@ -55,7 +70,8 @@ impl Server {
             url.set_host(Some(name))
                 .map_err(|error| BadSettings::Address { address: name.to_owned(), why: error.to_string() })?;
         }
-        Ok(Self { base: url.as_str().trim_end_matches('/').into(), host })
+        let base: Arc<str> = url.as_str().trim_end_matches('/').into();
+        Ok(Self { address: Arc::clone(&base), base, host, socket: None })
     }
 }
 
@@ -71,12 +87,17 @@ impl Blueprint {
         if servers.is_empty() {
             return Err(BadSettings::NoAddress);
         }
+        let proxy = proxy(settings)?;
+        if proxy.is_some() && servers.iter().any(|server| server.socket.is_some()) {
+            return Err(BadSettings::ProxyToSocket);
+        }
         let authorities = files.authorities.as_ref().map(certificates).transpose()?;
         let identity = files.identity.as_ref().map(|(certificate, key)| {
             let pem = [&*certificate.text, b"\n", &*key.text].concat();
             Identity::from_pem(&pem).map_err(|error| unusable(certificate, &error))
         });
-        Ok(Self { servers, authorities, identity: identity.transpose()?, ssl_verify: settings.ssl_verify, credentials })
+        let (identity, ssl_verify) = (identity.transpose()?, settings.ssl_verify);
+        Ok(Self { servers, authorities, identity, ssl_verify, proxy, credentials })
     }
 
     pub(super) fn credentials(&self) -> &Credentials {
@@ -107,8 +128,15 @@ impl Blueprint {
         if let Some(identity) = &self.identity {
             builder = builder.identity(identity.clone());
         }
+        if let Some(proxy) = &self.proxy {
+            builder = builder.proxy(Proxy::all(proxy.as_str()).map_err(|error| BadSettings::Client(chain(&error)))?);
+        }
+        if let Some(socket) = &server.socket {
+            builder = builder.unix_socket(&**socket);
+        }
         let client = builder.build().map_err(|error| BadSettings::Client(chain(&error)))?;
-        Ok(Connections { turn, base: Arc::clone(&server.base), client, credentials: Arc::clone(&self.credentials) })
+        let (base, address) = (Arc::clone(&server.base), Arc::clone(&server.address));
+        Ok(Connections { turn, base, address, client, credentials: Arc::clone(&self.credentials) })
     }
 
     /// Sets up connections that follow on these, to the same address.

@@ -9,11 +9,12 @@ use reqwest::Url;
 use super::login::Logins;
 use crate::certificates::Fault;
 use crate::consul::login::LoginSettings;
+use crate::consul::tenancy::Tenancy;
 
 /// Says where Consul is and how to be let in.
 #[derive(Clone)]
 pub struct ConsulSettings {
-    /// Each `http://host:port`, `https://host:port`, or `host:port` for plain HTTP; tried in turn.
+    /// Each `http://host:port`, `https://host:port`, `host:port` for plain HTTP, or `unix:///path`; tried in turn.
     pub addresses: Vec<String>,
     /// The ACL token.
     pub token: Option<String>,
@@ -34,6 +35,10 @@ pub struct ConsulSettings {
     pub ssl_verify: bool,
     /// The name that Consul's certificate has to be for, where that is not the host in the address.
     pub tls_server_name: Option<String>,
+    /// The part of Consul that requests are for.
+    pub tenancy: Tenancy,
+    /// An HTTP proxy on the way, such as `http://proxy.example:3128`.
+    pub proxy: Option<String>,
 }
 
 impl ConsulSettings {
@@ -51,6 +56,8 @@ impl ConsulSettings {
             client_key: None,
             ssl_verify: true,
             tls_server_name: None,
+            tenancy: Tenancy::default(),
+            proxy: None,
         }
     }
 }
@@ -59,7 +66,7 @@ impl ConsulSettings {
     /// Says what others on the way to Consul may read or change, in sentences without addresses: everybody may read them.
     #[must_use]
     pub fn exposures(&self) -> Vec<&'static str> {
-        let urls: Vec<Url> = self.addresses.iter().filter_map(|address| parse_address(address).ok()).collect();
+        let urls: Vec<Url> = self.addresses.iter().filter_map(|address| url(address)).collect();
         let has_token = self.token.is_some() || self.token_file.is_some() || self.login.is_some();
         let mut exposures = Vec::new();
         if has_token && urls.iter().any(|url| url.scheme() == "http" && !is_loopback(url)) {
@@ -75,6 +82,14 @@ impl ConsulSettings {
             );
         }
         exposures
+    }
+}
+
+/// The URL of an address that has one.
+fn url(address: &str) -> Option<Url> {
+    match parse_address(address) {
+        Ok(Address::Url(url)) => Some(url),
+        Ok(Address::Socket(_)) | Err(_) => None,
     }
 }
 
@@ -98,6 +113,7 @@ impl fmt::Debug for ConsulSettings {
             .field("client_key", &self.client_key)
             .field("ssl_verify", &self.ssl_verify)
             .field("tls_server_name", &self.tls_server_name)
+            .field("tenancy", &self.tenancy)
             .finish_non_exhaustive()
     }
 }
@@ -105,9 +121,23 @@ impl fmt::Debug for ConsulSettings {
 /// Says why there can be no [`Http`](super::Http) with these settings.
 #[derive(Debug, thiserror::Error)]
 pub enum BadSettings {
-    /// Consul over a unix socket.
-    #[error("Consul's address {0:?} is a unix socket, which is not supported: use http:// or https://")]
+    /// A unix socket without an absolute path.
+    #[error("Consul's address {0:?} is not of the form unix:///PATH")]
     UnixSocket(String),
+    /// A proxy that cannot be used.
+    #[error("the proxy {proxy:?} is not of the form http://HOST:PORT or https://HOST:PORT: {why}")]
+    Proxy {
+        /// The proxy as it was given.
+        proxy: String,
+        /// Says what is wrong with it.
+        why: String,
+    },
+    /// A proxy on the way to a unix socket.
+    #[error("no proxy leads to a unix socket: leave out --consul-proxy, or give an address with http:// or https://")]
+    ProxyToSocket,
+    /// A proxy with a user, and perhaps a password, which is not to be shown.
+    #[error("the proxy for Consul may not hold a user or a password")]
+    UserInProxy,
     /// None at all.
     #[error("no address is given for Consul")]
     NoAddress,
@@ -150,11 +180,38 @@ pub(super) fn hold_a_user(addresses: &[String]) -> bool {
     addresses.iter().any(|address| address.contains('@'))
 }
 
-pub(super) fn parse_address(address: &str) -> Result<Url, BadSettings> {
+/// One of Consul's addresses.
+#[derive(Debug)]
+pub(super) enum Address {
+    /// A host and a port.
+    Url(Url),
+    /// A unix socket; plain HTTP goes over it.
+    Socket(PathBuf),
+}
+
+/// Reads the proxy of the settings, if there is one.
+pub(super) fn proxy(settings: &ConsulSettings) -> Result<Option<Url>, BadSettings> {
+    let Some(given) = &settings.proxy else { return Ok(None) };
+    if given.contains('@') {
+        return Err(BadSettings::UserInProxy);
+    }
+    let bad = |why: &str| BadSettings::Proxy { proxy: given.clone(), why: why.to_owned() };
+    match parse_address(given) {
+        Ok(Address::Url(url)) if url.path() == "/" => Ok(Some(url)),
+        Ok(Address::Url(_)) => Err(bad("it may not hold a path")),
+        Ok(Address::Socket(_)) => Err(bad("its scheme is neither http nor https")),
+        Err(BadSettings::Address { why, .. }) => Err(bad(&why)),
+        Err(error) => Err(error),
+    }
+}
+
+pub(super) fn parse_address(address: &str) -> Result<Address, BadSettings> {
     let bad = |why: &str| BadSettings::Address { address: address.to_owned(), why: why.to_owned() };
     let trimmed = address.trim();
-    if trimmed.starts_with("unix://") {
-        return Err(BadSettings::UnixSocket(address.to_owned()));
+    if let Some(path) = trimmed.strip_prefix("unix://") {
+        let path = PathBuf::from(path);
+        let is_path = path.is_absolute() && path.file_name().is_some();
+        return if is_path { Ok(Address::Socket(path)) } else { Err(BadSettings::UnixSocket(address.to_owned())) };
     }
     let whole = if trimmed.contains("://") { trimmed.to_owned() } else { format!("http://{trimmed}") };
     let url = Url::parse(&whole).map_err(|error| bad(&error.to_string()))?;
@@ -167,7 +224,7 @@ pub(super) fn parse_address(address: &str) -> Result<Url, BadSettings> {
     if url.query().is_some() || url.fragment().is_some() {
         return Err(bad("it may not hold a query or a fragment"));
     }
-    Ok(url)
+    Ok(Address::Url(url))
 }
 
 pub(super) fn read(file: &Path) -> Result<Vec<u8>, BadSettings> {
@@ -210,10 +267,34 @@ mod tests {
             ("https://consul.example:8501", "https://consul.example:8501/"),
             ("https://gate.example/consul", "https://gate.example/consul"),
         ] {
-            assert_eq!(parse_address(given).unwrap().as_str(), base, "{given}");
+            assert_eq!(url(given).unwrap().as_str(), base, "{given}");
         }
-        for bad in ["", "http://", "ftp://x:1", "http://x:1?a=b", "unix:///run/consul.sock"] {
+        for given in ["unix:///run/consul.sock", " unix:///run/consul.sock"] {
+            let address = parse_address(given).unwrap();
+            assert!(matches!(&address, Address::Socket(path) if path == Path::new("/run/consul.sock")), "{address:?}");
+        }
+        for bad in ["", "http://", "ftp://x:1", "http://x:1?a=b", "unix://", "unix://run/consul.sock", "unix:///"] {
             assert!(parse_address(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_proxy_is_a_host_and_a_port() {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        for (address, proxy, words) in [
+            ("http://x:1", "http://proxy:3128", ""),
+            ("https://x:1", "proxy:3128", ""),
+            ("http://x:1", "https://proxy:3128/", ""),
+            ("http://x:1", "http://proxy:3128/consul", "may not hold a path"),
+            ("http://x:1", "socks5://proxy:1080", "neither http nor https"),
+            ("http://x:1", "unix:///run/proxy.sock", "neither http nor https"),
+            ("http://x:1", "http://u:secret@proxy:3128", "may not hold a user"),
+            ("unix:///run/consul.sock", "http://proxy:3128", "no proxy leads to a unix socket"),
+        ] {
+            let settings = ConsulSettings { proxy: Some(proxy.to_owned()), ..ConsulSettings::new(address) };
+            let said = Http::new(&settings).err().map(|error| error.to_string()).unwrap_or_default();
+            assert!(said.contains(words) && said.is_empty() == words.is_empty(), "{proxy}: {said}");
+            assert!(!format!("{said} {settings:?}").contains("secret"), "{proxy}");
         }
     }
 

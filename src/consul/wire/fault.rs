@@ -21,13 +21,17 @@ pub enum Fault {
     RateLimited,
     /// Consul does not know the token, for example because it has expired.
     UnknownToken,
+    /// Namespaces and partitions are for Consul Enterprise.
+    NotEnterprise,
+    /// Consul knows no way to the datacenter that a request is for.
+    UnknownDatacenter,
     /// The text describes a fault that needs no decision of its own.
     Other,
 }
 
 /// The part of an error text that identifies each fault. The first that matches counts: in a refusal by the ACLs
 /// Consul quotes names without escaping them, so a name could hold any of the other texts.
-const TEXTS: [(&str, Fault); 9] = [
+const TEXTS: [(&str, Fault); 11] = [
     ("Permission denied", Fault::PermissionDenied),
     ("ACL not found", Fault::UnknownToken),
     ("index is stale", Fault::StaleIndex),
@@ -37,6 +41,8 @@ const TEXTS: [(&str, Fault); 9] = [
     ("No cluster leader", Fault::NoLeader),
     ("node is not the leader", Fault::NoLeader),
     ("rate limit exceeded", Fault::RateLimited),
+    ("are a Consul Enterprise feature", Fault::NotEnterprise),
+    ("No path to datacenter", Fault::UnknownDatacenter),
 ];
 
 impl Fault {
@@ -55,6 +61,7 @@ impl Fault {
         match (status, self) {
             (429, _) | (_, Self::RateLimited) => OutageKind::RateLimited,
             (_, Self::NoLeader) => OutageKind::NoLeader,
+            (_, Self::NotEnterprise | Self::UnknownDatacenter) => OutageKind::NotSetUp,
             (400..=499, _) | (_, Self::PermissionDenied | Self::UnknownToken) => OutageKind::Refused,
             _ => OutageKind::Failing,
         }
@@ -66,7 +73,9 @@ impl Fault {
     #[must_use]
     pub fn is_before_the_write(self) -> bool {
         match self {
-            Self::NoLeader | Self::RateLimited | Self::UnknownToken => true,
+            Self::NoLeader | Self::RateLimited | Self::UnknownToken | Self::NotEnterprise | Self::UnknownDatacenter => {
+                true
+            }
             Self::StaleIndex
             | Self::PermissionDenied
             | Self::MissingNode
@@ -139,6 +148,11 @@ mod tests {
         ("leadership lost while committing log", Fault::Other),
         // `PUT /v1/agent/service/deregister/none`.
         (r#"Unknown service ID "none". Ensure that the service ID is passed, not the service name."#, Fault::Other),
+        // `PUT /v1/txn?ns=a` and `?partition=a`; the header, whose text is from the source.
+        (r#"Invalid query parameter: "ns" - Namespaces are a Consul Enterprise feature"#, Fault::NotEnterprise),
+        (r#"Invalid query parameter: "partition" - Partitions are a Consul Enterprise feature"#, Fault::NotEnterprise),
+        // `GET /v1/catalog/nodes?dc=other`.
+        ("No path to datacenter", Fault::UnknownDatacenter),
         // A proxy before Consul.
         ("upstream request timeout", Fault::Other),
         ("", Fault::Other),
@@ -168,6 +182,8 @@ mod tests {
             (Fault::NoLeader, true),
             (Fault::RateLimited, true),
             (Fault::UnknownToken, true),
+            (Fault::NotEnterprise, true),
+            (Fault::UnknownDatacenter, true),
             (Fault::PermissionDenied, false),
             (Fault::StaleIndex, false),
             (Fault::Gone, false),

@@ -102,6 +102,9 @@ impl Hold {
     }
 }
 
+/// What changes a request on its way to Consul, after it was written down.
+pub type Rewrite = Arc<dyn Fn(&mut Record) + Send + Sync>;
+
 /// What decides for one request at a time.
 pub type Rule = Arc<dyn Fn(&Record) -> Option<Fault> + Send + Sync>;
 
@@ -127,9 +130,9 @@ pub struct Proxy {
     accepting: AbortHandle,
 }
 
-#[derive(Debug)]
 struct Shared {
     upstream: String,
+    rewrite: Option<Rewrite>,
     client: reqwest::Client,
     log: Mutex<Log>,
     fault: Mutex<Fault>,
@@ -150,11 +153,21 @@ impl Proxy {
 
     /// The same at another address of this machine.
     pub async fn start_at(address: Ipv4Addr, upstream: &str) -> Result<Self> {
+        Self::begin(address, upstream, None).await
+    }
+
+    /// Starts one that changes each request on its way, as a gateway may.
+    pub async fn start_with(upstream: &str, rewrite: Rewrite) -> Result<Self> {
+        Self::begin(Ipv4Addr::LOCALHOST, upstream, Some(rewrite)).await
+    }
+
+    async fn begin(address: Ipv4Addr, upstream: &str, rewrite: Option<Rewrite>) -> Result<Self> {
         init_tls();
         let listener = TcpListener::bind((address, 0)).await?;
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared {
             upstream: upstream.trim_end_matches('/').to_owned(),
+            rewrite,
             client: reqwest::Client::builder().no_proxy().build()?,
             log: Mutex::default(),
             fault: Mutex::default(),
@@ -191,6 +204,12 @@ impl Proxy {
     /// From now on this goes wrong, until something else is set. Requests under way are not touched.
     pub fn set_fault(&self, fault: Fault) {
         *self.shared.fault() = fault;
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").field("upstream", &self.upstream).finish_non_exhaustive()
     }
 }
 
@@ -268,6 +287,10 @@ impl Shared {
     }
 
     async fn forward(&self, record: &Record, headers: HeaderMap) -> Result<Response<Full<Bytes>>> {
+        let mut record = record.clone();
+        if let Some(rewrite) = &self.rewrite {
+            rewrite(&mut record);
+        }
         let mut url = format!("{}{}", self.upstream, record.path);
         if !record.query.is_empty() {
             url = format!("{url}?{}", record.query);
