@@ -31,7 +31,7 @@ pub struct RunArgs {
 
     /// The cluster's name in Consul: a DNS label, unique among the clusters that share the Consul. Default: the
     /// uid of the namespace kube-system. What was registered under another name, or by another --registration,
-    /// stays in Consul when it is changed.
+    /// stays in Consul when it is changed, unless a --previous flag says where it was.
     #[arg(long, value_name = "NAME", env = "LICTOR_CLUSTER_NAME")]
     pub cluster_name: Option<String>,
 
@@ -154,6 +154,24 @@ pub struct RunArgs {
     /// --consul-address: name only agents that you trust. Several are separated by commas.
     #[arg(long = "previous-agent", value_name = "URL,...", value_delimiter = ',', env = "LICTOR_PREVIOUS_AGENT")]
     pub previous_agents: Vec<String>,
+
+    /// For a move: the --registration of before. What is registered there is deregistered as soon as the same instance is
+    /// registered in the present place. Give it, or one of the other --previous flags, until nothing is left there.
+    #[arg(long, value_enum, value_name = "REGISTRATION", env = "LICTOR_PREVIOUS_REGISTRATION")]
+    pub previous_registration: Option<Mode>,
+
+    /// For a move: the --consul-address of before. It is sent the same token as --consul-address, unless
+    /// --previous-consul-token-file is given. Default: --consul-address.
+    #[arg(long, value_name = "URL,...", value_delimiter = ',', env = "LICTOR_PREVIOUS_CONSUL_ADDRESS")]
+    pub previous_consul_address: Vec<String>,
+
+    /// For a move: the --cluster-name of before. Default: the present one.
+    #[arg(long, value_name = "NAME", env = "LICTOR_PREVIOUS_CLUSTER_NAME")]
+    pub previous_cluster_name: Option<String>,
+
+    /// For a move: a file with the token for the Consul of before. Default: the token for --consul-address.
+    #[arg(long, value_name = "FILE", env = "LICTOR_PREVIOUS_CONSUL_TOKEN_FILE")]
+    pub previous_consul_token_file: Option<PathBuf>,
 
     /// A file with the token for Consul. It is read again when it changes, and the old token stays in use until Consul knows
     /// the new one. A token may also stand in
@@ -286,6 +304,7 @@ impl RunArgs {
     fn drop_empty(&mut self) {
         for text in [
             &mut self.cluster_name,
+            &mut self.previous_cluster_name,
             &mut self.cluster_uid,
             &mut self.class,
             &mut self.consul_tls_server_name,
@@ -306,6 +325,7 @@ impl RunArgs {
         }
         for path in [
             &mut self.consul_token_file,
+            &mut self.previous_consul_token_file,
             &mut self.consul_auth_bearer_token_file,
             &mut self.consul_ca_cert,
             &mut self.consul_client_cert,
@@ -317,6 +337,7 @@ impl RunArgs {
         }
         self.consul_auth_meta.retain(|pair| !pair.trim().is_empty());
         self.consul_address.retain(|address| !address.trim().is_empty());
+        self.previous_consul_address.retain(|address| !address.trim().is_empty());
         if self.consul_address.is_empty() {
             self.consul_address.push(CONSUL_ADDRESS.to_owned());
         }
@@ -336,6 +357,17 @@ pub enum Mode {
     Agent,
     /// The servers' catalog.
     Catalog,
+}
+
+impl Mode {
+    /// As it is written in a flag.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Agent => "agent",
+            Self::Catalog => "catalog",
+        }
+    }
 }
 
 /// The format of the log.
@@ -368,6 +400,8 @@ pub struct Settings {
     pub consul: ConsulSettings,
     /// The addresses of agents that were registered with before, in `agent` mode.
     pub previous_agents: Vec<String>,
+    /// Where registrations were before a move, if one is under way.
+    pub previous: Option<Previous>,
     /// The election in which this replica takes part, if it does.
     pub election: Option<Election>,
     /// The path of the kubeconfig, where one is given.
@@ -464,6 +498,7 @@ impl Settings {
             "--consul-auth-method is for --registration=catalog: an agent keeps the token that an instance was registered with, \
              and the token of a login ends; give one by --consul-token-file"
         );
+        let previous = previous(&mut args, &consul, cluster_name.as_ref())?;
         Ok(Self {
             registration: args.registration,
             cluster_name,
@@ -484,6 +519,7 @@ impl Settings {
             policy,
             consul,
             previous_agents: args.previous_agents,
+            previous,
             election,
             kubeconfig: args.kubeconfig,
             context: args.context,
@@ -500,6 +536,56 @@ impl Settings {
     }
 }
 
+/// Where registrations were before a move.
+#[derive(Clone, Debug)]
+pub struct Previous {
+    /// The place of registrations.
+    pub registration: Mode,
+    /// The way to Consul.
+    pub consul: ConsulSettings,
+    /// The cluster's name, where it was another one.
+    pub cluster_name: Option<ClusterName>,
+}
+
+/// Where registrations were, where a flag says so. Takes what it needs of the flags.
+fn previous(
+    args: &mut RunArgs,
+    consul: &ConsulSettings,
+    cluster_name: Option<&ClusterName>,
+) -> anyhow::Result<Option<Previous>> {
+    let name = args.previous_cluster_name.take();
+    let name = name.as_deref().map(ClusterName::new).transpose().context("--previous-cluster-name")?;
+    let (addresses, token_file) =
+        (std::mem::take(&mut args.previous_consul_address), args.previous_consul_token_file.take());
+    let registration = args.previous_registration.unwrap_or(args.registration);
+    if args.previous_registration.is_none() && addresses.is_empty() && name.is_none() {
+        ensure!(token_file.is_none(), "--previous-consul-token-file needs --previous-consul-address");
+        return Ok(None);
+    }
+    let is_same_name = name.as_ref().is_none_or(|name| Some(name) == cluster_name);
+    ensure!(
+        registration != args.registration || !addresses.is_empty() || !is_same_name,
+        "the flags --previous-... name the place where Lictor registers now: give the --registration, the address or the \
+         cluster name of before"
+    );
+    let mut consul = consul.clone();
+    if !addresses.is_empty() {
+        consul.addresses = addresses;
+    }
+    if token_file.is_some() {
+        (consul.token, consul.token_file, consul.login) = (None, token_file, None);
+    }
+    ensure!(
+        registration == Mode::Catalog || consul.addresses.len() == 1,
+        "--previous-registration=agent: give the address of the one agent by --previous-consul-address"
+    );
+    ensure!(
+        registration == Mode::Catalog || consul.login.is_none(),
+        "--previous-registration=agent with --consul-auth-method: give a token for the agent by --previous-consul-token-file"
+    );
+    Ok(Some(Previous { registration, consul, cluster_name: name }))
+}
+
 /// Variables by which Consul's own tools would go to Consul otherwise than Lictor does.
 const NOT_HONOURED: [&str; 2] = ["CONSUL_CAPATH", "CONSUL_HTTP_AUTH"];
 
@@ -510,7 +596,9 @@ fn consul(args: &mut RunArgs) -> anyhow::Result<ConsulSettings> {
         bail!("the environment variable {name} is not supported: unset it");
     }
     if boolean("CONSUL_HTTP_SSL", &environment("CONSUL_HTTP_SSL").unwrap_or_default(), false)? {
-        for address in args.consul_address.iter_mut().chain(&mut args.previous_agents) {
+        for address in
+            args.consul_address.iter_mut().chain(&mut args.previous_agents).chain(&mut args.previous_consul_address)
+        {
             *address = over_tls(address);
         }
     }
@@ -705,6 +793,46 @@ mod tests {
                     assert!(error.contains(words) && !error.contains('\n'), "{flags:?}: {error}");
                 }
                 (found, _) => panic!("{flags:?}: {found:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_move_is_from_somewhere_else() {
+        let (agent, catalog) = ("--registration=agent", "--registration=catalog");
+        for (flags, expected) in [
+            (vec![agent], Ok(None)),
+            (vec![agent, "--previous-consul-address="], Ok(None)),
+            (vec![catalog, "--previous-registration=agent"], Ok(Some((Mode::Agent, CONSUL_ADDRESS, None)))),
+            (vec![agent, "--previous-consul-address=http://old:1"], Ok(Some((Mode::Agent, "http://old:1", None)))),
+            (vec![agent, "--previous-cluster-name=old"], Ok(Some((Mode::Agent, CONSUL_ADDRESS, Some("old"))))),
+            (vec![agent, "--previous-registration=agent"], Err("name the place where Lictor registers now")),
+            (
+                vec![agent, "--cluster-name=one", "--previous-cluster-name=one"],
+                Err("name the place where Lictor registers now"),
+            ),
+            (vec![agent, "--previous-cluster-name=O"], Err("--previous-cluster-name")),
+            (
+                vec![catalog, "--consul-address=http://a:1,http://b:1", "--previous-registration=agent"],
+                Err("give the address of the one agent"),
+            ),
+            (vec![agent, "--previous-consul-token-file=/t"], Err("needs --previous-consul-address")),
+            (
+                vec![catalog, "--consul-auth-method=kube", "--previous-registration=agent"],
+                Err("give a token for the agent by --previous-consul-token-file"),
+            ),
+        ] {
+            let run = <Run as clap::Parser>::try_parse_from(std::iter::once(&"lictor").chain(&flags)).unwrap();
+            match (Settings::new(run.args).map(|settings| settings.previous), expected) {
+                (Ok(found), Ok(expected)) => {
+                    let found = found.map(|found| (found.registration, found.consul.addresses, found.cluster_name));
+                    let expected = expected.map(|(mode, address, name)| {
+                        (mode, vec![address.to_owned()], name.map(|name| ClusterName::new(name).unwrap()))
+                    });
+                    assert_eq!(found, expected, "{flags:?}");
+                }
+                (Err(error), Err(words)) => assert!(format!("{error:#}").contains(words), "{flags:?}: {error:#}"),
+                (found, expected) => panic!("{flags:?}: {found:?}, not {expected:?}"),
             }
         }
     }

@@ -267,6 +267,7 @@ fn status_of(spec: &Spec, resolution: &Resolution, placement: &Placement, missin
         paused: false,
         counts: count(&desired, |key| mirror.row(key)),
         in_progress: false,
+        left_behind: 0,
         missing: None,
         connected: true,
         problems: resolution.left_out.clone(),

@@ -354,6 +354,11 @@ fn gauges(snapshot: &Snapshot) -> Registry {
     gauge("lictor_refused_instances", "Instances that Consul refuses", snapshot.refused);
     gauge("lictor_unread_nodes", "Consul nodes that could not be read, while others could", snapshot.unread_nodes);
     gauge("lictor_instances_on_other_agents", "Our instances that another Consul agent holds", snapshot.elsewhere);
+    gauge(
+        "lictor_previous_instances",
+        "Our instances that are left at the previous place (--previous-...)",
+        snapshot.left_behind,
+    );
     gauge("lictor_held_resources", "Resources whose removals wait for Kubernetes to confirm them", snapshot.held);
     gauge(
         "lictor_mass_unready_instances",

@@ -10,7 +10,7 @@ use clap::Args;
 use kube::Client;
 use tokio::task::JoinHandle;
 
-use super::{identify, logged_out, prepare, write_lease};
+use super::{PreviousAway, identify, logged_out, prepare, write_lease};
 use crate::cluster::connect;
 use crate::cluster::kubernetes::ApiServer;
 use crate::cluster::lease::{self, LeaseSettings};
@@ -70,7 +70,7 @@ async fn detach_all(settings: Settings, deregister: bool) -> anyhow::Result<()> 
             None => Arc::new(http),
         };
         let write_lease = lead.as_ref().map(|lead| &lead.write_lease);
-        registry = Some(super::registry(&settings, &identity, transport, write_lease)?);
+        registry = Some(super::registry(&settings, &identity, transport, write_lease, PreviousAway::Fails)?);
     }
     let scopes = settings.scopes.clone();
     let kubernetes = ApiServer::new(client, settings.scopes, false, Arc::new(settings.rules), Orders::default());

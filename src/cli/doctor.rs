@@ -18,7 +18,7 @@ use kube::{Api, Client};
 use tokio::signal::unix::{SignalKind, signal};
 
 use self::probe::Way;
-use super::{DIFFERS, identify, prepare, registry};
+use super::{DIFFERS, PreviousAway, identify, in_other_mode, prepare, registry};
 use crate::cluster::definition::{self, Definition};
 use crate::cluster::{connect, permissions};
 use crate::consul::transport::{ConsulSettings, Http, LoggedIn, Transport};
@@ -104,11 +104,11 @@ async fn examine(settings: Settings, service: &str, dns_address: Option<&str>, r
     }
     let transport: Arc<dyn Transport> = Arc::new(http);
     let Some(identity) = identity else { return };
-    let registry = registry(&settings, &identity, Arc::clone(&transport), None);
+    let registry = registry(&settings, &identity, Arc::clone(&transport), None, PreviousAway::Fails);
     let registry = match registry {
         Ok(registry) => registry,
         Err(error) => {
-            report.say::<()>("the agents of before are configured", Err(format!("{error:#}")));
+            report.say::<()>("the places of before are configured", Err(format!("{error:#}")));
             return;
         }
     };
@@ -117,6 +117,18 @@ async fn examine(settings: Settings, service: &str, dns_address: Option<&str>, r
         report.say("Consul can be read", found(survey, |(_, rows)| format!("{} instances of ours", rows.len())));
     if let Some((placement, rows)) = survey {
         say_where(&placement, &rows, report);
+        let (other, left) = in_other_mode(&settings, &identity, &transport).await;
+        let count: usize = left.values().sum();
+        if count > 0 {
+            let other = other.as_str();
+            report.note(
+                "the other mode",
+                &format!(
+                    "--registration={other} has registered {count} instances, which stay: --previous-registration={other} \
+                     moves them"
+                ),
+            );
+        }
         say_whose(&identity, &rows, report);
         if let Some(client) = client.filter(|_| settings.registration == Mode::Catalog) {
             names_of_nodes(&client, &placement, report).await;

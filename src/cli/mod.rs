@@ -3,6 +3,7 @@
 //! A wrong flag or an unreadable file is one line on stderr and exit code 2. What can pass by itself (no
 //! Kubernetes, no Consul) is not an error of the command line: `run` waits for it.
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
@@ -19,8 +20,10 @@ use tracing_subscriber::EnvFilter;
 use crate::cluster::kubernetes;
 use crate::consul::agent::Agent;
 use crate::consul::catalog::Catalog;
-use crate::consul::transport::{ConsulSettings, Http, Transport, WriteLease};
-use crate::model::ids::{ClusterName, Identity, Str};
+use crate::consul::moving::{Moving, PreviousPlace};
+use crate::consul::transport::{BadSettings, ConsulSettings, Http, Transport, WriteLease};
+use crate::model::ids::{ClusterName, Identity, ResourceKey, Str};
+use crate::model::registration::Ownership;
 use crate::ports::{Leads, Registry};
 use crate::settings::{LogFormat, Mode, RunArgs, Settings};
 
@@ -192,23 +195,86 @@ fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
 
 /// Makes requests depend on the lead. In the catalog a fence keeps out a write that comes late.
 fn write_lease(settings: &Settings, leads: Leads, margin: Duration) -> WriteLease {
+    let was_agent = settings.previous.as_ref().is_some_and(|previous| previous.registration == Mode::Agent);
     match settings.registration {
-        Mode::Agent => WriteLease::new(leads, margin),
-        Mode::Catalog => WriteLease::fenced(leads),
+        Mode::Catalog if !was_agent => WriteLease::fenced(leads),
+        Mode::Agent | Mode::Catalog => WriteLease::new(leads, margin),
     }
 }
 
-/// Makes the registry of the mode. Of several replicas only the one with the write lease writes.
+/// Says what becomes of a command while the place of before, in a move, is away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum PreviousAway {
+    /// It goes on without.
+    GoesOn,
+    /// It fails.
+    Fails,
+}
+
+/// Makes the registry of the mode; in a move, together with the one of before. Of several replicas only the one with the
+/// write lease writes.
 fn registry(
     settings: &Settings,
     identity: &Identity,
     transport: Arc<dyn Transport>,
     write_lease: Option<&WriteLease>,
+    previous_away: PreviousAway,
 ) -> anyhow::Result<Arc<dyn Registry>> {
-    Ok(match settings.registration {
-        Mode::Agent => Arc::new(agent(settings, identity, transport, write_lease)?),
-        Mode::Catalog => Arc::new(Catalog::new(identity.clone(), transport)),
-    })
+    let current: Arc<dyn Registry> = match settings.registration {
+        Mode::Agent => Arc::new(agent(settings, identity, Arc::clone(&transport), write_lease)?),
+        Mode::Catalog => Arc::new(Catalog::new(identity.clone(), Arc::clone(&transport))),
+    };
+    let Some(previous) = &settings.previous else { return Ok(current) };
+    let way = way_to(&previous.consul, write_lease).context("the Consul of before (--previous-consul-address)")?;
+    let cluster = previous.cluster_name.clone().unwrap_or_else(|| identity.cluster.clone());
+    let before = Identity { cluster: cluster.clone(), ..identity.clone() };
+    let registry: Arc<dyn Registry> = match previous.registration {
+        Mode::Agent => Arc::new(Agent::new(before, Arc::clone(&way))),
+        Mode::Catalog => Arc::new(Catalog::new(before, Arc::clone(&way))),
+    };
+    let previous = PreviousPlace {
+        registry,
+        transport: way,
+        cluster,
+        is_of_another_mode: previous.registration != settings.registration,
+        is_needed: previous_away == PreviousAway::Fails,
+    };
+    Ok(Arc::new(Moving::new(current, transport, identity.cluster.clone(), previous)))
+}
+
+/// Counts, by resource, what this cluster has registered in the same Consul by the other mode, unless a move from there is
+/// under way. What cannot be read counts as nothing.
+async fn in_other_mode(
+    settings: &Settings,
+    identity: &Identity,
+    transport: &Arc<dyn Transport>,
+) -> (Mode, BTreeMap<ResourceKey, usize>) {
+    let (mode, registry): (Mode, Box<dyn Registry>) = match settings.registration {
+        Mode::Agent => (Mode::Catalog, Box::new(Catalog::new(identity.clone(), Arc::clone(transport)))),
+        Mode::Catalog => (Mode::Agent, Box::new(Agent::new(identity.clone(), Arc::clone(transport)))),
+    };
+    let mut counts = BTreeMap::new();
+    if settings.previous.is_some() {
+        return (mode, counts);
+    }
+    let rows = registry.survey().await.map(|(_, rows)| rows).unwrap_or_default();
+    for row in rows.into_values() {
+        if let Ownership::Ours(owner) = row.ownership {
+            *counts.entry(owner).or_default() += 1;
+        }
+    }
+    (mode, counts)
+}
+
+/// A way to Consul that follows the files of its settings.
+fn way_to(consul: &ConsulSettings, write_lease: Option<&WriteLease>) -> Result<Arc<dyn Transport>, BadSettings> {
+    let http = Http::new(consul)?;
+    let http = Arc::new(match write_lease {
+        None => http,
+        Some(write_lease) => http.with_write_lease(write_lease.clone()),
+    });
+    tokio::spawn(Arc::clone(&http).follow_files());
+    Ok(http)
 }
 
 /// The agent that registrations go to, with those that they went to before.
@@ -220,14 +286,7 @@ fn agent(
 ) -> anyhow::Result<Agent> {
     let previous = settings.previous_agents.iter().map(|address| {
         let consul = ConsulSettings { addresses: vec![address.clone()], ..settings.consul.clone() };
-        let http = Http::new(&consul).context("--previous-agent")?;
-        let http = Arc::new(match write_lease {
-            None => http,
-            Some(write_lease) => http.with_write_lease(write_lease.clone()),
-        });
-        tokio::spawn(Arc::clone(&http).follow_files());
-        let transport: Arc<dyn Transport> = http;
-        Ok((address.clone(), transport))
+        Ok((address.clone(), way_to(&consul, write_lease).context("--previous-agent")?))
     });
     let previous = previous.collect::<anyhow::Result<Vec<_>>>()?;
     Ok(Agent::new(identity.clone(), transport).with_previous(previous))

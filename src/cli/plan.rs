@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::preview::{Note, Step, preview};
-use super::{DIFFERS, identify, logged_out, prepare, registry};
+use super::{DIFFERS, PreviousAway, identify, in_other_mode, logged_out, prepare, registry};
 use crate::cluster::connect;
 use crate::cluster::kubernetes::ApiServer;
 use crate::cluster::watch::Orders;
@@ -69,13 +69,23 @@ async fn look(settings: Settings) -> anyhow::Result<(Vec<Step>, Vec<Note>)> {
         .await
         .context("reaching Kubernetes")?;
     let identity = identify(&client, &settings).await?;
-    let registry = registry(&settings, &identity, transport, None)?;
+    let registry = registry(&settings, &identity, Arc::clone(&transport), None, PreviousAway::Fails)?;
+    let (other, left) = in_other_mode(&settings, &identity, &transport).await;
     let mut world = read_world(client, settings, Orders::default()).await?;
     let (placement, rows) = registry.survey().await?;
     if world.asks_for_others() {
         world.know_others(Some(registry.names_of_others().await?));
     }
-    Ok(preview(world, rows, &identity, &placement, Instant::now()))
+    let (steps, mut notes) = preview(world, rows, &identity, &placement, Instant::now());
+    let other = other.as_str();
+    notes.extend(left.into_iter().map(|(resource, count)| Note {
+        resource,
+        reason: "OtherRegistration".to_owned(),
+        message: format!(
+            "--registration={other} has registered {count} instances, which stay: --previous-registration={other} moves them"
+        ),
+    }));
+    Ok((steps, notes))
 }
 
 /// Reads what Kubernetes has, once, under the policy of the settings.

@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 
 use super::plan::{columns, read_world};
-use super::{DIFFERS, identify, logged_out, prepare, registry};
+use super::{DIFFERS, PreviousAway, identify, logged_out, prepare, registry};
 use crate::cluster::connect;
 use crate::cluster::watch::Orders;
 use crate::consul::rights::{self, Services};
@@ -140,7 +140,7 @@ async fn look(settings: Settings, then: &Policy) -> anyhow::Result<World> {
     let consul = if then.asks_for_others() || settings.policy.read()?.asks_for_others() {
         let transport: Arc<dyn Transport> = Arc::new(Http::new(&settings.consul).context("reaching Consul")?);
         let identity = identify(&client, &settings).await?;
-        let registry = registry(&settings, &identity, transport, None)?;
+        let registry = registry(&settings, &identity, transport, None, PreviousAway::Fails)?;
         Some((registry.survey().await?.1, registry.names_of_others().await?))
     } else {
         None

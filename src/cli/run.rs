@@ -10,7 +10,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-use super::{identify, prepare, registry, stop_signal, write_lease};
+use super::{PreviousAway, identify, prepare, registry, stop_signal, write_lease};
 use crate::admin::{self, Admin};
 use crate::cluster::connect;
 use crate::cluster::definition::{self, Definition};
@@ -103,7 +103,7 @@ async fn operate(settings: Settings) -> anyhow::Result<()> {
     );
 
     tokio::spawn(mind_the_definition(client.clone(), admin.clone()));
-    let registry = registry(&settings, &identity, transport, write_lease.as_ref())?;
+    let registry = registry(&settings, &identity, transport, write_lease.as_ref(), PreviousAway::GoesOn)?;
     let rules = Arc::new(settings.rules);
     let (sink, events) = mpsc::channel(EVENTS);
     let (ask, questions) = mpsc::channel(16);

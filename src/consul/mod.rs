@@ -10,6 +10,7 @@ pub(crate) mod client;
 mod indexes;
 pub mod login;
 mod marked;
+pub mod moving;
 mod others;
 mod path;
 pub mod rights;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::Engine;
 use crate::model::health::Health;
+use crate::model::ids::PREVIOUS;
 use crate::model::reasons::OutageKind;
 use crate::model::registration::Ownership;
 use crate::model::status::{ConditionKind, Status, Truth};
@@ -40,6 +41,8 @@ pub struct Snapshot {
     pub unread_nodes: usize,
     /// The number of instances of this cluster that another Consul agent holds.
     pub elsewhere: usize,
+    /// Counts the instances of ours that are left at the previous place.
+    pub left_behind: usize,
     /// The number of resources that have removals that wait for Kubernetes to confirm them.
     pub held: usize,
     /// The number of instances that stopped being ready at once with most others, while their endpoints stay.
@@ -79,6 +82,7 @@ impl Engine {
             refused: self.resources.refused_len(),
             unread_nodes: self.resync.failing_len(),
             elsewhere: self.elsewhere(),
+            left_behind: self.left_behind(),
             held: self.removals.len(),
             mass_unready: self.unready.len(),
             mass_unready_message: self.mass_unready_message(),
@@ -106,6 +110,12 @@ impl Engine {
             Ownership::Unowned | Ownership::Other(_) => false,
         })
         .count()
+    }
+
+    /// Counts the instances of ours that are left at the previous place.
+    fn left_behind(&self) -> usize {
+        let nodes = self.mirror.nodes().filter(|node| node.starts_with(PREVIOUS));
+        nodes.flat_map(|node| self.mirror.on_node(node)).filter(|(_, row)| row.is_ours()).count()
     }
 
     fn not_ready(&self) -> Option<String> {

@@ -10,7 +10,7 @@ use super::reports::{Next, Said, Sent};
 use super::timers::Timer;
 use super::{Completion, Engine};
 use crate::model::diff::count;
-use crate::model::ids::ResourceKey;
+use crate::model::ids::{PREVIOUS, ResourceKey};
 use crate::model::port::PortInUse;
 use crate::model::reasons::{Counts, Problem, ProblemReason};
 use crate::model::registration::{Row, RowKey};
@@ -261,6 +261,7 @@ impl Engine {
             mass_unready: self.unready.concerns(key).then(|| self.holds_unready()),
             counts,
             in_progress: record.progress.is_some() || self.lacks_finalizer(key, resource),
+            left_behind: self.mirror.owned(key).filter(|(row, _)| row.node.starts_with(PREVIOUS)).count(),
             missing: record.missing.as_ref().and_then(|missing| missing.message.clone()),
             connected: placement.is_some(),
             problems: self.problems(key).chain(source.problems.iter().cloned()).collect(),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::check::{Checks, PlacedCheck};
 use super::health::Health;
-use super::ids::{ClusterName, Identity, InstanceIds, ResourceKey, Str, meta};
+use super::ids::{ClusterName, Identity, InstanceIds, PREVIOUS, ResourceKey, Str, meta};
 use super::nodes::{SHARDS, node_name, shard_name, shard_of};
 use super::pairs::{Pairs, SharedPairs};
 use super::registration::{Registration, RowKey, TaggedAddress};
@@ -48,7 +48,7 @@ impl Placement {
     /// Says whether a Consul node is that of another agent than the one that instances go to.
     #[must_use]
     pub fn is_another_agent(&self, consul_node: &str) -> bool {
-        matches!(self, Self::Agent { node } if **node != *consul_node)
+        !consul_node.starts_with(PREVIOUS) && matches!(self, Self::Agent { node } if **node != *consul_node)
     }
 
     /// The Consul node that stands for a Kubernetes node; none in `agent` mode, and where it is somebody else's.

@@ -132,6 +132,9 @@ pub mod meta {
     pub const OWNERSHIP: [&str; 7] = [MANAGED_BY, CLUSTER, CLUSTER_UID, OWNER, OWNER_UID, SOURCE, CHECKS];
 }
 
+/// The beginning of the names that Consul nodes of the previous place have here, while a move is under way.
+pub const PREVIOUS: &str = "previous: ";
+
 /// Gives the beginning of every ID of a cluster.
 #[must_use]
 pub fn id_prefix(cluster: &ClusterName) -> String {

@@ -167,6 +167,8 @@ pub struct Findings<'a> {
     pub counts: Counts,
     /// True if writes of this resource wait or are under way.
     pub in_progress: bool,
+    /// Counts the instances that are left at the previous place.
+    pub left_behind: usize,
     /// Says which instances stay although their endpoints are missing.
     pub missing: Option<String>,
     /// True if it is known what Consul holds; if not, the counts are those of before.
@@ -279,6 +281,11 @@ fn registered(findings: &Findings<'_>) -> (Truth, &'static str, String) {
     if let Some(first) = findings.problems.first() {
         let message = format!("{}; {}: {}", held(), first.instance, first.message);
         return (Truth::False, first.reason.as_str(), message);
+    }
+    if desired == registered && findings.left_behind > 0 {
+        let message =
+            format!("Consul holds every desired instance; {} are left at the previous place", findings.left_behind);
+        return (Truth::False, PENDING, message);
     }
     if desired == registered && !findings.in_progress {
         if let Some(missing) = &findings.missing {

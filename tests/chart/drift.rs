@@ -116,11 +116,15 @@ async fn the_flags_are_those_of_the_program() -> Result<()> {
 }
 
 /// What the chart does not set, and why not.
-const NOT_SET: [(&str, &str); 4] = [
+const NOT_SET: [(&str, &str); 8] = [
     ("identity", "different for each replica: the pod's name is in it by default"),
     ("kubeconfig", "in a pod it is the service account's"),
     ("context", "likewise"),
     ("previous-agent", "for the time of a move from one agent to another: extraArgs has it for so long"),
+    ("previous-registration", "for the time of a move, likewise"),
+    ("previous-consul-address", "likewise"),
+    ("previous-cluster-name", "likewise"),
+    ("previous-consul-token-file", "likewise"),
 ];
 
 #[tokio::test]

@@ -8,18 +8,19 @@ use serde_json::{Value, json};
 
 use crate::fixture::{Fixture, LICTOR, Mode, SOON, arg};
 
-/// Runs a subcommand, which may be two words, with the flags of the fixture's operator.
+/// Runs a subcommand, which may be two words, with the flags of the fixture's operator, and with `more` in place of those of
+/// the same name.
 fn lictor(fixture: &Fixture, subcommand: &str, more: &[&str]) -> Result<Output> {
-    let namespace = fixture.namespace.name();
-    let consul = match more {
-        ["--consul-address", address] => (*address).to_owned(),
-        _ => fixture.consul_address(),
-    };
-    let more = if more.first() == Some(&"--consul-address") { &[] } else { more };
-    let flags = ["--registration", fixture.mode.as_str(), "--cluster-name", &fixture.cluster, "--namespace", namespace];
-    let places = ["--consul-address", &consul, "--kubeconfig", arg(&fixture.kubeconfig)?];
-    let output = Command::new(LICTOR).args(subcommand.split(' ')).args(flags).args(places).args(more).output()?;
-    Ok(output)
+    let consul = fixture.consul_address();
+    let own = [
+        ["--registration", fixture.mode.as_str()],
+        ["--cluster-name", &fixture.cluster],
+        ["--namespace", fixture.namespace.name()],
+        ["--consul-address", &consul],
+        ["--kubeconfig", arg(&fixture.kubeconfig)?],
+    ];
+    let own = own.iter().filter(|[flag, _]| !more.contains(flag)).flatten();
+    Ok(Command::new(LICTOR).args(subcommand.split(' ')).args(own).args(more).output()?)
 }
 
 /// What a subcommand says, which ends with this code.

@@ -85,7 +85,8 @@ impl<'a> Launch<'a> {
         Ok(operator)
     }
 
-    fn set(self, name: &str, value: &str) -> Self {
+    /// Another value of a flag that it has.
+    pub(crate) fn set(self, name: &str, value: &str) -> Self {
         Self { launch: self.launch.set(name, value), ..self }
     }
 }

@@ -1,4 +1,4 @@
-//! Lictor that moves: to another Consul agent, and to a cluster that was built anew under the same name.
+//! Lictor that moves: to another Consul agent, mode, Consul or name, and to a cluster that was built anew under the same name.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use futures::future::LocalBoxFuture;
 use lictor_testbed::{Consul, ConsulApi, ConsulOptions, NewEndpoint, Operator, wait};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
@@ -243,4 +244,171 @@ pub(crate) async fn a_cluster_built_anew_and_the_marker_deleted(fixture: &Fixtur
     wait_for_addresses(fixture, &living).await?;
     fixture.wait_ready("web").await?;
     operator.wait_ready(SOON).await
+}
+
+/// How many of these addresses pass in one Consul or the other as long as this lives: whoever asks every 10 ms keeps the
+/// fewest. The old one is asked first, so that what moves meanwhile is found in the new one.
+async fn fewest_of_both<T>(
+    fixture: &Fixture,
+    [old, new]: [&ConsulApi; 2],
+    addresses: &[String],
+    act: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    let look = async {
+        for looks in 0_usize.. {
+            let mut found = passing(old, &fixture.service).await?;
+            found.extend(passing(new, &fixture.service).await?);
+            let missing = addresses.iter().find(|wanted| !found.iter().any(|(address, _)| address == *wanted));
+            ensure!(missing.is_none(), "at look {looks} {missing:?} was missing: {found:?}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        Ok(())
+    };
+    let look: LocalBoxFuture<'_, Result<()>> = Box::pin(look);
+    tokio::select! {
+        done = act => done,
+        looked = look => Err(looked.err().context("it looked for ever")?),
+    }
+}
+
+/// Three pods that are registered, and their addresses; whoever has registered them is gone.
+async fn registered(fixture: &Fixture) -> Result<Vec<String>> {
+    let pods = fixture.web(3).await?;
+    let operator = fixture.operate().await?;
+    fixture.apply_web(json!({})).await?;
+    fixture.wait_for_pods(&[&pods[0], &pods[1], &pods[2]]).await?;
+    fixture.wait_ready("web").await?;
+    operator.terminate(SOON).await?;
+    Ok(pods.iter().map(|pod| pod.ip.to_string()).collect())
+}
+
+/// Waits until a move is over: nothing is left at the old place, and everything says so.
+async fn wait_for_the_end(fixture: &Fixture, operator: &Operator) -> Result<()> {
+    wait_for_metric(operator, "lictor_previous_instances", |left| left < 0.5).await?;
+    fixture.wait_ready("web").await?;
+    wait::until("a line in the log", SOON, || async {
+        Ok(operator.log().contains("nothing of this cluster is left at the previous place").then_some(()))
+    })
+    .await
+}
+
+const fn other(mode: Mode) -> Mode {
+    match mode {
+        Mode::Agent => Mode::Catalog,
+        Mode::Catalog => Mode::Agent,
+    }
+}
+
+pub(crate) async fn to_another_mode(fixture: &Fixture) -> Result<()> {
+    let addresses = registered(fixture).await?;
+    let before = fixture.instances().await?;
+    let flags = ["--registration", other(fixture.mode).as_str(), "--previous-registration", fixture.mode.as_str()];
+    let launch = || {
+        let launch = fixture.operator().set("--registration", other(fixture.mode).as_str());
+        launch.flag("--previous-registration", fixture.mode.as_str())
+    };
+    let told = crate::commands::says(fixture, "plan", &flags, 1)?;
+    ensure!(told.contains("3 to create, 0 to update, 0 to disown, 3 to deregister"), "{told}");
+    // Without the last flag the old ones would stay, and that is said.
+    let told = crate::commands::says(fixture, "plan", &flags[..2], 1)?;
+    let remedy = format!("--previous-registration={} moves them", fixture.mode.as_str());
+    ensure!(told.contains("3 to create, 0 to update, 0 to disown, 0 to deregister"), "{told}");
+    ensure!(told.contains("OtherRegistration") && told.contains(&remedy), "{told}");
+    let told = crate::commands::says(fixture, "doctor", &flags[..2], 0)?;
+    ensure!(told.contains("has registered 3 instances") && told.contains(&remedy), "{told}");
+    let consul = fixture.consul();
+    let operator = fewest_of_both(fixture, [&consul, &consul], &addresses, async {
+        // The first one dies somewhere on the way.
+        launch().start()?.kill()?;
+        let operator = launch().ready().await?;
+        wait_for_the_end(fixture, &operator).await?;
+        Ok(operator)
+    })
+    .await?;
+    // What is registered is followed as ever.
+    fixture.namespace.force_delete("web-2").await?;
+    let after = fixture.wait_for("two of them", |found| found.len() == 2).await?;
+    ensure!(after.iter().all(|new| before.iter().all(|old| old.node != new.node)), "{after:?}");
+    operator.terminate(SOON).await?;
+    // Without the flags there is nothing to do.
+    crate::commands::says(fixture, "plan", &flags[..2], 0).map(drop)
+}
+
+pub(crate) async fn to_another_consul(fixture: &Fixture) -> Result<()> {
+    let old = fixture.own_consul(ConsulOptions::default()).await?;
+    let addresses = registered(fixture).await?;
+    let new = Consul::start(fixture.programs, ConsulOptions::default()).await?;
+    let launch = || fixture.operator().consul(&new.http_addr()).flag("--previous-consul-address", &old.http_addr());
+    let operator = fewest_of_both(fixture, [&old.api(), &new.api()], &addresses, async {
+        let operator = launch().ready().await?;
+        wait_for_the_end(fixture, &operator).await?;
+        Ok(operator)
+    })
+    .await?;
+    ensure!(passing(&old.api(), &fixture.service).await?.is_empty(), "something is left in the old Consul");
+    ensure!(passing(&new.api(), &fixture.service).await?.len() == 3, "not all are in the new one");
+    if fixture.mode == Mode::Catalog {
+        wait::until("no node of ours in the old Consul", SOON, || async {
+            let nodes = old.api().get("/v1/catalog/nodes").await?;
+            let mut names = nodes.as_array().into_iter().flatten().filter_map(|node| node["Node"].as_str());
+            Ok(names.all(|node| !node.contains(&fixture.cluster)).then_some(()))
+        })
+        .await?;
+    }
+    // A resource that goes takes its instances along, as ever.
+    fixture.delete("web").await?;
+    fixture.wait_gone("web").await?;
+    ensure!(passing(&new.api(), &fixture.service).await?.is_empty(), "something is left in the new Consul");
+    operator.terminate(SOON).await.map(drop)
+}
+
+pub(crate) async fn to_another_name(fixture: &Fixture) -> Result<()> {
+    let addresses = registered(fixture).await?;
+    let name = format!("moved-{}", fixture.cluster);
+    let launch = || fixture.operator().set("--cluster-name", &name).flag("--previous-cluster-name", &fixture.cluster);
+    let consul = fixture.consul();
+    let operator = fewest_of_both(fixture, [&consul, &consul], &addresses, async {
+        let operator = launch().ready().await?;
+        wait_for_the_end(fixture, &operator).await?;
+        Ok(operator)
+    })
+    .await?;
+    let found = fixture.instances().await?;
+    let is_new = |id: &str| id.starts_with(&format!("{name}:"));
+    ensure!(found.len() == 3 && found.iter().all(|instance| is_new(&instance.id)), "{found:?}");
+    operator.terminate(SOON).await.map(drop)
+}
+
+pub(crate) async fn the_old_consul_is_away(fixture: &Fixture) -> Result<()> {
+    let old = fixture.own_consul(ConsulOptions { persistent: true, ..ConsulOptions::default() }).await?;
+    registered(fixture).await?;
+    old.kill()?;
+    let new = Consul::start(fixture.programs, ConsulOptions::default()).await?;
+    // Nothing waits for the old one: instances are registered and followed in the new one.
+    let launch = fixture.operator().consul(&new.http_addr()).flag("--previous-consul-address", &old.http_addr());
+    let operator = launch.ready().await?;
+    fixture.wait_ready("web").await?;
+    fixture.namespace.set_ready("web-0", false).await?;
+    fixture.wait_for_counts("web", [3, 3, 2, 1]).await?;
+    // It comes back, with what was registered there.
+    old.start_again().await?;
+    wait::until("nothing in the old Consul", 2 * SOON, || async {
+        let left = old.api().instances(&fixture.service).await?;
+        ensure!(left.is_empty(), "there is {left:?}");
+        Ok(Some(()))
+    })
+    .await?;
+    wait_for_the_end(fixture, &operator).await?;
+    ensure!(new.api().instances(&fixture.service).await?.len() == 3, "the new ones stay");
+    operator.terminate(SOON).await.map(drop)
+}
+
+pub(crate) async fn the_same_place_is_no_move(fixture: &Fixture) -> Result<()> {
+    registered(fixture).await?;
+    // The same Consul, by another name.
+    let again = fixture.consul_address().replace("127.0.0.1", "localhost");
+    let operator = fixture.operator().flag("--previous-consul-address", &again).start()?;
+    wait_not_ready(&operator, "name the place where Lictor registers now").await?;
+    ensure!(fixture.instances().await?.len() == 3, "they stay");
+    crate::commands::says(fixture, "plan", &["--previous-consul-address", &again], 2).map(drop)
 }

@@ -275,6 +275,16 @@ scenarios! {
     /// Another Consul agent than before: what the first one holds is said, and goes as soon as the second one has it, through the
     /// first agent where that is named, and through the catalog where that is gone; no instance that lives is ever missing.
     moves::another_agent(agent: yes, catalog: "there is one catalog, whichever of its servers or agents answers");
+    /// A move to the other mode: each instance is there before the old one goes, also where Lictor dies on the way.
+    moves::to_another_mode(agent: yes, catalog: yes);
+    /// A move to another Consul: each instance is in the new one before it leaves the old one, and nothing is left there.
+    moves::to_another_consul(agent: yes, catalog: yes);
+    /// A move to another name of the cluster: each instance is there under the new one before the old one goes.
+    moves::to_another_name(agent: yes, catalog: yes);
+    /// A move from a Consul that is away: the new one is kept true all the same, and the old one is cleared when it is back.
+    moves::the_old_consul_is_away(agent: yes, catalog: yes);
+    /// A move from the very place where Lictor registers, by another address: refused in one sentence, and nothing is removed.
+    moves::the_same_place_is_no_move(agent: yes, catalog: yes);
     /// A cluster is built anew under its name: `lictor takeover` shows what the old one left, takes nothing while that still
     /// writes, and then all of it; the living alone are left, and what lives in both is never missing.
     moves::a_cluster_built_anew(agent: yes, catalog: yes);
