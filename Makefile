@@ -31,10 +31,10 @@ demo: ## Watch it work: a real Kubernetes, a real Consul, the operator (DEMO_ONC
 test: ## All that a change must pass
 	@tests/run
 
-test-long: ## What takes longer: 100,000 seeds of the simulation, 10,000 random resources, 20 kills of a leader, an hour of logins, old versions
+test-long: ## What takes longer: 100,000 seeds of the simulation, 10,000 random resources, 20 kills of a leader, 10 of each fault of three Consul servers, an hour of logins, old versions
 	@LICTOR_SEEDS=$${LICTOR_SEEDS:-100000} tests/run --profile sim --test simulation -- --nocapture
 	@LICTOR_FUZZ_RESOURCES=$${LICTOR_FUZZ_RESOURCES:-10000} LICTOR_KILLS=$${LICTOR_KILLS:-20} \
-		LICTOR_ENDPOINTS=$${LICTOR_ENDPOINTS:-600} LICTOR_LOGIN_MINUTES=$${LICTOR_LOGIN_MINUTES:-60} \
+		LICTOR_ENDPOINTS=$${LICTOR_ENDPOINTS:-600} LICTOR_LOGIN_MINUTES=$${LICTOR_LOGIN_MINUTES:-60} LICTOR_SERVER_FAULTS=$${LICTOR_SERVER_FAULTS:-10} \
 		LICTOR_IMAGE_FROM=source tests/run --test fuzz_resources --test e2e --test cluster
 	@$(MAKE) --no-print-directory test-oldest
 

@@ -47,6 +47,9 @@ pub(crate) const LARGE: &str = "LICTOR_ENDPOINTS";
 /// For how many minutes tokens of one minute are used, besides 20 s; one by default.
 pub(crate) const LOGIN_MINUTES: &str = "LICTOR_LOGIN_MINUTES";
 
+/// How often each fault of three Consul servers is made; once by default.
+pub(crate) const SERVER_FAULTS: &str = "LICTOR_SERVER_FAULTS";
+
 /// The servers of this process.
 pub(crate) struct Servers {
     pub(crate) programs: Programs,
@@ -109,8 +112,10 @@ pub(crate) fn run(name: &str, mode: Mode, scenario: Scenario) {
             Err(error) => panic!("there is no fixture for {name}: {error:#}"),
         };
         let minutes = std::env::var(LOGIN_MINUTES).ok().and_then(|minutes| minutes.parse::<u32>().ok());
+        let faults = std::env::var(SERVER_FAULTS).ok().and_then(|rounds| rounds.parse::<u32>().ok());
         let limit = if std::env::var_os(LARGE).is_some() { LARGE_SCENARIO } else { SCENARIO };
-        let limit = limit + Duration::from_secs(60) * minutes.unwrap_or_default();
+        let minutes = minutes.unwrap_or_default() + 6 * faults.unwrap_or_default();
+        let limit = limit + Duration::from_secs(60) * minutes;
         let ended = tokio::time::timeout(limit, AssertUnwindSafe(scenario(&fixture)).catch_unwind()).await;
         let failure = match ended {
             Ok(Ok(Ok(()))) => None,

@@ -49,6 +49,7 @@ mod rewriting;
 mod rotation;
 mod scenarios;
 mod selected;
+mod servers;
 mod texts;
 mod unready;
 mod verified;

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use futures::future::LocalBoxFuture;
@@ -11,7 +11,7 @@ use lictor_testbed::{Consul, ConsulApi, ConsulOptions, NewEndpoint, Operator, wa
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
-use crate::fixture::{Fixture, Mode, SOON, wait_for_metric};
+use crate::fixture::{Fixture, LARGE, Mode, SOON, wait_for_metric};
 use crate::outages::wait_not_ready;
 
 /// So many looks at least show something.
@@ -332,6 +332,65 @@ pub(crate) async fn to_another_mode(fixture: &Fixture) -> Result<()> {
     operator.terminate(SOON).await?;
     // Without the flags there is nothing to do.
     crate::commands::says(fixture, "plan", &flags[..2], 0).map(drop)
+}
+
+/// A step of a chain of moves: where to, and the flags that say from where.
+struct Step<'a> {
+    registration: Mode,
+    consul: &'a Consul,
+    name: &'a str,
+    previous: Vec<(&'static str, String)>,
+}
+
+pub(crate) async fn a_chain_of_moves(fixture: &Fixture) -> Result<()> {
+    let many = std::env::var(LARGE).ok().and_then(|many| many.parse().ok()).unwrap_or(100_u16);
+    let old = fixture.own_consul(ConsulOptions::default()).await?;
+    let new = Consul::start(fixture.programs, ConsulOptions::default()).await?;
+    let (address, name) = (old.http_addr(), format!("moved-{}", fixture.cluster));
+    let at = |[high, low]: [u8; 2]| NewEndpoint::new([10, 1, high, low].into());
+    let endpoints: Vec<NewEndpoint> = (0..many).map(|number| at(number.to_be_bytes())).collect();
+    fixture.namespace.apply_service("web", &[], &[("http", 80, "8080")]).await?;
+    for (number, slice) in endpoints.chunks(100).enumerate() {
+        fixture.namespace.apply_slice(&format!("web-{number}"), "web", &[("http", 8080)], slice).await?;
+    }
+    let addresses: Vec<String> = endpoints.iter().map(|endpoint| endpoint.ip.to_string()).collect();
+    fixture.apply_web(json!({})).await?;
+    let step = |registration, consul, name, previous| Step { registration, consul, name, previous };
+    let (agent, catalog) = (Mode::Agent, Mode::Catalog);
+    let of_mode = |mode: Mode| vec![("--previous-registration", mode.as_str().to_owned())];
+    let steps = [
+        step(catalog, old, &fixture.cluster, of_mode(agent)),
+        step(catalog, &new, &fixture.cluster, vec![("--previous-consul-address", address)]),
+        step(catalog, &new, &name, vec![("--previous-cluster-name", fixture.cluster.clone())]),
+        step(agent, &new, &name, of_mode(catalog)),
+    ];
+    let launch = |step: &Step<'_>| {
+        let launch = fixture.operator().set("--registration", step.registration.as_str());
+        launch.set("--cluster-name", step.name).consul(&step.consul.http_addr())
+    };
+    let operator = launch(&step(agent, old, &fixture.cluster, Vec::new())).ready().await?;
+    wait::until("all of them", 2 * SOON, || async {
+        Ok((passing(&old.api(), &fixture.service).await?.len() == addresses.len()).then_some(()))
+    })
+    .await?;
+    operator.terminate(SOON).await?;
+    fewest_of_both(fixture, [&old.api(), &new.api()], &addresses, async {
+        for step in &steps {
+            let begun = Instant::now();
+            let with_flags = step.previous.iter().fold(launch(step), |launch, (flag, value)| launch.flag(flag, value));
+            let operator = with_flags.ready().await?;
+            wait_for_the_end(fixture, &operator).await?;
+            println!("{many} instances moved in {:.1?}: {:?}", begun.elapsed(), step.previous);
+            operator.terminate(SOON).await?;
+        }
+        Ok(())
+    })
+    .await?;
+    ensure!(old.api().instances(&fixture.service).await?.is_empty(), "something is left in the old Consul");
+    let found = new.api().instances(&fixture.service).await?;
+    ensure!(found.len() == addresses.len(), "there are {} in the new one", found.len());
+    ensure!(found.iter().all(|instance| instance.node == new.node_name()), "not all are with the agent");
+    Ok(())
 }
 
 pub(crate) async fn to_another_consul(fixture: &Fixture) -> Result<()> {

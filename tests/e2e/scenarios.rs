@@ -277,6 +277,9 @@ scenarios! {
     moves::another_agent(agent: yes, catalog: "there is one catalog, whichever of its servers or agents answers");
     /// A move to the other mode: each instance is there before the old one goes, also where Lictor dies on the way.
     moves::to_another_mode(agent: yes, catalog: yes);
+    /// From mode to mode, from Consul to Consul, from name to name and back to the first mode, with 100 instances: a reader that asks every
+    /// 10 ms never misses one, and nothing is left behind. `make test-long` moves 600.
+    moves::a_chain_of_moves(agent: yes, catalog: "it goes from mode to mode by itself");
     /// A move to another Consul: each instance is in the new one before it leaves the old one, and nothing is left there.
     moves::to_another_consul(agent: yes, catalog: yes);
     /// A move to another name of the cluster: each instance is there under the new one before the old one goes.
@@ -299,6 +302,8 @@ scenarios! {
     outages::an_outage_is_told_once_however_it_is_worded(agent: yes, catalog: yes);
     /// Of three servers one is killed, and another one is cut off from the others and answers that there is no leader: the next address is asked each time, and nothing is lost.
     outages::one_server_of_three_is_cut_off(agent: "an agent has one address: what was registered with one is not deregistered with another", catalog: yes);
+    /// Of three servers the leader is killed, each is restarted in turn, one is taken out, and a snapshot is restored, all under change of two clusters: nothing that lives is missing on any server that answers, and nothing stale is left. `make test-long` makes each fault ten times.
+    servers::three_servers_fail_under_change(agent: "an agent has one address: what was registered with one is not deregistered with another", catalog: yes);
     /// Consul hangs while pods come and go: not ready, and true once it goes on.
     outages::consul_hangs(agent: yes, catalog: yes);
     /// Writes that are carried out without an answer, or answered without being carried out: true all the same.
