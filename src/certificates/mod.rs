@@ -273,6 +273,10 @@ impl Credentials {
         match tls_error(error) {
             Some(rustls::Error::InvalidCertificate(why)) => self.explain_server(why),
             Some(rustls::Error::AlertReceived(alert)) => self.explain_alert(*alert, now),
+            Some(rustls::Error::InvalidMessage(_)) => Some(
+                "the server does not speak TLS at this port: write http:// in place of https://, or correct the port"
+                    .to_owned(),
+            ),
             // A server may also just close a connection over a certificate.
             _ => self.fault_at(now).map(|fault| fault.to_string()),
         }

@@ -21,6 +21,7 @@ use self::probe::Way;
 use super::{DIFFERS, PreviousAway, identify, in_other_mode, prepare, registry};
 use crate::cluster::definition::{self, Definition};
 use crate::cluster::{connect, permissions};
+use crate::consul::servers::{Versions, judge, servers};
 use crate::consul::transport::{ConsulSettings, Http, LoggedIn, Transport};
 use crate::model::desired::Placement;
 use crate::model::health::Health;
@@ -103,6 +104,7 @@ async fn examine(settings: Settings, service: &str, dns_address: Option<&str>, r
         return;
     }
     let transport: Arc<dyn Transport> = Arc::new(http);
+    versions(&transport, report).await;
     let Some(identity) = identity else { return };
     let registry = registry(&settings, &identity, Arc::clone(&transport), None, PreviousAway::Fails);
     let registry = match registry {
@@ -205,6 +207,18 @@ async fn answers(settings: &ConsulSettings, report: &mut Report) -> bool {
         leaders.extend(report.say(&what, found(leader, |leader| format!("its servers are led by {leader}"))));
     }
     !leaders.is_empty()
+}
+
+/// Says whether the versions of Consul's servers are such that Lictor works with them.
+async fn versions(transport: &Arc<dyn Transport>, report: &mut Report) {
+    const WHAT: &str = "Consul's version";
+    // Where they cannot be read, the next question says so.
+    let Ok(servers) = servers(transport).await else { return };
+    match judge(&servers) {
+        Versions::Fine => {}
+        Versions::Untested(why) => report.note(WHAT, &why),
+        Versions::TooOld(why) => _ = report.say::<()>(WHAT, Err(why)),
+    }
 }
 
 /// Logs in, where the flags say so; answers whether Consul can be asked further.

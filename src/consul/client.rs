@@ -227,13 +227,23 @@ fn decode<T: DeserializeOwned>(response: &Response) -> Result<Answer<T>, Unavail
     match serde_json::from_slice(&response.body) {
         Ok(value) => Ok(Answer { value, index: response.index.unwrap_or_default() }),
         Err(error) => {
-            Err(Unavailable::said(OutageKind::Failing, &format!("Consul's answer is not understood: {error}")))
+            let page = without_markup(&String::from_utf8_lossy(&response.body)) == "a page of HTML";
+            let advice = if page { ", but a page of HTML: correct --consul-address" } else { "" };
+            Err(Unavailable::said(
+                OutageKind::Failing,
+                &format!("Consul's answer is not understood: it is not the JSON of Consul's API{advice} ({error})"),
+            ))
         }
     }
 }
 
 fn words(response: &Response) -> String {
     String::from_utf8_lossy(&response.body).trim().to_owned()
+}
+
+/// Says instead of a whole page for browsers that there was one.
+fn without_markup(words: &str) -> &str {
+    if words.starts_with('<') { "a page of HTML" } else { words }
 }
 
 /// Describes an answer that is no success, where no single registration is to blame.
@@ -253,6 +263,15 @@ fn outage(status: u16, response: &Response) -> Unavailable {
             )
         }
         429 => format!("Consul limits our requests: {words}"),
+        // Go's server says so.
+        400 if words.contains("HTTP request to an HTTPS server") => {
+            format!("Consul's port wants TLS: write https:// in --consul-address; Consul answered {status}: {words}")
+        }
+        // Lists of Consul are never missing, and never elsewhere.
+        300..=399 | 404 => format!(
+            "what answers at Consul's address is not Consul's API: correct --consul-address; it answered {status}: {}",
+            without_markup(&words)
+        ),
         _ => format!("Consul answered {status}: {words}"),
     };
     Unavailable { retry_after: response.retry_after, ..Unavailable::said(fault.outage(status), &message) }

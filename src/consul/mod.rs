@@ -14,6 +14,7 @@ pub mod moving;
 mod others;
 mod path;
 pub mod rights;
+pub mod servers;
 pub mod takeover;
 pub mod tenancy;
 pub mod transport;

@@ -14,10 +14,9 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use futures::join;
-use serde::Deserialize;
 use tokio::time::{Instant, timeout};
 
-use super::client::{Client, path};
+use super::servers::{ids, servers};
 use super::transport::Transport;
 use crate::model::desired::Placement;
 use crate::model::diff::Op;
@@ -86,13 +85,6 @@ enum Relation {
     TwoConsuls,
 }
 
-/// An instance of Consul's own service: a server.
-#[derive(Deserialize)]
-struct Server {
-    #[serde(rename = "ID", default)]
-    node_id: String,
-}
-
 impl Moving {
     /// Joins the registry where instances go, the way to Consul there, and the cluster's name, with where they were.
     #[must_use]
@@ -117,7 +109,7 @@ impl Moving {
     /// would remove what it registers.
     async fn tell_apart(&self) -> Result<(), Unavailable> {
         let (here, there) = join!(servers(&self.transport), servers(&self.previous.transport));
-        let (here, there) = (here?, there?);
+        let (here, there) = (ids(here?), ids(there?));
         if here.is_empty() || there.is_empty() {
             return Err(Unavailable::transient(
                 "Consul does not show its servers, by which Lictor tells two Consuls apart",
@@ -326,13 +318,6 @@ fn with_prefix(id: &Str, from: &ClusterName, to: &ClusterName) -> Str {
         Some(rest) if from != to => format!("{}{rest}", id_prefix(to)).into(),
         _ => Arc::clone(id),
     }
-}
-
-/// The IDs of the nodes of Consul's servers.
-async fn servers(transport: &Arc<dyn Transport>) -> Result<BTreeSet<String>, Unavailable> {
-    let query = path(&["catalog", "service", "consul"], &[("consistent", "")]);
-    let servers = Client::new(Arc::clone(transport)).get::<Vec<Server>>(query).await?.value;
-    Ok(servers.into_iter().map(|server| server.node_id).filter(|id| !id.is_empty()).collect())
 }
 
 impl Registry for Moving {

@@ -10,15 +10,17 @@ use anyhow::{Context, Result, bail, ensure};
 use k8s_openapi::api::core::v1::Namespace;
 use kube::Api;
 use kube::config::Kubeconfig;
+use lictor_testbed::certificates::Authority;
 use lictor_testbed::{
     Consul, ConsulOptions, ControlPlane, Fault, Hold, Instance, NewEndpoint, Operator, Proxy, TestNamespace, TestPod,
     WorkDir, ports, wait,
 };
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
-use crate::fixture::{Fixture, Mode, SOON, apply, install_crd, merged, metric, resources};
+use crate::fixture::{Fixture, Mode, SOON, apply, arg, install_crd, merged, metric, resources};
 use crate::listening::{Listening, Way};
 use crate::rows::{fingerprint, remove};
 
@@ -705,6 +707,86 @@ pub(crate) async fn wait_not_ready(operator: &Operator, words: &str) -> Result<S
         Ok(Some(text))
     })
     .await
+}
+
+/// Answers every request so, and says where.
+async fn answers_always(answer: &'static str) -> Result<String> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let address = format!("http://{}", listener.local_addr()?);
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut request = Vec::new();
+                while !request.ends_with(b"\r\n\r\n") && stream.read_buf(&mut request).await.is_ok_and(|read| read > 0)
+                {
+                }
+                // Whoever asked may be gone.
+                let _ = stream.write_all(answer.as_bytes()).await;
+            });
+        }
+    });
+    Ok(address)
+}
+
+/// A page for browsers, where nothing is; the way to one; and one with a login.
+const NO_CONSUL: [(&str, &str); 3] = [
+    (
+        "HTTP/1.1 404 Not Found\r\nContent-Length: 20\r\nConnection: close\r\n\r\n<html>no</html>     ",
+        "is not Consul's API: correct --consul-address; it answered 404: a page of HTML",
+    ),
+    (
+        "HTTP/1.1 302 Found\r\nLocation: /login\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+        "is not Consul's API: correct --consul-address; it answered 302",
+    ),
+    (
+        "HTTP/1.1 200 OK\r\nContent-Length: 20\r\nConnection: close\r\n\r\n<html>login</html>  ",
+        "but a page of HTML: correct --consul-address",
+    ),
+];
+
+pub(crate) async fn what_answers_is_no_consul(fixture: &Fixture) -> Result<()> {
+    let files = WorkDir::create("addresses")?;
+    let server = Authority::new("consul")?.server(vec!["127.0.0.1".to_owned()])?;
+    let (cert, key) = (files.write("server.crt", &server.public)?, files.write("server.key", &server.private)?);
+    let https = ports::free()?;
+    let (cert, key) = (arg(&cert)?, arg(&key)?);
+    let extra_hcl =
+        format!("ports {{ https = {https} }}\ntls {{ https {{ cert_file = {cert:?}, key_file = {key:?} }} }}");
+    fixture.own_consul(ConsulOptions { extra_hcl, ..ConsulOptions::default() }).await?;
+    let pods = fixture.web(2).await?;
+    fixture.apply_web(json!({})).await?;
+    let operator = fixture.operate().await?;
+    fixture.wait_for_pods(&[&pods[0], &pods[1]]).await?;
+    operator.terminate(SOON).await?;
+
+    let mut wrong = vec![
+        (format!("http://127.0.0.1:{https}"), "Consul's port wants TLS: write https:// in --consul-address"),
+        (fixture.consul_address().replace("http://", "https://"), "does not speak TLS at this port: write http://"),
+    ];
+    for (answer, words) in NO_CONSUL {
+        wrong.push((answers_always(answer).await?, words));
+    }
+    for (address, words) in &wrong {
+        let operator = fixture.operator().consul(address).start()?;
+        wait_not_ready(&operator, words).await.with_context(|| address.clone())?;
+        ensure!(fixture.instances().await?.len() == 2, "they stay");
+        operator.terminate(SOON).await?;
+    }
+    // Consul says in its catalog of which version its servers are.
+    let old = json!({
+        "Node": "old-server",
+        "Address": "192.0.2.9",
+        "Service": { "ID": "consul", "Service": "consul", "Port": 8300, "Meta": { "version": "1.9.17" } },
+    });
+    fixture.consul().put("/v1/catalog/register", &old).await?;
+    let operator = fixture.operator().start()?;
+    wait_not_ready(&operator, "the Consul server old-server is 1.9.17, which does not say when ACLs").await?;
+    let said = crate::commands::says(fixture, "doctor", &[], 1)?;
+    ensure!(said.contains("FAIL  Consul's version: the Consul server old-server is 1.9.17"), "{said}");
+    ensure!(fixture.instances().await?.len() == 2, "they stay");
+    fixture.consul().put("/v1/catalog/deregister", &json!({ "Node": "old-server" })).await?;
+    operator.wait_ready(SOON).await?;
+    fixture.wait_ready("web").await
 }
 
 /// Status and text of `/readyz`.

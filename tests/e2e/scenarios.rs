@@ -304,6 +304,8 @@ scenarios! {
     outages::one_server_of_three_is_cut_off(agent: "an agent has one address: what was registered with one is not deregistered with another", catalog: yes);
     /// Of three servers the leader is killed, each is restarted in turn, one is taken out, and a snapshot is restored, all under change of two clusters: nothing that lives is missing on any server that answers, and nothing stale is left. `make test-long` makes each fault ten times.
     servers::three_servers_fail_under_change(agent: "an agent has one address: what was registered with one is not deregistered with another", catalog: yes);
+    /// What answers at Consul's address is no Consul, wants TLS, does not speak it, or is too old: one sentence with what to change, and nothing is removed.
+    outages::what_answers_is_no_consul(agent: yes, catalog: yes);
     /// Consul hangs while pods come and go: not ready, and true once it goes on.
     outages::consul_hangs(agent: yes, catalog: yes);
     /// Writes that are carried out without an answer, or answered without being carried out: true all the same.
