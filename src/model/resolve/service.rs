@@ -39,7 +39,10 @@ pub(super) fn resolve<'a>(
         return gone("ExternalName", message);
     }
     let choice = families::choose(facts.slices(name), service);
-    let unresolved = |why| unresolved(why, living(&choice.endpoints).map(|e| text(e.address)).collect());
+    // What has no pod is not to be held, where endpoints need one.
+    let is_real = |endpoint: &&Endpoint| !spec.limits.verify_endpoints || is_verified(endpoint, facts);
+    let held = || living(&choice.endpoints).filter(is_real).map(|endpoint| text(endpoint.address)).collect();
+    let unresolved = |why| unresolved(why, held());
     let goes_on = || {
         let goes_on = before.port_of_service(&spec.source, service, facts.slices(name));
         goes_on.filter(|_| spec.port.is_none()).map(|port| (port, Some(not_named(name, service, port))))

@@ -1,5 +1,6 @@
 use super::resolve as resolve_after;
 use super::*;
+use crate::model::check::{Check, CheckSpec, Probe};
 use crate::model::facts::{
     Attributes, ContainerKind, ContainerPort, Endpoint, Family, Node, PodKey, Protocol, Service, ServicePort, Slice,
     SlicePort,
@@ -538,6 +539,41 @@ fn a_verified_endpoint_has_a_pod_at_its_address() {
     let not = ProblemReason::NotVerified;
     assert_eq!(left_out(&resolution), [("10.0.0.4", not), ("10.0.0.6", not), ("p1", not), ("p3", not)]);
     assert_eq!(resolution.hold, Hold::Nothing, "what is not verified goes");
+}
+
+#[test]
+fn what_has_no_pod_is_not_held_while_the_port_is_unclear() {
+    let by_hand = |last| Endpoint { pod: None, ..endpoint(last) };
+    let all = || vec![endpoint(1), endpoint(3), by_hand(2), by_hand(4)];
+    let check = Check {
+        name: "admin".into(),
+        probe: Probe::Tcp { tls: None },
+        interval: "10s".into(),
+        timeout: "1s".into(),
+        success_before_passing: 0,
+        failures_before_warning: None,
+        failures_before_critical: 0,
+        notes: "".into(),
+    };
+    let check = CheckSpec { port: Some(PortRef::Name("admin".into())), check: Arc::new(check) };
+    for (case, ports, asked, checks) in [
+        ("the Service has not the port", &[("web", 80)][..], Some("http"), Vec::new()),
+        ("the Service has several", &[("http", 80), ("metrics", 90)], None, Vec::new()),
+        ("no slice has the port", &[("admin", 90)], Some("admin"), Vec::new()),
+        ("the Service has not the port of a check", &[("http", 80)], Some("http"), vec![check]),
+    ] {
+        for (verify_endpoints, held) in [(false, &[1, 2, 3, 4][..]), (true, &[1, 2])] {
+            let pods = [pod(1, &[]), pod(2, &[])].into();
+            let known = Known { pods, ..known(service(ports), vec![slice(("http", 8080), all())]) };
+            let limits = Limits { verify_endpoints, ..Limits::default() };
+            let port = asked.map(|name| PortRef::Name(name.into()));
+            let spec = Spec { limits, port, checks: checks.clone(), ..web() };
+            let resolution = resolve(&spec, &known);
+            assert_eq!(resolution.unresolved.map(|why| why.reason), Some("PortNotFound"), "{case}");
+            let held = held.iter().map(|last| text(address(*last))).collect();
+            assert_eq!(resolution.hold, Hold::Addresses(held), "{case}, {verify_endpoints}");
+        }
+    }
 }
 
 #[test]

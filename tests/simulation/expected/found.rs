@@ -117,7 +117,8 @@ fn of_service(cluster: &Cluster, object: &Object, source: &ObjectKey, spec: &Spe
     let all: Vec<(&Slice, &Endpoint)> = every().filter(|(_, endpoint)| !endpoint.terminating).collect();
     let unclear = || {
         let serve = leaving.iter().filter(|(_, leaving)| leaving.serving && !all.iter().any(|(_, other)| other.ready));
-        let living = all.iter().chain(serve).map(|(_, endpoint)| *endpoint);
+        let is_real = |endpoint: &&Endpoint| !spec.limits.verify_endpoints || is_verified(cluster, source, endpoint);
+        let living = all.iter().chain(serve).map(|(_, endpoint)| *endpoint).filter(is_real);
         let slice_ports: Vec<_> = slices.iter().map(|slice| &slice.ports).collect();
         Found::Unclear {
             reason: "PortNotFound",
@@ -162,18 +163,11 @@ struct Search<'a> {
 
 impl Search<'_> {
     fn pod(&self, endpoint: &Endpoint) -> Option<&Pod> {
-        let of = endpoint.pod.as_ref()?;
-        let key = ObjectKey { namespace: self.source.namespace.clone(), name: of.name.clone() };
-        self.cluster.pods.get(&key).filter(|pod| pod.uid == of.uid)
+        pod_of(self.cluster, self.source, endpoint)
     }
 
     fn is_verified(&self, endpoint: &Endpoint) -> bool {
-        let has = |pod: &Pod| pod.addresses.contains(&endpoint.address);
-        if endpoint.pod.is_some() {
-            return self.pod(endpoint).is_some_and(has);
-        }
-        let mut pods = self.cluster.pods.iter();
-        pods.any(|(key, pod)| key.namespace == self.source.namespace && has(pod))
+        is_verified(self.cluster, self.source, endpoint)
     }
 
     /// Where the slices of the Service's second family have the pod of an endpoint that counts in the first one.
@@ -250,6 +244,23 @@ impl Search<'_> {
         }
         (found, left_out, lacking)
     }
+}
+
+/// The pod that an endpoint of a Service names.
+fn pod_of<'a>(cluster: &'a Cluster, service: &ObjectKey, endpoint: &Endpoint) -> Option<&'a Pod> {
+    let of = endpoint.pod.as_ref()?;
+    let key = ObjectKey { namespace: service.namespace.clone(), name: of.name.clone() };
+    cluster.pods.get(&key).filter(|pod| pod.uid == of.uid)
+}
+
+/// Whether there is a pod behind an endpoint of a Service.
+fn is_verified(cluster: &Cluster, service: &ObjectKey, endpoint: &Endpoint) -> bool {
+    let has = |pod: &Pod| pod.addresses.contains(&endpoint.address);
+    if endpoint.pod.is_some() {
+        return pod_of(cluster, service, endpoint).is_some_and(has);
+    }
+    let mut pods = cluster.pods.iter();
+    pods.any(|(key, pod)| key.namespace == service.namespace && has(pod))
 }
 
 /// Whether two slices speak of one endpoint.
