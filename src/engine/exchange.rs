@@ -54,6 +54,8 @@ impl Engine {
         if !self.session.may_read() {
             return;
         }
+        // Of a round that was interrupted there may be nothing left to read.
+        self.end_round();
         while let Some(ask) = self.resync.next(Instant::now()) {
             match ask {
                 Ask::Indexes => self.read_indexes(),

@@ -613,6 +613,22 @@ mod tests {
     }
 
     #[test]
+    fn a_round_of_which_only_a_read_of_another_node_was_left_is_over_when_that_is_interrupted() {
+        let now = Instant::now();
+        let mut resync = round(&["a"], now);
+        assert_eq!(next(&mut resync, now).as_deref(), Some("a"));
+        // A write was to make it since the list.
+        resync.read_failed(&"b".into(), Reader::Lane, false, now, &mut fastrand::Rng::with_seed(1));
+        assert_eq!(next(&mut resync, now).as_deref(), Some("b"));
+        resync.read(&"a".into(), Reader::Resync);
+        assert!(!resync.end_round(now), "the other one is being read");
+        resync.interrupt();
+        assert_eq!((resync.next(now), resync.due()), (None, None), "nothing is left to wait for");
+        assert!(resync.end_round(now));
+        assert!(resync.due().is_some());
+    }
+
+    #[test]
     fn a_round_without_nodes_is_over_at_once() {
         let now = Instant::now();
         assert!(round(&[], now).end_round(now));
