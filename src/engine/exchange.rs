@@ -355,6 +355,8 @@ impl Engine {
                         self.wake_conflicting();
                     }
                     Reader::Resync => {
+                        // Its lane could not read it, and still has to.
+                        self.lanes.resume(node);
                         self.mirror.forget_writes(node, since);
                         self.register_unseen_again(node);
                     }
