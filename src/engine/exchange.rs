@@ -465,6 +465,7 @@ impl Engine {
                     *again |= self.resources.change(&one.owner, |record| record.refusals.written(one.op.key()));
                 }
                 self.mirror.acknowledge(&self.config.identity, &one.op, shown);
+                self.resync.wrote();
             }
             Outcome::Refused(words) => {
                 answers.answered = true;

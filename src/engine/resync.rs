@@ -41,6 +41,9 @@ pub(super) struct Resync {
     known: Option<Indexes>,
     /// Where Consul stood when this round began.
     indexes: Option<Indexes>,
+    /// True if something was written since the last round began. What is known of it is what was written, and not what was
+    /// read; and where Consul had it already, no index has moved.
+    has_written: bool,
     /// The nodes of this round.
     nodes: BTreeSet<Str>,
     /// Those of them that are still to be read in it.
@@ -202,7 +205,7 @@ impl Resync {
     pub(super) fn looked(&mut self, found: Indexes, needs_round: bool, now: Instant) -> bool {
         let Phase::Looking { asked, mut times } = self.phase else { return false };
         self.list_failures = 0;
-        let is_known = self.known == Some(found);
+        let is_known = self.known == Some(found) && !self.has_written;
         if is_known {
             self.fresh_since = Some(asked);
         }
@@ -217,6 +220,11 @@ impl Resync {
         }
         self.phase = Phase::Over { next: now + times.look(), times };
         is_due
+    }
+
+    /// Notes that Consul carried out a write: a round follows.
+    pub(super) fn wrote(&mut self) {
+        self.has_written = true;
     }
 
     /// Notes that Consul did not say where it stands. Answers whether it is unavailable: not after the first time.
@@ -241,6 +249,7 @@ impl Resync {
         let is_urgent = std::mem::take(&mut self.is_urgent) || !spread;
         let moved = self.known.is_some_and(|known| known.instances != indexes.instances);
         self.indexes = Some(indexes);
+        self.has_written = false;
         self.list_failures = 0;
         self.failing.retain(|node, _| nodes.contains(node));
         self.pending = nodes.iter().filter(|node| !self.failing.contains_key(*node)).cloned().collect();
@@ -474,6 +483,25 @@ mod tests {
         let mut resync = over(start);
         look(&mut resync, instances, false, start + Duration::from_secs(2));
         assert_eq!(resync.due(), Some(start + INTERVAL / ROUNDS), "no later than it may");
+    }
+
+    #[test]
+    fn a_round_follows_a_write_that_has_moved_nothing() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut resync = over(start);
+        resync.wrote();
+        assert_eq!(look(&mut resync, INDEXES, false, at(6)), (Some("the list".to_owned()), false));
+        resync.listed(nodes(&["a"]), INDEXES, at(6), INTERVAL, true);
+        resync.next(at(6));
+        // Its row may not have been taken over, as this read had begun before.
+        resync.wrote();
+        resync.read(&"a".into(), Reader::Resync);
+        assert!(resync.end_round(at(6)));
+        assert_eq!(look(&mut resync, INDEXES, false, at(12)), (Some("the list".to_owned()), false));
+        resync.listed(nodes(&[]), INDEXES, at(12), INTERVAL, true);
+        assert!(resync.end_round(at(12)));
+        assert_eq!(look(&mut resync, INDEXES, false, at(18)), (None, false), "nothing was written since");
     }
 
     #[test]
