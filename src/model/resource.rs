@@ -150,6 +150,22 @@ impl Spec {
         Self { limits: Limits { only_keeps: true, instances: usize::MAX, ..self.limits.clone() }, ..self.clone() }
     }
 
+    /// Gives the spec for a resource of which nothing may be there but registrations under this name that came from pods, each
+    /// as long as a pod of the namespace has its address.
+    #[must_use]
+    pub fn only_keeping_pods(&self, service: Str) -> Self {
+        Self {
+            service,
+            source: Source::Pods { selector: Selector(Vec::new()) },
+            // What is kept has its port.
+            port: Some(PortRef::Number(1)),
+            tags: Vec::new(),
+            meta: BTreeMap::new(),
+            checks: Vec::new(),
+            ..self.only_kept()
+        }
+    }
+
     /// The values that its texts hold.
     #[must_use]
     pub fn variables(&self) -> BTreeSet<&Variable> {
@@ -224,13 +240,16 @@ pub enum Source {
     },
 }
 
+/// What meta `lictor-source` says of instances that came from pods.
+pub const PODS: &str = "pods";
+
 impl fmt::Display for Source {
     /// As in meta `lictor-source`. Which pods are picked is not in it: an edit of the selector changes nothing
     /// about a pod that both pick.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Service { name } => write!(f, "service/{name}"),
-            Self::Pods { .. } => f.write_str("pods"),
+            Self::Pods { .. } => f.write_str(PODS),
             Self::Static { .. } => f.write_str("static"),
         }
     }

@@ -384,7 +384,8 @@ impl World {
                 self.on_nodes.pod_moved(&key, node(old.as_ref()), node(new));
             }
             for resource in self.selecting.get(namespace).into_iter().flatten() {
-                let matches = new.map_or(Some(false), |pod| matches(&self.resources, resource, pod));
+                let matches =
+                    new.map_or(Some(false), |pod| matches(&self.resources, &self.without_name, resource, pod));
                 let is_in = matches == Some(true);
                 let was_in = set(self.matching.entry(resource.clone()).or_default(), &key.name, is_in);
                 let unsure = self.unsure.entry(resource.clone()).or_default();

@@ -46,6 +46,7 @@ pub fn check(state: &mut State, snapshot: Option<&Snapshot>) {
     let stands = rows(state, &go_on, &mut found);
     nodes(state, &mut found);
     left_behind(state, &mut found);
+    kept_pods(state, &wants, &mut found);
     finalizers(state, &mut found);
     for (key, want) in &wants {
         let (what, source) = (ends_as(want), ends_from(&state.cluster.resources[key]));
@@ -540,6 +541,31 @@ fn left_behind(state: &State, found: &mut Found) {
     let nodes = state.consul.store.nodes().filter(|node| has_mark(&node.meta));
     let left = services.map(|(_, service)| service.id.clone()).chain(nodes.map(|node| node.node.clone()));
     found.extend(left.map(|left| ("nothing stale", format!("{left} has the mark of the cluster before"))));
+}
+
+/// What a resource without its name keeps of pods, although it asks for another source, has a pod.
+fn kept_pods(state: &mut State, wants: &BTreeMap<ResourceKey, Want>, found: &mut Found) {
+    let mut kept = Vec::new();
+    for key in wants.iter().filter(|(_, want)| **want == Want::Lost).map(|(key, _)| key) {
+        let is_of_pods = |service: &Service| service.meta.get("lictor-source").is_some_and(|from| from == "pods");
+        let own: Vec<&Service> = ours(state)
+            .into_iter()
+            .map(|(_, _, service)| service)
+            .filter(|service| owner(&service.id).as_ref() == Some(key))
+            .collect();
+        let names: BTreeSet<String> = own.iter().map(|service| fold(&service.service)).collect();
+        let is_as_it_is = matches!(goes_on_with(state, key), GoesOn::AsItIs) && !cannot_go(state, key);
+        if is_as_it_is && names.len() == 1 && own.iter().all(|service| is_of_pods(service)) {
+            kept.extend(own.iter().map(|service| (key.clone(), service.id.clone(), service.address.clone())));
+        }
+    }
+    for (key, id, address) in kept {
+        state.stats.count("in the end: kept of pods without its name");
+        let mut pods = state.cluster.pods.iter().filter(|(pod, _)| pod.namespace == key.namespace);
+        if !pods.any(|(_, pod)| pod.addresses.iter().any(|there| there.to_string() == address)) {
+            found.push(("nothing stale", format!("{id} at {address} has no pod")));
+        }
+    }
 }
 
 /// Whether a resource has an instance of which each removal fails: somebody else has made it under an ID of ours.

@@ -17,7 +17,7 @@ use super::{Dirt, Dirtied, World};
 use crate::model::ids::{ResourceKey, Str};
 use crate::model::registration::NameInUse;
 use crate::model::resolve::{Before, Resolution, resolve};
-use crate::model::resource::{Source, Spec};
+use crate::model::resource::{PODS, Source, Spec};
 
 /// Resources by the names that they want or have, and the other way round.
 #[derive(Debug, Default)]
@@ -250,8 +250,16 @@ impl World {
         });
         let (service, source) = match (in_use, granted) {
             (Some(in_use), _) => {
-                let of_name = || rows().filter(|other| compared(&other.service) == compared(&in_use.service));
-                (in_use.service.clone(), source_in_use(spec, of_name().filter_map(|in_use| in_use.source.as_ref()))?)
+                let of_name = rows().filter(|other| compared(&other.service) == compared(&in_use.service));
+                let mut sources = of_name.filter_map(|in_use| in_use.source.as_ref());
+                let service = in_use.service.clone();
+                match source_in_use(spec, sources.clone()) {
+                    Some(source) => (service, source),
+                    None if sources.any(|source| **source == *PODS) => {
+                        return Some(Arc::new(spec.only_keeping_pods(service)));
+                    }
+                    None => return None,
+                }
             }
             (None, Some(granted)) => {
                 if self.holder(granted).is_some_and(|holder| holder.namespace != key.namespace) {
@@ -436,7 +444,7 @@ pub struct Frozen {
 }
 
 /// The source to go on by, of rows that came from these: the one that is asked for or, where that is another one, the
-/// Service that they name. Whatever else they came from nobody knows any more.
+/// Service that they name. Which pods were asked for nobody knows any more, nor which static addresses.
 fn source_in_use<'a>(spec: &Spec, mut sources: impl Iterator<Item = &'a Str> + Clone) -> Option<Source> {
     let asked = spec.source.to_string();
     if sources.clone().any(|source| **source == asked) {

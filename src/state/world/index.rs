@@ -3,13 +3,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use super::entry::Entry;
 use super::{Dirt, World};
 use crate::model::cause::Cause;
 use crate::model::facts::{Endpoint, Pod, Slice};
 use crate::model::ids::{ResourceKey, Str};
-use crate::model::resource::{Needs, Source};
+use crate::model::resource::{Needs, Source, Spec};
 use crate::state::event::{Kind, ObjectKey, Scope};
 use crate::state::table::Table;
 
@@ -147,7 +148,7 @@ impl World {
             let of_namespace = self.pods.of_namespace(&key.namespace);
             let (mut picked, mut unsure) = (BTreeSet::new(), BTreeSet::new());
             for (pod_key, pod) in of_namespace {
-                match matches(&self.resources, key, pod) {
+                match matches(&self.resources, &self.without_name, key, pod) {
                     Some(true) => drop(picked.insert(pod_key.name.clone())),
                     Some(false) => {}
                     None => drop(unsure.insert(pod_key.name.clone())),
@@ -265,15 +266,21 @@ impl World {
 }
 
 /// Says whether a resource selects a pod; none while nobody can tell, since it asks for labels that were not looked for yet.
-pub(super) fn matches(resources: &Table<Entry>, key: &ResourceKey, pod: &Pod) -> Option<bool> {
-    let spec = resources.get(key).and_then(|entry| entry.last_good.as_ref());
-    match spec.map(|spec| &spec.source) {
-        Some(Source::Pods { selector }) => {
-            let is_known = selector.keys().all(|key| pod.labels.knows(key));
-            is_known.then(|| selector.matches(|key| pod.labels.get(key)))
-        }
-        Some(Source::Service { .. } | Source::Static { .. }) | None => Some(false),
-    }
+/// It selects by what it asks for or, where that selects none, by what it goes on by without its name.
+pub(super) fn matches(
+    resources: &Table<Entry>,
+    without_name: &BTreeMap<ResourceKey, Arc<Spec>>,
+    key: &ResourceKey,
+    pod: &Pod,
+) -> Option<bool> {
+    let asked = resources.get(key).and_then(|entry| entry.last_good.as_ref());
+    let mut selectors = asked.into_iter().chain(without_name.get(key)).filter_map(|spec| match &spec.source {
+        Source::Pods { selector } => Some(selector),
+        Source::Service { .. } | Source::Static { .. } => None,
+    });
+    let Some(selector) = selectors.next() else { return Some(false) };
+    let is_known = selector.keys().all(|key| pod.labels.knows(key));
+    is_known.then(|| selector.matches(|key| pod.labels.get(key)))
 }
 
 /// Says whether a kind is among these needs.

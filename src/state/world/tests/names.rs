@@ -1,6 +1,7 @@
 //! Whose a name is.
 
 use super::*;
+use crate::model::resolve::{Before, resolve};
 use crate::state::world::claims::{Basis, Standing};
 use crate::state::world::entry::GrantedBy;
 
@@ -174,11 +175,46 @@ fn a_loser_with_rows_goes_on_with_them() {
         (&[("api", "service/t")], user(spec("s")), is("api", "service/t")),
         (&[("api", "service/t"), ("api", "service/s")], user(spec("s")), is("api", "service/s")),
         (&[("api", "pods")], user(pods_of("app")), is("api", "pods")),
-        (&[("api", "pods")], user(spec("s")), None),
+        // Which pods were asked for nobody knows; those that are registered are kept while they live.
+        (&[("api", "pods")], user(spec("s")), is("api", "pods")),
+        (&[("api", "pods"), ("api", "static")], user(spec("s")), is("api", "pods")),
+        (&[("api", "pods"), ("api", "service/t")], user(spec("s")), is("api", "service/t")),
+        (&[("api", "static")], user(spec("s")), None),
+        (&[("api", "static")], user(pods_of("app")), None),
         (&[], user(spec("s")), None),
     ] {
         assert_eq!(goes_on(rows, wanted), expected, "{rows:?}");
     }
+}
+
+#[test]
+fn a_loser_that_had_pods_goes_on_with_those_that_live() {
+    let mut world = World::of([asks("a", 1, 1, "user"), asks("b", 2, 1, "user")]);
+    let b = key("b", "r");
+    world.note_rows(&key("a", "r"), in_use(&[("user", "service/s")]));
+    let scope = Scope::Namespace("b".into());
+    let are_watched = |world: &World| world.wanted().watches.contains_key(&(Kind::Pod, scope.clone()));
+    assert!(!are_watched(&world));
+    world.note_rows(&b, in_use(&[("api", "pods")]));
+    assert!(are_watched(&world));
+    assert_eq!(world.waits_for(&b), Some(Kind::Pod));
+    for change in [
+        Change::Pod(Step::Init),
+        Change::Pod(Step::InitApply(key("b", "p1"), pod("p1", 1, "any"))),
+        Change::Pod(Step::InitDone),
+    ] {
+        world.apply(event(&scope, change), Instant::now());
+    }
+    let spec = world.effective_spec(&b).unwrap();
+    assert!(spec.limits.only_keeps && spec.variables().is_empty());
+    let living = |world: &World| {
+        let spec = world.effective_spec(&b).unwrap();
+        resolve(spec, &world.facts(&b), &Before::nothing()).instances.len()
+    };
+    assert_eq!(living(&world), 1, "whatever its labels and its ports");
+    let gone = Change::Pod(Step::Delete(key("b", "p1")));
+    let dirt = world.apply(event(&scope, gone), Instant::now());
+    assert_eq!((dirt_of(dirt), living(&world)), (vec![("b/r".to_owned(), Some(Cause::Observed))], 0));
 }
 
 #[test]
