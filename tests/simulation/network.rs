@@ -103,8 +103,10 @@ impl Network {
             let (there, back) = (way(&mut state), way(&mut state));
             let decided = state.oracle.decisions();
             let (marker, epoch, restores) = (state.marker_index(), state.consul_epoch, state.oracle.restores());
-            (fate, there, back, Sent { life: self.life, decided, abandoned: false, marker, epoch, restores })
+            let heard = Arc::default();
+            (fate, there, back, Sent { life: self.life, decided, abandoned: false, marker, epoch, restores, heard })
         };
+        let heard = sent.heard.clone();
         if self.sim.state().is_traced() {
             self.trace(&request, &fate);
         }
@@ -146,7 +148,10 @@ impl Network {
             Ok(Ok(Some(_))) if matches!(fate, Fate::Stumbles) => {
                 Ok(response(Reply::text(500, "leadership lost while committing log")))
             }
-            Ok(Ok(Some(reply))) => Ok(response(reply)),
+            Ok(Ok(Some(reply))) => {
+                heard.store(true, Ordering::Relaxed);
+                Ok(response(reply))
+            }
             Ok(Err(_)) => panic!("the model of Consul panicked at {} {}", request.path, body_text(&request)),
             Err(_) => Err(no_answer("operation timed out")),
         }

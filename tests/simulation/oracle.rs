@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use lictor::cluster::api::ConsulServiceStatus;
@@ -51,6 +52,8 @@ pub struct Sent {
     pub epoch: u64,
     /// How often the catalog had been put back to an earlier state.
     pub restores: u64,
+    /// True once Lictor has the answer.
+    pub heard: Arc<AtomicBool>,
 }
 
 /// How far Lictor has seen of each kind: nothing that happened before is unknown to it. A kind that it has not listed
@@ -106,11 +109,20 @@ struct End {
 }
 
 /// When a resource had its last instance under a name.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Left {
     at: Duration,
     /// Somebody else has removed it, or the catalog still showed it: Lictor may not know.
     unheard: bool,
+    /// Whether Lictor, which has removed it, has the answer.
+    answered: Option<Arc<AtomicBool>>,
+}
+
+impl Left {
+    /// Whether Lictor still waits for the answer to the removal.
+    fn waits(&self) -> bool {
+        self.answered.as_ref().is_some_and(|answered| !answered.load(Ordering::Relaxed))
+    }
 }
 
 /// All kubelets were cut off.
@@ -1050,8 +1062,11 @@ impl State {
             is_marked(service) && check.is_none_or(|check| check.status == "passing")
         });
         // Another one of its namespace has the name then, also one that is gone by now, for all that Lictor knows.
+        // While a spec is refused, the one before holds.
+        let held = |key: &ResourceKey| self.cluster.resources.get(key).map(|object| fold(&object.last_good.service));
         let uses = |other: &&Resource| {
-            let asks = other.ours && other.spec.as_ref().is_ok_and(|spec| fold(&spec.service) == name);
+            let asked = other.spec.as_ref().map_or_else(|_| held(&other.key), |spec| Some(fold(&spec.service)));
+            let asks = other.ours && asked.as_ref() == Some(&name);
             let is_of_namespace = other.key.namespace == key.namespace && other.key != *key;
             is_of_namespace && (asks || self.oracle.names_in_use.contains_key(&(other.key.clone(), name.clone())))
         };
@@ -1212,12 +1227,13 @@ impl State {
         let told = told.filter(|_| own.as_ref() != Some(&name));
         if let Some(holder) = told.or_else(|| self.holds_by_rows(&key, &name, node, sent)) {
             // What was removed just now may be there for all that Lictor knows: then it goes on with it, as long as the
-            // other one has nothing. What Lictor has not heard of yet its whole namespace goes on with.
+            // other one has nothing. What Lictor has not heard of yet its whole namespace goes on with, and so it does while
+            // there is no answer to the removal.
             let mut left = self.oracle.names_left.iter().filter(|((other, of), left)| {
                 other.namespace == key.namespace && *of == name && self.now() < left.at + REMEMBERED
             });
             let has_none = || !self.oracle.names_in_use.contains_key(&(holder.clone(), name.clone()));
-            if left.any(|((other, _), left)| left.unheard || *other == key && has_none()) {
+            if left.any(|((other, _), left)| left.unheard || (*other == key || left.waits()) && has_none()) {
                 return;
             }
             let what = format!("{} on {node} was written by life {}; {holder} has the name", after.id, sent.life);
@@ -1294,14 +1310,20 @@ impl State {
         self.oracle.owned.retain(|(at, _)| now < *at + COUNTED);
         let known = std::mem::take(&mut self.oracle.names_in_use);
         let since = |name: &(ResourceKey, String)| known.get(name).copied().unwrap_or(life);
-        let unheard = !matches!(origin, Origin::Lictor(_));
+        let answered = match origin {
+            Origin::Lictor(sent) => Some(sent.heard.clone()),
+            Origin::Agent | Origin::Others => None,
+        };
         // What an agent has let go Lictor goes on with for as long as the catalog shows it.
         let shown =
             self.consul.store.services().filter(|(_, there)| self.setup.mode == Mode::Agent && is_marked(there));
         let shown = shown.filter_map(|(_, there)| Some((owner(&there.id)?, fold(&there.service))));
         let shown: BTreeSet<(ResourceKey, String)> = shown.collect();
         let left = known.keys().filter(|name| !names.contains(*name));
-        let left = left.map(|name| (name.clone(), Left { at: now, unheard: unheard || shown.contains(name) }));
+        let left = left.map(|name| {
+            let unheard = answered.is_none() || shown.contains(name);
+            (name.clone(), Left { at: now, unheard, answered: answered.clone() })
+        });
         self.oracle.names_left.extend(left);
         self.oracle.names_in_use = names.into_iter().map(|name| (name.clone(), since(&name))).collect();
     }

@@ -121,4 +121,16 @@ pub const SEEDS: &[(u64, &str)] = &[
         "what was registered of an endpoint whose pod was gone stayed for ever, as its slice had not the port either",
     ),
     (47400, "the oracle did not know that a status has room for the port of one source"),
+    (
+        32077,
+        "a write waited for minutes, as its lane could not read its node, and the resync, which could, did not say so",
+    ),
+    (37094, "the oracle did not know that the whole namespace goes on with what Lictor waits to hear the removal of"),
+    (705, "the health of an instance was forgotten by a write of what Consul had already, since no round followed"),
+    (60282, "the oracle did not know that one whose spec is refused has the name by the spec before"),
+    (
+        40930,
+        "the resync ended for good, as the read that a round waited for last was interrupted, and was none of its own",
+    ),
+    (65798, "a write waited for minutes, as at 32077"),
 ];
