@@ -181,6 +181,7 @@ const PLANTED: &[(PlantedFault, &[&str])] = &[
     (PlantedFault::OneSliceEach, &["nothing hidden"]),
     (PlantedFault::OneFamily, &["true"]),
     (PlantedFault::NoProtocols, &["true"]),
+    (PlantedFault::NoLaggards, &["nothing lost"]),
     (PlantedFault::NoLastOnes, &["nothing lost"]),
     (PlantedFault::NoEarlyOnes, &["true", "nothing lost"]),
     (PlantedFault::FalseEnds, &["nothing lost"]),

@@ -39,6 +39,8 @@ pub enum PlantedFault {
     OneFamily,
     /// Every port is taken for one of TCP.
     NoProtocols,
+    /// What is in a slice that has not followed its Service's ports is taken for gone.
+    NoLaggards,
     /// What terminates is gone, whether it serves or not.
     NoLastOnes,
     /// `ready` is what the pod says, also where it is to be found before that.

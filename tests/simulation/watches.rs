@@ -352,13 +352,32 @@ impl Watch {
         self.tell(Change::Slice(Step::Apply(key.clone(), before))).await
     }
 
+    /// Has the endpoints end that are in a slice without any of its Service's ports.
+    fn without_laggards(&self, change: Change) -> Change {
+        let Change::Slice(step) = change else { return change };
+        let state = self.sim.state();
+        Change::Slice(step.map(|key, mut slice| {
+            let service = ObjectKey { namespace: key.namespace.clone(), name: slice.service.clone() };
+            let follows = state.cluster.services.get(&service).is_none_or(|service| {
+                let mut ports = service.ports.iter();
+                ports.any(|port| slice.ports.iter().any(|there| there.name == port.name))
+            });
+            if !follows {
+                slice.endpoints.iter_mut().for_each(|e| (e.terminating, e.serving) = (true, false));
+            }
+            slice
+        }))
+    }
+
     fn has_seen(&self, position: u64) {
         self.sim.state().oracle.has_seen(self.kind, &self.scope, position);
     }
 
     async fn tell(&self, change: Change) -> Result<(), Ended> {
         let of_pods = self.of_pods.lock().expect("no panics").keys.clone();
-        let change = seen(change, &of_pods, self.sim.state().setup.planted);
+        let planted = self.sim.state().setup.planted;
+        let change = if planted == Some(PlantedFault::NoLaggards) { self.without_laggards(change) } else { change };
+        let change = seen(change, &of_pods, planted);
         self.sim.state().trace(|| format!("tells {} of {}: {}", self.kind, self.scope, summary(&change)));
         self.sink.send(Event { scope: self.scope.clone(), change }).await.map_err(|_| Ended)?;
         self.sim.state().oracle.was_told();
