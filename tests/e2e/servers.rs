@@ -11,11 +11,15 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use lictor_testbed::{Consul, ConsulApi, ConsulOptions, NewEndpoint, Programs, TestNamespace, wait};
 use serde_json::{Value, json};
+use tokio::time::timeout;
 
 use crate::fixture::{Fixture, SERVER_FAULTS, SOON, apply, resources};
 
 /// For Consul to elect a leader and for Lictor to go on, on a machine that is busy.
 const AGAIN: Duration = Duration::from_secs(60);
+
+/// The longest time that one server is asked; another one may know better.
+const ANSWER: Duration = Duration::from_secs(5);
 
 /// The time after which a leader takes a server in again that was taken out is a minute.
 const TAKEN_IN_AGAIN: Duration = Duration::from_secs(90);
@@ -62,7 +66,10 @@ impl Three<'_> {
     async fn peers(&self) -> Result<Vec<Value>> {
         let mut last = None;
         for server in self.running() {
-            match server.api().get("/v1/operator/raft/configuration").await {
+            match timeout(ANSWER, server.api().get("/v1/operator/raft/configuration"))
+                .await
+                .unwrap_or_else(|late| Err(late.into()))
+            {
                 Ok(raft) => return Ok(raft["Servers"].as_array().cloned().unwrap_or_default()),
                 Err(error) => last = Some(error),
             }
@@ -121,7 +128,7 @@ async fn looks(three: &Three<'_>, service: &str, living: &[String]) -> Result<us
     for looks in 0_usize.. {
         for server in three.running() {
             // One that is just going or coming does not answer.
-            let Ok(found) = server.api().get(&path).await else { continue };
+            let Ok(Ok(found)) = timeout(ANSWER, server.api().get(&path)).await else { continue };
             let entries = found.as_array().into_iter().flatten();
             let found: BTreeSet<&str> = entries.filter_map(|entry| entry["Service"]["Address"].as_str()).collect();
             let missing = living.iter().find(|address| !found.contains(address.as_str()));
@@ -199,8 +206,8 @@ async fn happens(
 ) -> Result<Duration> {
     let tag = format!("{fault:?}-{round}").to_lowercase();
     let pod = format!("more-{tag}");
-    let snapshot = snapshot(three).await?;
     let (leader, follower) = three.leader().await?;
+    let snapshot = snapshot(three.servers[leader]).await?;
     let begun = Instant::now();
     match fault {
         Fault::LeaderKilled => {
@@ -240,7 +247,7 @@ async fn happens(
         Fault::CutOff => {}
         Fault::Restored => {
             let begun = Instant::now();
-            restore(three, snapshot).await?;
+            restore(three.servers[leader], snapshot).await?;
             are_true(fixture, three, second, &wanted, &tag).await?;
             took = begun.elapsed();
         }
@@ -265,7 +272,7 @@ async fn are_true(
         let mut last = None;
         for server in three.running() {
             let consul = server.api();
-            let Ok(found) = consul.instances(&fixture.service).await else { continue };
+            let Ok(Ok(found)) = timeout(ANSWER, consul.instances(&fixture.service)).await else { continue };
             let passing = found.iter().filter(|instance| instance.status == "passing");
             let passing: BTreeSet<String> = passing.map(|instance| instance.address.clone()).collect();
             if passing == *wanted && found.len() == wanted.len() && second.is_as(&consul, tag).await.unwrap_or(false) {
@@ -278,15 +285,13 @@ async fn are_true(
     .await
 }
 
-async fn snapshot(three: &Three<'_>) -> Result<Vec<u8>> {
-    let server = three.running().next().context("no server runs")?;
-    let answer = reqwest::get(format!("{}/v1/snapshot", server.http_addr())).await?.error_for_status()?;
-    Ok(answer.bytes().await?.to_vec())
+async fn snapshot(server: &Consul) -> Result<Vec<u8>> {
+    let request = reqwest::Client::new().get(format!("{}/v1/snapshot", server.http_addr())).timeout(AGAIN);
+    Ok(request.send().await?.error_for_status()?.bytes().await?.to_vec())
 }
 
-async fn restore(three: &Three<'_>, snapshot: Vec<u8>) -> Result<()> {
-    let server = three.running().next().context("no server runs")?;
+async fn restore(server: &Consul, snapshot: Vec<u8>) -> Result<()> {
     let url = format!("{}/v1/snapshot", server.http_addr());
-    reqwest::Client::new().put(url).body(snapshot).send().await?.error_for_status()?;
+    reqwest::Client::new().put(url).timeout(AGAIN).body(snapshot).send().await?.error_for_status()?;
     Ok(())
 }
