@@ -1,12 +1,12 @@
 # What Lictor needs of Consul, as printed by
 # lictor policy consul --registration=agent --cluster-name=demo --service=web,user_service
 
-# Lictor asks the agent for its name, and what it holds.
+# Lictor asks the agent for its name and its services.
 agent_prefix "" {
   policy = "read"
 }
 
-# Lictor reads all, so that a list which ACLs have cut short is never taken for the whole.
+# Lictor reads all nodes and services, so that it never takes a list that ACLs have filtered for the complete one.
 node_prefix "" {
   policy = "read"
 }

@@ -1,7 +1,7 @@
 # What Lictor needs of Consul, as printed by
 # lictor policy consul --registration=catalog --cluster-name=demo --service=web,user_service
 
-# Lictor reads all, so that a list which ACLs have cut short is never taken for the whole.
+# Lictor reads all nodes and services, so that it never takes a list that ACLs have filtered for the complete one.
 node_prefix "" {
   policy = "read"
 }
@@ -9,12 +9,12 @@ service_prefix "" {
   policy = "read"
 }
 
-# Lictor makes a Consul node for each Kubernetes node.
+# Lictor creates a Consul node for each Kubernetes node.
 node_prefix "demo-" {
   policy = "write"
 }
 
-# Lictor marks the cluster by a node, which also keeps a replica from writing that does not lead any more.
+# The marker node of the cluster. It also keeps a former leader from writing.
 node "lictor-demo" {
   policy = "write"
 }

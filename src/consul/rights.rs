@@ -46,7 +46,7 @@ pub fn of_agent(services: &[Services]) -> Vec<Rule> {
         resource: "agent_prefix",
         name: String::new(),
         policy: "read",
-        why: "Lictor asks the agent for its name, and what it holds.",
+        why: "Lictor asks the agent for its name and its services.",
     };
     [vec![agent], reads(services), writes(services)].concat()
 }
@@ -58,19 +58,19 @@ pub fn of_catalog(cluster: &ClusterName, services: &[Services]) -> Vec<Rule> {
         resource: "node_prefix",
         name: node_prefix(cluster),
         policy: "write",
-        why: "Lictor makes a Consul node for each Kubernetes node.",
+        why: "Lictor creates a Consul node for each Kubernetes node.",
     };
     let marker = Rule {
         resource: "node",
         name: marker_name(cluster).to_string(),
         policy: "write",
-        why: "Lictor marks the cluster by a node, which also keeps a replica from writing that does not lead any more.",
+        why: "The marker node of the cluster. It also keeps a former leader from writing.",
     };
     [reads(services), vec![nodes, marker], writes(services)].concat()
 }
 
 fn reads(services: &[Services]) -> Vec<Rule> {
-    let why = "Lictor reads all, so that a list which ACLs have cut short is never taken for the whole.";
+    let why = "Lictor reads all nodes and services, so that it never takes a list that ACLs have filtered for the complete one.";
     let read = |resource| Rule { resource, name: String::new(), policy: "read", why };
     // Who may write may read, and a policy has one rule for a name.
     let are_written = services.contains(&Services::Prefix(String::new()));
@@ -140,7 +140,7 @@ mod tests {
         let cluster = ClusterName::new("prod").unwrap();
         let services = [Services::Name("web".to_owned()), Services::Prefix("shop-".to_owned())];
         let expected = "\
-# Lictor reads all, so that a list which ACLs have cut short is never taken for the whole.
+# Lictor reads all nodes and services, so that it never takes a list that ACLs have filtered for the complete one.
 node_prefix \"\" {
   policy = \"read\"
 }
@@ -148,12 +148,12 @@ service_prefix \"\" {
   policy = \"read\"
 }
 
-# Lictor makes a Consul node for each Kubernetes node.
+# Lictor creates a Consul node for each Kubernetes node.
 node_prefix \"prod-\" {
   policy = \"write\"
 }
 
-# Lictor marks the cluster by a node, which also keeps a replica from writing that does not lead any more.
+# The marker node of the cluster. It also keeps a former leader from writing.
 node \"lictor-prod\" {
   policy = \"write\"
 }

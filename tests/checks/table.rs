@@ -25,13 +25,14 @@ pub(crate) fn document(lines: &[Line], answers: &[Effect], fields: &[Effect]) ->
         "<!-- generated from what a real Consul did in the tests; `LICTOR_UPDATE=1 cargo test --test checks` writes it \
          anew -->\n\
          # Checks\n\n\
-         What a check in `spec.checks` makes Consul do, as recorded by a server that was asked. Each of these was seen \
-         to pass, to go critical when the server failed, and to pass again when it was well.\n\n\
+         This page shows what Consul does for each check in `spec.checks`, as recorded by the server that Consul \
+         asked. The test has seen each check pass, become critical when the server failed, and pass again when the \
+         server worked.\n\n\
          ## What arrives\n\n\
-         An agent sends all of them. With `--registration=catalog --consul-esm` those with a no in the last column are \
-         refused: `Accepted=False`, reason `NotSupported`. Every request over HTTP also has \
-         `Accept: text/plain, text/*, */*`, `User-Agent: Consul Health Check` and the instance's address and port as its \
-         `Host`, unless the resource names them.\n\n\
+         An agent runs all of these checks. With `--registration=catalog --consul-esm`, Lictor refuses those with a \
+         \"no\" in the last column: `Accepted=False`, reason `NotSupported`. Every HTTP request also has `Accept: \
+         text/plain, text/*, */*`, `User-Agent: Consul Health Check`, and the instance's address and port as its \
+         `Host`, unless the resource sets these headers.\n\n\
          | in the resource | what reached the instance | with consul-esm |\n| --- | --- | --- |\n",
     );
     for Line { check, heard, refused_by_esm } in lines {
@@ -52,20 +53,21 @@ pub(crate) fn document(lines: &[Line], answers: &[Effect], fields: &[Effect]) ->
 
 /// What there is to know besides; each is tested beside the tables.
 const NOTES: &str = "
-## What to know besides
+## What else to know
 
-- A new check of an instance begins with what Kubernetes says: passing if the pod is ready, critical if not. An edit of
-  a check keeps its state until the next run. Another kind under the same name is another check.
-- The thresholds count from the second run on: the first run of a new check decides at once, and so does, where an agent
-  runs it, the first after an edit of anything of its instance.
-- A `udp` check is for servers that answer, whatever they say. One that never answers is asked once, and then never
-  again: Consul waits for the answer without end, and the check stays as it was.
-- An agent does not follow redirects. consul-esm does, also to other hosts, and has no setting for it: whoever answers a check can have it
-  sent on. Let consul-esm connect to the networks of the instances and to Consul only, by a NetworkPolicy or a firewall.
-- consul-esm begins with a new check, or an edited one, within about ten seconds. The time-out of an `http` check with
-  `headers` is shown longer there by less than a millisecond: that makes consul-esm notice every change of the headers.
-- With TLS, an agent trusts the authorities of its system or, with `enable_agent_tls_for_checks`, its own; consul-esm
-  those of its `https_ca_file`.
+- A new check begins with the readiness of the pod: passing if the pod is ready, critical if not. An edited check keeps its
+  state until the next run. A check of another kind under the same name is a new check.
+- The thresholds count from the second run on. The first run of a new check decides at once. If an agent runs the check, the
+  first run after an edit of its instance also decides at once.
+- Use a `udp` check only for servers that answer. Any answer passes. If a server never answers, Consul asks it once and waits
+  for the answer without end. The check stays as it was.
+- An agent does not follow redirects. consul-esm does, also to other hosts, and has no setting for it. So the server that answers a
+  check can redirect it. Let consul-esm connect only to the networks of the instances and to Consul, with a NetworkPolicy or a
+  firewall.
+- consul-esm starts a new or edited check within about ten seconds. For an `http` check with `headers`, Consul shows a timeout
+  that is longer by less than a millisecond. With that, consul-esm notices every change of the headers.
+- With TLS, an agent trusts the CA certificates of its system. With `enable_agent_tls_for_checks` it trusts its own CA.
+  consul-esm trusts the CA certificates in its `https_ca_file`.
 ";
 
 /// Compares the file with what was recorded, or writes it.

@@ -35,8 +35,8 @@ pub(crate) fn document(lines: &[Line]) -> String {
         "<!-- generated from the tests' own names; `LICTOR_UPDATE=1 cargo test --test e2e the_table_is_current` \
          writes it anew -->\n\
          # Scenarios\n\n\
-         What is tested end to end: the operator's own program, a real Kubernetes API server with its controllers, \
-         and a real Consul, in each mode of registration. A blank has its reason below.\n\n\
+         These tests run the operator's own program between a real Kubernetes API server with its controllers and a real \
+         Consul, in each mode of registration. If a scenario does not run in a mode, the cell links to the reason below.\n\n\
          | scenario | what it shows | agent | catalog |\n| --- | --- | --- | --- |\n",
     );
     let mut blanks = Vec::new();

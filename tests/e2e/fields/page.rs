@@ -9,18 +9,18 @@ use crate::fixture::Mode;
 const HEAD: &str = "<!-- generated from tests/e2e/fields/; `LICTOR_UPDATE=1 cargo test --test e2e fields::the_page_is_current` writes \
                     it anew -->\n\
                     # Fields\n\n\
-                    Each field of `spec`, as Consul has it when a resource was made with it, and again when it was edited, in each \
-                    mode of registration. All of it is tested: the resource is applied to a real Kubernetes API server, the \
-                    operator's own program acts, and what stands in the last two columns is read from a real Consul's \
-                    `/v1/health/service` (`Agent`: from its `/v1/agent/checks`). When the resource is deleted, \
-                    nothing of it is left but what `deletionPolicy` says.\n\n\
-                    An agent shows no one what a check asks, and how often it may fail. There the column has what reached the server that \
-                    was asked, or how many runs it took. Where Lictor answers with a condition in place of acting, the cell \
-                    leads to its [words](#refused), and what was registered stays.\n\n\
-                    Of the resource only what matters here is shown. Where it has no `source`, that is one static address. `ADDRESS` \
-                    and `PORT` are the instance's own, `OTHER` is another port there. Of the pods, `web-0` is ready and `web-1` is \
-                    not, both behind the Service `web`; `green-0` is behind the Services `green` and `two`. Lictor ran without \
-                    `--class`, and in the catalog with `--consul-esm`.\n\n\
+                    This page shows what Consul has for each field of `spec`, after the resource was created and after it was \
+                    edited, in each mode of registration. A test makes all of it: it applies the resource to a real Kubernetes API \
+                    server, and runs the operator's own program. The last two columns are read from a real Consul's \
+                    `/v1/health/service` (`Agent`: from its `/v1/agent/checks`). After the resource is deleted, the test checks that \
+                    only what `deletionPolicy` says is left.\n\n\
+                    An agent does not show what a check sends, and how often it may fail. For such fields, the column shows what \
+                    reached the server, or how many runs it took. If Lictor refuses the field with a condition, the cell links to the \
+                    [message](#refused), and what was registered stays.\n\n\
+                    The column \"in the resource\" shows only the fields that matter. If `source` is not shown, it is one static \
+                    address. `ADDRESS` and `PORT` are those of the instance, and `OTHER` is another port of it. The pods `web-0` \
+                    (ready) and `web-1` (not ready) are behind the Service `web`. The pod `green-0` is behind the Services `green` and \
+                    `two`. Lictor ran without `--class`, and in `catalog` mode with `--consul-esm`.\n\n\
                     | field | | in the resource | `agent` | `catalog` |\n| --- | --- | --- | --- | --- |\n";
 
 /// The whole page.
