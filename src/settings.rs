@@ -24,60 +24,61 @@ use crate::state::event::Scope;
 #[derive(Debug, Args)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag")]
 pub struct RunArgs {
-    /// The place of registrations: "agent" is the one agent at --consul-address (development, small set-ups);
-    /// "catalog" is the servers' catalog, a Consul node for each Kubernetes node.
+    /// Where Lictor registers instances. "agent": with the one Consul agent at --consul-address, for development and
+    /// small set-ups. "catalog": in the catalog of Consul's servers, with a Consul node for each Kubernetes node.
     #[arg(long, value_enum, default_value_t = Mode::Agent, env = "LICTOR_REGISTRATION")]
     pub registration: Mode,
 
-    /// The cluster's name in Consul: a DNS label, unique among the clusters that share the Consul. Default: the
-    /// uid of the namespace kube-system. What was registered under another name, or by another --registration,
-    /// stays in Consul when it is changed, unless a --previous flag says where it was.
+    /// The cluster's name in Consul: a DNS label, unique among the clusters that share this Consul. Default: the uid of
+    /// the namespace kube-system. If you change the name or --registration, the old registrations stay in Consul,
+    /// unless a --previous flag says where they are.
     #[arg(long, value_name = "NAME", env = "LICTOR_CLUSTER_NAME")]
     pub cluster_name: Option<String>,
 
-    /// A text that tells this cluster from another of the same name, where the uid of the namespace kube-system may not
-    /// be read, which is used by default: 1 to 64 of a-z, A-Z, 0-9 and '-'. Needs --cluster-name. What was registered
-    /// under another one belongs to somebody else.
+    /// An ID that distinguishes this cluster from another one of the same name: 1 to 64 of a-z, A-Z, 0-9 and '-'. Use
+    /// it if Lictor may not read the namespace kube-system, whose uid is the default. Needs --cluster-name. If you
+    /// change it, Lictor treats the old registrations as those of another cluster.
     #[arg(long, value_name = "UID", env = "LICTOR_CLUSTER_UID")]
     pub cluster_uid: Option<String>,
 
-    /// Watch this namespace only. May be given several times; default: all namespaces. Several operators for
-    /// one Consul need a --cluster-name each, also where they watch different namespaces.
+    /// Watch only this namespace. May be given several times. Default: all namespaces. If several operators share one
+    /// Consul, each needs its own --cluster-name, even if they watch different namespaces.
     #[arg(long = "namespace", value_name = "NAMESPACE")]
     pub namespaces: Vec<String>,
 
-    /// Act on the resources of this spec.class; default: on those without a class.
+    /// Manage the resources with this spec.class. Default: the resources without a class.
     #[arg(long, value_name = "CLASS", env = "LICTOR_CLASS")]
     pub class: Option<String>,
 
     /// Networks in which a resource may choose addresses (spec.source.static, spec.taggedAddresses), separated by
-    /// commas. May be given several times; default: none.
+    /// commas. May be given several times. Default: none.
     #[arg(long, value_name = "CIDR,...", value_delimiter = ',', env = "LICTOR_ALLOW_STATIC")]
     pub allow_static: Vec<String>,
 
-    /// A file that says, by namespace, what resources may ask for: names, tags, checks, addresses, budgets. It is read again
-    /// when it changes. Default: everything but the names of Consul's own companions.
+    /// A file that says, by namespace, what resources may ask for: names, tags, checks, addresses, budgets. Lictor
+    /// reads it again when it changes. Default: everything is allowed, except the names of Consul's companions.
     #[arg(long, value_name = "FILE", env = "LICTOR_POLICY")]
     pub policy: Option<PathBuf>,
 
-    /// Let resources of several namespaces register under one name in Consul. By default the name is the older
-    /// resource's, and the other one is told so.
+    /// Let resources of different namespaces register under one name in Consul. By default the resource that
+    /// has the name keeps it, and the other one gets the reason `NameConflict`.
     #[arg(long, env = "LICTOR_ALLOW_SHARED_NAMES")]
     pub allow_shared_names: bool,
 
-    /// Register an endpoint of a Service only if there is a pod of its namespace at its address; watches pods. By
-    /// default EndpointSlices are trusted, as kube-proxy trusts them.
+    /// Register an endpoint of a Service only if a pod of its namespace has the address. Lictor then watches pods. By
+    /// default Lictor trusts EndpointSlices, as kube-proxy does.
     #[arg(long, env = "LICTOR_VERIFY_ENDPOINTS")]
     pub verify_endpoints: bool,
 
-    /// Networks in which the endpoints of Services and the pods that a resource registers may have their addresses, such as
-    /// the ranges of the pods and of the nodes, separated by commas. May be given several times; default: all. Addresses
-    /// of nobody and of clouds are never registered. What is registered outside of them stays.
+    /// Networks in which endpoints of Services and pods must have their addresses, such as the ranges of the pods and
+    /// of the nodes, separated by commas. May be given several times. Default: all networks. Lictor never registers
+    /// loopback, link-local, multicast or cloud metadata addresses. Instances outside these networks that are already
+    /// registered stay.
     #[arg(long, value_name = "CIDR,...", value_delimiter = ',', env = "LICTOR_ENDPOINT_NETWORKS")]
     pub endpoint_networks: Vec<String>,
 
-    /// The most instances that one resource may have, 1 to 100000. Of more, those that are registered stay, then ready
-    /// ones come first; the status says how many are left out.
+    /// The maximum number of instances of one resource, 1 to 100000. If the source has more, registered instances stay,
+    /// then ready ones come first. The status says how many are left out.
     #[arg(
         long,
         value_name = "NUMBER",
@@ -87,9 +88,9 @@ pub struct RunArgs {
     )]
     pub max_instances: u32,
 
-    /// The most bytes that the specs of a namespace's resources may have together, in JSON: 64 KiB to 1 GiB. The older
-    /// resources have them. One that has none left is not accepted, with the reason `TooLarge`; what is registered for it
-    /// stays. Lictor's memory grows with them.
+    /// The maximum size of the specs of all resources of a namespace together, in bytes of JSON, 64 KiB to 1 GiB. It
+    /// limits the memory of Lictor. The older resources come first. A resource that does not fit is not accepted, with
+    /// the reason `TooLarge`; its registrations stay.
     #[arg(
         long,
         value_name = "BYTES",
@@ -99,29 +100,30 @@ pub struct RunArgs {
     )]
     pub max_namespace_bytes: u32,
 
-    /// The time for which the rest of the instances is kept passing, when more than half of all that pass, and at
-    /// least ten, stop being ready within a minute while their endpoints stay, until Kubernetes was asked again: the
-    /// kubelets may be cut off from the API server while the pods serve on. 0s to 1h; 0s keeps nothing. /readyz, the
-    /// metric `lictor_mass_unready_instances` and the resources tell of it in any case.
+    /// How long to keep instances passing if most stop being ready at once, 0s to 1h. This applies if more than half of
+    /// all passing instances, and at least ten, stop being ready within a minute while their endpoints stay: the
+    /// kubelets may be cut off from the API server while the pods still serve. After this time Lictor reads a fresh
+    /// list from Kubernetes. 0s keeps nothing. In any case, /readyz, the metric `lictor_mass_unready_instances` and the
+    /// conditions report it.
     #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = duration, env = "LICTOR_HOLD_MASS_UNREADY")]
     pub hold_mass_unready: Duration,
 
-    /// With --registration=catalog: consul-esm runs beside Consul and looks at nodes with the meta external-node=true.
-    /// Resources may then have checks, of the kinds that it knows: http, tcp, grpc. It follows the redirects that an
-    /// instance answers with, also to other hosts, which an agent does not.
+    /// With --registration=catalog: consul-esm runs beside Consul, for nodes with the meta external-node=true.
+    /// Resources may then have checks of the kinds http, tcp and grpc. Note that consul-esm follows HTTP redirects,
+    /// also to other hosts; an agent does not.
     #[arg(long, env = "LICTOR_CONSUL_ESM")]
     pub consul_esm: bool,
 
-    /// With --registration=catalog: do without Nodes, which are in no namespace, where Lictor may not read them. The
-    /// nodes in Consul that stand for them then have no address of a machine, and one is made for every node name that an
-    /// endpoint gives: nobody can tell whether a Node has that name.
+    /// With --registration=catalog: do not read Nodes. Use it if Lictor may not read them, because they belong to no
+    /// namespace. The Consul nodes then have no address of a machine. Lictor creates a Consul node for every node name
+    /// that an endpoint gives, because it cannot check whether such a Node exists.
     #[arg(long, env = "LICTOR_WITHOUT_NODES")]
     pub without_nodes: bool,
 
-    /// Consul's HTTP address, such as `http://127.0.0.1:8500`, `https://gate.example/consul` or `unix:///run/consul.sock`.
-    /// With --registration=catalog there may be several, separated by commas: servers of one datacenter, which are tried in
-    /// turn. Where `CONSUL_HTTP_SSL` is true, `http://` is
-    /// taken for `https://`, as Consul's own tools do.
+    /// Consul's HTTP address, such as `http://127.0.0.1:8500`, `https://gate.example/consul` or
+    /// `unix:///run/consul.sock`. With --registration=catalog, several servers of one datacenter may be given, separated
+    /// by commas; Lictor tries them in turn. If `CONSUL_HTTP_SSL` is true, Lictor uses `https://` also for `http://`, as
+    /// Consul's own tools do.
     #[arg(
         long,
         value_name = "URL,...",
@@ -131,66 +133,68 @@ pub struct RunArgs {
     )]
     pub consul_address: Vec<String>,
 
-    /// The datacenter to register in. With --registration=catalog, Consul at --consul-address sends on all requests to it;
-    /// default: the datacenter that is asked. With --registration=agent, it is the one that the agent has to be in.
+    /// The datacenter to register in. With --registration=catalog, Consul at --consul-address forwards all requests to
+    /// it; default: the datacenter of that Consul. With --registration=agent, the agent must be in this datacenter.
     #[arg(long, value_name = "NAME", env = "LICTOR_CONSUL_DATACENTER")]
     pub consul_datacenter: Option<String>,
 
-    /// The namespace to register in, in Consul Enterprise. Default: the one of the token, or `default`.
+    /// The namespace to register in, in Consul Enterprise. Default: the namespace of the token, or `default`.
     #[arg(long, value_name = "NAME", env = "CONSUL_NAMESPACE")]
     pub consul_namespace: Option<String>,
 
-    /// The partition to register in, in Consul Enterprise. Default: the one of the agent that is asked.
+    /// The partition to register in, in Consul Enterprise. Default: the partition of the agent at --consul-address.
     #[arg(long, value_name = "NAME", env = "CONSUL_PARTITION")]
     pub consul_partition: Option<String>,
 
-    /// An HTTP proxy on the way to Consul, such as `http://proxy.example:3128`. Default: none; variables such as `HTTP_PROXY`
-    /// do not count.
+    /// An HTTP proxy for the requests to Consul, such as `http://proxy.example:3128`. Default: none. Lictor ignores variables
+    /// such as `HTTP_PROXY` for Consul.
     #[arg(long, value_name = "URL", env = "LICTOR_CONSUL_PROXY")]
     pub consul_proxy: Option<String>,
 
-    /// With --registration=agent: an agent that this cluster registered with before, such as `http://10.0.0.7:8500`.
-    /// What is left there is deregistered as soon as the present agent has it. It is sent the same token as
-    /// --consul-address: name only agents that you trust. Several are separated by commas.
+    /// With --registration=agent: an agent with which this cluster registered before, such as `http://10.0.0.7:8500`.
+    /// Lictor deregisters each instance there as soon as the present agent has it. Lictor sends it the same token as to
+    /// --consul-address, so name only agents that you trust. Several are separated by commas.
     #[arg(long = "previous-agent", value_name = "URL,...", value_delimiter = ',', env = "LICTOR_PREVIOUS_AGENT")]
     pub previous_agents: Vec<String>,
 
-    /// For a move: the --registration of before. What is registered there is deregistered as soon as the same instance is
-    /// registered in the present place. Give it, or one of the other --previous flags, until nothing is left there.
+    /// For a move: the previous --registration. Lictor deregisters each instance there as soon as the same instance is
+    /// registered at the present place. Keep this flag, or one of the other --previous flags, until nothing is left
+    /// there.
     #[arg(long, value_enum, value_name = "REGISTRATION", env = "LICTOR_PREVIOUS_REGISTRATION")]
     pub previous_registration: Option<Mode>,
 
-    /// For a move: the --consul-address of before. It is sent the same token as --consul-address, unless
+    /// For a move: the previous --consul-address. Lictor sends it the same token as to --consul-address, unless
     /// --previous-consul-token-file is given. Default: --consul-address.
     #[arg(long, value_name = "URL,...", value_delimiter = ',', env = "LICTOR_PREVIOUS_CONSUL_ADDRESS")]
     pub previous_consul_address: Vec<String>,
 
-    /// For a move: the --cluster-name of before. Default: the present one.
+    /// For a move: the previous --cluster-name. Default: --cluster-name.
     #[arg(long, value_name = "NAME", env = "LICTOR_PREVIOUS_CLUSTER_NAME")]
     pub previous_cluster_name: Option<String>,
 
-    /// For a move: a file with the token for the Consul of before. Default: the token for --consul-address.
+    /// For a move: a file with the token for the previous Consul. Default: the token for --consul-address.
     #[arg(long, value_name = "FILE", env = "LICTOR_PREVIOUS_CONSUL_TOKEN_FILE")]
     pub previous_consul_token_file: Option<PathBuf>,
 
-    /// A file with the token for Consul. It is read again when it changes, and the old token stays in use until Consul knows
-    /// the new one. A token may also stand in
-    /// `CONSUL_HTTP_TOKEN`; there is no flag for it, since other users of a machine can see flags.
+    /// A file with the token for Consul. Lictor reads it again when it changes, and uses the old token until Consul
+    /// knows the new one. You may give the token in `CONSUL_HTTP_TOKEN` instead. There is no flag for the token itself,
+    /// because other users of a machine can see flags.
     #[arg(long, value_name = "FILE", env = "CONSUL_HTTP_TOKEN_FILE")]
     pub consul_token_file: Option<PathBuf>,
 
-    /// With --registration=catalog: log in to Consul by this auth method, of the type kubernetes, in place of a token that is
-    /// given. Each replica has a token of its own, renews it at half of the method's `MaxTokenTTL` and logs out when it stops.
+    /// With --registration=catalog: log in to Consul with this auth method, of the type kubernetes, instead of a given
+    /// token. Each replica has its own token, renews it after half of the method's `MaxTokenTTL`, and logs out when it
+    /// stops.
     #[arg(long, value_name = "NAME", env = "CONSUL_LOGIN_AUTH_METHOD")]
     pub consul_auth_method: Option<String>,
 
-    /// A file with the service account's token to log in with; it is read at each login. It has to be for the audience of
-    /// the API server. Default: the token of the pod's service account.
+    /// A file with the service account's token for the login. Lictor reads it at each login. The token must be for the
+    /// audience of the API server. Default: the token of the pod's service account.
     #[arg(long, value_name = "FILE", env = "CONSUL_LOGIN_BEARER_TOKEN_FILE")]
     pub consul_auth_bearer_token_file: Option<PathBuf>,
 
-    /// The datacenter to log in to, where the auth method is in another one than the instances, such as the primary one. Its
-    /// tokens have to be global then (`TokenLocality`). Default: --consul-datacenter.
+    /// The datacenter to log in to, if the auth method is in another datacenter than the instances, such as the primary.
+    /// The method must then create global tokens (`TokenLocality`). Default: --consul-datacenter.
     #[arg(long, value_name = "NAME", env = "CONSUL_LOGIN_DATACENTER")]
     pub consul_auth_datacenter: Option<String>,
 
@@ -202,20 +206,20 @@ pub struct RunArgs {
     #[arg(long, value_name = "NAME", env = "CONSUL_LOGIN_PARTITION")]
     pub consul_auth_partition: Option<String>,
 
-    /// Pairs that Consul shows in the description of the tokens, such as `pod=lictor/lictor-0`, separated by commas. May be
-    /// given several times; default: none.
+    /// Pairs that Consul shows in the description of the tokens, such as `pod=lictor/lictor-0`, separated by commas.
+    /// May be given several times. Default: none.
     #[arg(long, value_name = "KEY=VALUE,...", value_delimiter = ',', env = "CONSUL_LOGIN_META")]
     pub consul_auth_meta: Vec<String>,
 
-    /// A PEM file with the authorities that may vouch for Consul's certificate; it is read again when it changes.
+    /// A PEM file with the CA certificates for Consul. Lictor reads it again when it changes.
     #[arg(long, value_name = "FILE", env = "CONSUL_CACERT")]
     pub consul_ca_cert: Option<PathBuf>,
 
-    /// A PEM file with our certificate for Consul; it is read again when it changes.
+    /// A PEM file with the client certificate of Lictor for Consul. Lictor reads it again when it changes.
     #[arg(long, value_name = "FILE", env = "CONSUL_CLIENT_CERT", requires = "consul_client_key")]
     pub consul_client_cert: Option<PathBuf>,
 
-    /// A PEM file with the key of that certificate; it is read again when it changes.
+    /// A PEM file with the private key of that certificate. Lictor reads it again when it changes.
     #[arg(long, value_name = "FILE", env = "CONSUL_CLIENT_KEY", requires = "consul_client_cert")]
     pub consul_client_key: Option<PathBuf>,
 
@@ -223,59 +227,60 @@ pub struct RunArgs {
     #[arg(long, value_name = "BOOL", default_value = "true", env = "CONSUL_HTTP_SSL_VERIFY")]
     pub consul_ssl_verify: String,
 
-    /// The name that Consul's certificate must be for, where it is not that of the address.
+    /// The name in Consul's certificate, if it differs from the host of the address.
     #[arg(long, value_name = "NAME", env = "CONSUL_TLS_SERVER_NAME")]
     pub consul_tls_server_name: Option<String>,
 
-    /// Take part in an election among several replicas, of which one acts at a time and the others stand by.
+    /// Take part in a leader election among several replicas. The leader acts; the other replicas are standbys.
     #[arg(long, env = "LICTOR_LEADER_ELECTION")]
     pub leader_election: bool,
 
-    /// The Lease that the replicas share. Default: `lictor`, with the class where there is one (`lictor-CLASS`).
+    /// The name of the Lease that the replicas share. Default: `lictor`, or `lictor-CLASS` with a class.
     #[arg(long, value_name = "NAME", env = "LICTOR_LEASE_NAME")]
     pub lease_name: Option<String>,
 
-    /// The Lease's namespace. Default: the one of the service account or of the kubeconfig.
+    /// The namespace of the Lease. Default: the namespace of the service account or of the kubeconfig.
     #[arg(long, value_name = "NAMESPACE", env = "LICTOR_LEASE_NAMESPACE")]
     pub lease_namespace: Option<String>,
 
-    /// The time for which the Lease holds without a renewal, in whole seconds, 2s to 5m. The next replica acts about
-    /// that long after the death of one. No request to Consul begins in its last quarter.
+    /// How long the Lease is valid without a renewal, in whole seconds, 2s to 5m. If the leader dies, the next leader
+    /// starts after about this time. The leader starts no request to Consul in the last quarter of the Lease.
     #[arg(long, value_name = "DURATION", default_value = "4s", value_parser = duration, env = "LICTOR_LEASE_DURATION")]
     pub lease_duration: Duration,
 
-    /// The name of this replica in the Lease; a random part is added. Default: the host's name.
+    /// The name of this replica in the Lease. Lictor adds a random part. Default: the host's name.
     #[arg(long, value_name = "NAME", env = "LICTOR_IDENTITY")]
     pub identity: Option<String>,
 
-    /// A kubeconfig; default: `KUBECONFIG`, `~/.kube/config`, or the service account in a cluster.
+    /// A kubeconfig file. Default: `KUBECONFIG`, `~/.kube/config`, or the service account in a cluster.
     #[arg(long, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
 
-    /// The context of the kubeconfig; default: its current one.
+    /// The context of the kubeconfig. Default: its current context.
     #[arg(long, value_name = "NAME")]
     pub context: Option<String>,
 
-    /// The address at which /healthz, /readyz and /metrics are served. `[::]` is every address of the machine, of IPv4 as
-    /// well, also where the machine has no IPv6.
+    /// The address of /healthz, /readyz and /metrics. `[::]` means every address of the machine, IPv4 included, even if
+    /// the machine has no IPv6.
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "[::]:9808", env = "LICTOR_ADMIN_ADDRESS")]
     pub admin_address: SocketAddr,
 
-    /// An address for /metrics alone, such as `[::]:9809`; then --admin-address does not serve them. Default: none.
+    /// A separate address for /metrics, such as `[::]:9809`. --admin-address then does not serve the metrics. Default:
+    /// none.
     #[arg(long, value_name = "ADDRESS:PORT", env = "LICTOR_METRICS_ADDRESS")]
     pub metrics_address: Option<SocketAddr>,
 
-    /// How long it takes at most to read everything of this cluster from Consul and to compare it, once something has changed
+    /// The maximum time to read everything of this cluster from Consul and to compare it, after something has changed
     /// in Consul. Lictor asks 30 times in this interval whether something has changed, at most 4 times a second.
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
     pub resync_interval: Duration,
 
-    /// The number of Consul nodes that are written to side by side, 1 to 64.
+    /// How many Consul nodes Lictor writes to at the same time, 1 to 64.
     #[arg(long, value_name = "NUMBER", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=64))]
     pub concurrency: u8,
 
-    /// The number of writes of status and Events that Kubernetes gets a second in the long run, 1 to 1000. After a
-    /// quiet time two and a half times as many may go at once. Finalizers do not count.
+    /// The average number of status and Event writes to Kubernetes per second, 1 to 1000. After a quiet time, a burst
+    /// may have 2.5 times as many. Finalizers do not count.
     #[arg(
         long,
         value_name = "NUMBER",
@@ -285,16 +290,16 @@ pub struct RunArgs {
     )]
     pub status_rate: u32,
 
-    /// The time that writes under way may take after the order to stop.
+    /// How long Lictor waits at shutdown for writes that are under way.
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = duration)]
     pub grace_period: Duration,
 
-    /// The format of the log.
+    /// The log format.
     #[arg(long, value_enum, default_value_t = LogFormat::Text, env = "LICTOR_LOG_FORMAT")]
     pub log_format: LogFormat,
 
-    /// The level of the log: a level (error, warn, info, debug, trace) or tracing's filter directives. By default
-    /// without the Kubernetes client's own words, which ours repeat.
+    /// The log level: error, warn, info, debug, trace, or filter directives of the Rust crate tracing. The default
+    /// leaves out the log lines of the Kubernetes client, because Lictor logs the same errors itself.
     #[arg(long, value_name = "LEVEL", default_value = LOG_LEVEL, env = "LICTOR_LOG")]
     pub log_level: String,
 }
@@ -436,7 +441,7 @@ impl Settings {
         let cluster_name = args.cluster_name.as_deref().map(ClusterName::new).transpose().context("--cluster-name")?;
         ensure!(
             args.registration == Mode::Agent || args.cluster_name.as_deref() != Some("lictor"),
-            "--cluster-name lictor: the marker nodes of clusters are called so (lictor-NAME); choose another"
+            "--cluster-name lictor: this name is reserved, because marker nodes are called lictor-NAME; choose another"
         );
         if let Some(uid) = &args.cluster_uid {
             let fits = |c: char| c.is_ascii_alphanumeric() || c == '-';
@@ -642,7 +647,7 @@ fn tenancy(args: &mut RunArgs) -> anyhow::Result<Tenancy> {
     })
 }
 
-/// How to log in, where that is asked for. Takes what it needs of the flags.
+/// Reads how to log in, if the flags ask for a login. Takes what it needs of the flags.
 fn login(args: &mut RunArgs, tenancy: &Tenancy) -> anyhow::Result<Option<LoginSettings>> {
     let Some(method) = args.consul_auth_method.take() else {
         let others = [

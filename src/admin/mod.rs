@@ -31,9 +31,9 @@ use crate::engine::metrics::Metrics;
 use crate::engine::{Question, Snapshot};
 use crate::state::event::Kind;
 
-/// What is said while nobody can tell which names others have.
-const OTHERS_UNKNOWN: &str = "the names that others have in Consul cannot be read; resources that the policy's foreignNames is \
-                              about wait, unless they use their names already; the log says why";
+/// The warning in `/readyz` while Lictor cannot read which names others have.
+const OTHERS_UNKNOWN: &str = "Lictor cannot read the names that others have in Consul; new resources wait where the policy has \
+                              foreignNames: false; the log says why";
 
 /// The longest time that the engine may take to answer before it counts as stuck.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -284,18 +284,18 @@ fn credential_gauges(health: &CredentialHealth) -> Registry {
     }
     registry.register(
         "lictor_credential_remaining_seconds",
-        "Until the end of what Consul is reached with: authorities, certificate, token; below zero after it, infinite where \
-         it has no end or is not used",
+        "Time until the CA certificates, the client certificate or the token for Consul expire; negative after that, infinite \
+         if it never expires or is not used",
         remaining,
     );
     registry.register(
         "lictor_credential_ends_soon",
-        "1 if less than a week is left of what Consul is reached with, and less than a fifth of its time",
+        "1 if the certificate or the token expires in less than a week, and in less than a fifth of its lifetime",
         ends_soon,
     );
     registry.register(
         "lictor_credential_stale",
-        "1 if the file as it is cannot be used, and what it held before stays in use",
+        "1 if the file does not work, so that its previous content stays in use",
         stale,
     );
     registry
@@ -310,7 +310,7 @@ fn watch_gauges(ages: &BTreeMap<Kind, Duration>) -> Registry {
     }
     registry.register(
         "lictor_watch_age_seconds",
-        "Since the watches of a kind last said something; of several, the one that was silent for longest",
+        "Time since the last event of the watches of a kind; with several watches, the longest such time",
         by_kind,
     );
     registry
@@ -323,7 +323,7 @@ fn policy_gauge(is_stale: bool) -> Registry {
     gauge.set(is_stale.into());
     registry.register(
         "lictor_policy_stale",
-        "1 if the policy file as it is cannot be used, and the last good policy stays in force",
+        "1 if the policy file has an error, so that the last good policy stays in force",
         gauge,
     );
     registry
@@ -338,10 +338,10 @@ fn gauges(snapshot: &Snapshot) -> Registry {
         registry.register(name, help, gauge);
     };
     gauge("lictor_ready", "1 if all watches are synced and Consul answers", snapshot.not_ready.is_none().into());
-    gauge("lictor_leader", "1 if this replica is the one that acts", snapshot.leads.into());
+    gauge("lictor_leader", "1 if this replica is the leader", snapshot.leads.into());
     gauge(
         "lictor_consul_unavailable",
-        "1 if nothing but an outage of Consul keeps this replica from being ready",
+        "1 if this replica is not ready, and an outage of Consul is the only cause",
         snapshot.outage.is_some().into(),
     );
     gauge(
@@ -349,20 +349,32 @@ fn gauges(snapshot: &Snapshot) -> Registry {
         "1 if Consul refuses the requests of Lictor: it does not know the token, or the token lacks a permission",
         snapshot.is_refused().into(),
     );
-    gauge("lictor_dirty_resources", "Resources that are to be reconciled", snapshot.dirty);
-    gauge("lictor_outstanding_writes", "Writes to Consul that wait or are under way", snapshot.outstanding);
-    gauge("lictor_refused_instances", "Instances that Consul refuses", snapshot.refused);
-    gauge("lictor_unread_nodes", "Consul nodes that could not be read, while others could", snapshot.unread_nodes);
-    gauge("lictor_instances_on_other_agents", "Our instances that another Consul agent holds", snapshot.elsewhere);
+    gauge("lictor_dirty_resources", "Number of resources that wait to be reconciled", snapshot.dirty);
+    gauge("lictor_outstanding_writes", "Number of writes to Consul that wait or are under way", snapshot.outstanding);
+    gauge("lictor_refused_instances", "Number of instances that Consul refuses", snapshot.refused);
+    gauge(
+        "lictor_unread_nodes",
+        "Number of Consul nodes that Lictor cannot read, although it can read others",
+        snapshot.unread_nodes,
+    );
+    gauge(
+        "lictor_instances_on_other_agents",
+        "Number of instances of this cluster that another Consul agent holds",
+        snapshot.elsewhere,
+    );
     gauge(
         "lictor_previous_instances",
-        "Our instances that are left at the previous place (--previous-...)",
+        "Number of instances of this cluster that are left at the previous place (--previous-...)",
         snapshot.left_behind,
     );
-    gauge("lictor_held_resources", "Resources whose removals wait for Kubernetes to confirm them", snapshot.held);
+    gauge(
+        "lictor_held_resources",
+        "Number of resources with removals that await confirmation by Kubernetes",
+        snapshot.held,
+    );
     gauge(
         "lictor_mass_unready_instances",
-        "Instances that stopped being ready at once with most others, while their endpoints stay",
+        "Number of instances that stopped being ready at the same time as most others, while their endpoints stay",
         snapshot.mass_unready,
     );
     let by_cause = Family::<Vec<(String, String)>, Gauge>::default();
@@ -370,15 +382,15 @@ fn gauges(snapshot: &Snapshot) -> Registry {
         let label = vec![("cause".to_owned(), cause.to_owned())];
         by_cause.get_or_create(&label).set(i64::try_from(count).unwrap_or(i64::MAX));
     }
-    let help = "Resources whose instances do not follow their endpoints: the name is another namespace's, or the spec is refused \
-                and none from before is known";
+    let help = "Number of resources whose instances do not follow their endpoints. Cause name: the name belongs to another namespace. \
+                Cause spec: the spec is refused, and no earlier good spec is known";
     registry.register("lictor_frozen_resources", help, by_cause);
     let by_ready = Family::<Vec<(String, String)>, Gauge>::default();
     for ((ready, reason), count) in &snapshot.resources {
         let labels = vec![("ready".to_owned(), (*ready).to_owned()), ("reason".to_owned(), reason.clone())];
         by_ready.get_or_create(&labels).set(i64::try_from(*count).unwrap_or(i64::MAX));
     }
-    let help = "ConsulService resources watched, by the status and the reason of their condition Ready";
+    let help = "Number of ConsulService resources, by the status and the reason of their condition Ready";
     registry.register("lictor_resources", help, by_ready);
     let by_state = Family::<Vec<(String, String)>, Gauge>::default();
     let states = [("passing", snapshot.passing), ("warning", snapshot.warning), ("critical", snapshot.critical)];
@@ -386,13 +398,17 @@ fn gauges(snapshot: &Snapshot) -> Registry {
         let label = vec![("state".to_owned(), state.to_owned())];
         by_state.get_or_create(&label).set(i64::try_from(count).unwrap_or(i64::MAX));
     }
-    registry.register("lictor_instances", "Our instances in Consul, by the worst of their checks", by_state);
+    registry.register(
+        "lictor_instances",
+        "Number of instances of this cluster in Consul, by the worst of their checks",
+        by_state,
+    );
     if let Some(age) = snapshot.resync_age {
         let gauge = Gauge::<f64, AtomicU64>::default();
         gauge.set(age.as_secs_f64());
         registry.register(
             "lictor_resync_age_seconds",
-            "Since the last round that read every Consul node of this cluster began, or since Consul said that nothing has changed after it",
+            "Time since the start of the last resync that read every Consul node of this cluster, or since Consul last said that nothing has changed",
             gauge,
         );
     }

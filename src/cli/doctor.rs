@@ -33,12 +33,13 @@ use crate::settings::{Mode, RunArgs, Settings};
 /// The flags of `lictor doctor`: those of `run`, and what to register for a moment.
 #[derive(Debug, Args)]
 pub struct DoctorArgs {
-    /// The service in Consul that an instance is registered in and deregistered from; the token must be allowed to.
+    /// The Consul service of which the doctor registers and deregisters a test instance. The token needs `service:write`
+    /// for it.
     #[arg(long, value_name = "NAME", default_value = "lictor-doctor")]
     service: String,
 
-    /// The address at which Consul's DNS answers over TCP. Without it, the host of Consul's address is asked at port
-    /// 8600, and it is no failure if nothing answers there.
+    /// The address of Consul's DNS over TCP. Default: port 8600 on the host of Consul's address; it is then no failure if
+    /// nothing answers there.
     #[arg(long, value_name = "HOST:PORT")]
     dns_address: Option<String>,
 
@@ -110,13 +111,13 @@ async fn examine(settings: Settings, service: &str, dns_address: Option<&str>, r
     let registry = match registry {
         Ok(registry) => registry,
         Err(error) => {
-            report.say::<()>("the places of before are configured", Err(format!("{error:#}")));
+            report.say::<()>("the previous places are configured", Err(format!("{error:#}")));
             return;
         }
     };
     let survey = registry.survey().await;
-    let survey =
-        report.say("Consul can be read", found(survey, |(_, rows)| format!("{} instances of ours", rows.len())));
+    let survey = report
+        .say("Consul can be read", found(survey, |(_, rows)| format!("{} instances of this cluster", rows.len())));
     if let Some((placement, rows)) = survey {
         say_where(&placement, &rows, report);
         let (other, left) = in_other_mode(&settings, &identity, &transport).await;
@@ -160,8 +161,8 @@ fn say_where(placement: &Placement, rows: &Rows, report: &mut Report) {
     if !others.is_empty() {
         let each: Vec<String> = others.iter().map(|(node, count)| format!("{count} of them with {node}")).collect();
         let what = format!(
-            "instances of ours are registered with other Consul agents, {}: only those can deregister them, which takes \
-             --previous-agent with their addresses",
+            "other Consul agents hold instances of this cluster, {}; only those agents can deregister them: give their \
+             addresses with --previous-agent",
             each.join(", ")
         );
         report.say::<()>("Consul agent", Err(what));
@@ -258,7 +259,7 @@ async fn names_of_nodes(client: &Client, placement: &Placement, report: &mut Rep
     const SHOWN: usize = 5;
     let nodes = match Api::<Node>::all(client.clone()).list_metadata(&ListParams::default()).await {
         Ok(nodes) => nodes,
-        Err(error) => return report.note(WHAT, &format!("not looked at: {error}")),
+        Err(error) => return report.note(WHAT, &format!("cannot check: {error}")),
     };
     let names = nodes.iter().filter_map(|node| node.metadata.name.as_deref());
     let taken: Vec<&str> = names.filter(|name| placement.node_for(name).is_none()).collect();
@@ -271,8 +272,8 @@ async fn names_of_nodes(client: &Client, placement: &Placement, report: &mut Rep
     report.note(
         WHAT,
         &format!(
-            "Consul agents or somebody else's nodes have those of {} Kubernetes nodes ({shown}{more}): their instances \
-             are registered on shared nodes; another --cluster-name gives them nodes of their own",
+            "Consul agents or others use the Consul node names of {} Kubernetes nodes ({shown}{more}): Lictor registers \
+             their instances on shared nodes; another --cluster-name avoids that",
             taken.len()
         ),
     );
@@ -290,7 +291,7 @@ async fn names_in_dns(
     let is_up = |row: &&Row| row.is_ours() && row.health != Health::Critical;
     let services: BTreeSet<Str> = rows.values().filter(is_up).map(|row| row.registration.service.clone()).collect();
     if services.is_empty() {
-        return report.note(WHAT, "not asked: no instance of ours is passing");
+        return report.note(WHAT, "not asked: no instance of this cluster is passing");
     }
     let host = settings
         .consul
@@ -306,14 +307,17 @@ async fn names_in_dns(
         return report.note(WHAT, &format!("not asked: nothing answers at {server} (--dns-address)"));
     }
     let asked = probe::srv(Arc::clone(transport), &server, &services).await;
-    report.say(WHAT, found(asked, |asked| format!("{server} answers SRV questions for {asked} services of ours")));
+    report.say(
+        WHAT,
+        found(asked, |asked| format!("{server} answers SRV questions for {asked} services of this cluster")),
+    );
 }
 
 async fn kubernetes_of(client: &Client, settings: &Settings, report: &mut Report) -> Option<Identity> {
     let version = client.apiserver_version().await;
     report.say("Kubernetes answers", found(version, |version| version.git_version.clone()))?;
     let definition = match definition::look(client).await {
-        Definition::Unknown(why) => Ok(((), format!("not looked at: {why}"))),
+        Definition::Unknown(why) => Ok(((), format!("cannot check: {why}"))),
         definition => definition.advice().map_or_else(|| Ok(((), "it fits this version".to_owned())), Err),
     };
     report.say("CustomResourceDefinition", definition);

@@ -36,7 +36,7 @@ mod preview;
 mod run;
 mod takeover;
 
-/// Keeps what Consul says about your pods true.
+/// Registers the endpoints of Kubernetes Services in Consul, and keeps the registrations up to date.
 #[derive(Debug, Parser)]
 #[command(name = "lictor", version, about, disable_help_subcommand = true)]
 struct Cli {
@@ -48,19 +48,19 @@ struct Cli {
 enum Command {
     /// Run the operator.
     Run(Box<RunArgs>),
-    /// Print what `run` would do with the same flags, changing nothing; exits with 0 if that is nothing, with 1 if
-    /// it is something, and with more if it cannot be told.
+    /// Print what `run` would write with the same flags. Changes nothing. Exits with 0 if there is nothing to write, with
+    /// 1 if there is something, and with 2 if it cannot find out.
     Plan(Box<plan::PlanArgs>),
-    /// Say whether everything is there that `run` needs, with the same flags: permissions, the CRD, Consul and its
-    /// token. Registers an instance for a moment; exits with 0 if all is well, with 1 if something is not.
+    /// Check what `run` needs, with the same flags: permissions, the CRD, Consul and the token. Registers and deregisters a
+    /// test instance. Exits with 0 if all checks pass, and with 1 if one fails.
     Doctor(Box<doctor::DoctorArgs>),
-    /// Remove the finalizers of Lictor from all resources, before Lictor is uninstalled. What is registered stays in
-    /// Consul, unless --deregister is given. With --leader-election it takes the Lease from an operator that runs.
+    /// Remove the finalizers of Lictor from all resources, before you uninstall Lictor. Registrations stay in Consul, unless
+    /// you give --deregister. With --leader-election the command first takes the Lease from a running operator.
     Detach(Box<detach::DetachArgs>),
-    /// Print what another cluster has left in Consul under this cluster's name, as where a cluster was built anew, and
-    /// with --yes take it over: then `run` treats it as its own. Refused while a Lictor of that cluster still writes.
+    /// Print what an old cluster of the same name has left in Consul, after the cluster was built again. With --yes, take it
+    /// over: `run` then treats it as its own. Takes nothing while a Lictor of the old cluster still writes.
     Takeover(Box<takeover::TakeoverArgs>),
-    /// Ask about policies: the administrator's, and that of Consul's ACLs.
+    /// Check the administrator's policy, or print the ACL policy for Consul.
     #[command(subcommand)]
     Policy(policy::PolicyCommand),
     /// Print the `CustomResourceDefinition` of `ConsulService`, for `kubectl apply -f -`.
@@ -101,7 +101,7 @@ pub fn main() -> ExitCode {
 /// Flags and subcommands that had another name before, with the present one, as clap quotes them.
 const RENAMED: [(&str, &str); 2] = [("--sweep-interval", "--resync-interval"), ("'release'", "'detach'")];
 
-/// Help and version as they are; a mistake as one line.
+/// Prints help and version as they are, and a mistake as one line.
 fn usage(error: &clap::Error) -> ExitCode {
     if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
         // A closed pipe is the reader's choice.
@@ -154,7 +154,7 @@ fn identity_of(uid: Str, name: Option<ClusterName>) -> anyhow::Result<Identity> 
     let cluster = match name {
         Some(name) => name,
         None => ClusterName::new(&uid)
-            .context("the uid of kube-system cannot stand for the cluster: give --cluster-name")?,
+            .context("the uid of kube-system cannot be the cluster's name: give --cluster-name")?,
     };
     Ok(Identity { cluster, uid })
 }

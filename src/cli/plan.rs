@@ -58,7 +58,7 @@ pub(super) fn plan(args: PlanArgs) -> anyhow::Result<ExitCode> {
     // A closed pipe is the reader's choice.
     let _ = std::io::stdout().write_all(text.as_bytes());
     if let Some(note) = notes.iter().find(|note| note.reason == NOT_LISTED) {
-        bail!("not all can be told: {}: {}", note.resource, note.message);
+        bail!("cannot find out everything: {}: {}", note.resource, note.message);
     }
     Ok(if steps.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(DIFFERS) })
 }

@@ -25,19 +25,19 @@ use crate::state::world::{LABELS, Wanted, World};
 /// The subcommands of `lictor policy`.
 #[derive(Debug, Subcommand)]
 pub enum PolicyCommand {
-    /// Print what a policy would change for the resources of the cluster, given the present flags of `run`, --policy
-    /// included; exits with 0 if nothing would change, with 1 if something would, and with more if it cannot be told.
+    /// Print what a policy file would change for the resources of the cluster, compared with the present flags of `run` (also
+    /// --policy). Exits with 0 if nothing would change, with 1 if something would, and with 2 if it cannot find out.
     Check(Box<CheckArgs>),
-    /// Print the least ACL policy of Consul that `run` works with, given its flags, for `consul acl policy create -rules -`.
-    /// With --registration=catalog it asks Kubernetes for the cluster's name, unless --cluster-name is given.
+    /// Print the smallest ACL policy with which `run` works, given its flags, for `consul acl policy create -rules -`. With
+    /// --registration=catalog the command asks Kubernetes for the cluster's name, unless you give --cluster-name.
     Consul(Box<ConsulArgs>),
 }
 
 /// The flags of `lictor policy consul`: the services, and those of `run`.
 #[derive(Debug, Args)]
 pub struct ConsulArgs {
-    /// A service in Consul that resources may register: its name, or the beginning of names with `*` after it. May be given
-    /// several times, or with commas; default: all. `lictor doctor` registers in `lictor-doctor`, unless it is told otherwise.
+    /// A service in Consul that resources may register: a name, or a prefix followed by `*`. May be given several times, or
+    /// with commas. Default: all services. `lictor doctor` uses the service `lictor-doctor`, unless you give it another one.
     #[arg(long = "service", value_name = "NAME,...", value_delimiter = ',')]
     services: Vec<String>,
 
@@ -62,9 +62,9 @@ struct Verdict {
     resource: ResourceKey,
     /// The name of the rule that would decide; none where no rule is for its namespace.
     rule: Option<String>,
-    /// Why it is refused now.
+    /// The reason why it is refused now.
     now: Option<String>,
-    /// Why it would be refused.
+    /// The reason why it would be refused.
     then: Option<String>,
 }
 
@@ -81,7 +81,7 @@ fn consul(args: ConsulArgs) -> anyhow::Result<ExitCode> {
     let mut services = Vec::new();
     for name in &args.services {
         let Some(service) = Services::parse(name) else {
-            bail!("--service {name:?}: the name of a service, or the beginning of names with '*' after it");
+            bail!("--service {name:?}: give the name of a service, or a prefix followed by '*'");
         };
         services.push(service);
     }
@@ -189,10 +189,9 @@ fn table(verdicts: &[Verdict]) -> String {
     let count = |fits: &dyn Fn(&Verdict) -> bool| verdicts.iter().filter(|verdict| fits(verdict)).count();
     let refused = count(&|verdict| verdict.now.is_none() && verdict.then.is_some());
     let allowed = count(&|verdict| verdict.now.is_some() && verdict.then.is_none());
-    let stays = "what is registered of them stays";
     format!(
-        "{}{} resources, {refused} would be refused that are allowed now ({stays}), {allowed} would be allowed that are \
-         refused now\n",
+        "{}{} resources: {refused} allowed now would be refused (registrations stay), {allowed} refused now would be \
+         allowed\n",
         if verdicts.is_empty() { String::new() } else { columns(&lines) },
         verdicts.len()
     )
@@ -214,7 +213,7 @@ mod tests {
 RESOURCE  RULE   NOW      THEN     WHY
 shop/a    shops  allowed  refused  the tag \"x\"
 shop/b    shops  refused  allowed
-2 resources, 1 would be refused that are allowed now (what is registered of them stays), 1 would be allowed that are refused now
+2 resources: 1 allowed now would be refused (registrations stay), 1 refused now would be allowed
 ";
         assert_eq!(table(&[verdict("a", None, Some("the tag \"x\"")), verdict("b", Some("no"), None)]), expected);
         assert!(table(&[]).starts_with("0 resources"));

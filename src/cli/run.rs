@@ -104,7 +104,7 @@ async fn operate(settings: Settings) -> anyhow::Result<()> {
         uid = %identity.uid,
         registration = ?settings.registration,
         consul = %settings.consul.addresses.join(","),
-        "lictor runs"
+        "Lictor started"
     );
 
     tokio::spawn(mind_the_definition(client.clone(), admin.clone()));
@@ -180,7 +180,7 @@ impl Elected {
     async fn end(self) {
         let _ = self.stop.send(());
         if let Err(error) = self.task.await {
-            tracing::error!(%error, "the election ended before its time");
+            tracing::error!(%error, "the leader election ended unexpectedly");
         }
     }
 }
@@ -245,7 +245,7 @@ async fn mind_the_definition(client: Client, admin: Admin) {
         let found = definition::look(&client).await;
         let advice = found.advice();
         if !matches!(found, Definition::Unknown(_)) && advice != told {
-            let words = advice.as_deref().unwrap_or("the CustomResourceDefinition fits");
+            let words = advice.as_deref().unwrap_or("the CustomResourceDefinition fits this version of Lictor");
             tracing::warn!("{words}");
             admin.remarks(advice.clone());
             told = advice;

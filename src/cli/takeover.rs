@@ -29,17 +29,17 @@ use crate::state::world::World;
 /// The flags of `lictor takeover`: those of `run`, and from whom.
 #[derive(Debug, Args)]
 pub struct TakeoverArgs {
-    /// The uid of the cluster that is gone, as it stands in the meta lictor-cluster-uid. It was called as this one is
-    /// (--cluster-name).
+    /// The uid of the old cluster, as in the meta lictor-cluster-uid of its instances. The old cluster must have had the same
+    /// --cluster-name.
     #[arg(long, value_name = "UID")]
     from_uid: String,
 
-    /// Take over, and do not only print what would be taken.
+    /// Take over. Without this flag, the command only prints what it would take over.
     #[arg(long)]
     yes: bool,
 
-    /// The time in which a Lictor of the other cluster can show that it lives, before anything is taken: longer than
-    /// its --resync-interval.
+    /// Wait for so long for a sign that a Lictor of the old cluster still runs, before anything is taken over. Must be longer
+    /// than the --resync-interval of that Lictor.
     #[arg(long, value_name = "DURATION", default_value = "90s", value_parser = duration)]
     wait: Duration,
 
@@ -75,7 +75,7 @@ async fn take_over(settings: Settings, from: &Str, wait: Option<Duration>) -> an
     };
     let left = takeover.survey().await?;
     if left.is_empty() {
-        println!("nothing in Consul is of a cluster {} with uid {from}", identity.cluster);
+        println!("Consul has nothing of a cluster {} with uid {from}", identity.cluster);
         return Ok(ExitCode::SUCCESS);
     }
     print!("{}", describe(&left, &identity, from));
@@ -83,9 +83,9 @@ async fn take_over(settings: Settings, from: &Str, wait: Option<Duration>) -> an
         let kubernetes =
             ApiServer::new(client, settings.scopes, settings.nodes, Arc::new(settings.rules), Orders::default());
         let world = kubernetes.read_again().await?;
-        println!("\nafter that, `lictor run` of this cluster would do this, as things stand:");
+        println!("\nafter the takeover, `lictor run` of this cluster would do this:");
         print!("{}", afterwards(left, world, &identity));
-        println!("\nnothing was changed; with --yes it is taken over, if no Lictor of that cluster writes any more");
+        println!("\nnothing was changed; --yes takes it over, if no Lictor of that cluster still writes");
         return Ok(ExitCode::from(DIFFERS));
     };
     if takeover.challenge().await? {
@@ -95,7 +95,7 @@ async fn take_over(settings: Settings, from: &Str, wait: Option<Duration>) -> an
     println!("taken over: {} instances, {} Consul nodes", taken.instances, taken.nodes);
     match taken.refused {
         None => Ok(ExitCode::SUCCESS),
-        Some(words) => bail!("not everything was taken over: {words}; run it again when that is settled"),
+        Some(words) => bail!("not everything was taken over: {words}; correct this, then run the command again"),
     }
 }
 
@@ -116,7 +116,7 @@ async fn watch(takeover: &dyn Takeover, wait: Duration) -> anyhow::Result<()> {
 }
 
 fn describe(left: &Left, identity: &Identity, from: &str) -> String {
-    let mut text = format!("of the cluster {} with uid {from} there is in Consul:\n", identity.cluster);
+    let mut text = format!("the cluster {} with uid {from} has in Consul:\n", identity.cluster);
     let mut services: BTreeMap<&str, usize> = BTreeMap::new();
     for row in left.rows.values() {
         *services.entry(&row.registration.service).or_default() += 1;
@@ -159,7 +159,7 @@ mod tests {
         };
         let identity = Identity { cluster, uid: "new".into() };
         let expected = "\
-of the cluster prod with uid old there is in Consul:
+the cluster prod with uid old has in Consul:
   node prod-a
   marker node lictor-prod
 ";

@@ -26,7 +26,7 @@ struct Write {
     outcome: Result,
 }
 
-/// What was written.
+/// The kind of a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
 #[allow(non_camel_case_types, reason = "these are the values of the label")]
 pub enum Kind {
@@ -40,7 +40,7 @@ pub enum Kind {
     deregister,
 }
 
-/// What became of it.
+/// The outcome of a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
 #[allow(non_camel_case_types, reason = "these are the values of the label")]
 pub enum Result {
@@ -66,20 +66,24 @@ impl Metrics {
             latency: Histogram::new(buckets),
             turns: Histogram::new(buckets),
         };
-        registry.register("lictor_consul_writes", "Writes to Consul, by kind and outcome", metrics.writes.clone());
+        registry.register(
+            "lictor_consul_writes",
+            "Number of writes to Consul, by kind and outcome",
+            metrics.writes.clone(),
+        );
         registry.register(
             "lictor_decisions",
-            "Decisions about what should be registered for a resource",
+            "Number of decisions about what should be registered for a resource",
             metrics.decisions.clone(),
         );
         registry.register(
             "lictor_endpoint_change_to_consul_seconds",
-            "From the arrival of a change to Consul's last acknowledgement for that resource",
+            "Time from the arrival of a change until Consul has acknowledged the last write for that resource",
             metrics.latency.clone(),
         );
         registry.register(
             "lictor_loop_turn_seconds",
-            "Turns of the loop: how long everything else waits for one",
+            "Time that one turn of the main loop takes, while everything else waits",
             metrics.turns.clone(),
         );
         metrics

@@ -61,8 +61,8 @@ an old answer. Labels of single replicas are left out where a change of replica 
   labels:
     severity: {{ $severity }}
   annotations:
-    summary: A certificate or the token for Consul ends soon.
-    description: {{ `"The {{ $labels.credential }} by which Lictor and Consul know each other must be renewed. Lictor reads the file again by itself. Its /readyz says when the time ends."` }}
+    summary: A certificate or the token for Consul expires soon.
+    description: {{ `"Renew the {{ $labels.credential }} for Consul. Lictor reads the file again by itself. Its /readyz says when it expires."` }}
 {{- end }}
 - alert: LictorCredentialStale
   expr: max by (namespace, job, credential) (lictor_credential_stale{ {{- $s -}} }) > 0
@@ -71,14 +71,14 @@ an old answer. Labels of single replicas are left out where a change of replica 
     severity: warning
   annotations:
     summary: A new certificate or token for Consul does not work.
-    description: {{ `"The file of the {{ $labels.credential }} holds something that does not work. Lictor goes on with what it held before. Its /readyz says why."` }}
+    description: {{ `"The file of the {{ $labels.credential }} does not work. Lictor still uses the previous content. Its /readyz says why."` }}
 - alert: LictorPolicyStale
   expr: max by (namespace, job) (lictor_policy_stale{ {{- $s -}} }) > 0
   for: 10m
   labels:
     severity: warning
   annotations:
-    summary: The policy file cannot be used.
+    summary: The policy file has an error.
     description: The last good policy stays in force. The /readyz of Lictor says what is wrong with the file.
 - alert: LictorStandbyNotReady
   expr: lictor_ready{ {{- $s -}} } == 0 unless on (namespace, instance) lictor_leader{ {{- $s -}} } == 1
@@ -102,8 +102,8 @@ an old answer. Labels of single replicas are left out where a change of replica 
   labels:
     severity: warning
   annotations:
-    summary: Lictor does not hear of a kind that it needs.
-    description: {{ `"A watch of {{ $labels.kind }} has said nothing for {{ $value | humanizeDuration }}. What happened meanwhile is not in Consul. /readyz says which watch."` }}
+    summary: A watch of Lictor delivers no events.
+    description: {{ `"A watch of {{ $labels.kind }} has delivered no event for {{ $value | humanizeDuration }}. Changes since then are not in Consul. /readyz names the watch."` }}
 - alert: LictorResourcesNotReady
   expr: sum by (namespace, job, reason) (lictor_resources{ {{- $s -}} , ready="False", reason!~"ConsulUnavailable|MassUnready|Refused"} {{ $acts }}) > 0
   for: 1h
@@ -111,7 +111,7 @@ an old answer. Labels of single replicas are left out where a change of replica 
     severity: info
   annotations:
     summary: Resources are not ready for a reason that their authors can see.
-    description: {{ `"{{ $value }} resources have been not ready for an hour. The reason {{ $labels.reason }} is explained in their conditions."` }}
+    description: {{ `"{{ $value }} resources have not been ready for an hour. The reason {{ $labels.reason }} is explained in their conditions."` }}
 {{- range $cause, $severity := dict "name" "warning" "spec" "info" }}
 - alert: LictorResourcesFrozen
   expr: max by (namespace, job, cause) (lictor_frozen_resources{ {{- $s -}} , cause="{{ $cause }}"} {{ $acts }}) > 0
@@ -120,7 +120,7 @@ an old answer. Labels of single replicas are left out where a change of replica 
     severity: {{ $severity }}
   annotations:
     summary: Instances of resources do not follow their endpoints.
-    description: {{ `"Of {{ $value }} resources the instances in Consul stay as they are, whatever happens to their pods: the {{ $labels.cause }} that they ask for cannot be acted on. Their conditions say why."` }}
+    description: {{ `"The instances of {{ $value }} resources do not follow their pods, because Lictor cannot act on the {{ $labels.cause }} of these resources. Their conditions say why."` }}
 {{- end }}
 - alert: LictorInstancesRefused
   expr: max by (namespace, job) (lictor_refused_instances{ {{- $s -}} } {{ $acts }}) > 0
