@@ -79,7 +79,7 @@ mod tests {
 
     use super::*;
 
-    /// What comes back to what is sent, up to the end of the connection.
+    /// Sends a text and gives the answer, up to the end of the connection.
     async fn ask(sent: &str) -> String {
         let listener = listen("[::]:0".parse().unwrap()).await.unwrap();
         let port = listener.local_addr().unwrap().port();

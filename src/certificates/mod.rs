@@ -180,7 +180,7 @@ fn after_that(is_followed: bool) -> &'static str {
 /// The longest time before its end at which something is said to end soon.
 const SOON: SignedDuration = SignedDuration::from_hours(7 * 24);
 
-/// What is renewed in time never comes to its last such part.
+/// A credential that is renewed in time never comes to its last such part.
 const LAST_PART: i32 = 5;
 
 /// The time in which something may be used.
@@ -222,7 +222,7 @@ pub struct Credentials {
 #[derive(Clone, Debug)]
 struct Trusted {
     from: String,
-    /// Of the one among them that ends last: in a file with an old and a new one, the old one is of no use any more.
+    /// The validity of the certificate that ends last: in a file with an old and a new one, the old one is not needed any more.
     validity: Option<Validity>,
 }
 

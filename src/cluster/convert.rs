@@ -168,7 +168,7 @@ fn spec(spec: ConsulServiceSpec, name: &str, rules: &Rules) -> Result<Spec, Refu
                 "NotSupported",
                 format!(
                     "spec.{field} {value:?}: Consul has {field}s only in its Enterprise edition, and this version of \
-                     Lictor registers in the default one: take the field away"
+                     Lictor registers in the default one: remove the field"
                 ),
             );
         }

@@ -49,7 +49,7 @@ pub trait Watched: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned
 #[derive(Debug)]
 pub struct Decoder {
     rules: Arc<Rules>,
-    /// What is kept of pods, by the namespace.
+    /// The labels and annotations of pods that are kept, by namespace.
     of_pods: BTreeMap<Str, KeysOfPods>,
     strings: Interner,
 }
@@ -208,7 +208,7 @@ impl Watched for SliceObject {
 fn endpoint(object: EndpointObject, strings: &mut Interner) -> Option<Endpoint> {
     let text = object.addresses?.into_iter().next()?;
     let Ok(address) = text.parse::<IpAddr>() else {
-        tracing::warn!(address = %text, "an endpoint's address is not an IP address: it is left out");
+        tracing::warn!(address = %text, "the address of an endpoint is not an IP address; Lictor does not register the endpoint");
         return None;
     };
     let conditions = object.conditions.unwrap_or_default();

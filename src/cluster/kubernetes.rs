@@ -270,7 +270,7 @@ impl Kubernetes for ApiServer {
             let mut asked = BTreeSet::new();
             while let Some(watch) = world.wanted().watches.into_keys().find(|watch| !asked.contains(watch)) {
                 if let Err(error) = self.read_watch(&watch, &mut asked, &mut world).await {
-                    tracing::warn!(%error, "a kind cannot be listed; removals that need it wait");
+                    tracing::warn!(%error, "cannot list a kind; removals that depend on it wait");
                 }
             }
             Ok(world)

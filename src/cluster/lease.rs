@@ -292,8 +292,10 @@ impl Candidate {
         match timeout(self.settings.slowest(), self.give_back()).await {
             Ok(Ok(true)) => tracing::info!("gave the Lease back"),
             Ok(Ok(false)) => {}
-            Ok(Err(why)) => tracing::warn!("did not give the Lease back: {why}"),
-            Err(_) => tracing::warn!("did not give the Lease back in time"),
+            Ok(Err(why)) => tracing::warn!("cannot give the Lease back; the next leader starts when it expires: {why}"),
+            Err(_) => {
+                tracing::warn!("cannot give the Lease back: no answer in time; the next leader starts when it expires");
+            }
         }
     }
 

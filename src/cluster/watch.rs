@@ -79,7 +79,7 @@ impl WatchHealth {
         let heard = self.heard();
         let ages = heard.last.iter().filter(|(watch, _)| !heard.failing.contains_key(watch));
         let ages = ages.map(|(watch, last)| (watch, last.elapsed())).filter(|(_, age)| *age > NOT_HEARD_OF);
-        ages.map(|((kind, scope), age)| format!("{kind} of {scope}: not heard of for {} s", age.as_secs())).collect()
+        ages.map(|((kind, scope), age)| format!("{kind} of {scope}: no event for {} s", age.as_secs())).collect()
     }
 
     /// The time since the last word of each kind that is watched: of its watches, that of the one that was silent for
@@ -113,7 +113,7 @@ impl WatchHealth {
     fn fails(&self, kind: Kind, scope: &Scope, why: &str) {
         let known = self.heard().failing.insert((kind, scope.clone()), why.to_owned());
         if known.as_deref() != Some(why) {
-            warn!(%kind, %scope, "cannot watch, trying again: {why}");
+            warn!(%kind, %scope, "cannot watch; Lictor tries again: {why}");
         }
     }
 
@@ -138,7 +138,7 @@ type Asked = BTreeMap<(Kind, Scope), u64>;
 #[derive(Clone, Debug)]
 pub struct Orders {
     wanted: tokio::sync::watch::Sender<Wanted>,
-    /// How often each watch was asked for a list.
+    /// Counts how often each watch was asked for a list.
     anew: tokio::sync::watch::Sender<Asked>,
 }
 
@@ -357,7 +357,7 @@ impl Anew {
 enum End {
     #[error("nobody listens")]
     NobodyListens,
-    #[error("what happened since is no longer known to the apiserver")]
+    #[error("the API server no longer has the events since then")]
     Expired,
     #[error(transparent)]
     Failed(#[from] Failure),
@@ -640,7 +640,7 @@ mod tests {
         health.hears(Kind::Node, &Scope::All);
         tokio::time::advance(seconds(30)).await;
         assert_eq!(health.ages(), [(Kind::Pod, seconds(70)), (Kind::Node, seconds(30))].into());
-        assert_eq!(health.silent(), ["Pods of namespace shop: not heard of for 70 s"]);
+        assert_eq!(health.silent(), ["Pods of namespace shop: no event for 70 s"]);
         health.fails(Kind::Pod, &shop, "no");
         assert!(health.silent().is_empty(), "that it fails says more");
         health.forget(Kind::Pod, &shop);

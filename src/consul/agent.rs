@@ -348,11 +348,11 @@ fn name_and_id(config: &AgentConfig) -> Option<(&str, &str)> {
 }
 
 fn unknown() -> Unavailable {
-    Unavailable::session_lost("Consul's agent was not asked who it is yet")
+    Unavailable::session_lost("Lictor has not asked the Consul agent for its identity yet")
 }
 
 fn nameless() -> Unavailable {
-    Unavailable::transient("what answers at Consul's address does not say which agent it is")
+    Unavailable::transient("the server at Consul's address does not say which agent it is")
 }
 
 fn several(one: &AgentConfig, other: &AgentConfig) -> Unavailable {

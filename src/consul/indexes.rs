@@ -5,7 +5,7 @@ use futures::try_join;
 use super::client::{Client, path};
 use crate::ports::{Indexes, Unavailable};
 
-/// What no node is called, and no node has in its meta.
+/// A text that is no node's name, and that no node has in its meta.
 const NOBODY: &str = "lictor:nobody";
 
 /// Asks where the catalog stands, by what shows nothing and has the index of all: the services on nodes with a meta pair that

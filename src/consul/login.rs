@@ -13,7 +13,7 @@ use super::wire::{Fault, LoginFault};
 use crate::model::reasons::OutageKind;
 use crate::ports::Backoff;
 
-/// Where the token of a pod's service account is.
+/// The path of the token of a pod's service account.
 pub const POD_TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
 
 /// Says how to log in.
@@ -136,7 +136,7 @@ const BEFORE_THE_END: Duration = Duration::from_secs(2);
 /// second in a row there is a wait.
 const YOUNG: Duration = Duration::from_secs(5);
 
-/// What is known of the login; `T` is the token.
+/// Holds the state of the login; `T` is the token.
 #[derive(Debug)]
 pub(super) struct Login<T> {
     /// The token that requests carry.
@@ -172,7 +172,7 @@ struct Failure {
 /// Says what requests carry.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Carry<T> {
-    /// This token.
+    /// The login has given this token.
     Token(T),
     /// Nothing: they wait for a login that is under way or due.
     Wait,
@@ -286,7 +286,7 @@ mod tests {
         NotLoggedIn { kind: OutageKind::Refused, words: words.to_owned() }
     }
 
-    /// Whether an attempt is due is looked up half a second after, the longest first wait is one second.
+    /// The test asks half a second later whether an attempt is due; the longest first wait is one second.
     fn wait_is_between(login: &Login<&str>, now: Instant, least: f64, most: f64) {
         let Next::At(due) = login.next(now) else { panic!("{:?}", login.next(now)) };
         let wait = (due - now).as_secs_f64();

@@ -219,7 +219,7 @@ struct Present {
 /// Consul over HTTP/1.1.
 pub struct Http {
     settings: ConsulSettings,
-    /// What the files held at the start.
+    /// The content of the files at the start.
     files: Files,
     present: Arc<Lock<Present>>,
     token: Option<TokenSource>,

@@ -79,7 +79,7 @@ impl Engine {
                 fresh
             }
             Err(error) => {
-                tracing::warn!(%error, "Kubernetes did not answer; removals wait for a fresh list");
+                tracing::warn!(%error, "cannot read a fresh list from Kubernetes; removals wait until it answers");
                 // These came to wait since it was asked for, and nobody else asks about them.
                 let later: Vec<ResourceKey> = self.removals.relist.keys().cloned().collect();
                 for (key, dirty) in about {
@@ -145,8 +145,7 @@ impl Engine {
                 tracing::warn!(
                     resource = %key,
                     kept,
-                    "a fresh list cannot tell whether these instances are gone, since not everything could be listed; \
-                     they stay"
+                    "the fresh list is incomplete, so it cannot confirm the removal; the instances stay"
                 );
             }
         }
@@ -188,7 +187,7 @@ impl Engine {
         let state = match answer {
             Ok(state) => state,
             Err(error) => {
-                tracing::warn!(%error, "the instances of deleted resources stay until Kubernetes answers");
+                tracing::warn!(%error, "cannot ask Kubernetes whether the CRD is being deleted; the instances of deleted resources stay until it answers");
                 let later = Instant::now() + ASK_AGAIN;
                 for key in about.into_keys() {
                     self.timers.set(later, Timer::Reconcile(key));

@@ -196,7 +196,7 @@ fn resolution<'a>(
 fn unlisted(world: &World, key: &ResourceKey) -> SourceReport {
     let waits_for = world.waits_for(key).map(|kind| Unresolved {
         reason: NOT_LISTED,
-        message: format!("{kind} have not been listed yet: /readyz and the log of Lictor tell if that fails"),
+        message: format!("{kind} have not been listed yet; if that fails, /readyz and the log of Lictor say why"),
     });
     SourceReport { resolved: waits_for.map(Err), ..SourceReport::default() }
 }
@@ -220,7 +220,10 @@ fn missing_check_ports(spec: &Spec, resolution: &Resolution) -> impl Iterator<It
         missing.map(|(check, _)| Problem {
             instance: instance.called(),
             reason: ProblemReason::CheckPortNotFound,
-            message: format!("it has not the port of check {:?}, and is registered without it", check.check.name),
+            message: format!(
+                "it does not have the port of check {:?}, so it is registered without this check",
+                check.check.name
+            ),
         })
     })
 }

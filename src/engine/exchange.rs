@@ -24,13 +24,13 @@ use crate::model::plan::Planned;
 use crate::model::registration::{Ownership, Row, RowKey};
 use crate::ports::{Bundle, Indexes, Outcome, Rows, Unavailable};
 
-/// How long a replica that does not act keeps what it knows of Consul. Another one that acts by then has written.
+/// The time for which a replica that does not act keeps what it knows of Consul. Another one that acts by then has written.
 const KEPT: Duration = Duration::from_secs(60);
 
-/// What the answers to a bundle come to.
+/// The answers to a bundle, sorted by result.
 #[derive(Default)]
 struct Answers {
-    /// Whether Consul carried out or refused a write by itself.
+    /// True if Consul carried out or refused a write by itself.
     answered: bool,
     /// The writes that got no answer.
     failed: Vec<Planned>,
@@ -86,7 +86,9 @@ impl Engine {
             Some(Ok(true)) => {
                 self.consul_answered();
                 self.session.resumed(true);
-                tracing::info!("no other replica has written to Consul meanwhile; what was read before still counts");
+                tracing::info!(
+                    "no other replica has written to Consul meanwhile; Lictor continues without reading Consul again"
+                );
                 self.begin_with_rows();
             }
             Some(Ok(false)) => self.reset_session(),
@@ -171,8 +173,7 @@ impl Engine {
             Err(error) => {
                 tracing::warn!(
                     %error,
-                    "the names that others have in Consul cannot be read; resources that the policy's foreignNames is about \
-                     wait, unless they use their names already"
+                    "cannot read the names that others have in Consul; new resources wait where the policy has foreignNames: false"
                 );
                 None
             }
@@ -340,7 +341,7 @@ impl Engine {
             Some(Ok(rows)) => {
                 self.consul_answered();
                 if self.resync.read(node, reader) {
-                    tracing::info!(%node, "a Consul node can be read again");
+                    tracing::info!(%node, "Lictor can read the Consul node again");
                 }
                 let moved = self.mirror.take_over(node, rows, since);
                 match reader {
@@ -398,7 +399,7 @@ impl Engine {
                 if is_new {
                     tracing::warn!(
                         %node, words = %outage.message,
-                        "a Consul node cannot be read; it is read again later, and the others are kept up to date"
+                        "cannot read a Consul node; Lictor reads it again later, and keeps the other nodes up to date"
                     );
                 }
                 self.lanes.postpone(node);
@@ -482,7 +483,7 @@ impl Engine {
                 *again = true;
                 tracing::info!(
                     resource = %one.owner, instance = %one.op.key().id, node = %node, cause = %one.why,
-                    "no answer came to a write; the Consul node is read before the next one"
+                    "a write got no answer; Lictor reads the Consul node before it writes to it again"
                 );
                 self.lanes.unanswered(&one.owner, node, &one.op);
                 self.resources.write_ended(&one.owner, false);
@@ -514,9 +515,9 @@ impl Engine {
         self.consul_answered();
         for FailedWrites { mut writes, outage } in failed {
             let is_at_fault = self.lanes.is_at_fault(&writes);
-            tracing::debug!(writes = writes.len(), is_at_fault, outage = %outage.message, "writes fail while others pass");
+            tracing::debug!(writes = writes.len(), is_at_fault, outage = %outage.message, "writes fail while other writes succeed");
             if is_at_fault && let Some(Planned { owner, op, .. }) = writes.pop() {
-                let words = format!("this write fails each time, while Consul carries out others: {}", outage.message);
+                let words = format!("this write fails each time, while other writes succeed: {}", outage.message);
                 self.refuse(&owner, op, &words);
                 self.enqueue_again(owner);
             }
@@ -529,7 +530,7 @@ impl Engine {
         self.lanes.forget_failed(|row| refused.contains(row));
     }
 
-    /// Whether a resource of which all writes went well may have more to do. `goes_by_rows` says whether what is registered
+    /// Says whether a resource may have more to do after all its writes succeeded. `goes_by_rows` says whether what is registered
     /// decides about it.
     fn wants_another_look(&self, owner: &ResourceKey, goes_by_rows: bool) -> bool {
         let more = goes_by_rows
@@ -566,7 +567,7 @@ impl Engine {
 
     /// Forgets all that was known of Consul; answers to what is under way do not count.
     pub(super) fn reset_session(&mut self) {
-        tracing::warn!("the session with Consul was reset; registrations are read again");
+        tracing::warn!("the session with Consul was reset; Lictor reads all registrations again");
         self.session.reset();
         self.resync.reset();
         self.mirror.clear();
@@ -618,7 +619,7 @@ fn log_written(one: &Planned, before: Option<&Row>) {
         ),
         Op::Disown { .. } => tracing::info!(
             resource = %owner, instance = %id, node = %node, service, cause = %why,
-            "disowned an instance: it stays registered, and Lictor does not touch it any more"
+            "disowned an instance: it stays registered, and Lictor does not change it any more"
         ),
         Op::Deregister { service, .. } => tracing::info!(
             resource = %owner, instance = %id, node = %node, service = %service,

@@ -27,7 +27,7 @@ pub(super) struct Lanes {
     queue: Plan,
     /// The writes that are under way.
     in_flight: BTreeMap<RowKey, Planned>,
-    /// The same by the resources that they are for.
+    /// The same writes, by the resources that they are for.
     in_flight_of: BTreeMap<ResourceKey, BTreeSet<RowKey>>,
     /// The nodes that are being written to or read.
     busy: BTreeSet<Str>,
@@ -44,7 +44,7 @@ pub(super) struct Lanes {
     unknown: BTreeMap<ResourceKey, BTreeMap<Str, BTreeSet<Str>>>,
     /// The node that was written to last.
     cursor: Option<Str>,
-    /// Which write is at fault, where some fail and others do not.
+    /// Finds out which write is at fault, if some fail and others do not.
     isolation: Isolation,
     /// Writes that failed together, and wait for the answer to whether others are carried out.
     failed: Vec<FailedWrites>,

@@ -76,33 +76,33 @@ use timers::{Timer, Timers};
 use unready::Unready;
 use work::Work;
 
-/// What the engine is told once.
+/// The settings of the engine, which do not change.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Which cluster it acts for.
+    /// The cluster that it acts for.
     pub identity: Identity,
-    /// How long it takes at most to read everything of this cluster from Consul and to compare it, once Consul has changed.
+    /// The longest time to read everything of this cluster from Consul and to compare it, once Consul has changed.
     pub resync_interval: Duration,
-    /// How long most instances are kept passing that stop being ready at once; 0 for not at all.
+    /// The time for which instances are kept passing when most stop being ready at once; 0 for not at all.
     pub hold_mass_unready: Duration,
-    /// How many Consul nodes are written to side by side.
+    /// The number of Consul nodes that are written to at the same time.
     pub concurrency: usize,
-    /// How many writes of status and Events Kubernetes gets a second, in the long run; at least 1.
+    /// The average number of writes of status and Events to Kubernetes per second; at least 1.
     pub status_rate: u32,
-    /// How long what is under way may take after the order to stop.
+    /// The time that writes under way may take after the order to stop.
     pub grace: Duration,
-    /// How many instances each part of a turn of the loop takes on, at least 1: more of them wait for the next turn.
+    /// The number of instances that each part of a turn of the loop takes on, at least 1: the rest waits for the next turn.
     pub turn: usize,
 }
 
-/// What others ask the engine.
+/// A question to the engine.
 #[derive(Debug)]
 pub enum Question {
-    /// How things stand. That an answer comes also shows that the loop turns.
+    /// Asks for a snapshot of the state. That an answer comes also shows that the loop turns.
     Snapshot(oneshot::Sender<Snapshot>),
 }
 
-/// The engine.
+/// The engine: all state, and the machines that work on it.
 pub struct Engine {
     config: Config,
     ports: Ports,
@@ -124,14 +124,14 @@ pub struct Engine {
 struct Ports {
     registry: Arc<dyn Registry>,
     kubernetes: Arc<dyn Kubernetes>,
-    /// Until when this replica acts.
+    /// Says until when this replica acts.
     leads: Leads,
     /// The administrator's policy.
     policies: watch::Receiver<Arc<Policy>>,
     random: fastrand::Rng,
 }
 
-/// What is under way, each in a task of its own: an answer that has come counts as one, however busy the loop is.
+/// The tasks under way, one for each request: an answer that has come counts as one, however busy the loop is.
 /// Dropping it ends them.
 #[derive(Default)]
 struct Tasks {
@@ -162,7 +162,7 @@ fn completion(joined: Result<Completion, JoinError>) -> Completion {
     joined.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
 }
 
-/// What a turn of the loop begins with.
+/// The first event of a turn of the loop.
 enum Next {
     Question(Question),
     Leadership,
@@ -174,9 +174,9 @@ enum Next {
     Rest,
 }
 
-/// What Consul lists at the beginning of a round.
+/// The answer of Consul's list at the beginning of a round.
 struct Listed {
-    /// Where Consul stood just before.
+    /// The indexes of Consul just before the list.
     indexes: Indexes,
     /// The nodes that may have something of ours.
     nodes: BTreeSet<Str>,
@@ -184,7 +184,7 @@ struct Listed {
     others: Option<Result<BTreeSet<Str>, Unavailable>>,
 }
 
-/// An answer.
+/// An answer to a request of the engine.
 enum Completion {
     Connected(Stamped<Result<Placement, Unavailable>>),
     Resumed(Stamped<Result<bool, Unavailable>>),
@@ -249,7 +249,7 @@ impl Engine {
         self
     }
 
-    /// The same engine, which acts only while this replica leads.
+    /// Makes the engine act only while this replica leads.
     #[must_use]
     pub fn led_by(mut self, leads: Leads) -> Self {
         self.ports.leads = leads;
@@ -330,7 +330,7 @@ impl Engine {
         self.finish().await;
     }
 
-    /// Whether this replica is the one that acts.
+    /// Says whether this replica is the leader.
     fn leads(&self) -> bool {
         self.ports.leads.borrow().is_some_and(|until| Instant::now() < until)
     }
@@ -509,9 +509,12 @@ impl Engine {
             }
         };
         if timeout(grace, all).await.is_err() {
-            tracing::warn!(given_up = self.lanes.in_flight_len(), "gave up writes that were under way");
+            tracing::warn!(
+                given_up = self.lanes.in_flight_len(),
+                "stopped before all writes were finished; the next start repairs what is missing"
+            );
         } else if under_way > 0 {
-            tracing::info!(finished = under_way, "finished the writes that were under way");
+            tracing::info!(finished = under_way, "finished all writes that were under way");
         }
     }
 }

@@ -21,10 +21,10 @@ use crate::model::resolve::{Remains, remains};
 use crate::model::resource::DeletionPolicy;
 use crate::state::world::{Entry, Missing, World};
 
-/// How long the instances of a resource that gives up a name wait for those of the resource that has it next.
+/// The time for which the instances of a resource that gives up a name wait for those of the resource that has it next.
 const HAND_OVER: Duration = Duration::from_secs(30);
 
-/// How long between looks at a hand-over while Consul cannot be written to.
+/// The time between looks at a hand-over while Consul cannot be written to.
 const RETRY: Duration = Duration::from_secs(2);
 
 /// The span of what is done for a resource. A line of a JSON log calls a span's own name `name`, so the resource's is called
@@ -142,12 +142,12 @@ impl Engine {
         self.world.resource(key).is_none_or(|entry| entry.resource.deleting)
     }
 
-    /// Whether a deleted resource was deleted by itself, and not with the definition.
+    /// Says whether a deleted resource was deleted by itself, and not with the CRD.
     pub(super) fn is_confirmed(&self, key: &ResourceKey) -> bool {
         self.removals.is_confirmed(key, self.world.resource(key).map(|entry| &entry.resource.uid))
     }
 
-    /// What is registered of a resource, or is just being registered: the limit of instances leaves it in.
+    /// Lists what is registered of a resource, or is just being registered: the limit of instances leaves it in.
     pub(super) fn registered<'a>(
         &'a self,
         key: &'a ResourceKey,
@@ -260,19 +260,19 @@ impl Engine {
         ops
     }
 
-    /// Whether a resource whose name is another's may have nothing under that name any more, since a write of it got no answer
-    /// or has none yet. It goes on with what it has; until it is known what that is it registers nothing new.
+    /// Says whether a resource whose name is another's may have nothing under that name any more, since a write of it got no
+    /// answer or has none yet. It keeps what it has. Until that is known, it registers nothing new.
     fn has_name_in_doubt(&self, key: &ResourceKey) -> bool {
         let is_unanswered = self.lanes.has_unknown(key) || self.resources.in_flight(key) > 0;
         is_unanswered && self.world.rival(key).is_some()
     }
 
-    /// Whether a write registers what Consul does not have.
+    /// Says whether a write registers an instance that Consul does not have.
     fn is_new(&self, op: &Op) -> bool {
         matches!(op, Op::Register { .. }) && self.mirror.row(op.key()).is_none()
     }
 
-    /// What is left of what a registration of a resource stands for, which is not desired any more.
+    /// Says what is left of the endpoint behind a registration that is not desired any more.
     fn remains_of(&self, key: &ResourceKey, there: &Registration) -> Remains {
         let spec = self.world.effective_spec(key);
         spec.map_or(Remains::Nothing, |spec| remains(spec, there, &self.world.facts(key)))
@@ -297,7 +297,7 @@ impl Engine {
         });
     }
 
-    /// Whether nothing may be written of a resource before its finalizer is on it. What is to stay when the resource goes
+    /// Says whether the finalizer must be on a resource before anything is written for it. What is to stay when the resource goes
     /// must not look like the orphan of a crash: were the resource deleted before, that is all it would be.
     pub(super) fn waits_for_finalizer(&self, key: &ResourceKey) -> bool {
         self.world.resource(key).is_some_and(|Entry { resource, .. }| {
@@ -336,7 +336,7 @@ impl Engine {
                 writes = news.writes,
                 instance = %news.instance,
                 words = %news.words,
-                "Consul refused writes; one of them is tried again, with a growing wait"
+                "Consul refused writes; Lictor tries one of them again, less and less often"
             );
         }
     }
@@ -424,7 +424,7 @@ impl Engine {
         all.filter(|(_, successors)| !successors.is_empty()).collect()
     }
 
-    /// Whether something that a resource wants is not in Consul yet and may still come.
+    /// Says whether a desired instance is not in Consul yet and may still come.
     fn comes(&mut self, key: &ResourceKey) -> bool {
         let is_known = self.world.is_whole(&key.namespace) && self.world.waits_for(key).is_none();
         if !self.session.is_ready() || !is_known {

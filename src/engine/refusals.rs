@@ -37,10 +37,10 @@ struct Group {
     is_logged: bool,
 }
 
-/// What the log says about refused writes.
+/// A log line about refused writes.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct News {
-    /// Consul's words.
+    /// The error of Consul.
     pub(super) words: String,
     /// The number of writes that it refused in these words.
     pub(super) writes: usize,

@@ -42,13 +42,13 @@ pub(super) struct Removals {
 /// The removals of one resource by inference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Inferred {
-    /// Their number.
+    /// The number of these removals.
     pub(super) removals: usize,
     /// The time at which the change arrived that led to them.
     pub(super) since: Instant,
 }
 
-/// What becomes of the instances of a deleted resource.
+/// Says what happens to the instances of a deleted resource.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Deletion {
     /// They are deregistered.

@@ -48,7 +48,7 @@ pub(super) struct Said {
 pub(super) struct Told {
     /// The last status written, which the watch may not have shown yet.
     pub(super) sent: Option<Sent>,
-    /// Since when there is nothing to tell but that writes are under way. Most are over before it is worth a word.
+    /// The time since which there is nothing to tell but that writes are under way. Most are over before it is worth a word.
     pub(super) pending: Option<Instant>,
     /// The time of the last look at its status that found nothing to write yet.
     pub(super) looked: Option<Instant>,

@@ -23,7 +23,7 @@ pub(super) struct Dirty {
 }
 
 impl Dirty {
-    /// The same for both: inference outweighs observation, the earlier time the later.
+    /// Joins two marks: inference outweighs observation, and the earlier time the later.
     fn merge(&mut self, other: Self) {
         self.cause = self.cause.max(other.cause);
         self.since = self.since.min(other.since);
@@ -51,7 +51,7 @@ pub(super) struct Record {
 #[derive(Debug)]
 pub(super) struct Kept {
     pub(super) decision: Decision,
-    /// What it went by that changes without notice.
+    /// The inputs of the decision that change without notice.
     pub(super) basis: Basis,
 }
 
@@ -64,7 +64,7 @@ impl Kept {
     }
 }
 
-/// What a decision goes by that changes without notice: it is compared when the decision is used again.
+/// The inputs of a decision that change without notice. They are compared when the decision is used again.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Basis {
     /// True if it is known where instances go.
@@ -94,9 +94,9 @@ pub(super) struct Progress {
 pub(super) struct MissingEndpoints {
     /// The cause of the missing endpoints: for the same cause the instances are removed.
     pub(super) cause: Cause,
-    /// What the status says of it.
+    /// The part of the status about it.
     pub(super) message: Option<String>,
-    /// The instances.
+    /// The instances whose endpoints are missing.
     pub(super) rows: BTreeSet<RowKey>,
 }
 
@@ -118,7 +118,7 @@ impl Record {
     }
 }
 
-/// How many resources about which a watch told something go before one of the others at most.
+/// The most resources with news from a watch that go before one of the others.
 const IN_A_ROW: usize = 8;
 
 /// All records, and the queue.
@@ -128,7 +128,7 @@ pub(super) struct Resources {
     dirty: BTreeMap<ResourceKey, Dirty>,
     /// Those of them about which a watch told something.
     observed: Queue,
-    /// The others.
+    /// The other resources.
     inferred: Queue,
     /// Counts those that were taken from the first queue since one was taken from the second.
     in_a_row: usize,

@@ -17,29 +17,30 @@ use crate::ports::{Backoff, Indexes};
 /// The most nodes that are read at once.
 const READS: usize = 8;
 
-/// How often in an interval Consul is asked whether something has changed, unless that is more often than `LOOK_AT_MOST`.
+/// The number of times in an interval that Consul is asked whether something has changed, unless that is more often than
+/// `LOOK_AT_MOST`.
 const LOOKS: u32 = 30;
 const LOOK_AT_MOST: Duration = Duration::from_millis(250);
 
-/// How many rounds begin in an interval at most.
+/// The most rounds that begin in an interval.
 const ROUNDS: u32 = 6;
 
-/// How many nodes are read in an interval at least where instances changed and not only checks: whatever changes checks
+/// The least number of nodes read in an interval if instances changed and not only checks: whatever changes checks
 /// all the time, somebody waits for an instance.
 const FAST_READS: u32 = 150;
 
 /// After how many intervals everything is read although Consul says that nothing has changed.
 const FULL: u32 = 10;
 
-/// The resync.
+/// The state of the resync.
 #[derive(Debug, Default)]
 pub(super) struct Resync {
     phase: Phase,
-    /// Whether the next round is not spread over the interval.
+    /// True if the next round is not spread over the interval.
     is_urgent: bool,
-    /// Where Consul stood when the last round began in which every node was read.
+    /// The indexes of Consul at the start of the last round that read every node.
     known: Option<Indexes>,
-    /// Where Consul stood when this round began.
+    /// The indexes of Consul at the start of this round.
     indexes: Option<Indexes>,
     /// True if something was written since the last round began. What is known of it is what was written, and not what was
     /// read; and where Consul had it already, no index has moved.
@@ -52,14 +53,14 @@ pub(super) struct Resync {
     reading: BTreeMap<Str, Reader>,
     /// The nodes whose last read failed.
     failing: BTreeMap<Str, Failing>,
-    /// How often in a row the list failed.
+    /// The number of failures of the list in a row.
     list_failures: u32,
     /// Everything is known as it was then: the last round began in which every node was read, or nothing had changed
     /// since.
     fresh_since: Option<Instant>,
 }
 
-/// How far a round is.
+/// The progress of a round.
 #[derive(Debug, Default)]
 enum Phase {
     /// The next one begins as soon as it may.
@@ -75,51 +76,51 @@ enum Phase {
     Looking { asked: Instant, times: Times },
 }
 
-/// When what is due, at the latest.
+/// The times when each part is due, at the latest.
 #[derive(Clone, Copy, Debug)]
 struct Times {
-    /// When the round began.
+    /// The time when the round began.
     began: Instant,
     interval: Duration,
-    /// When the next thing is due that is done once in each interval.
+    /// The time of the next work that is done once in each interval.
     chores: Instant,
 }
 
 impl Times {
-    /// How long after one look the next one is.
+    /// Gives the time from one look to the next.
     fn look(&self) -> Duration {
         (self.interval / LOOKS).max(LOOK_AT_MOST)
     }
 
-    /// When the next round may begin.
+    /// Gives the earliest time of the next round.
     fn next_round(&self) -> Instant {
         self.began + self.interval / ROUNDS
     }
 
-    /// When the next round begins in any case.
+    /// Gives the time when the next round begins in any case.
     fn full(&self) -> Instant {
         self.began + self.interval * FULL
     }
 }
 
-/// How often in a row a node could not be read.
+/// The failed reads of one node, in a row.
 #[derive(Clone, Copy, Debug)]
 struct Failing {
     failures: u32,
-    /// When it is read again.
+    /// The time when it is read again.
     due: Instant,
 }
 
-/// What a node is read for.
+/// The purpose of a read of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Reader {
-    /// The next write to it.
+    /// The next write to it needs it.
     Lane,
-    /// The resync.
+    /// The resync needs it.
     Resync,
 }
 
-/// What to ask of Consul.
+/// The next question to Consul.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Ask {
     /// Ask where it stands.
@@ -130,7 +131,7 @@ pub(super) enum Ask {
     Read(Str),
 }
 
-/// What a read that failed comes to.
+/// The consequence of a failed read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     /// It is tried again at once.
@@ -355,12 +356,12 @@ impl Resync {
         is_over
     }
 
-    /// How many nodes could not be read twice in a row.
+    /// Counts the nodes that could not be read twice in a row.
     pub(super) fn failing_len(&self) -> usize {
         self.failing.values().filter(|failing| failing.failures > 1).count()
     }
 
-    /// How old what is known of Consul is at most: each node was read since then, or nothing had changed. None before the
+    /// Gives the greatest age of what is known of Consul: each node was read since then, or nothing had changed. None before the
     /// first time.
     pub(super) fn age(&self) -> Option<Duration> {
         self.fresh_since.map(|at| at.elapsed())
@@ -662,7 +663,7 @@ mod tests {
         assert!(round(&[], now).end_round(now));
     }
 
-    /// What a round is after a read for a write that was answered while this was under way: whether it is over, and whether
+    /// The state of a round after a read for a write that was answered while this was under way: whether it is over, and whether
     /// the node is still to be read.
     #[test]
     fn a_read_for_a_write_counts_for_the_round_only_in_place_of_the_resyncs_own() {

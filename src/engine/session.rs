@@ -9,18 +9,18 @@ use crate::model::desired::Placement;
 use crate::model::reasons::OutageKind;
 use crate::ports::{Backoff, Unavailable};
 
-/// The session.
+/// The session with Consul.
 #[derive(Debug, Default)]
 pub(super) struct Session {
     state: State,
     /// Rises with each reset.
     generation: u64,
     outage: Option<Outage>,
-    /// How often in a row Consul failed. That it can be read does not show that it can be written.
+    /// The number of failures of Consul in a row. That it can be read does not show that it can be written.
     failures: u32,
 }
 
-/// How far a session has come.
+/// The progress of a session.
 #[derive(Debug, Default)]
 enum State {
     #[default]
@@ -39,22 +39,22 @@ enum State {
 /// Consul is unavailable.
 #[derive(Debug)]
 struct Outage {
-    /// What the authors of resources are told.
+    /// The kind of the outage, for the authors of resources.
     kind: OutageKind,
-    /// What whoever runs Lictor is told.
+    /// The error text, for the administrator.
     message: String,
-    /// Whether a write failed: then a read of its node tells all that there is to know.
+    /// True if a write failed: then a read of its node tells all that there is to know.
     of_a_write: bool,
     /// Nothing is asked of Consul before; none once that time has come.
     until: Option<Instant>,
 }
 
-/// What a failure leads to.
+/// The consequences of a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Failed {
-    /// Whether nobody has been told of an outage of this kind.
+    /// True if nobody has been told of an outage of this kind yet.
     pub(super) is_new: bool,
-    /// When Consul is asked again.
+    /// The time when Consul is asked again.
     pub(super) resumes: Instant,
 }
 
@@ -93,7 +93,7 @@ impl Session {
         (stamped.answer, stamped.generation == self.generation)
     }
 
-    /// Where instances go; none while the mirror is not whole.
+    /// Says where instances go; none while the mirror is not whole.
     pub(super) fn placement(&self) -> Option<&Placement> {
         match &self.state {
             State::Ready(placement) => Some(placement),
@@ -103,37 +103,37 @@ impl Session {
         }
     }
 
-    /// Whether the mirror is whole.
+    /// Says whether the mirror is whole.
     pub(super) fn is_ready(&self) -> bool {
         self.placement().is_some()
     }
 
-    /// Whether something was asked or learned in this session.
+    /// Says whether something was asked or learned in this session.
     pub(super) fn has_begun(&self) -> bool {
         !matches!(self.state, State::Disconnected)
     }
 
-    /// Whether nothing may be asked of Consul for now.
+    /// Says whether nothing may be asked of Consul for now.
     pub(super) fn is_paused(&self) -> bool {
         self.outage.as_ref().is_some_and(|outage| outage.until.is_some())
     }
 
-    /// Why Consul is unavailable; none if it is not.
+    /// Says why Consul is unavailable; none if it is not.
     pub(super) fn outage(&self) -> Option<&str> {
         self.outage.as_ref().map(|outage| &*outage.message)
     }
 
-    /// Of which kind the outage of Consul is; none if there is none.
+    /// Gives the kind of the outage of Consul; none if there is none.
     pub(super) fn outage_kind(&self) -> Option<OutageKind> {
         self.outage.as_ref().map(|outage| outage.kind)
     }
 
-    /// Whether the nodes of Consul may be read now.
+    /// Says whether the nodes of Consul may be read now.
     pub(super) fn may_read(&self) -> bool {
         matches!(self.state, State::Loading(_) | State::Ready(_)) && !self.is_paused()
     }
 
-    /// Whether Consul is to be connected now; asked once.
+    /// Says whether Consul is to be connected now; asked once.
     pub(super) fn begin_connecting(&mut self) -> bool {
         let begins = matches!(self.state, State::Disconnected) && !self.is_paused();
         if begins {
@@ -142,7 +142,7 @@ impl Session {
         begins
     }
 
-    /// Whether it is to be asked now if what was known before still counts; asked once.
+    /// Says whether to ask Consul now if what was known before still counts; asked once.
     pub(super) fn begin_resuming(&mut self) -> bool {
         if self.is_paused() {
             return false;
@@ -168,7 +168,7 @@ impl Session {
         };
     }
 
-    /// Whether something is kept that may count no more.
+    /// Says whether something is kept that may not count any more.
     pub(super) fn is_suspended(&self) -> bool {
         matches!(self.state, State::Suspended(_))
     }

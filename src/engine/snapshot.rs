@@ -10,7 +10,7 @@ use crate::model::reasons::OutageKind;
 use crate::model::registration::Ownership;
 use crate::model::status::{ConditionKind, Status, Truth};
 
-/// How things stand at one moment.
+/// The state of the engine at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
     /// The reason why Lictor is not ready; none if it is: all watches synced, and Consul answers.
@@ -47,7 +47,7 @@ pub struct Snapshot {
     pub held: usize,
     /// The number of instances that stopped being ready at once with most others, while their endpoints stay.
     pub mass_unready: usize,
-    /// The same in a sentence; none where that is not so.
+    /// Says the same in a sentence; none where that is not so.
     pub mass_unready_message: Option<String>,
     /// True if the policy asks for the names that others have in Consul, and Consul does not tell them.
     pub others_unknown: bool,

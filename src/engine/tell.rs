@@ -34,10 +34,10 @@ const UNSEEN: Duration = Duration::from_secs(5);
 /// The most times that [`UNSEEN`] doubles: to more than five minutes.
 const DOUBLINGS: u32 = 6;
 
-/// How long after a write that failed to try again.
+/// The wait after a write that failed.
 const RETRY: Duration = Duration::from_secs(2);
 
-/// How long after one that Kubernetes refused: somebody has to change something first.
+/// The wait after a write that Kubernetes refused: somebody has to change something first.
 const RETRY_REFUSED: Duration = Duration::from_secs(60);
 
 impl Engine {
@@ -116,7 +116,7 @@ impl Engine {
     pub(super) fn on_status_forgotten(&mut self, key: ResourceKey, answer: Result<(), WriteError>) {
         self.reports.completed(None);
         if let Err(error) = answer {
-            tracing::debug!(resource = %key, %error, "the status of a resource of another class was not taken away");
+            tracing::debug!(resource = %key, %error, "cannot clear the status of a resource that now has another class");
         }
         self.reports.enqueue(key);
     }
@@ -269,7 +269,7 @@ impl Engine {
         })
     }
 
-    /// Whether instances are registered that a deletion would not wait for: such a resource is in progress.
+    /// Says whether instances are registered that a deletion would not wait for: such a resource is in progress.
     fn lacks_finalizer(&self, key: &ResourceKey, resource: &Resource) -> bool {
         !resource.deleting && !resource.has_finalizer() && self.mirror.owned(key).next().is_some()
     }
@@ -331,7 +331,7 @@ fn wait_after(sent: &Sent, next: &Status) -> Duration {
     }
 }
 
-/// Whether two statuses differ in counts and messages alone.
+/// Says whether two statuses differ only in counts and messages.
 fn same_conditions(one: &Status, other: &Status) -> bool {
     let conditions = |status: &Status| {
         let all = status.conditions.iter();
@@ -340,7 +340,7 @@ fn same_conditions(one: &Status, other: &Status) -> bool {
     one.service_name == other.service_name && conditions(one) == conditions(other)
 }
 
-/// Whether all that there is to say is that something is under way.
+/// Says whether the only news is that something is under way.
 fn is_pending(status: &Status) -> bool {
     status
         .condition(ConditionKind::Ready)

@@ -19,13 +19,13 @@ use crate::model::unready::{Episode, MassUnready, Now, Turn};
 use crate::ports::ReadError;
 use crate::state::world::World;
 
-/// What the engine knows of instances that stop being ready at once.
+/// Holds what the engine knows of instances that stop being ready at once.
 #[derive(Debug)]
 pub(super) struct Unready {
     mass: MassUnready,
     /// The time at which the episode began that Kubernetes is being asked about again.
     asked_about: Option<u64>,
-    /// What the times of an episode count from.
+    /// The start of the times of an episode.
     began: Instant,
 }
 
@@ -92,7 +92,7 @@ impl Engine {
                     instances,
                     passed,
                     hold = ?hold,
-                    "most instances stop being ready at once while their endpoints stay: are the kubelets cut off?"
+                    "most instances stop being ready at once while their endpoints stay; check whether the kubelets are cut off"
                 );
                 if !hold.is_zero() {
                     self.timers.set(Instant::now() + hold, Timer::MassUnready);
@@ -101,7 +101,7 @@ impl Engine {
             }
             Some(Turn::Ends(resources)) => {
                 tracing::info!(
-                    "most instances are no longer unready at once: half of those that stopped being ready and stay are ready again"
+                    "the mass unreadiness is over: half of the instances that stopped being ready, and still exist, are ready again"
                 );
                 self.look_at_all(resources);
             }
@@ -199,7 +199,7 @@ impl Engine {
         let mut fresh = match answer {
             Ok(fresh) => fresh,
             Err(error) => {
-                tracing::warn!(%error, "Kubernetes did not answer; instances that are not ready are kept passing");
+                tracing::warn!(%error, "cannot read a fresh list from Kubernetes; instances that are not ready stay passing until it answers");
                 self.timers.set(again, Timer::MassUnready);
                 return;
             }
@@ -223,11 +223,11 @@ impl Engine {
             Action::Freeze => is_frozen(key),
         };
         if resources.iter().all(says_the_same) {
-            tracing::warn!("Kubernetes says again that most instances are not ready: they stop passing");
+            tracing::warn!("a fresh list confirms that most instances are not ready; Lictor makes them critical");
             self.unready.mass.confirm();
             self.look_at_all(resources);
         } else {
-            tracing::warn!("a fresh list says that instances are ready; they are kept passing");
+            tracing::warn!("a fresh list says that instances are ready; they stay passing");
             let watches = resources.iter().flat_map(|key| self.world.watches_for(key)).collect();
             self.ports.kubernetes.list_anew(&watches);
             self.timers.set(again, Timer::MassUnready);

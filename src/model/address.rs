@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 pub fn forbidden(address: IpAddr) -> Option<&'static str> {
     let address = address.to_canonical();
     if METADATA.contains(&address) {
-        return Some("is where a cloud answers for its machines: it is not for services");
+        return Some("is the address of a cloud's metadata service: Lictor never registers it");
     }
     if is_nobodys(address) {
         return Some("is a loopback, link-local, multicast, broadcast or unspecified address: others cannot reach it");

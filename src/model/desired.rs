@@ -97,7 +97,7 @@ pub fn desired(
 /// Checks, and the digest of what they do; none where there are none.
 type Digested = (Checks, Option<Str>);
 
-/// What the registrations of one resource have in common: it is worked out once, and held once.
+/// The common part of the registrations of one resource: it is worked out once, and held once.
 struct Common<'a, N> {
     spec: &'a Spec,
     placement: &'a Placement,

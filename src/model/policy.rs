@@ -58,7 +58,7 @@ pub const NAMESPACE_BYTES: usize = 4 * 1024 * 1024;
 pub enum Place {
     /// The resources of the namespace are not all known yet, so nobody can tell.
     Unknown,
-    /// It has.
+    /// There is room for the resource.
     Fits,
     /// Older ones are as many as there may be.
     TooMany,
@@ -71,7 +71,7 @@ pub enum Place {
 pub enum Others {
     /// Nobody else has, or the resource uses the name already.
     Nobody,
-    /// Others have.
+    /// Others have the name.
     Some,
     /// Consul has not told yet, or does not tell all.
     Unknown,
@@ -88,7 +88,7 @@ pub struct Rule {
     pub labels: Option<Selector>,
     /// The names in Consul.
     pub names: Option<Vec<Pattern>>,
-    /// The tags.
+    /// The tags that are allowed.
     pub tags: Option<Vec<Pattern>>,
     /// The keys of meta pairs.
     pub meta_keys: Option<Vec<Pattern>>,
@@ -106,7 +106,7 @@ pub struct Rule {
     pub shared_names: Option<bool>,
     /// Says whether a resource may begin to use a name that others than this Lictor have in Consul.
     pub foreign_names: Option<bool>,
-    /// The budget.
+    /// The budget of the namespace.
     pub budget: Budget,
 }
 
@@ -273,7 +273,7 @@ impl Judgement<'_> {
                 reason: NOT_LISTED,
                 message: format!(
                     "Lictor cannot tell whether others have the name {name:?} in Consul, and rule {:?} of the \
-                     administrator's policy depends on it; what is registered stays. Lictor's log tells if that fails",
+                     administrator's policy depends on it; what is registered stays. Lictor's log says why",
                     &*self.rule.name
                 ),
             }),

@@ -145,7 +145,7 @@ pub enum OutageKind {
     NotSetUp,
     /// Consul was emptied, restored or replaced, or another Lictor took over: it is read again.
     Replaced,
-    /// Something else.
+    /// Consul fails in another way.
     Other,
 }
 

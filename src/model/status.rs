@@ -135,9 +135,9 @@ pub const NOT_LISTED: &str = "NotListed";
 /// The reason of `Registered` where instances stopped being ready at once with most others of the cluster.
 const MASS_UNREADY: &str = "MassUnready";
 
-/// What follows the kind of an outage: its words may differ from one request to the next.
+/// The text after the kind of an outage. Consul's own error is not in it, since it may differ from one request to the next.
 const ASK_THE_ADMINISTRATOR: &str =
-    "writes wait until that is over; /readyz and the log of Lictor say more to its administrator";
+    "writes wait until Consul is available again; the administrator of Lictor finds details in /readyz and in the log";
 
 const MOST_UNREADY: &str =
     "most instances of the cluster stopped being ready within a minute while their endpoints stay";
@@ -262,7 +262,8 @@ fn registered(findings: &Findings<'_>) -> (Truth, &'static str, String) {
         format!("{registered} of {desired} instances are registered{besides}")
     };
     if findings.paused {
-        let message = "the annotation lictor.dev/paused freezes what is in Consul: take it off to go on".to_owned();
+        let message =
+            "the annotation lictor.dev/paused pauses this resource: remove the annotation to continue".to_owned();
         return (Truth::Unknown, "Paused", message);
     }
     if findings.resolved.is_none() {
@@ -294,7 +295,7 @@ fn registered(findings: &Findings<'_>) -> (Truth, &'static str, String) {
         match findings.mass_unready {
             Some(false) => return (Truth::True, MASS_UNREADY, format!("{MOST_UNREADY}: {CUT_OFF}")),
             Some(true) => {
-                let kept = "instances of this resource are kept passing until Kubernetes was asked again";
+                let kept = "Lictor keeps the instances of this resource passing until a fresh list from Kubernetes confirms it";
                 return (Truth::False, MASS_UNREADY, format!("{MOST_UNREADY}; {kept}: {CUT_OFF}"));
             }
             None => {}

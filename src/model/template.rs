@@ -111,13 +111,13 @@ pub enum Part {
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadTemplate {
     /// It ends too soon.
-    #[error("{0:?} has a ${{ without its }} (write $${{ where ${{ itself is meant)")]
+    #[error("{0:?} has a ${{ without its }} (write $${{ for a literal ${{)")]
     Open(String),
     /// It names what is not there.
     #[error(
-        "${{{0}}} is not a value that there is: use pod.name, pod.namespace, pod.uid, pod.labels['key'], \
-         pod.annotations['key'], node.name, node.zone, node.region or ports['name'], or write $${{{0}}} where the text \
-         itself is meant"
+        "${{{0}}} does not exist: use pod.name, pod.namespace, pod.uid, pod.labels['key'], \
+         pod.annotations['key'], node.name, node.zone, node.region or ports['name'], or write $${{{0}}} for the literal \
+         text"
     )]
     Unknown(String),
 }

@@ -48,7 +48,7 @@ fn is_of_word(c: char) -> bool {
     c.is_alphanumeric() || matches!(c, '.' | ':' | '-' | '_' | '[' | ']')
 }
 
-/// Whether a word is an ID that somebody drew.
+/// Says whether a word is a random ID.
 fn is_id(word: &str) -> bool {
     let digits = word.chars().filter(char::is_ascii_hexdigit).count();
     let is_hexadecimal = word.chars().all(|c| c.is_ascii_hexdigit() || c == '-');

@@ -27,7 +27,7 @@ pub struct PolicyFile {
 pub struct Followed {
     /// The last policy that could be used.
     pub policy: watch::Receiver<Arc<Policy>>,
-    /// Why the file as it is cannot be used; none while it is in force.
+    /// The reason why the present file cannot be used; none while it is in force.
     pub failure: watch::Receiver<Option<String>>,
 }
 
@@ -74,7 +74,7 @@ impl PolicyFile {
         match read.and_then(|text| self.policy(&text)) {
             Ok(now) => {
                 if failures.send_replace(None).is_some() {
-                    tracing::info!("the policy file can be used again");
+                    tracing::info!("the policy file works again");
                 }
                 let is_news = policies.send_if_modified(|known| {
                     let differs = *known != now;
@@ -82,7 +82,7 @@ impl PolicyFile {
                     differs
                 });
                 if is_news {
-                    tracing::info!(rules = now.rules.as_ref().map_or(0, Vec::len), "the policy has changed");
+                    tracing::info!(rules = now.rules.as_ref().map_or(0, Vec::len), "a new policy is in force");
                 }
             }
             Err(error) => {

@@ -21,7 +21,7 @@ impl Backoff {
     /// Waits before Kubernetes is asked again about removals that it could not confirm.
     pub(crate) const CONFIRMATION: Self = Self { first: Duration::from_secs(4), most: Duration::from_secs(60) };
 
-    /// How long to wait after `failures` in a row, at least one.
+    /// Gives the wait after `failures` in a row, at least one.
     pub(crate) fn wait(self, failures: u32, random: &mut fastrand::Rng) -> Duration {
         let step = self.first.saturating_mul(1 << failures.saturating_sub(1).min(20)).min(self.most);
         step.mul_f64(0.5 + random.f64() / 2.0)

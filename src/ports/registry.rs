@@ -70,7 +70,7 @@ pub trait Registry: Send + Sync {
     fn bundle_size(&self) -> usize;
 }
 
-/// Where Consul stands: as long as both are the same, nothing in its catalog has changed, whoever changes it.
+/// The indexes of Consul: as long as both are the same, nothing in its catalog has changed, whoever changes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Indexes {
     /// The Raft index at which a node or an instance changed last.

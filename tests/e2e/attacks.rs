@@ -115,19 +115,19 @@ const ATTEMPTS: &[Attempt] = &[
     attempt(
         Author,
         "takes a name by an edit from a resource that has it",
-        "the name stays whose it is",
+        "the resource that has the name keeps it",
         Scenario("names::the_older_one_has_the_name"),
     ),
     attempt(
         Author,
         "takes a name by an old status",
-        "the name stays whose it is",
+        "the resource that has the name keeps it",
         Scenario("handover::an_old_status_takes_no_name"),
     ),
     attempt(
         Author,
         "takes a name with an older resource after a restore",
-        "who has instances keeps the name",
+        "the resource with instances keeps the name",
         Scenario("handover::a_restore_takes_no_name"),
     ),
     attempt(
@@ -140,7 +140,7 @@ const ATTEMPTS: &[Attempt] = &[
         Author,
         "registers a cloud's metadata service that is not link-local",
         BY_SCHEMA,
-        Refused("source: {static: [{address: \"fd00:ec2::254\", port: 80}]}", "a cloud answers"),
+        Refused("source: {static: [{address: \"fd00:ec2::254\", port: 80}]}", "metadata service"),
     ),
     attempt(
         Author,
@@ -176,7 +176,7 @@ const ATTEMPTS: &[Attempt] = &[
         Author,
         "has a check sent to another host, by its path",
         BY_SCHEMA,
-        Refused("checks: [{name: a, http: {path: \"@db.example.com/\"}}]", "the instance's own"),
+        Refused("checks: [{name: a, http: {path: \"@db.example.com/\"}}]", "those of the instance"),
     ),
     attempt(
         Author,
@@ -217,7 +217,7 @@ const ATTEMPTS: &[Attempt] = &[
     attempt(
         Author,
         "has Consul refuse a registration each time",
-        "told at its resource; others go on",
+        "`Refused` at its resource; others are not affected",
         Scenario("refusals::a_write_that_fails_each_time"),
     ),
     attempt(
@@ -270,14 +270,14 @@ const ATTEMPTS: &[Attempt] = &[
     ),
     attempt(
         Author,
-        "under a policy: instances that stay when it goes",
+        "under a policy: instances that stay when the resource is deleted",
         NO_INSTANCE,
         OutsideOfPolicy("deletionPolicy: Retain", "Retain"),
     ),
     attempt(Author, "under a policy: a large resource", NO_INSTANCE, OutsideOfPolicy(LARGE, "bytes")),
     attempt(
         Author,
-        "under a policy: one resource more",
+        "under a policy: one resource above the budget",
         NO_INSTANCE,
         Scenario("policies::a_policy_decides_what_may_be_asked_for"),
     ),
@@ -290,7 +290,7 @@ const ATTEMPTS: &[Attempt] = &[
     attempt(
         Author,
         "writes many large resources, to fill the memory",
-        "`TooLarge`: the older ones go on",
+        "`TooLarge`: the older ones are not affected",
         Scenario("attacks::a_namespace_has_so_many_bytes"),
     ),
     attempt(
@@ -301,14 +301,14 @@ const ATTEMPTS: &[Attempt] = &[
     ),
     attempt(
         Author,
-        "names other annotations all the time, so that pods are listed anew all the time",
-        "the watch of pods goes on meanwhile",
+        "names other annotations all the time, so that Lictor lists pods all the time",
+        "the watch of pods continues meanwhile",
         Scenario("watches::one_author_keeps_no_other_from_being_heard"),
     ),
     attempt(
         SliceWriter,
         "writes addresses of a cloud's metadata, multicast and broadcast into a slice",
-        "left out and told of; the other endpoints are registered",
+        "left out, and a condition says so; the other endpoints are registered",
         Scenario("verified::addresses_of_nobody_and_of_clouds"),
     ),
     attempt(

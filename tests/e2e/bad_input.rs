@@ -44,8 +44,6 @@ pub(crate) fn one_line_and_an_exit_code_above_one() {
     let environments = [
         ("CONSUL_CAPATH", "/etc/ssl/consul", "CONSUL_CAPATH is not supported"),
         ("CONSUL_HTTP_AUTH", "user:secret", "CONSUL_HTTP_AUTH is not supported"),
-        ("CONSUL_NAMESPACE", "team", "CONSUL_NAMESPACE is not supported"),
-        ("CONSUL_PARTITION", "part", "CONSUL_PARTITION is not supported"),
         ("CONSUL_HTTP_SSL", "maybe", "CONSUL_HTTP_SSL"),
     ];
     for (name, value, words) in environments {

@@ -173,7 +173,7 @@ pub(crate) async fn the_other_family_alone(fixture: &Fixture) -> Result<()> {
     fixture.namespace.apply_slice("web-four", "web", &http, &[endpoint("10.1.0.1")?]).await?;
     fixture.wait_for("the one of the first family", |found| addresses(found) == ["10.1.0.1"]).await?;
     let message = fixture.wait_for_condition("web", "Resolved", "True", "EndpointsPassedOver").await?;
-    ensure!(message.starts_with("2 endpoints of IPv6 are passed over"), "{message}");
+    ensure!(message.starts_with("2 IPv6 endpoints are skipped"), "{message}");
     fixture.wait_flawless("web").await?;
 
     // With a pod each is an instance of its own.

@@ -103,7 +103,7 @@ pub(crate) async fn an_agent_with_our_nodes_name(fixture: &Fixture) -> Result<()
         .await?;
     fixture.wait_ready("web").await?;
     wait::until("a word about the name", SOON, || async {
-        Ok(operator.log().contains("the Consul node of this name is not ours").then_some(()))
+        Ok(operator.log().contains("the Consul node of this name belongs to").then_some(()))
     })
     .await?;
 

@@ -238,7 +238,7 @@ pub(crate) async fn a_node_that_cannot_be_read(fixture: &Fixture) -> Result<()> 
         Ok((unread > 0.0).then_some(()))
     })
     .await?;
-    ensure!(operator.log().contains("a Consul node cannot be read"), "the log does not say so");
+    ensure!(operator.log().contains("cannot read a Consul node"), "the log does not say so");
 
     // Others are written and repaired, again and again.
     let more = fixture.web_pod("web-9", "a").await?;
@@ -253,7 +253,7 @@ pub(crate) async fn a_node_that_cannot_be_read(fixture: &Fixture) -> Result<()> 
     proxy.set_fault(Fault::None);
     fixture.wait_for_pods(&[&pods[0], &pods[1], &more]).await?;
     fixture.wait_ready("web").await?;
-    ensure!(operator.log().contains("a Consul node can be read again"), "the log does not say that it is over");
+    ensure!(operator.log().contains("Lictor can read the Consul node again"), "the log does not say that it is over");
     Ok(())
 }
 

@@ -120,7 +120,7 @@ pub(crate) async fn a_port_is_added_by_somebody_else(fixture: &Fixture) -> Resul
     let reader = Reader::begin(&fixture.consul_address(), &fixture.service, []);
     ports(&[("metrics", 90, "9090"), ("http", 80, "8080")]).await?;
     let message = fixture.wait_for_condition("web", "Resolved", "True", "PortNotNamed").await?;
-    ensure!(message.contains("80 (http) goes on") && message.contains("90 (metrics); set spec.port"), "{message}");
+    ensure!(message.contains("Lictor keeps 80 (http)") && message.contains("90 (metrics); set spec.port"), "{message}");
     fixture.wait_flawless("web").await?;
     ensure!(port_in_use(fixture).await? == "http", "{}", port_in_use(fixture).await?);
     let (new, new_too) = (fixture.web_pod("web-2", "a").await?, fixture.web_pod("web-3", "b").await?);

@@ -94,7 +94,7 @@ impl Keys {
     async fn wait_for_use(&mut self, operator: &Operator) -> Result<()> {
         self.read += 1;
         wait::until(format!("certificates were read {} times", self.read), SOON, || async {
-            let found = operator.log().matches("the certificates for Consul were read again").count();
+            let found = operator.log().matches("new certificates for Consul are in use").count();
             ensure!(found >= self.read, "{found} times");
             Ok(Some(()))
         })
@@ -179,7 +179,7 @@ async fn broken(keys: &Keys, operator: &Operator) -> Result<()> {
     let stale = "lictor_credential_stale{credential=\"certificate\"}";
     let good = std::fs::read_to_string(keys.path("lictor.crt"))?;
     keys.write("lictor.crt", &good[..good.len() / 2])?;
-    wait_for_remark(operator, "Lictor goes on with what it held before").await?;
+    wait_for_remark(operator, "Lictor still uses its previous content").await?;
     wait_for_metric(operator, stale, |stale| stale > 0.0).await?;
     let stranger = Authority::new("a stranger")?.client("lictor", None)?;
     keys.write("lictor.crt", &stranger.public)?;

@@ -221,7 +221,7 @@ pub(crate) async fn containers_are_added_by_somebody_else(fixture: &Fixture) -> 
     let added = ["web-4", "web-5"].map(|name| new(name, "a").container("exporter", ("metrics", 9102)));
     let [_, other] = roll_out(fixture, &meshed, added).await?;
     let message = fixture.wait_for_condition("web", "Resolved", "True", "PortNotNamed").await?;
-    ensure!(message.contains("8080 (http) goes on") && message.contains("9102 (metrics)"), "{message}");
+    ensure!(message.contains("Lictor keeps 8080 (http)") && message.contains("9102 (metrics)"), "{message}");
     fixture.wait_flawless("web").await?;
     let seen = reader.end().await?;
     println!("{}: {seen}", fixture.mode.as_str());

@@ -117,7 +117,7 @@ pub(crate) async fn a_kind_that_cannot_be_listed_leaves_the_watches_alone(fixtur
     "10.1.0.99".clone_into(&mut ghost.address);
     ghost.put(fixture).await?;
     wait::until("a fresh list that cannot tell, and another one", SOON, || async {
-        let told = operator.log().matches("a fresh list cannot tell").count();
+        let told = operator.log().matches("the fresh list is incomplete").count();
         Ok((told >= 2).then_some(()))
     })
     .await?;

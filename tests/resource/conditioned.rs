@@ -96,10 +96,10 @@ macro_rules! no_value {
             $field,
             ": ${",
             $value,
-            "} is not a value that there is: use pod.name, pod.namespace, pod.uid, pod.labels['key'], ",
+            "} does not exist: use pod.name, pod.namespace, pod.uid, pod.labels['key'], ",
             "pod.annotations['key'], node.name, node.zone, node.region or ports['name'], or write $${",
             $value,
-            "} where the text itself is meant"
+            "} for the literal text"
         )
     };
 }
@@ -164,14 +164,14 @@ fn not_supported() -> Vec<Row> {
             "namespace: team-a",
             Setup::Agent,
             "NotSupported",
-            "spec.namespace \"team-a\": Consul has namespaces only in its Enterprise edition, and this version of Lictor registers in the default one: take the field away",
+            "spec.namespace \"team-a\": Consul has namespaces only in its Enterprise edition, and this version of Lictor registers in the default one: remove the field",
         ),
         refused(
             "a partition of Consul Enterprise",
             "partition: team-a",
             Setup::Agent,
             "NotSupported",
-            "spec.partition \"team-a\": Consul has partitions only in its Enterprise edition, and this version of Lictor registers in the default one: take the field away",
+            "spec.partition \"team-a\": Consul has partitions only in its Enterprise edition, and this version of Lictor registers in the default one: remove the field",
         ),
         refused(
             "checks where nothing runs them",

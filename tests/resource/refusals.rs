@@ -111,12 +111,12 @@ fn page(sections: &[(&str, Vec<Answer>)]) -> String {
     let mut text = format!(
         "<!-- generated from tests/resource/; `LICTOR_UPDATE=1 cargo test --test resource refusals` writes it anew -->\n\
          # What is refused\n\n\
-         {at_once} examples of what the API server refuses, so that `kubectl apply` fails and nothing changes, and {} of \
-         what it takes and [Lictor answers with a condition](#by-lictor-with-a-condition). Each is tested: the first \
-         against a real API server, whose words these are.\n\n\
-         Of each resource only the fields of `spec` that matter are shown, in one line, and of texts that are too long \
-         the beginning. `kubectl` puts the resource's name before each answer. Where a field is missing, of another type, \
-         too long or none of the values there are, the API server looks at nothing else, and adds: \"{NOT_CHECKED}\".\n\n\
+         The API server refuses {at_once} of these examples: `kubectl apply` fails, and nothing changes. It accepts the other {}, \
+         and [Lictor answers with a condition](#by-lictor-with-a-condition). Each example is tested; the answers of the API \
+         server are those of a real one.\n\n\
+         The tables show only the fields of `spec` that matter, in one line. Long texts are cut. `kubectl` puts the \
+         resource's name before each answer. If a field is missing, has the wrong type, is too long or is not one of the \
+         allowed values, the API server checks nothing else, and adds: \"{NOT_CHECKED}\".\n\n\
          ## By the API server, at once\n",
         conditioned.len()
     );

@@ -30,7 +30,7 @@ pub struct Check {
     #[x_kube(
         validation = schema::dns_label("a check's name"),
         validation = Rule::new("self != 'readiness'")
-            .message("'readiness' is the check that Lictor itself makes, which spec.readiness is for: choose another name")
+            .message("Lictor itself makes the check 'readiness' (see spec.readiness): choose another name")
     )]
     pub name: String,
 
@@ -54,9 +54,9 @@ pub struct Check {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub h2ping: Option<H2PingCheck>,
 
-    /// The port to check: the name of another port of the Service, or a number, which is the instance's own (not
-    /// the Service's). By default the port that is registered. A name holds lower-case letters, digits and '-', of
-    /// them at least one letter, and neither begins nor ends with '-'; a number is written without quotes.
+    /// The port to check: the name of another port of the Service, or a port number of the instance itself (not of the
+    /// Service). By default the port that is registered. A name has lower-case letters, digits and '-', with at least one
+    /// letter, and neither begins nor ends with '-'. Write a number without quotes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "port::of_check")]
     pub port: Option<PortRef>,
@@ -68,27 +68,27 @@ pub struct Check {
         .message("Consul runs a check at most once a second: 1s or more"))]
     pub interval: String,
 
-    /// The longest time that one run may take, at most the interval. By default the interval, but no more than `10s`.
+    /// The longest time that one run may take, at most the interval. By default the interval, but at most `10s`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::duration")]
     #[x_kube(validation = Rule::new(format!("!self.matches('{DURATION}') || duration(self) > duration('0s')"))
-        .message("a timeout of nothing fails every run: leave it out, or give it time, such as 1s"))]
+        .message("a timeout of 0 fails every run: remove it, or set a longer one, such as 1s"))]
     pub timeout: Option<String>,
 
-    /// The number of runs in a row that must succeed before the check passes, at most 100. By default 0: the first one is
-    /// enough.
+    /// The number of runs in a row that must succeed before the check passes, at most 100. By default 0: the first
+    /// success is enough.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 100))]
     pub success_before_passing: Option<u8>,
 
-    /// The number of runs in a row that must fail before the check warns, at most `failuresBeforeCritical`. By default as many:
-    /// it is then critical without warning first.
+    /// The number of runs in a row that must fail before the check warns, at most `failuresBeforeCritical`. By default
+    /// the same number: the check then becomes critical without a warning.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 100))]
     pub failures_before_warning: Option<u8>,
 
-    /// The number of runs in a row that must fail before the check is critical, at most 100. By default 0: the first failure is
-    /// enough. The very first run of a check decides at once, whatever this says.
+    /// The number of runs in a row that must fail before the check is critical, at most 100. By default 0: the first
+    /// failure is enough. The very first run of a check always decides at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 100))]
     pub failures_before_critical: Option<u8>,
@@ -100,7 +100,8 @@ pub struct Check {
     pub notes: Option<String>,
 }
 
-/// Asks for a page: 2xx passes, 429 warns, all else is critical. An agent does not follow redirects; consul-esm does.
+/// Sends an HTTP request: 2xx passes, 429 warns, everything else is critical. An agent does not follow redirects;
+/// consul-esm does.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-map-type" = "atomic"))]
@@ -114,7 +115,7 @@ pub struct HttpCheck {
     #[schemars(length(min = 1, max = 1024))]
     #[x_kube(
         validation = Rule::new("self.startsWith('/')")
-            .message("a path begins with '/'; scheme, host and port are not for it to say: they are the instance's own"),
+            .message("a path begins with '/': scheme, host and port are always those of the instance"),
         validation = Rule::new("self.matches('^[!-~]*$')")
             .message("a path holds no spaces, line breaks, control characters or letters beyond ASCII: write %20 for a space"),
         validation = Rule::new("!self.contains('#')")
@@ -132,7 +133,7 @@ pub struct HttpCheck {
     #[serde(default = "default_method")]
     #[schemars(length(min = 1, max = 16))]
     #[x_kube(validation = Rule::new("self.matches('^[A-Z]+$') && self != 'CONNECT'")
-        .message("a method is written in capital letters, such as GET, HEAD or POST; CONNECT asks for no page"))]
+        .message("a method is written in capital letters, such as GET, HEAD or POST; CONNECT is not allowed"))]
     pub method: String,
 
     /// The request's headers, at most 16. A name may come more than once.
@@ -171,11 +172,11 @@ pub struct Header {
         validation = Rule::new("self.matches('^[-!#$%&*+.^_`|~0-9A-Za-z]+$')")
             .message("a header's name holds letters, digits and '-', no spaces or line breaks"),
         validation = Rule::new("!self.lowerAscii().startsWith('x-consul-')")
-            .message("headers that begin with X-Consul- are those of Consul's own API, and not for checks: leave it out")
+            .message("headers that begin with X-Consul- belong to Consul's own API: remove the header")
     )]
     pub name: String,
 
-    /// The header's value. Whoever may read this resource or Consul's checks sees it: no place for secrets.
+    /// The header's value. Do not put secrets here: everybody who may read this resource or Consul's checks sees it.
     #[schemars(length(max = 1024))]
     #[x_kube(
         validation = Rule::new(r"!self.matches('[\\x00-\\x08\\x0a-\\x1f\\x7f]')")
@@ -185,13 +186,13 @@ pub struct Header {
     pub value: String,
 }
 
-/// Opens a connection: that it opens is enough to pass.
+/// Opens a connection. The check passes if the connection opens.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-map-type" = "atomic"))]
 #[x_kube(validation = tls_options_need_tls())]
 pub struct TcpCheck {
-    /// Demand a TLS handshake, too. By default off.
+    /// Also require a TLS handshake. By default off.
     #[serde(default, rename = "useTLS", skip_serializing_if = "is_false")]
     pub use_tls: bool,
 
@@ -200,7 +201,7 @@ pub struct TcpCheck {
     pub tls: TlsOptions,
 }
 
-/// Calls the standard gRPC health service: `SERVING` passes, all else is critical.
+/// Calls the standard gRPC health service: `SERVING` passes, everything else is critical.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-map-type" = "atomic"))]
@@ -222,12 +223,12 @@ pub struct GrpcCheck {
     pub tls: TlsOptions,
 }
 
-/// Sends a datagram, to servers that answer: whatever they say passes, a refusal is critical. One that never answers is
-/// asked only once, and the check stays as it was.
+/// Sends a datagram. Use it only for servers that answer: any answer passes, a refusal is critical. If a server never
+/// answers, Consul asks only once, and the check stays as it was.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct UdpCheck {}
 
-/// Sends an HTTP/2 ping: an answer passes, all else is critical.
+/// Sends an HTTP/2 ping: an answer passes, everything else is critical.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-map-type" = "atomic"))]
@@ -246,7 +247,7 @@ pub struct H2PingCheck {
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct TlsOptions {
-    /// Over TLS: whether to accept any certificate. By default not.
+    /// Over TLS: accept any certificate. By default off.
     #[serde(default, skip_serializing_if = "is_false")]
     pub tls_skip_verify: bool,
 

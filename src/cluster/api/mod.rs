@@ -82,7 +82,7 @@ pub use status::{CONDITION_TYPES, ConsulServiceStatus, InstanceCounts, MAX_PROBL
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("!has(self.source.static) || !has(self.port)")
-        .message("static addresses carry a port of their own: take spec.port away"),
+        .message("each static address has its own port: remove spec.port"),
     validation = Rule::new("!has(self.source.static) || !has(self.checks) || self.checks.all(c, !has(c.port) || type(c.port) == int)")
         .message("static addresses have no named ports: give the check's port as a number, or leave it out to use the address's own"),
     validation = Rule::new("!has(self.source.static) || !has(self.dualStack) || !self.dualStack")
@@ -90,21 +90,21 @@ pub use status::{CONDITION_TYPES, ConsulServiceStatus, InstanceCounts, MAX_PROBL
     validation = schema::meta_in_all()
 )]
 pub struct ConsulServiceSpec {
-    /// Name of the service in Consul. By default the name of this resource.
+    /// Name of the service in Consul. By default the name of this resource. At most 255 printable ASCII characters; Consul
+    /// compares names without case.
     ///
-    /// Names are shared: virtual machines, other clusters and other resources of this namespace may have instances
-    /// of the same service, and those of this resource stand beside them. Of resources in different namespaces only
-    /// the first has the name, unless the administrator of Lictor says otherwise.
+    /// The name is shared: virtual machines, other clusters and other resources of this namespace may register instances
+    /// of the same service. Among resources of different namespaces only the first has the name, unless the administrator
+    /// of Lictor allows shared names.
     ///
-    /// Underscores resolve in Consul's DNS; a name with a dot in it can be had from the HTTP API but never from
-    /// DNS. Consul compares names without case. Printable ASCII characters, at most 255.
+    /// Consul's DNS answers names with underscores. It never answers a name with a dot; the HTTP API does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 255))]
     #[x_kube(
         validation = Rule::new("self.lowerAscii() != 'consul'")
             .message("the name 'consul' belongs to Consul's own servers: choose another"),
         validation = Rule::new("self.matches('^[ -~]*$')")
-            .message("a name holds printable ASCII characters alone: Consul compares names in lower case, and beyond ASCII two names may be one by that"),
+            .message("a name has only printable ASCII characters: Consul compares names in lower case, and could take two other names for the same one"),
         validation = Rule::new("self.trim() == self").message("a name neither begins nor ends with a space")
     )]
     pub name: Option<String>,
@@ -112,27 +112,26 @@ pub struct ConsulServiceSpec {
     #[allow(missing_docs, reason = "the type's own words are what `kubectl explain` shows")]
     pub source: Source,
 
-    /// The port to register: a name, or a number from 1 to 65535. For a Service it is one of the Service's own ports,
-    /// not the pod's; for pods a container port by name, or any number. It may be left out where there is just one. When
-    /// the source gets more ports later, the one that is registered goes on by its name, and the condition `Resolved` asks
-    /// for `port` to be set (`PortNotNamed`). Not with static addresses, each of which has its own.
+    /// The port to register: a name, or a number from 1 to 65535. For a Service, it is one of the Service's own ports, not
+    /// the pod's. For pods, it is a container port by name, or any number. You may leave it out if there is only one port.
+    /// If the source gets more ports later, Lictor keeps the registered port, and the condition `Resolved` asks you to set
+    /// `port` (`PortNotNamed`). Not allowed with static addresses, because each of them has its own port.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<PortRef>,
 
     /// Tags of each instance, at most 64 of at most 1024 bytes.
     ///
-    /// A tag may hold facts about the instance: `${pod.name}`, `${pod.namespace}`, `${pod.uid}`,
+    /// A tag may contain values of the instance: `${pod.name}`, `${pod.namespace}`, `${pod.uid}`,
     /// `${pod.labels['key']}`, `${pod.annotations['key']}`, `${node.name}`, `${node.zone}`, `${node.region}`, and
-    /// `${ports['name']}`, the number of another named port. What is missing is empty, and a tag that comes out
-    /// empty is left out; the condition `Resolved` says so. Write `$${` for `${` itself.
+    /// `${ports['name']}`, the number of another named port. If a value is missing, it is empty. Lictor leaves out a tag
+    /// that becomes empty. The condition `Resolved` says so. Write `$${` for a literal `${`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::tags")]
     pub tags: Vec<String>,
 
-    /// Metadata of each instance, at most 48 pairs. Keys hold letters, digits, '-' and '_', at most 128 of them.
-    /// Values have at most 512 bytes, and may hold facts about the instance as tags do, such as
-    /// `${pod.labels['app.kubernetes.io/version']}`. Lictor adds keys of its own, among them `k8s-namespace`,
-    /// `k8s-pod` and `k8s-node`.
+    /// Metadata of each instance, at most 48 pairs. A key has at most 128 letters, digits, '-' and '_'. A value has at most
+    /// 512 bytes. Like tags, it may contain values of the instance, such as `${pod.labels['app.kubernetes.io/version']}`.
+    /// Lictor adds its own keys, for example `k8s-namespace`, `k8s-pod` and `k8s-node`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(schema_with = "schema::meta")]
     pub meta: BTreeMap<String, String>,
@@ -141,14 +140,14 @@ pub struct ConsulServiceSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weights: Option<Weights>,
 
-    /// Leave the tags to whoever edits them in Consul: Lictor sets them once and keeps what it finds from
-    /// then on. By default Lictor restores the tags given here.
+    /// Let others edit the tags in Consul. Lictor then sets the tags once and does not change them back. By default Lictor
+    /// restores the tags that are given here.
     #[serde(default, skip_serializing_if = "is_false")]
     pub enable_tag_override: bool,
 
-    /// More addresses of each instance by name, such as `wan`: Consul hands them to whoever asks for that kind of
-    /// address. There are at most 16, the same for every instance. The administrator of Lictor says which addresses are
-    /// allowed (`--allow-static`); none is by default.
+    /// More addresses of each instance by name, such as `wan`. Consul gives them to clients that ask for that kind of
+    /// address. At most 16, the same for every instance. The administrator of Lictor sets the allowed networks
+    /// (`--allow-static`); by default there are none.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 16, "x-kubernetes-map-type" = "atomic"))]
     #[x_kube(
@@ -162,10 +161,10 @@ pub struct ConsulServiceSpec {
     )]
     pub tagged_addresses: BTreeMap<String, TaggedAddress>,
 
-    /// Also publish the address of the other family, IPv4 or IPv6, of pods that have both, as Consul's tagged address
-    /// `lan_ipv4` or `lan_ipv6`. A Service must be of both families, too (`ipFamilyPolicy`): otherwise it has no
-    /// endpoints of the other one. This changes what Consul's DNS answers to SRV queries. By default an instance has only
-    /// the address that comes first in Kubernetes. Not with static addresses.
+    /// Also publish the other address of pods that have an IPv4 and an IPv6 address, as Consul's tagged address
+    /// `lan_ipv4` or `lan_ipv6`. A Service must have both families too (`ipFamilyPolicy`), because otherwise it has no
+    /// endpoints of the other family. This changes what Consul's DNS answers to SRV queries. By default an instance has
+    /// only the address that comes first in Kubernetes. Not allowed with static addresses.
     #[serde(default, skip_serializing_if = "is_false")]
     pub dual_stack: bool,
 
@@ -173,11 +172,12 @@ pub struct ConsulServiceSpec {
     #[serde(default)]
     pub readiness: Readiness,
 
-    /// Checks that Consul runs besides readiness, at most 16; none by default. They go to the instance's own address.
+    /// Checks that Consul runs in addition to the readiness, at most 16. By default none. They go to the instance's own
+    /// address.
     ///
-    /// With `--registration=agent` the agent runs them. With `--registration=catalog` consul-esm does, where the
-    /// administrator has it and says so (`--consul-esm`): `http`, `tcp` and `grpc`, as far as it knows their fields. A
-    /// resource with a check that nobody would run is not accepted.
+    /// With `--registration=agent` the agent runs them. With `--registration=catalog` consul-esm runs them, if the
+    /// administrator sets `--consul-esm`: `http`, `tcp` and `grpc`, with the fields that consul-esm supports. Lictor does
+    /// not accept a resource with a check that nobody would run.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub checks: Vec<Check>,
@@ -186,20 +186,18 @@ pub struct ConsulServiceSpec {
     #[serde(default)]
     pub deletion_policy: DeletionPolicy,
 
-    /// The namespace of Consul Enterprise to register in. This version of Lictor registers in `default` only, and
-    /// does not accept a resource that asks for another.
+    /// The namespace of Consul Enterprise to register in. This version of Lictor accepts only `default`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 64))]
     pub namespace: Option<String>,
 
-    /// The admin partition of Consul Enterprise to register in. This version of Lictor registers in `default` only,
-    /// and does not accept a resource that asks for another.
+    /// The admin partition of Consul Enterprise to register in. This version of Lictor accepts only `default`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 64))]
     pub partition: Option<String>,
 
-    /// The operator that serves this resource, where several run, each for a Consul of its own: the one
-    /// started with `--class` and this value. Empty or left out: the one without a class.
+    /// The operator that manages this resource, if several run, each for its own Consul: the operator that runs with
+    /// `--class` and this value. If it is empty or left out, the operator without a class manages the resource.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 63))]
     #[x_kube(validation = Rule::new("self.matches('^([a-z0-9]([-a-z0-9]*[a-z0-9])?)?$')")
@@ -207,7 +205,7 @@ pub struct ConsulServiceSpec {
     pub class: Option<String>,
 }
 
-/// The share of the traffic that an instance gets from clients that weigh their answers, such as those of DNS SRV. By default
+/// The share of the traffic that an instance gets from clients that use weights, such as clients of DNS SRV. By default
 /// 1 and 1, as in Consul.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
 #[schemars(extend("x-kubernetes-map-type" = "atomic"))]
@@ -217,7 +215,7 @@ pub struct Weights {
     #[schemars(range(min = 1))]
     pub passing: u16,
 
-    /// Weight while a check warns. By default 1. With 0 the instance gets nothing then.
+    /// Weight while a check warns. By default 1. With 0 the instance gets no traffic while a check warns.
     #[serde(default = "one")]
     pub warning: u16,
 }
@@ -240,28 +238,27 @@ pub struct TaggedAddress {
     pub port: u16,
 }
 
-/// The effect of the pod's readiness in Consul. `Mirror`, the default: a pod that is not ready is there and critical.
-/// `Deregister`: it is not there. `Ignore`: it is there and passes, whatever Kubernetes says. Static addresses have
-/// no readiness.
+/// Selects what Lictor does with a pod that is not ready. `Mirror`, the default: it is in Consul, as critical. `Deregister`: it is
+/// not in Consul. `Ignore`: it is in Consul, as passing. Static addresses have no readiness.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Readiness {
-    /// Not ready is critical.
+    /// A pod that is not ready is critical.
     #[default]
     Mirror,
-    /// Not ready is not there.
+    /// A pod that is not ready is not registered.
     Deregister,
-    /// Not ready is passing.
+    /// A pod that is not ready is passing.
     Ignore,
 }
 
-/// The effect of deleting this resource in Consul. `Deregister`, the default: its instances go. `Retain`: they stay,
-/// as they are, and belong to nobody; a resource of the same name takes them up again.
+/// Selects what happens to the instances when you delete this resource. `Deregister`, the default: Lictor deregisters them.
+/// `Retain`: they stay as they are, without Lictor's mark. A new resource of the same name manages them again.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DeletionPolicy {
-    /// The instances go.
+    /// Lictor deregisters the instances.
     #[default]
     Deregister,
-    /// The instances stay, and belong to nobody.
+    /// The instances stay, without Lictor's mark.
     Retain,
 }
 

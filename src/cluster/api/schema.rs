@@ -40,7 +40,7 @@ pub(super) fn dns_label(what: &str) -> Rule {
 /// At most so many bytes: the schema's own limits count characters.
 pub(super) fn bytes(max: u32) -> Rule {
     Rule::new(format!("size(bytes(self)) <= {max}"))
-        .message(&*format!("at most {max} bytes, of which letters beyond ASCII take two to four"))
+        .message(&*format!("at most {max} bytes; a letter beyond ASCII has two to four bytes"))
 }
 
 /// Keeps what static addresses have of their own within what an object may be large.
@@ -63,7 +63,7 @@ pub(super) fn meta_in_all() -> Rule {
     ))
     .message(&*format!(
         "spec.meta and the meta of a static address have more than {MAX_META} keys together: Consul keeps 64 pairs for \
-         an instance, and some of them are Lictor's own"
+         an instance, and Lictor needs some of them"
     ))
 }
 
@@ -135,7 +135,7 @@ fn template() -> Value {
     json!({
         // In CEL a string in quotes has escapes of its own; one between three of them may hold both kinds of quotes.
         "rule": format!("self.matches(r\"\"\"{TEMPLATE}\"\"\")"),
-        "message": "a ${ that begins no value: write a value like ${pod.name} or ${pod.labels['app']}, or $${ where ${ itself is meant, as in $${1}",
+        "message": "'${' must begin a value: write a value like ${pod.name} or ${pod.labels['app']}, or write $${ for a literal ${, as in $${1}",
     })
 }
 
@@ -149,7 +149,7 @@ pub(super) fn ip_address(_: &mut SchemaGenerator) -> Schema {
         "x-kubernetes-validations": [
             {
                 "rule": "isIP(self)",
-                "message": "an IP address, such as 203.0.113.7 or 2001:db8::7; neither names of hosts, nor zones (%eth0), nor IPv4 addresses in the form of IPv6 are taken",
+                "message": "must be an IP address, such as 203.0.113.7 or 2001:db8::7: no host names, no zones (%eth0), no IPv4 addresses in the form of IPv6",
             },
             {
                 "rule": "!isIP(self) || ip.isCanonical(self)",
@@ -157,11 +157,11 @@ pub(super) fn ip_address(_: &mut SchemaGenerator) -> Schema {
             },
             {
                 "rule": "!isIP(self) || (ip(self).isGlobalUnicast() && !cidr('::/96').containsIP(ip(self)))",
-                "message": "an address that others can reach: not a loopback, link-local, multicast, broadcast or unspecified one",
+                "message": "must be an address that others can reach, not a loopback, link-local, multicast, broadcast or unspecified one",
             },
             {
                 "rule": format!("!(self in [{}])", METADATA.map(|address| format!("'{address}'")).join(", ")),
-                "message": "here a cloud answers each machine about itself, credentials included: never an instance of a service",
+                "message": "this is the address of a cloud's metadata service, which gives machines their credentials: it cannot be an instance",
             },
         ],
     })
@@ -178,7 +178,7 @@ pub(super) fn duration(_: &mut SchemaGenerator) -> Schema {
         "x-kubernetes-validations": [
             {
                 "rule": format!("self.matches('{DURATION}')"),
-                "message": "a duration is whole numbers with units, of h, m, s and ms: such as 10s, 1m30s or 500ms",
+                "message": "a duration has whole numbers with the units h, m, s and ms, such as 10s, 1m30s or 500ms",
             },
         ],
     })
@@ -192,15 +192,15 @@ pub(super) fn pod_selector(_: &mut SchemaGenerator) -> Schema {
         "x-kubernetes-validations": [
             {
                 "rule": "(has(self.matchLabels) && size(self.matchLabels) > 0) || (has(self.matchExpressions) && size(self.matchExpressions) > 0)",
-                "message": "an empty selector would pick every pod of the namespace: give matchLabels or matchExpressions",
+                "message": "an empty selector would match every pod of the namespace: give matchLabels or matchExpressions",
             },
             {
                 "rule": "!has(self.matchExpressions) || !self.matchExpressions.exists(a, a.operator == 'DoesNotExist' && ((has(self.matchLabels) && a.key in self.matchLabels) || self.matchExpressions.exists(b, b.key == a.key && b.operator in ['In', 'Exists'])))",
-                "message": "no pod has a label and has it not: the same key is asked for by DoesNotExist and by another requirement",
+                "message": "no pod can match: DoesNotExist and another requirement ask for the same key",
             },
             {
                 "rule": "!has(self.matchLabels) || !has(self.matchExpressions) || !self.matchExpressions.exists(a, a.key in self.matchLabels && has(a.values) && (self.matchLabels[a.key] in a.values) == (a.operator == 'NotIn'))",
-                "message": "no pod is picked: matchLabels and matchExpressions ask for different values of the same label",
+                "message": "no pod can match: matchLabels and matchExpressions ask for different values of the same label",
             },
         ],
         "properties": {
@@ -264,7 +264,7 @@ pub(super) fn pod_selector(_: &mut SchemaGenerator) -> Schema {
 /// Syntax of labels:
 /// <https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/#syntax-and-character-set>.
 const LABEL_KEY: &str = "^([a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$";
-const NOT_A_KEY: &str = "not a label's key: such as 'app' or 'app.kubernetes.io/name'";
+const NOT_A_KEY: &str = "must be a label's key, such as 'app' or 'app.kubernetes.io/name'";
 const LABEL_VALUE: &str = "^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$";
 
 fn label_value() -> Value {

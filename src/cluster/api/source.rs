@@ -20,15 +20,14 @@ pub struct Source {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service: Option<ServiceSource>,
 
-    /// The pods of this namespace that a selector matches, with no Service needed. Each that has an address is an
-    /// instance until it begins to terminate. Where no other pod is ready, one that terminates stays while it is ready.
+    /// The pods of this namespace that match a label selector. No Service is needed. A pod with an address is an instance
+    /// until it terminates. If no other pod is ready, a terminating pod stays while it is ready.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::pod_selector")]
     pub pods: Option<LabelSelector>,
 
-    /// Addresses of what runs elsewhere, at most 256, each of them an instance. They are there and pass, unless one of
-    /// `spec.checks` finds otherwise. The administrator of Lictor says which addresses are allowed (`--allow-static`);
-    /// none is by default.
+    /// Addresses outside the cluster, at most 256. Each is an instance. They pass, unless one of `spec.checks` fails. The
+    /// administrator of Lictor sets the allowed networks (`--allow-static`); by default there are none.
     #[serde(default, rename = "static", skip_serializing_if = "Option::is_none")]
     #[schemars(
         length(min = 1, max = 256),
@@ -38,9 +37,9 @@ pub struct Source {
     pub static_addresses: Option<Vec<StaticAddress>>,
 }
 
-/// The endpoints of a Service of this namespace, each until it begins to terminate. Where no other endpoint is ready, one
-/// that terminates stays while it serves. The Service may also be headless, or have no selector and hand-made
-/// `EndpointSlices`.
+/// The endpoints of a Service of this namespace. An endpoint is an instance until it terminates. If no other endpoint is
+/// ready, a terminating endpoint stays while it serves. The Service may be headless. It may also have no selector, if
+/// somebody else writes its `EndpointSlices`.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 pub struct ServiceSource {
     /// Name of the Service.
@@ -60,13 +59,13 @@ pub struct StaticAddress {
     #[schemars(range(min = 1))]
     pub port: u16,
 
-    /// Tags of this instance alone, at most 8, besides those of the resource.
+    /// Tags of this instance alone, at most 8, in addition to those of the resource.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::own_tags")]
     pub tags: Vec<String>,
 
-    /// Metadata of this instance alone, at most 8 pairs, besides that of the resource; where both have a key, this
-    /// one counts.
+    /// Metadata of this instance alone, at most 8 pairs, in addition to that of the resource. If both have a key, this
+    /// value counts.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(schema_with = "schema::own_meta")]
     pub meta: BTreeMap<String, String>,

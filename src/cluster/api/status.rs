@@ -38,15 +38,15 @@ pub struct ConsulServiceStatus {
     #[schemars(length(max = 10), extend("x-kubernetes-list-type" = "atomic"))]
     pub problems: Vec<Problem>,
 
-    /// `Accepted`: the spec makes sense and is allowed. `Resolved`: its source was found; to have no
-    /// endpoints is fine. `Registered`: Consul holds what is desired. `Ready`: all three; it says nothing
-    /// about the instances' health, which `instances` does.
+    /// `Accepted`: the spec is valid and allowed. `Resolved`: the source was found; it may have no endpoints.
+    /// `Registered`: Consul has every desired instance. `Ready`: all three are true. `Ready` says nothing about the health
+    /// of the instances; `instances` does.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::conditions")]
     pub conditions: Vec<Condition>,
 }
 
-/// The port that is registered where `spec.port` is left out. It goes on when the source gets more ports.
+/// The port that Lictor registers if `spec.port` is left out. Lictor keeps it when the source gets more ports.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 pub struct PortInUse {
     /// The source that has it, such as `service/web`.
@@ -57,14 +57,14 @@ pub struct PortInUse {
     pub port: PortRef,
 }
 
-/// Counts of the instances. Where Consul runs checks, health is as old as Lictor's last look at them.
+/// Counts of the instances. The results of checks that Consul runs are those of the last resync.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct InstanceCounts {
     /// Instances that should be in Consul.
     #[serde(default)]
     pub desired: u32,
 
-    /// Instances that are desired and that are in Consul as they should be.
+    /// Desired instances that are in Consul with the desired content.
     #[serde(default)]
     pub registered: u32,
 
@@ -90,6 +90,6 @@ pub struct Problem {
     /// The kind of problem, in one word.
     pub reason: String,
 
-    /// A sentence on what happened, with Consul's own words where there are any.
+    /// A sentence that says what happened, with Consul's own error if there is one.
     pub message: String,
 }

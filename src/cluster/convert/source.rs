@@ -37,7 +37,7 @@ fn selector(given: LabelSelector) -> Result<Selector, Refusal> {
     let expressions = given.match_expressions.unwrap_or_default().into_iter().map(requirement);
     let requirements: Vec<_> = labels.chain(expressions).collect::<Result<_, Refusal>>()?;
     if requirements.is_empty() {
-        return invalid("spec.source.pods: an empty selector would pick every pod of the namespace");
+        return invalid("spec.source.pods: an empty selector would match every pod of the namespace");
     }
     Ok(Selector(requirements))
 }
@@ -65,7 +65,7 @@ fn static_addresses(given: Vec<api::StaticAddress>) -> Result<Vec<StaticAddress>
             let port = port(field, given.port)?;
             let address = address(field, &given.address)?;
             if !seen.insert((address, port)) {
-                return invalid(format!("{field}: {address} port {port} stands there twice"));
+                return invalid(format!("{field}: {address} port {port} is given twice"));
             }
             let own = PerAddress { tags: tags(field, &given.tags)?, meta: pairs(field, &given.meta)? };
             Ok(StaticAddress { address, port, own: Arc::new(own) })

@@ -232,7 +232,7 @@ fn static_addresses_that_are_wrong_are_refused() {
         (one(json!({ "address": "vm.example.com" })), "Invalid", "not an IP address"),
         (one(json!({ "port": 0 })), "Invalid", "1 to 65535"),
         (one(json!({ "port": 65536 })), "Undecodable", "65536"),
-        (fixed(&twice), "Invalid", "stands there twice"),
+        (fixed(&twice), "Invalid", "is given twice"),
         (one(json!({ "tags": ["${"] })), "InvalidTemplate", "spec.source.static"),
         (one(json!({ "meta": { "v": "${pod}" } })), "InvalidTemplate", "pod"),
         (one(json!({ "meta": { "lictor-owner": "me" } })), "Invalid", "lictor-owner"),
@@ -285,11 +285,11 @@ fn no_range_of_the_administrators_allows_what_is_nobodys_or_a_clouds() {
         ("224.0.0.1", "multicast"),
         ("ff02::1", "multicast"),
         ("255.255.255.255", "others cannot reach it"),
-        ("fd00:ec2::254", "a cloud answers"),
-        ("fd20:ce::254", "a cloud answers"),
-        ("100.100.100.200", "a cloud answers"),
-        ("168.63.129.16", "a cloud answers"),
-        ("192.0.0.192", "a cloud answers"),
+        ("fd00:ec2::254", "metadata service"),
+        ("fd20:ce::254", "metadata service"),
+        ("100.100.100.200", "metadata service"),
+        ("168.63.129.16", "metadata service"),
+        ("192.0.0.192", "metadata service"),
     ] {
         for spec in read(address) {
             is_refused(spec, "NotAllowed", part);

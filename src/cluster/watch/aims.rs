@@ -22,7 +22,7 @@ pub(super) type Aims = BTreeMap<Scope, Aim>;
 pub(super) struct Aim {
     /// Tells one time that it was wanted from an earlier one.
     pub(super) time: u64,
-    /// What to keep of pods.
+    /// The labels and annotations of pods to keep.
     pub(super) of_pods: BTreeSet<PodKey>,
 }
 
@@ -115,7 +115,7 @@ impl Kept {
         self.0.keys().cloned().collect()
     }
 
-    /// What it keeps of pods, by their namespaces.
+    /// The labels and annotations of pods that it keeps, by namespace.
     pub(super) fn of_pods(&self) -> BTreeMap<Str, BTreeSet<PodKey>> {
         let of_namespace = |(scope, kept): (&Scope, &KeptScope)| match scope {
             Scope::Namespace(namespace) => Some((namespace.clone(), kept.of_pods.clone())),

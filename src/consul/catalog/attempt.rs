@@ -331,7 +331,7 @@ fn in_conflict(attempt: &Attempt<'_>, transaction: &Transaction, errors: &[TxnEr
         };
         for index in ops {
             found.entry(index).or_insert_with(|| {
-                format!("somebody else changes the same entry again and again while it is written: {}", error.what)
+                format!("somebody else changes the entry each time when Lictor writes it: {}", error.what)
             });
         }
     }
@@ -344,7 +344,7 @@ fn not_ours(name: &str, node: &Node, owner: NodeOwner) -> String {
         return format!("the Consul node {name} is a Consul agent's own");
     }
     format!(
-        "the Consul node {name} exists and is not ours (managed-by {:?}, cluster {:?}, uid {:?})",
+        "the Consul node {name} exists, but does not belong to this cluster (managed-by {:?}, cluster {:?}, uid {:?})",
         node.meta(meta::MANAGED_BY),
         node.meta(meta::CLUSTER),
         node.meta(meta::CLUSTER_UID)

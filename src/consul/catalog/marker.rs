@@ -36,7 +36,7 @@ impl RaisedPerhaps {
         Self(self.0.max(term))
     }
 
-    /// What remains of it once a raise to this term came to this result.
+    /// Gives the raises that may still have landed, after a raise to this term had this result.
     fn after(self, term: u64, result: &TxnResult) -> Self {
         match result {
             TxnResult::Done(_) => Self::default(),
@@ -252,7 +252,7 @@ impl Catalog {
         let outage = match marker {
             None => Unavailable::session_lost(format!("the marker node {name} is gone: Consul was emptied")),
             Some(node) if self.mark(node) == NodeMark::None => Unavailable::session_lost(format!(
-                "the marker node {name} has lost its mark: somebody else has registered on it"
+                "the marker node {name} has lost its mark: somebody else registered on it"
             )),
             Some(node) if !self.is_ours(node) => {
                 Unavailable::session_lost(format!("the marker node {name} belongs to another cluster now"))
@@ -264,15 +264,13 @@ impl Catalog {
                     Unavailable {
                         retry_after: (!own).then_some(YIELD),
                         ..Unavailable::session_lost(format!(
-                            "another Lictor (term {found}) took over from us (term {})",
+                            "another Lictor (term {found}) took over from this one (term {})",
                             fence.term
                         ))
                     }
                 }
                 found if found == fence.term && node.modify_index == Some(fence.index) => return None,
-                _ => Unavailable::session_lost(format!(
-                    "the marker node {name} is not as we left it: Consul was restored"
-                )),
+                _ => Unavailable::session_lost(format!("the marker node {name} has changed: Consul was restored")),
             },
         };
         if matches!(state.fence, FenceState::Firm(present) | FenceState::Stale(present) if present == fence) {

@@ -191,7 +191,7 @@ impl Catalog {
             return Err(outage);
         }
         self.transact_nothing().await?;
-        tracing::warn!(node = %name, %outage, "a node of ours was not brought up to date; the next resync tries again");
+        tracing::warn!(node = %name, %outage, "cannot update a Consul node; the next resync tries again");
         Ok(())
     }
 
@@ -206,8 +206,8 @@ impl Catalog {
                 tracing::warn!(
                     node = %name,
                     %kubernetes_node,
-                    "the Consul node of this name is not ours: it is a Consul agent's or somebody else's; the \
-                     instances of the Kubernetes node are registered on shared nodes"
+                    "the Consul node of this name belongs to a Consul agent or to somebody else; Lictor registers the instances of \
+                     the Kubernetes node on shared nodes"
                 );
             }
         }
@@ -317,7 +317,7 @@ impl Catalog {
                         Recovery::Again | Recovery::Blame(_) | Recovery::NoNode(_) | Recovery::Split(_) => Ok(()),
                     };
                 }
-                tracing::warn!(node = %name, words = %unexplained(&errors), "Consul refuses a change to a node of ours");
+                tracing::warn!(node = %name, words = %unexplained(&errors), "Consul refuses a change of a Consul node of this cluster");
                 self.forget(name);
                 Ok(())
             }

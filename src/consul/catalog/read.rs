@@ -17,7 +17,7 @@ use crate::ports::{Rows, Unavailable};
 /// The most nodes that are read at once.
 const READS: usize = 8;
 
-/// What a look at a node shows.
+/// The answer to a read of one node.
 enum Look {
     /// Its services and checks.
     Read(NodeServices, Vec<Check>),

@@ -26,7 +26,7 @@ pub(super) struct Connections {
     /// The address, for people.
     pub(super) address: Arc<str>,
     pub(super) client: reqwest::Client,
-    /// What they were made with, by which their failures are explained.
+    /// The credentials of the connections, which explain their failures.
     pub(super) credentials: Arc<Credentials>,
 }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::settings::{BadSettings, ConsulSettings, read};
 use crate::certificates::{Credentials, Source};
 
-/// What the files hold.
+/// The content of the files.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub(super) struct Files {
     /// The certificates to trust in place of the system's.

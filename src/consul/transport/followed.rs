@@ -13,11 +13,11 @@ const RETRY: Duration = Duration::from_secs(5);
 /// Something that is read from files again and again.
 pub(super) struct Followed<T> {
     in_use: T,
-    /// What the last look found, where that is not what is in use.
+    /// The content that the last look found, if it is not in use.
     found: Option<Result<T, String>>,
-    /// When it may be tried again.
+    /// The time when it may be tried again.
     not_before: Option<Instant>,
-    /// Why it does not take the place of what is in use.
+    /// The reason why it does not replace the content in use.
     fault: Option<String>,
 }
 
@@ -58,7 +58,7 @@ impl<T: PartialEq + Clone> Followed<T> {
         self.not_before = Some(now + RETRY);
     }
 
-    /// Why what the files hold now is not in use.
+    /// The reason why the present content of the files is not in use.
     pub(super) fn fault(&self) -> Option<&str> {
         self.fault.as_deref()
     }
@@ -68,7 +68,7 @@ impl<T: PartialEq + Clone> Followed<T> {
 mod tests {
     use super::*;
 
-    /// What the files hold, what is to be tried then, and what becomes of that.
+    /// A step of the test: the content of the files, the content to try, and the result of the trial.
     type Step = (Result<&'static str, &'static str>, Option<&'static str>, Option<Result<(), &'static str>>);
 
     fn run(steps: &[Step]) -> (Followed<&'static str>, Instant) {

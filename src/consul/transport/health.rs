@@ -52,7 +52,7 @@ pub struct CredentialHealth(Arc<Mutex<Known>>);
 struct Known {
     used: BTreeMap<Credential, Validity>,
     faults: BTreeMap<Credential, String>,
-    /// When it was last said in the log that one ends soon.
+    /// The time when the log last said that one ends soon.
     warned: BTreeMap<Credential, Timestamp>,
 }
 
@@ -102,7 +102,7 @@ impl CredentialHealth {
         let mut known = self.known();
         let Some(why) = why else {
             if known.faults.remove(&credential).is_some() {
-                tracing::info!("{credential} for Consul: the file can be used again");
+                tracing::info!("{credential} for Consul: the file works again");
             }
             return;
         };
@@ -118,9 +118,7 @@ impl CredentialHealth {
 }
 
 fn stale(credential: Credential, why: &str) -> String {
-    format!(
-        "{credential} for Consul: what the file holds now cannot be used ({why}); Lictor goes on with what it held before"
-    )
+    format!("{credential} for Consul: the file does not work ({why}); Lictor still uses its previous content")
 }
 
 /// Says that something ends soon, or has ended.
@@ -161,10 +159,8 @@ mod tests {
         health.fails(Credential::Token, Some("Consul does not know it"));
         assert_eq!(
             health.remarks(now),
-            [
-                "the token for Consul: what the file holds now cannot be used (Consul does not know it); Lictor goes on with \
-              what it held before"
-            ]
+            ["the token for Consul: the file does not work (Consul does not know it); Lictor still uses \
+              its previous content"]
         );
         assert!(health.is_stale(Credential::Token) && !health.is_stale(Credential::Certificate));
         health.fails(Credential::Token, None);

@@ -28,7 +28,7 @@ const LOGIN_TIMEOUT: Duration = Duration::from_secs(15);
 /// later.
 const KNOWN: Duration = Duration::from_secs(3);
 
-/// Likewise, where the token comes from another datacenter.
+/// The same limit, if the token comes from another datacenter.
 const KNOWN_FROM_AFAR: Duration = Duration::from_secs(15);
 
 /// The time between two questions whether a new token is known.
@@ -71,7 +71,7 @@ impl Token {
     }
 }
 
-/// What may be said of a token that a login has given.
+/// The public facts about a token that a login has given.
 #[derive(Clone, Debug)]
 pub struct LoggedIn {
     /// The ID of the token, which is no secret.
@@ -155,7 +155,10 @@ impl Keeper {
     /// Notes that Consul does not know a token that a request carried.
     pub(super) fn unknown(self: &Arc<Self>, token: &Token) {
         if self.login().unknown(token, Instant::now(), &mut fastrand::Rng::new()) {
-            tracing::info!(accessor = token.0.about.accessor, "Consul does not know the token of the login any more");
+            tracing::info!(
+                accessor = token.0.about.accessor,
+                "Consul does not know the token of the login any more; Lictor logs in again"
+            );
             // Another server may know it, so it is logged out like any other.
             self.leave(token.clone());
             self.changed.send_replace(());
@@ -209,7 +212,7 @@ impl Keeper {
                 match before {
                     None => tracing::info!(method, accessor, lifetime_seconds, "logged in to Consul"),
                     Some(before) => {
-                        tracing::debug!(method, accessor, lifetime_seconds, "the login to Consul is renewed");
+                        tracing::debug!(method, accessor, lifetime_seconds, "renewed the login to Consul");
                         self.leave(before);
                     }
                 }
@@ -271,7 +274,7 @@ impl Keeper {
             }
         };
         if timeout(limit, known).await.is_err() {
-            tracing::warn!("Consul does not know the token of the login yet; Lictor uses it all the same");
+            tracing::warn!("Consul does not know the token of the login yet; Lictor uses it anyway");
         }
     }
 

@@ -35,7 +35,7 @@ const ANYTHING: &str = "/v1/status/leader";
 /// Shows the token of the request itself.
 const OWN_TOKEN: &str = "/v1/acl/token/self";
 
-/// What came of a trial.
+/// The result of a trial.
 enum Trial {
     Works,
     /// It does not, and why.
@@ -44,7 +44,7 @@ enum Trial {
     Untold,
 }
 
-/// What Consul says of a token.
+/// Consul's answer about a token.
 enum Asked {
     /// It knows the token, and whether and when it ends.
     Known(Option<Validity>),
@@ -61,7 +61,7 @@ struct Follower {
     http: Arc<Http>,
     certificates: Followed<Files>,
     token: Option<Followed<HeaderValue>>,
-    /// When Consul is asked next when the token ends.
+    /// The time of the next question to Consul when the token ends.
     ask_at: Instant,
     token_validity: Option<Validity>,
 }
@@ -121,7 +121,7 @@ impl Http {
             };
         }
         self.go_over(blueprint, connections);
-        tracing::info!("the certificates for Consul were read again, and are in use");
+        tracing::info!("new certificates for Consul are in use");
         Trial::Works
     }
 
@@ -191,7 +191,7 @@ impl Follower {
                     file.hold(candidate.clone());
                     followed.works(candidate);
                     self.ask_at = now;
-                    tracing::info!("the token for Consul was read again, and is in use");
+                    tracing::info!("a new token for Consul is in use");
                 }
                 Trial::Fails(why) => followed.fails(Some(why), now),
                 Trial::Untold => followed.fails(None, now),

@@ -36,7 +36,7 @@ pub(super) fn allowed(mut resolution: Resolution, spec: &Spec) -> Resolution {
         if is_outside(address) {
             held.insert(text(instance.address));
             let why = "is not in the networks in which the administrator of Lictor allows endpoints \
-                       (--endpoint-networks); what is registered of it stays";
+                       (--endpoint-networks); a registered instance stays";
             left_out.push(problem(instance, format!("{address} {why}")));
             return false;
         }

@@ -64,11 +64,11 @@ impl Choice<'_> {
     pub(super) fn remarks(&self, first: Option<Family>) -> Vec<Remark> {
         let (one, other) = if first == Some(Family::V6) { ("IPv6", "IPv4") } else { ("IPv4", "IPv6") };
         let without_pod = format!(
-            "{} endpoints of {other} are passed over: they name no pod (targetRef), and there are endpoints of {one}, the \
-             Service's first family",
+            "{} {other} endpoints are skipped: they name no pod (targetRef), and the Service has endpoints of {one}, its \
+             first family",
             self.without_pod
         );
-        let host_names = format!("{} slices of host names (FQDN) are passed over", self.host_names);
+        let host_names = format!("{} slices of host names (FQDN) are skipped", self.host_names);
         let all = [(self.without_pod, without_pod), (self.host_names, host_names)];
         let said = all.into_iter().filter(|(many, _)| *many > 0);
         said.map(|(_, message)| Remark { reason: "EndpointsPassedOver", message }).collect()

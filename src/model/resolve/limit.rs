@@ -60,8 +60,8 @@ pub fn limit<'a>(
     let stay = order.partition_point(|(rank, _)| *rank == Rank::Registered);
     let left_out: BTreeSet<usize> = order[stay.max(most)..].iter().map(|(_, number)| *number).collect();
     let message = format!(
-        "the source has {found} instances, more than the {most} that are allowed: {} are left out, registered ones stay, \
-         ready ones come first; narrow the source down, or ask the administrator of Lictor for more (--max-instances)",
+        "the source has {found} instances, but only {most} are allowed, so {} are left out: registered instances stay, then \
+         ready ones come first; make the source smaller, or ask the administrator of Lictor for more (--max-instances)",
         left_out.len()
     );
     let kept = resolution.instances.into_iter().enumerate().filter(|(number, _)| !left_out.contains(number));

@@ -38,7 +38,7 @@ pub(super) fn resolve<'a>(
         let &[address, ref more @ ..] = &pod.addresses[..] else { continue };
         if !wanted.knows(pod) {
             found.held.insert(text(address));
-            let message = "its labels or annotations, which tags or meta hold, have not been read yet".to_owned();
+            let message = "its labels or annotations, which tags or meta use, have not been read yet".to_owned();
             found.leave_out(name.to_string(), ProblemReason::PodNotSeen, message);
             continue;
         }
@@ -50,7 +50,7 @@ pub(super) fn resolve<'a>(
                 Some(PortRef::Name(port)) => format!("named {port:?}"),
                 _ => "that could be the only one (set spec.port)".to_owned(),
             };
-            let message = format!("it has no port {asked}; its ports: {}, and is not registered", ports_of(pod));
+            let message = format!("it has no port {asked}, so it is not registered; its ports: {}", ports_of(pod));
             found.leave_out_without_port(name.to_string(), message);
             continue;
         };
@@ -152,8 +152,8 @@ fn not_named(all: &[(&Str, &Pod, u16)]) -> Option<Remark> {
     Some(Remark {
         reason: "PortNotNamed",
         message: format!(
-            "{} of the pods have several ports, and spec.port names none: {} goes on, which was registered before; \
-             the others of pod {name:?}: {}; set spec.port to one of them",
+            "{} of the pods have several ports, and spec.port names none: Lictor keeps {}, which it registered before; \
+             other ports of pod {name:?}: {}; set spec.port to one of them",
             all.len(),
             list(ours),
             list(others)

@@ -44,7 +44,7 @@ pub(super) fn port<'a>(
         let asked = match port {
             Some(PortRef::Name(name)) => format!("has no port named {name:?}"),
             Some(PortRef::Number(number)) if ports().any(|p| p.number == *number) => {
-                format!("has several ports {number}, none of them of TCP: set spec.port to the name of one")
+                format!("has several ports {number}, none of them for TCP: set spec.port to the name of a port")
             }
             Some(PortRef::Number(number)) => format!("has no port {number} (the Service's own number, not the pod's)"),
             None if service.ports.is_empty() => "has no ports".to_owned(),
@@ -75,8 +75,8 @@ pub(super) fn not_named(service_name: &str, service: &Service, goes_on: &Service
     Remark {
         reason: "PortNotNamed",
         message: format!(
-            "Service {service_name:?} has several ports, and spec.port names none: {} goes on, which was registered before; \
-             the others: {}; set spec.port to one of them",
+            "Service {service_name:?} has several ports, and spec.port names none: Lictor keeps {}, which it registered before; \
+             other ports: {}; set spec.port to one of them",
             list(ours),
             list(others)
         ),

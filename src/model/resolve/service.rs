@@ -127,7 +127,7 @@ impl Lack {
             Self::Port => {
                 // It lives: its slice may be one that has not followed a change of the Service's ports yet.
                 found.held.insert(text(of.endpoint.address));
-                let message = format!("its EndpointSlice has no port {port_name:?}; what is registered of it stays");
+                let message = format!("its EndpointSlice has no port {port_name:?}; a registered instance stays");
                 found.leave_out_without_port(called, message);
             }
             Self::NotVerified => {
@@ -136,7 +136,7 @@ impl Lack {
             }
             Self::PodNotSeen => {
                 found.held.insert(text(of.endpoint.address));
-                let message = "its pod, of which tags or meta hold values, has not been seen yet".to_owned();
+                let message = "tags or meta use values of its pod, which Lictor has not seen yet".to_owned();
                 found.leave_out(called, ProblemReason::PodNotSeen, message);
             }
         }

@@ -400,8 +400,8 @@ fn a_port_that_goes_on_is_said_with_the_others() {
     let remarks = resolve_after(&web(), &known, &before).remarks;
     assert_eq!(
         remarks[0].message,
-        "Service \"web\" has several ports, and spec.port names none: 80 (http) goes on, which was registered before; \
-         the others: 90 (metrics), 91 (admin); set spec.port to one of them"
+        "Service \"web\" has several ports, and spec.port names none: Lictor keeps 80 (http), which it registered before; \
+         other ports: 90 (metrics), 91 (admin); set spec.port to one of them"
     );
 }
 
@@ -487,14 +487,8 @@ fn the_other_family_counts_where_nothing_else_stands_for_it() {
         (false, vec![endpoint(1)], vec![six_of(1), unready(six_of(2))], vec!["u1", "u2"], None),
         // It leaves: its other address does not take its place.
         (true, vec![leaving(endpoint(1)), endpoint(2)], vec![six_of(1), six_of(2)], vec!["u2"], None),
-        (
-            false,
-            vec![by_hand(1)],
-            vec![of_six(1, None), of_six(2, None)],
-            vec!["10.0.0.1"],
-            Some("2 endpoints of IPv6"),
-        ),
-        (false, vec![leaving(by_hand(1))], vec![of_six(1, None)], vec!["10.0.0.1"], Some("1 endpoints of IPv6")),
+        (false, vec![by_hand(1)], vec![of_six(1, None), of_six(2, None)], vec!["10.0.0.1"], Some("2 IPv6 endpoints")),
+        (false, vec![leaving(by_hand(1))], vec![of_six(1, None)], vec!["10.0.0.1"], Some("1 IPv6 endpoints")),
     ] {
         let service = Service { selects, ..service(&[("http", 80)]) };
         let slices = vec![sixes(v6.clone()), slice(("http", 80), v4.clone())];
@@ -697,8 +691,8 @@ fn a_port_of_pods_that_goes_on_is_said_with_the_others() {
     assert_eq!(found(&resolution), [("u1".to_owned(), 8080, true), ("u2".to_owned(), 8080, true)]);
     assert_eq!(
         resolution.remarks[0].message,
-        "1 of the pods have several ports, and spec.port names none: 8080 (http) goes on, which was registered before; \
-         the others of pod \"p2\": 8081 (admin), 9102; set spec.port to one of them"
+        "1 of the pods have several ports, and spec.port names none: Lictor keeps 8080 (http), which it registered before; \
+         other ports of pod \"p2\": 8081 (admin), 9102; set spec.port to one of them"
     );
 }
 

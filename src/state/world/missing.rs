@@ -60,14 +60,14 @@ impl Missing {
         if self.is_gone {
             let settled = SETTLED.as_secs();
             return Some(format!(
-                "{stay} registered for {settled} s after Service {service:?} was deleted: it may be created anew"
+                "{stay} registered for {settled} s after Service {service:?} was deleted: somebody may create it again"
             ));
         }
         let most = MOST.as_secs();
         Some(format!(
             "{stay} registered although no EndpointSlice of Service {service:?} has the endpoint: the slices may be \
-             incomplete while they are rewritten. Lictor removes what is still missing when they have settled, after \
-             {most} s at the latest"
+             incomplete while Kubernetes rewrites them. Lictor removes what is still missing when the slices are stable, \
+             after {most} s at the latest"
         ))
     }
 }

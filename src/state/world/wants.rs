@@ -13,7 +13,7 @@ pub struct Wanted {
     /// These kinds, each in one scope, with a number that tells one time from an earlier one: a watch that ended and
     /// is wanted again begins anew.
     pub watches: BTreeMap<(Kind, Scope), u64>,
-    /// What is kept of pods, by the namespace whose resources ask for it.
+    /// The labels and annotations of pods to keep, by the namespace whose resources ask for them.
     pub of_pods: BTreeMap<Str, BTreeSet<PodKey>>,
 }
 

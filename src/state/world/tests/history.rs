@@ -290,7 +290,7 @@ enum Fact {
     Slice(Slice),
     Pod(Option<Pod>),
     Place(Str, Option<Str>, Option<Str>),
-    /// Whether a name counts as a Node's, where that decides where instances go.
+    /// Says whether a name counts as a Node's, where that decides where instances go.
     IsNode(Str, bool),
 }
 

@@ -124,7 +124,7 @@ macro_rules! enterprise {
             " \"team-a\": Consul has ",
             $what,
             "s only in its Enterprise edition, and this version of Lictor ",
-            "registers in the default one: take the field away"
+            "registers in the default one: remove the field"
         )
     };
 }
