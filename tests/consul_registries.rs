@@ -1060,7 +1060,10 @@ async fn a_foreign_node_of_our_name_is_left_alone() {
     consul.api().put("/v1/catalog/register", &foreign).await.unwrap();
     let ops = vec![put(&key(&node, "a"), &full("10.0.0.1", None)), remove(&key(&node, "b"))];
     let outcomes = apply(&registry, &node, ops).await;
-    assert!(matches!(&outcomes[0], Outcome::Refused(words) if words.contains("is not ours")), "{outcomes:?}");
+    assert!(
+        matches!(&outcomes[0], Outcome::Refused(words) if words.contains("does not belong to this cluster")),
+        "{outcomes:?}"
+    );
     assert_eq!(outcomes[1], WRITTEN);
     let there = consul.api().get(&format!("/v1/catalog/node-services/{node}")).await.unwrap();
     assert_eq!(there["Node"]["Meta"], json!({ "who": "somebody" }));

@@ -180,7 +180,7 @@ pub(crate) async fn a_write_that_fails_each_time(fixture: &Fixture) -> Result<()
     fixture.apply_web(json!({})).await?;
     fixture.wait_for_pods(&[&pods[0], &pods[3]]).await?;
     let message = fixture.wait_for_condition("web", "Registered", "False", "Refused").await?;
-    ensure!(message.contains("while Consul carries out others"), "{message}");
+    ensure!(message.contains("while other writes succeed"), "{message}");
     fixture.wait_for_counts("web", [4, 2, 2, 0]).await?;
     let of_both = |problems: &Vec<Value>| {
         let of = |pod: usize| problems.iter().any(|problem| problem["instance"].to_string().contains(&pods[pod].uid));

@@ -210,8 +210,12 @@ pub(crate) async fn texts_that_cannot_be_read(fixture: &Fixture) -> Result<()> {
     let before = fingerprint(fixture, &fixture.service).await?;
 
     let bad = [
-        ("unknown", json!({ "tags": ["${pod.ip}"] }), "${pod.ip} is not a value"),
-        ("bare-key", json!({ "meta": { "a": "${pod.labels.version}" } }), "write $${pod.labels.version} where"),
+        ("unknown", json!({ "tags": ["${pod.ip}"] }), "${pod.ip} does not exist"),
+        (
+            "bare-key",
+            json!({ "meta": { "a": "${pod.labels.version}" } }),
+            "write $${pod.labels.version} for the literal text",
+        ),
         ("no-key", json!({ "meta": { "key-of-it": "${pod.labels}" } }), "key-of-it"),
     ];
     for (name, more, words) in bad {
