@@ -133,4 +133,8 @@ pub const SEEDS: &[(u64, &str)] = &[
         "the resync ended for good, as the read that a round waited for last was interrupted, and was none of its own",
     ),
     (65798, "a write waited for minutes, as at 32077"),
+    (
+        5570,
+        "the verdict did not know that what another agent holds stays of a resource that lost its name and had pods",
+    ),
 ];

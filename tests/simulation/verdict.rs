@@ -548,10 +548,11 @@ fn kept_pods(state: &mut State, wants: &BTreeMap<ResourceKey, Want>, found: &mut
     let mut kept = Vec::new();
     for key in wants.iter().filter(|(_, want)| **want == Want::Lost).map(|(key, _)| key) {
         let is_of_pods = |service: &Service| service.meta.get("lictor-source").is_some_and(|from| from == "pods");
+        let can_go = |node: &str| node != FORMER_NODE || !state.former_is_out_of_reach();
         let own: Vec<&Service> = ours(state)
             .into_iter()
+            .filter(|(_, node, service)| can_go(node) && owner(&service.id).as_ref() == Some(key))
             .map(|(_, _, service)| service)
-            .filter(|service| owner(&service.id).as_ref() == Some(key))
             .collect();
         let names: BTreeSet<String> = own.iter().map(|service| fold(&service.service)).collect();
         let is_as_it_is = matches!(goes_on_with(state, key), GoesOn::AsItIs) && !cannot_go(state, key);
