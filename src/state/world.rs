@@ -370,6 +370,9 @@ impl World {
                 self.history.service_moved(&key, self.services.get(&key).is_some(), now);
             }
         }
+        if first_list_done {
+            self.history.services_listed(scope, now);
+        }
         first_list_done
     }
 

@@ -137,4 +137,5 @@ pub const SEEDS: &[(u64, &str)] = &[
         5570,
         "the verdict did not know that what another agent holds stays of a resource that lost its name and had pods",
     ),
+    (99493, "a Service was away for a moment in which Lictor restarted: all that it had went"),
 ];

@@ -80,6 +80,8 @@ pub(super) struct History {
     due: VecDeque<(Instant, ObjectKey)>,
     /// The times when the slices of each scope were first listed. What was before, nobody knows.
     listed: BTreeMap<Scope, Instant>,
+    /// The same of the Services.
+    services_listed: BTreeMap<Scope, Instant>,
     /// The times when Nodes were registered, of those that were within the last [`MOST`].
     nodes: BTreeMap<Str, Instant>,
     /// The times at which Services were deleted, of those that were within the last [`SETTLED`] and are not back.
@@ -142,6 +144,16 @@ impl History {
         self.listed.insert(scope.clone(), now);
     }
 
+    pub(super) fn services_listed(&mut self, scope: &Scope, now: Instant) {
+        self.services_listed.insert(scope.clone(), now);
+    }
+
+    /// Says when a Service that is not there was deleted. One that was not in the first list may have been just before.
+    fn gone(&self, service: &ObjectKey) -> Option<Instant> {
+        let listed = || last_listed(&self.services_listed, &service.namespace);
+        self.gone.get(service).copied().or_else(listed)
+    }
+
     pub(super) fn node_registered(&mut self, name: &Str, now: Instant) {
         self.nodes.retain(|_, at| now < *at + MOST);
         self.nodes.insert(name.clone(), now);
@@ -173,9 +185,15 @@ impl History {
     /// Forgets the slices of a scope, which are not watched any more.
     pub(super) fn forget_scope(&mut self, scope: &Scope) {
         self.listed.remove(scope);
+        self.services_listed.remove(scope);
         self.services.retain(|service, _| !scope.covers(&service.namespace));
         self.due.retain(|(_, service)| !scope.covers(&service.namespace));
     }
+}
+
+/// Says when the last scope was listed that covers a namespace.
+fn last_listed(listed: &BTreeMap<Scope, Instant>, namespace: &str) -> Option<Instant> {
+    listed.iter().filter(|(scope, _)| scope.covers(namespace)).map(|(_, at)| *at).max()
 }
 
 /// Says what is known of the Node of a missing endpoint.
@@ -310,9 +328,9 @@ impl World {
         let Some(spec) = self.effective_spec(owner) else { return Missing::default() };
         let Source::Service { name } = &spec.source else { return Missing::default() };
         let of = ObjectKey { namespace: owner.namespace.clone(), name: name.clone() };
-        let (selects, gone) = match (self.services.get(&of), self.history.gone.get(&of)) {
+        let (selects, gone) = match (self.services.get(&of), self.history.gone(&of)) {
             (Some(service), _) if !service.external_name => (service.selects, None),
-            (None, Some(gone)) => (false, Some(*gone)),
+            (None, Some(gone)) if now < gone + SETTLED => (false, Some(gone)),
             _ => return Missing::default(),
         };
         let source = spec.source.to_string();
@@ -355,8 +373,7 @@ impl World {
 
     /// Says what is known of a missing endpoint; none where it was seen terminating.
     fn absence(&self, of: &ObjectKey, row: &Undesired<'_>, mixed: bool, no_slices: bool) -> Option<Absence> {
-        let covering = self.history.listed.iter().filter(|(scope, _)| scope.covers(&of.namespace));
-        let listed = covering.map(|(_, at)| *at).max()?;
+        let listed = last_listed(&self.history.listed, &of.namespace)?;
         let known = self.history.services.get(of);
         let at_address = known.into_iter().flat_map(|known| known.left.range((row.address, None)..));
         let mut at_address = at_address.take_while(|((address, _), _)| *address == row.address);

@@ -23,6 +23,11 @@ impl Registered {
     /// The resource `a/r` from these slices of Service `a/s`, each by its endpoints; all of it was listed just now, and
     /// is registered.
     fn begun(spec: Spec, slices: &[Vec<Endpoint>]) -> Self {
+        Self::listed(spec, Some(Service { selects: true, ..service(80) }), slices)
+    }
+
+    /// The same with this Service, or none.
+    fn listed(spec: Spec, service: Option<Service>, slices: &[Vec<Endpoint>]) -> Self {
         let owner = key("a", "r");
         let world = World::of([seen(&owner, "u", 1, Ok(spec))]);
         let identity = Identity { cluster: ClusterName::new("c").unwrap(), uid: "uid-1".into() };
@@ -30,8 +35,9 @@ impl Registered {
         for kind in [Kind::Slice, Kind::Service, Kind::Pod, Kind::Node] {
             this.on_event(begins(kind));
         }
-        let service = Service { selects: true, ..service(80) };
-        this.on_event(Change::Service(Step::InitApply(key("a", "s"), service)));
+        if let Some(service) = service {
+            this.on_event(Change::Service(Step::InitApply(key("a", "s"), service)));
+        }
         for (number, endpoints) in (1..).zip(slices) {
             let slice = slice("s", endpoints.clone());
             this.on_event(Change::Slice(Step::InitApply(key("a", &format!("s-{number}")), slice)));
@@ -194,6 +200,19 @@ fn a_service_that_is_made_anew_within_seconds_loses_nothing() {
     deleted(&mut known);
     known.pass(SETTLED);
     assert_eq!(known.missing(), NONE, "it does not come back");
+}
+
+#[test]
+fn a_service_that_is_not_there_at_the_start_may_be_made_anew() {
+    let before = Registered::from(spec("s"), &[vec![of_pod(1), of_pod(2)]]);
+    // Lictor restarts, and in this moment somebody deletes the Service and makes it anew.
+    let mut after = Registered::listed(spec("s"), None, &[]);
+    after.rows = before.rows;
+    assert_eq!(after.missing(), [1, 2]);
+    after.pass(NEARLY_SETTLED);
+    assert_eq!(after.missing(), [1, 2]);
+    after.pass(MOMENT);
+    assert_eq!(after.missing(), NONE, "it was deleted for good");
 }
 
 #[test]
