@@ -37,6 +37,13 @@ pub(crate) struct Decision {
     pub(crate) goes_by_status: bool,
 }
 
+impl Decision {
+    /// Says whether the source was found.
+    pub(crate) fn is_found(&self) -> bool {
+        matches!(self.source.resolved, Some(Ok(())))
+    }
+}
+
 /// An action on the registrations of a resource.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Action {

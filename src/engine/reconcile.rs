@@ -175,7 +175,10 @@ impl Engine {
         }
         let decision = self.decide_by(&self.world, key);
         self.resources.change(key, |record| {
-            let is_another = record.kept.as_ref().is_some_and(|kept| kept.decision.action != decision.action);
+            let is_another = record.kept.as_ref().is_some_and(|kept| {
+                // One whose source is found gets its name, also where there is nothing to do.
+                kept.decision.action != decision.action || kept.decision.is_found() != decision.is_found()
+            });
             record.kept = Some(Kept { decision, basis });
             is_another
         })

@@ -138,4 +138,5 @@ pub const SEEDS: &[(u64, &str)] = &[
         "the verdict did not know that what another agent holds stays of a resource that lost its name and had pods",
     ),
     (99493, "a Service was away for a moment in which Lictor restarted: all that it had went"),
+    (87866, "a resource without instances was told no name when a status alone told its port"),
 ];
