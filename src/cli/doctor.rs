@@ -21,6 +21,7 @@ use self::probe::Way;
 use super::{DIFFERS, PreviousAway, identify, in_other_mode, prepare, registry};
 use crate::cluster::definition::{self, Definition};
 use crate::cluster::{connect, permissions};
+use crate::consul::client::Client as ConsulClient;
 use crate::consul::servers::{Versions, judge, servers};
 use crate::consul::transport::{ConsulSettings, Http, LoggedIn, Transport};
 use crate::model::desired::Placement;
@@ -214,7 +215,7 @@ async fn answers(settings: &ConsulSettings, report: &mut Report) -> bool {
 async fn versions(transport: &Arc<dyn Transport>, report: &mut Report) {
     const WHAT: &str = "Consul's version";
     // Where they cannot be read, the next question says so.
-    let Ok(servers) = servers(transport).await else { return };
+    let Ok(servers) = servers(&ConsulClient::new(Arc::clone(transport))).await else { return };
     match judge(&servers) {
         Versions::Fine => {}
         Versions::Untested(why) => report.note(WHAT, &why),

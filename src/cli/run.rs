@@ -9,7 +9,6 @@ use kube::Client;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
 
 use super::{PreviousAway, identify, prepare, registry, stop_signal, write_lease};
 use crate::admin::{self, Admin};
@@ -18,7 +17,6 @@ use crate::cluster::definition::{self, Definition};
 use crate::cluster::kubernetes::{ApiServer, UidError};
 use crate::cluster::lease::{Candidate, ElectionFailure, LeaseSettings};
 use crate::cluster::watch::{self, Orders, WatchHealth};
-use crate::consul::servers::{Versions, judge, servers};
 use crate::consul::transport::{BadSettings, Http, Transport};
 use crate::engine::metrics::Metrics;
 use crate::engine::{Config, Engine, TURN};
@@ -35,9 +33,6 @@ const DEFINITION: Duration = Duration::from_secs(60);
 
 /// The time between two attempts, at the start, at what is not there yet.
 const RETRY: Duration = Duration::from_secs(2);
-
-/// The longest wait for Consul to say of which version its servers are. One that is away is waited for later.
-const CONSUL_ANSWERS: Duration = Duration::from_secs(3);
 
 /// Runs the operator until it is told to stop.
 pub(super) fn run(args: RunArgs) -> anyhow::Result<()> {
@@ -108,10 +103,6 @@ async fn operate(settings: Settings) -> anyhow::Result<()> {
     );
 
     tokio::spawn(mind_the_definition(client.clone(), admin.clone()));
-    tokio::select! {
-        new_enough = consul_is_new_enough(&transport, &admin) => new_enough?,
-        () = &mut stop => return Ok(()),
-    }
     let registry = registry(&settings, &identity, transport, write_lease.as_ref(), PreviousAway::GoesOn)?;
     let rules = Arc::new(settings.rules);
     let (sink, events) = mpsc::channel(EVENTS);
@@ -215,22 +206,6 @@ async fn consul(settings: &Settings, admin: &Admin) -> anyhow::Result<Http> {
     let passes = |error: &anyhow::Error| matches!(error.downcast_ref(), Some(BadSettings::NotYet(_)));
     let http = wait_for(admin, "a Consul credential file", passes, async || Ok(Http::new(&settings.consul)?));
     http.await.context("reaching Consul")
-}
-
-/// Waits until no server of Consul is too old. A Consul that does not answer is waited for later.
-async fn consul_is_new_enough(transport: &Arc<dyn Transport>, admin: &Admin) -> anyhow::Result<()> {
-    let attempt = async || match timeout(CONSUL_ANSWERS, servers(transport))
-        .await
-        .map(|found| found.map(|found| judge(&found)))
-    {
-        Ok(Ok(Versions::TooOld(why))) => Err(anyhow::anyhow!(why)),
-        Ok(Ok(Versions::Untested(why))) => {
-            tracing::warn!("{why}");
-            Ok(())
-        }
-        Ok(Ok(Versions::Fine) | Err(_)) | Err(_) => Ok(()),
-    };
-    wait_for(admin, "a newer Consul", |_| true, attempt).await
 }
 
 /// Reads the identity of this cluster, as soon as Kubernetes gives it. What the flags say will not change by itself.

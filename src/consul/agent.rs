@@ -24,6 +24,7 @@ use futures::try_join;
 use super::client::{Client, path};
 use super::indexes::indexes;
 use super::others::names_of_others;
+use super::servers::judge_agent;
 use super::transport::Transport;
 use super::wire::{AgentConfig, AgentSelf, By, Check, Healths, NodeServices, Pool, Service};
 use crate::model::desired::Placement;
@@ -102,14 +103,18 @@ impl Agent {
         self.client.may_conclude().await?;
         let times = if self.known().earlier.is_empty() { INTRODUCTIONS } else { SUSPICIOUS_INTRODUCTIONS };
         let mut agreed: Option<AgentConfig> = None;
+        let mut version = String::new();
         for _ in 0..times {
-            let found = self.client.get_once::<AgentSelf>(path(&["agent", "self"], &[])).await?.value.config;
+            let about = self.client.get_once::<AgentSelf>(path(&["agent", "self"], &[])).await?.value;
+            let found = about.config;
+            version = about.debug_config.version;
             match &agreed {
                 Some(agreed) if *agreed != found => return Err(several(agreed, &found)),
                 _ => agreed = Some(found),
             }
         }
         let (node, _) = agreed.as_ref().and_then(name_and_id).ok_or_else(nameless)?;
+        judge_agent(node, &version).accept()?;
         let node: Str = node.into();
         self.is_in_the_datacenter(agreed.as_ref())?;
         let mut known = self.known();

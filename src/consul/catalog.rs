@@ -35,6 +35,7 @@ use self::nodes::KnownNode;
 use super::client::{Client, Failed, path};
 use super::indexes::indexes;
 use super::others::names_of_others;
+use super::servers::{judge, servers};
 use super::transport::Transport;
 use super::wire::{Check, Node, NodeServices, Service, TxnAnswer, TxnError};
 use crate::model::desired::Placement;
@@ -214,10 +215,18 @@ fn unexplained(errors: &[TxnError]) -> String {
     format!("Consul rolled a transaction back: {words}")
 }
 
+impl Catalog {
+    /// Makes sure that what lists do not show is not there.
+    async fn may_conclude(&self) -> Result<(), Unavailable> {
+        judge(&servers(&self.client).await?).accept()?;
+        self.client.may_conclude().await
+    }
+}
+
 impl Registry for Catalog {
     fn connect(&self) -> BoxFuture<'_, Result<Placement, Unavailable>> {
         Box::pin(async move {
-            self.client.may_conclude().await?;
+            self.may_conclude().await?;
             self.raise_fence().await?;
             Ok(self.where_to())
         })
@@ -235,7 +244,7 @@ impl Registry for Catalog {
 
     fn survey(&self) -> BoxFuture<'_, Result<(Placement, Rows), Unavailable>> {
         Box::pin(async move {
-            self.client.may_conclude().await?;
+            self.may_conclude().await?;
             self.find_marker().await?;
             let rows = self.read_rows().await?;
             Ok((self.where_to(), rows))

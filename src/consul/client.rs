@@ -227,8 +227,7 @@ fn decode<T: DeserializeOwned>(response: &Response) -> Result<Answer<T>, Unavail
     match serde_json::from_slice(&response.body) {
         Ok(value) => Ok(Answer { value, index: response.index.unwrap_or_default() }),
         Err(error) => {
-            let page = without_markup(&String::from_utf8_lossy(&response.body)) == "a page of HTML";
-            let advice = if page { ", but a page of HTML: correct --consul-address" } else { "" };
+            let advice = if is_page(&words(response)) { ", but a page of HTML: correct --consul-address" } else { "" };
             Err(Unavailable::said(
                 OutageKind::Failing,
                 &format!("Consul's answer is not understood: it is not the JSON of Consul's API{advice} ({error})"),
@@ -241,9 +240,9 @@ fn words(response: &Response) -> String {
     String::from_utf8_lossy(&response.body).trim().to_owned()
 }
 
-/// Says instead of a whole page for browsers that there was one.
-fn without_markup(words: &str) -> &str {
-    if words.starts_with('<') { "a page of HTML" } else { words }
+/// Says whether an answer is a page for browsers.
+fn is_page(words: &str) -> bool {
+    words.starts_with('<')
 }
 
 /// Describes an answer that is no success, where no single registration is to blame.
@@ -270,7 +269,7 @@ fn outage(status: u16, response: &Response) -> Unavailable {
         // Lists of Consul are never missing, and never elsewhere.
         300..=399 | 404 => format!(
             "what answers at Consul's address is not Consul's API: correct --consul-address; it answered {status}: {}",
-            without_markup(&words)
+            if is_page(&words) { "a page of HTML" } else { &words }
         ),
         _ => format!("Consul answered {status}: {words}"),
     };

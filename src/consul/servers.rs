@@ -1,12 +1,10 @@
-//! Consul's servers, as its catalog shows them: who they are, and of which version.
+//! Consul's servers, as its catalog shows them: who they are, and of which version. An agent's version is judged alike.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
 use serde::Deserialize;
 
 use super::client::{Client, path};
-use super::transport::Transport;
 use crate::ports::Unavailable;
 
 /// The oldest version, major and minor, that says whether ACLs have cut an answer short (`X-Consul-Results-Filtered-By-ACLs`,
@@ -45,14 +43,32 @@ pub enum Versions {
     TooOld(String),
 }
 
+impl Versions {
+    /// Goes on with versions that are new enough, and logs a warning about untested ones.
+    ///
+    /// # Errors
+    ///
+    /// A Consul that is too old is not set up for Lictor.
+    pub(super) fn accept(self) -> Result<(), Unavailable> {
+        match self {
+            Self::Fine => Ok(()),
+            Self::Untested(why) => {
+                tracing::warn!("{why}");
+                Ok(())
+            }
+            Self::TooOld(why) => Err(Unavailable::not_set_up(why)),
+        }
+    }
+}
+
 /// Reads the servers of the datacenter that requests are for.
 ///
 /// # Errors
 ///
 /// As any read, and where ACLs have cut the answer short.
-pub async fn servers(transport: &Arc<dyn Transport>) -> Result<Vec<Server>, Unavailable> {
+pub async fn servers(client: &Client) -> Result<Vec<Server>, Unavailable> {
     let query = path(&["catalog", "service", "consul"], &[("consistent", "")]);
-    Ok(Client::new(Arc::clone(transport)).get(query).await?.value)
+    Ok(client.get(query).await?.value)
 }
 
 /// The IDs of the servers' nodes.
@@ -63,18 +79,27 @@ pub(super) fn ids(servers: Vec<Server>) -> BTreeSet<String> {
 /// Judges the versions of servers.
 #[must_use]
 pub fn judge(servers: &[Server]) -> Versions {
-    let known = servers.iter().filter_map(|server| Some((major_minor(&server.service_meta.version)?, server)));
-    let Some((version, server)) = known.min_by_key(|(version, _)| *version) else { return Versions::Fine };
-    let (name, shown) = (&server.node, &server.service_meta.version);
+    oldest("server", servers.iter().map(|server| (server.node.as_str(), server.service_meta.version.as_str())))
+}
+
+/// Judges the version of an agent. Its servers are at least as new: Consul has servers upgraded before agents.
+pub(super) fn judge_agent(name: &str, version: &str) -> Versions {
+    oldest("agent", [(name, version)].into_iter())
+}
+
+/// Judges the oldest of programs of a role, by their names and versions.
+fn oldest<'a>(role: &str, all: impl Iterator<Item = (&'a str, &'a str)>) -> Versions {
+    let known = all.filter_map(|(name, shown)| Some((major_minor(shown)?, name, shown)));
+    let Some((version, name, shown)) = known.min_by_key(|(version, ..)| *version) else { return Versions::Fine };
     let (major, minor) = if version < OLDEST { OLDEST } else { OLDEST_TESTED };
     if version < OLDEST {
         Versions::TooOld(format!(
-            "the Consul server {name} is {shown}, which does not say when ACLs have cut an answer short: upgrade it to \
+            "the Consul {role} {name} is {shown}, which does not say when ACLs have cut an answer short: upgrade it to \
              {major}.{minor} or later"
         ))
     } else if version < OLDEST_TESTED {
         Versions::Untested(format!(
-            "the Consul server {name} is {shown}, and Lictor is tested with {major}.{minor} and later"
+            "the Consul {role} {name} is {shown}, and Lictor is tested with {major}.{minor} and later"
         ))
     } else {
         Versions::Fine
@@ -89,6 +114,7 @@ fn major_minor(version: &str) -> Option<(u32, u32)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::reasons::OutageKind;
 
     #[test]
     fn the_oldest_server_counts() {
@@ -118,6 +144,16 @@ mod tests {
                 Versions::TooOld(words) => format!("too old: {words}"),
             };
             assert!(said.starts_with(words), "{versions:?}: {said}");
+        }
+    }
+
+    #[test]
+    fn an_agent_that_is_too_old_is_not_set_up() {
+        let refused = judge_agent("worker-1", "1.10.12").accept().unwrap_err();
+        assert!(refused.message.starts_with("the Consul agent worker-1 is 1.10.12, which"), "{refused}");
+        assert_eq!(refused.kind, OutageKind::NotSetUp);
+        for version in ["1.11.0", "1.22.7", ""] {
+            assert!(judge_agent("worker-1", version).accept().is_ok(), "{version}");
         }
     }
 }

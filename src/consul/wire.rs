@@ -148,6 +148,9 @@ pub struct DebugConfig {
     /// Says how ACLs are resolved.
     #[serde(rename = "ACLResolverSettings")]
     pub resolver: AclResolver,
+    /// Its version, such as `1.22.7`.
+    #[serde(rename = "Version")]
+    pub version: String,
     /// The domain of its DNS, with a dot at the end.
     #[serde(rename = "DNSDomain")]
     pub dns_domain: String,

@@ -306,7 +306,7 @@ impl CatalogTakeover {
 impl Takeover for CatalogTakeover {
     fn survey(&self) -> BoxFuture<'_, Result<Left, Unavailable>> {
         Box::pin(async move {
-            self.ours.client.may_conclude().await?;
+            self.ours.may_conclude().await?;
             self.look().await
         })
     }

@@ -166,6 +166,8 @@ impl Consul {
     pub fn answer(&mut self, writes: bool, url: &Url, body: &[u8]) -> Reply {
         let mut reply = match (writes, url.segments()) {
             (false, ["catalog", "nodes", ""]) => self.nodes(url.filter()),
+            // The servers: those of the model are of no version.
+            (false, ["catalog", "service", "consul"]) => Reply::json(&json!([])).at(self.store.index_of_instances()),
             (false, ["catalog", "services", ""]) if url.query.contains_key("node-meta") => {
                 // Asked for is what no node has.
                 Reply::json(&json!({})).at(self.store.index_of_instances())
