@@ -16,6 +16,7 @@ use futures::future::BoxFuture;
 use futures::join;
 use tokio::time::{Instant, timeout};
 
+use super::client::Client;
 use super::servers::{ids, servers};
 use super::transport::Transport;
 use crate::model::desired::Placement;
@@ -63,8 +64,9 @@ struct State {
     /// The Consul nodes that the present registry reads by itself, as far as they could be the same: what is registered there
     /// is left to it.
     own: BTreeSet<Str>,
-    /// True if the previous place was dismantled.
-    is_dismantled: bool,
+    /// True if nothing was left at the previous place, and what was made there besides is gone: nothing is asked of it any more
+    /// in this session. To connect would make its marker again.
+    is_over: bool,
     /// The last trouble, and when there was one.
     trouble: Option<(Instant, Unavailable)>,
     /// The instances that are left there, by node; none before they were read.
@@ -108,7 +110,9 @@ impl Moving {
     /// Makes sure that the two places are two. Of one mode and one name in one Consul, they would be the same rows: Lictor
     /// would remove what it registers.
     async fn tell_apart(&self) -> Result<(), Unavailable> {
-        let (here, there) = join!(servers(&self.transport), servers(&self.previous.transport));
+        let client = |transport: &Arc<dyn Transport>| Client::new(Arc::clone(transport));
+        let (here, there) = (client(&self.transport), client(&self.previous.transport));
+        let (here, there) = join!(servers(&here), servers(&there));
         let (here, there) = (ids(here?), ids(there?));
         if here.is_empty() || there.is_empty() {
             return Err(Unavailable::transient(
@@ -129,6 +133,19 @@ impl Moving {
             ));
         }
         Ok(())
+    }
+
+    /// Asks something of the previous place, after connecting to it where that is not done yet; the default once the move is
+    /// over.
+    async fn ask<'a, T: Default>(
+        &'a self,
+        question: impl FnOnce(&'a dyn Registry) -> BoxFuture<'a, Result<T, Unavailable>>,
+    ) -> Result<T, Unavailable> {
+        if self.state().is_over {
+            return Ok(T::default());
+        }
+        self.reach().await?;
+        self.noted(question(&*self.previous.registry).await)
     }
 
     /// Connects to the previous place, where that is not done yet.
@@ -176,12 +193,15 @@ impl Moving {
 
     /// Reads what is left at the previous place.
     async fn rows_there(&self) -> Result<Rows, Unavailable> {
-        self.reach().await?;
+        if !self.state().is_over {
+            // By now it is known whether there is one Consul.
+            self.reach().await?;
+        }
         if self.state().relation == Relation::OneConsul {
             let nodes = self.current.nodes().await?;
             self.note_own(&nodes);
         }
-        let there = self.noted(self.previous.registry.read().await)?;
+        let there = self.ask(Registry::read).await?;
         let rows = self.as_of_now(there);
         self.note_left(&rows, None);
         Ok(rows)
@@ -326,7 +346,7 @@ impl Registry for Moving {
             {
                 let mut state = self.state();
                 (state.is_connected, state.trouble, state.left) = (false, None, None);
-                state.is_dismantled = false;
+                state.is_over = false;
             }
             // Before anything is written: the marker of the one place may be that of the other.
             let told_apart = timeout(PATIENCE, self.tell_apart()).await;
@@ -366,13 +386,10 @@ impl Registry for Moving {
 
     fn indexes(&self) -> BoxFuture<'_, Result<Indexes, Unavailable>> {
         Box::pin(async move {
-            let there = async {
-                self.reach().await?;
-                self.noted(self.previous.registry.indexes().await)
-            };
+            let there = self.ask(|registry| Box::pin(async { registry.indexes().await.map(Some) }));
             let (here, there) = join!(self.current.indexes(), timeout(PATIENCE, there));
             let here = here?;
-            let there = there.ok().and_then(Result::ok);
+            let there = there.ok().and_then(Result::ok).flatten();
             // Both only grow: the sum stays if and only if both stay. Once the previous place answers again, it differs.
             let sum = |of: fn(&Indexes) -> u64| of(&here).wrapping_add(there.as_ref().map_or(0, of));
             Ok(Indexes { instances: sum(|indexes| indexes.instances), checks: sum(|indexes| indexes.checks) })
@@ -382,11 +399,7 @@ impl Registry for Moving {
     fn nodes(&self) -> BoxFuture<'_, Result<BTreeSet<Str>, Unavailable>> {
         Box::pin(async move {
             let mut nodes = self.current.nodes().await?;
-            let there = async {
-                self.reach().await?;
-                self.noted(self.previous.registry.nodes().await)
-            };
-            let there = self.if_there(there.await)?;
+            let there = self.if_there(self.ask(Registry::nodes).await)?;
             self.note_own(&nodes);
             let state = self.state();
             let there = there.into_iter().filter(|node| !state.own.contains(node));
@@ -411,9 +424,8 @@ impl Registry for Moving {
     fn read_node<'a>(&'a self, node: &'a Str) -> BoxFuture<'a, Result<Rows, Unavailable>> {
         let Some(there) = node.strip_prefix(PREVIOUS) else { return self.current.read_node(node) };
         Box::pin(async move {
-            self.reach().await?;
             let there: Str = there.into();
-            let found = self.noted(self.previous.registry.read_node(&there).await)?;
+            let found = self.ask(|registry| Box::pin(async move { registry.read_node(&there).await })).await?;
             let rows = self.as_of_now(found);
             self.note_left(&rows, Some(node));
             Ok(rows)
@@ -435,16 +447,12 @@ impl Registry for Moving {
         Box::pin(async move {
             self.current.tidy(addresses).await?;
             let there = async {
-                self.reach().await?;
-                self.noted(self.previous.registry.tidy(addresses).await)?;
+                self.ask(|registry| registry.tidy(addresses)).await?;
                 // Once the last registration is gone there, so are the nodes that were made for them.
-                let is_over = {
-                    let state = self.state();
-                    !state.is_dismantled && state.left.as_ref().is_some_and(BTreeMap::is_empty)
-                };
-                if is_over {
-                    self.noted(self.previous.registry.dismantle().await)?;
-                    self.state().is_dismantled = true;
+                let is_empty = self.state().left.as_ref().is_some_and(BTreeMap::is_empty);
+                if is_empty {
+                    self.ask(Registry::dismantle).await?;
+                    self.state().is_over = true;
                 }
                 Ok(())
             };
@@ -455,11 +463,7 @@ impl Registry for Moving {
     fn dismantle(&self) -> BoxFuture<'_, Result<(), Unavailable>> {
         Box::pin(async move {
             self.current.dismantle().await?;
-            let there = async {
-                self.reach().await?;
-                self.noted(self.previous.registry.dismantle().await)
-            };
-            self.if_there(there.await)
+            self.if_there(self.ask(Registry::dismantle).await)
         })
     }
 

@@ -414,6 +414,12 @@ pub(crate) async fn to_another_consul(fixture: &Fixture) -> Result<()> {
         })
         .await?;
     }
+    // And nothing is made there again: the place that is left is not asked any more.
+    fixture.wait_for_a_look(&operator).await?;
+    fixture.wait_for_a_look(&operator).await?;
+    let left = old.api().get("/v1/catalog/nodes").await?.to_string();
+    ensure!(fixture.mode == Mode::Agent || !left.contains(&fixture.cluster), "{left}");
+    ensure!(!operator.log().contains("cannot be used at the previous place"), "{}", operator.log());
     // A resource that goes takes its instances along, as ever.
     fixture.delete("web").await?;
     fixture.wait_gone("web").await?;
