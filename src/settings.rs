@@ -129,7 +129,7 @@ pub struct RunArgs {
         value_name = "URL,...",
         value_delimiter = ',',
         default_value = CONSUL_ADDRESS,
-        env = "CONSUL_HTTP_ADDR"
+        env = "CONSUL_HTTP_ADDR", hide_env_values = true
     )]
     pub consul_address: Vec<String>,
 
@@ -148,13 +148,19 @@ pub struct RunArgs {
 
     /// An HTTP proxy for the requests to Consul, such as `http://proxy.example:3128`. Default: none. Lictor ignores variables
     /// such as `HTTP_PROXY` for Consul.
-    #[arg(long, value_name = "URL", env = "LICTOR_CONSUL_PROXY")]
+    #[arg(long, value_name = "URL", env = "LICTOR_CONSUL_PROXY", hide_env_values = true)]
     pub consul_proxy: Option<String>,
 
     /// With --registration=agent: an agent with which this cluster registered before, such as `http://10.0.0.7:8500`.
     /// Lictor deregisters each instance there as soon as the present agent has it. Lictor sends it the same token as to
     /// --consul-address, so name only agents that you trust. Several are separated by commas.
-    #[arg(long = "previous-agent", value_name = "URL,...", value_delimiter = ',', env = "LICTOR_PREVIOUS_AGENT")]
+    #[arg(
+        long = "previous-agent",
+        value_name = "URL,...",
+        value_delimiter = ',',
+        env = "LICTOR_PREVIOUS_AGENT",
+        hide_env_values = true
+    )]
     pub previous_agents: Vec<String>,
 
     /// For a move: the previous --registration. Lictor deregisters each instance there as soon as the same instance is
@@ -165,7 +171,13 @@ pub struct RunArgs {
 
     /// For a move: the previous --consul-address. Lictor sends it the same token as to --consul-address, unless
     /// --previous-consul-token-file is given. Default: --consul-address.
-    #[arg(long, value_name = "URL,...", value_delimiter = ',', env = "LICTOR_PREVIOUS_CONSUL_ADDRESS")]
+    #[arg(
+        long,
+        value_name = "URL,...",
+        value_delimiter = ',',
+        env = "LICTOR_PREVIOUS_CONSUL_ADDRESS",
+        hide_env_values = true
+    )]
     pub previous_consul_address: Vec<String>,
 
     /// For a move: the previous --cluster-name. Default: --cluster-name.

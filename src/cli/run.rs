@@ -1,5 +1,6 @@
 //! `lictor run`: builds the rooms and joins them.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +18,7 @@ use crate::cluster::definition::{self, Definition};
 use crate::cluster::kubernetes::{ApiServer, UidError};
 use crate::cluster::lease::{Candidate, ElectionFailure, LeaseSettings};
 use crate::cluster::watch::{self, Orders, WatchHealth};
-use crate::consul::transport::{BadSettings, Http, Transport};
+use crate::consul::transport::{BadSettings, ConsulSettings, Http, Transport};
 use crate::engine::metrics::Metrics;
 use crate::engine::{Config, Engine, TURN};
 use crate::model::ids::Identity;
@@ -56,7 +57,7 @@ async fn operate(settings: Settings) -> anyhow::Result<()> {
     let mut metrics_registry = prometheus_client::registry::Registry::default();
     let metrics = Metrics::new(&mut metrics_registry);
     let policies = settings.policy.clone().follow(Arc::clone(&policy));
-    let warnings = settings.consul.exposures();
+    let warnings = exposures(&settings);
     for warning in &warnings {
         tracing::warn!("{warning}");
     }
@@ -206,6 +207,15 @@ async fn consul(settings: &Settings, admin: &Admin) -> anyhow::Result<Http> {
     let passes = |error: &anyhow::Error| matches!(error.downcast_ref(), Some(BadSettings::NotYet(_)));
     let http = wait_for(admin, "a Consul credential file", passes, async || Ok(Http::new(&settings.consul)?));
     http.await.context("reaching Consul")
+}
+
+/// Says what others on the way to Consul may read or change, also on the way to where instances were before.
+fn exposures(settings: &Settings) -> Vec<&'static str> {
+    let agents = ConsulSettings { addresses: settings.previous_agents.clone(), ..settings.consul.clone() };
+    let previous = settings.previous.iter().map(|previous| &previous.consul);
+    let ways = [&settings.consul, &agents].into_iter().chain(previous);
+    let all: BTreeSet<&'static str> = ways.flat_map(ConsulSettings::exposures).collect();
+    all.into_iter().collect()
 }
 
 /// Reads the identity of this cluster, as soon as Kubernetes gives it. What the flags say will not change by itself.

@@ -41,6 +41,13 @@ pub(crate) fn one_line_and_an_exit_code_above_one() {
         }
         one_line(&command, words);
     }
+    let mut help = Command::new(LICTOR);
+    help.args(["run", "--help"]).env_clear();
+    for name in ["CONSUL_HTTP_ADDR", "LICTOR_PREVIOUS_AGENT", "LICTOR_PREVIOUS_CONSUL_ADDRESS", "LICTOR_CONSUL_PROXY"] {
+        help.env(name, "http://user:secret@consul:8500");
+    }
+    let said = help.output().map(|said| String::from_utf8_lossy(&said.stdout).into_owned()).unwrap_or_default();
+    assert!(said.contains("CONSUL_HTTP_ADDR") && !said.contains("secret"), "{said}");
     let environments = [
         ("CONSUL_CAPATH", "/etc/ssl/consul", "CONSUL_CAPATH is not supported"),
         ("CONSUL_HTTP_AUTH", "user:secret", "CONSUL_HTTP_AUTH is not supported"),
