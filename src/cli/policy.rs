@@ -13,7 +13,7 @@ use super::plan::{columns, read_world};
 use super::{DIFFERS, PreviousAway, identify, logged_out, prepare, registry};
 use crate::cluster::connect;
 use crate::cluster::watch::Orders;
-use crate::consul::rights::{self, Services};
+use crate::consul::rights::{self, Rule, Services};
 use crate::consul::transport::{Http, Transport};
 use crate::model::ids::{ClusterName, ResourceKey};
 use crate::model::policy::Policy;
@@ -88,15 +88,31 @@ fn consul(args: ConsulArgs) -> anyhow::Result<ExitCode> {
     if services.is_empty() {
         services.push(Services::Prefix(String::new()));
     }
-    let rules = match (settings.registration, &settings.cluster_name) {
-        (Mode::Agent, _) => rights::of_agent(&services),
-        (Mode::Catalog, Some(cluster)) => rights::of_catalog(cluster, &services),
-        (Mode::Catalog, None) => {
+    let previous = settings.previous.as_ref();
+    let modes = std::iter::once(settings.registration).chain(previous.map(|previous| previous.registration));
+    let cluster = match &settings.cluster_name {
+        // Only the catalog has nodes of that name.
+        None if modes.clone().any(|mode| mode == Mode::Catalog) => {
             let runtime =
                 tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
-            rights::of_catalog(&runtime.block_on(name(&settings))?, &services)
+            Some(runtime.block_on(name(&settings))?)
         }
+        known => known.clone(),
     };
+    let before = previous.and_then(|previous| previous.cluster_name.clone()).or_else(|| cluster.clone());
+    let mut rules: Vec<Rule> = Vec::new();
+    for (mode, cluster) in modes.zip([cluster, before]) {
+        let more = match cluster {
+            Some(cluster) if mode == Mode::Catalog => rights::of_catalog(&cluster, &services),
+            _ => rights::of_agent(&services),
+        };
+        // Of a move, those of both places; what both need stands there once.
+        for rule in more {
+            if !rules.contains(&rule) {
+                rules.push(rule);
+            }
+        }
+    }
     // A closed pipe is the reader's choice.
     let _ = std::io::stdout().write_all(rights::hcl(&rules).as_bytes());
     Ok(ExitCode::SUCCESS)

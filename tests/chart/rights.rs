@@ -1,5 +1,6 @@
 //! The rights that the chart gives, and those in Consul that the docs ask for, are what the program needs.
 
+use std::collections::BTreeSet;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
@@ -256,4 +257,27 @@ async fn suffices(servers: &Servers, namespace: &TestNamespace, consul: &Consul,
     let doctor = lictor.command("doctor").output()?;
     ensure!(doctor.status.success(), "{}", String::from_utf8_lossy(&doctor.stdout));
     lictor.readyz("the operator is ready", |answer| answer.starts_with("ok\n")).await.map(drop)
+}
+
+/// A move needs what each of its two places needs, and no rule twice.
+#[test]
+fn a_move_needs_the_rules_of_both_places() -> Result<()> {
+    let printed = |args: &[&str]| -> Result<String> {
+        let output = Command::new(LICTOR).args(["policy", "consul", "--service=web"]).args(args).output()?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(String::from_utf8(output.stdout)?)
+    };
+    let rules = |text: &str| -> Vec<String> {
+        text.lines().filter(|line| line.ends_with('{')).map(ToOwned::to_owned).collect()
+    };
+    let (catalog, previous) = (["--registration=catalog", "--cluster-name=new"], "--previous-registration=agent");
+    let agent = rules(&printed(&["--registration=agent"])?);
+    let both = rules(&printed(&[&catalog[..], &[previous]].concat())?);
+    let wanted: BTreeSet<String> = rules(&printed(&catalog)?).into_iter().chain(agent).collect();
+    ensure!(both.len() == wanted.len() && both.iter().all(|rule| wanted.contains(rule)), "{both:?}");
+    let renamed = rules(&printed(&[&catalog[..], &["--previous-cluster-name=old"]].concat())?);
+    for rule in ["node \"lictor-new\" {", "node \"lictor-old\" {", "node_prefix \"old-\" {"] {
+        ensure!(renamed.iter().filter(|found| *found == rule).count() == 1, "{rule}: {renamed:?}");
+    }
+    Ok(())
 }
