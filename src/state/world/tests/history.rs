@@ -755,8 +755,12 @@ fn changed(
                 (moved && before.facts == after.facts, moved && before.facts != after.facts)
             });
             let expects = if only_in_force { Cause::Observed } else { cause };
-            // Another spec in force has other facts: these may not have changed themselves.
-            let either = told.get(key).copied().flatten().filter(|told| with_facts && *told == Cause::Observed);
+            // Another spec in force has other facts: these may not have changed themselves. A list that decides about names may
+            // also concern the resource by what it needs only from then on: inferred is the more careful of the two.
+            let either = told.get(key).copied().flatten().filter(|told| match told {
+                Cause::Observed => with_facts,
+                Cause::Inferred => only_in_force && cause == Cause::Inferred,
+            });
             expected.insert(key.clone(), Some(either.unwrap_or(expects)));
         } else if was.map(|(_, entry)| &entry.resource) != is.map(|(_, entry)| &entry.resource) {
             expected.insert(key.clone(), None);
