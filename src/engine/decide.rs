@@ -153,10 +153,11 @@ fn fixed_action(world: &World, key: &ResourceKey) -> Option<Action> {
     if resource.paused {
         return Some(Action::Freeze);
     }
-    resource.deleting.then(|| match resource.deletion {
+    resource.deleting.then(|| match entry.deletion() {
         Some(DeletionPolicy::Deregister) => Action::nothing(),
-        // A policy that this version does not know is read as the milder one.
-        Some(DeletionPolicy::Retain) | None => Action::Disown,
+        Some(DeletionPolicy::Retain) => Action::Disown,
+        // The labels of its namespace decide, and are not known yet.
+        None => Action::Freeze,
     })
 }
 

@@ -303,8 +303,8 @@ impl Engine {
     /// Says whether the finalizer must be on a resource before anything is written for it. What is to stay when the resource goes
     /// must not look like the orphan of a crash: were the resource deleted before, that is all it would be.
     pub(super) fn waits_for_finalizer(&self, key: &ResourceKey) -> bool {
-        self.world.resource(key).is_some_and(|Entry { resource, .. }| {
-            let stays = resource.deletion != Some(DeletionPolicy::Deregister);
+        self.world.resource(key).is_some_and(|entry| {
+            let (resource, stays) = (&entry.resource, entry.deletion() != Some(DeletionPolicy::Deregister));
             resource.ours && !resource.deleting && stays && !resource.has_finalizer()
         })
     }

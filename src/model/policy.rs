@@ -165,6 +165,24 @@ impl Policy {
         self.rule(namespace, labels).ok()??.budget.resources
     }
 
+    /// Says whether what an author asks for at the deletion of a resource is allowed in a namespace with these labels.
+    ///
+    /// # Errors
+    ///
+    /// If that depends on labels of the namespace that are not known yet.
+    pub fn allows_deletion(
+        &self,
+        asked: DeletionPolicy,
+        namespace: &str,
+        labels: Option<&Labels>,
+    ) -> Result<bool, LabelsNotKnown> {
+        if asked == DeletionPolicy::Deregister {
+            return Ok(true);
+        }
+        let rule = self.rule(namespace, labels)?;
+        Ok(rule.map_or(self.rules.is_none(), |rule| rule.retain != Some(false)))
+    }
+
     /// Gives the spec that a resource may have: what it asks for, within the limits of its rule. `labels` are those of its
     /// namespace, as far as they are known, `place` is its place among the resources of its namespace, and `others` says who else
     /// has its name in Consul.

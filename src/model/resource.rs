@@ -41,8 +41,8 @@ pub struct Resource {
     pub finalizer: Str,
     /// True if the annotation [`PAUSED`] freezes it: nothing of it is written to Consul, or taken out of it.
     pub paused: bool,
-    /// Says what happens to the registrations when it is deleted; none where that cannot be read. It counts even where
-    /// the rest of the spec is refused.
+    /// Says what its author wants to happen to the registrations when it is deleted; none where that cannot be read. It
+    /// counts even where the rest of the spec cannot be read, as far as the administrator allows it.
     pub deletion: Option<DeletionPolicy>,
     /// The size of its spec in JSON, in bytes.
     pub bytes: usize,

@@ -460,10 +460,7 @@ impl World {
             if let Some(entry) = self.resources.get_mut(&key)
                 && let Some(known) = known.filter(|known| known.resource.uid == entry.resource.uid)
             {
-                if !entry.was_allowed() && known.last_good.is_some() {
-                    entry.last_good.clone_from(&known.last_good);
-                }
-                entry.granted.clone_from(&known.granted);
+                entry.remember(known);
             }
             self.link(&key, &mut dirt);
         }

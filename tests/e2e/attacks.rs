@@ -274,6 +274,12 @@ const ATTEMPTS: &[Attempt] = &[
         NO_INSTANCE,
         OutsideOfPolicy("deletionPolicy: Retain", "Retain"),
     ),
+    attempt(
+        Author,
+        "under a policy: such instances by an edit before the deletion",
+        "the edit is refused, and the instances go with the resource",
+        Scenario("policies::instances_do_not_stay_by_an_edit_that_is_refused"),
+    ),
     attempt(Author, "under a policy: a large resource", NO_INSTANCE, OutsideOfPolicy(LARGE, "bytes")),
     attempt(
         Author,

@@ -96,6 +96,48 @@ pub(crate) async fn a_policy_decides_what_may_be_asked_for(fixture: &Fixture) ->
     fixture.wait_flawless("third").await
 }
 
+pub(crate) async fn instances_do_not_stay_by_an_edit_that_is_refused(fixture: &Fixture) -> Result<()> {
+    fixture.web(1).await?;
+    let file = File::new(fixture, &policy(fixture, json!({ "retain": false })))?;
+    let operator = under(fixture, &file.0).await?;
+    fixture.apply_web(json!({})).await?;
+    fixture.wait_for("the one that is allowed", |found| found.len() == 1).await?;
+    fixture.wait_flawless("web").await?;
+    fixture.apply_web(json!({ "deletionPolicy": "Retain" })).await?;
+    fixture.wait_for_words("web", "Accepted", "deletionPolicy: Retain").await?;
+    ensure!(fixture.instances().await?.len() == 1, "what is registered stays");
+    fixture.delete("web").await?;
+    fixture.wait_gone("web").await?;
+    ensure!(fixture.instances().await?.is_empty(), "they stay by an edit that was refused");
+
+    // The edit and the deletion are only seen after a restart.
+    fixture.apply_web(json!({})).await?;
+    fixture.wait_for("the one that is allowed", |found| found.len() == 1).await?;
+    fixture.wait_flawless("web").await?;
+    operator.kill()?;
+    fixture.apply_web(json!({ "deletionPolicy": "Retain" })).await?;
+    fixture.delete("web").await?;
+    let operator = under(fixture, &file.0).await?;
+    fixture.wait_gone("web").await?;
+    ensure!(fixture.instances().await?.is_empty(), "they stay by an edit that Lictor did not see");
+
+    // What was allowed before counts under a policy that is tightened.
+    file.write(&policy(fixture, json!({})))?;
+    fixture.apply_web(json!({ "deletionPolicy": "Retain" })).await?;
+    fixture.wait_for("the one that is allowed", |found| found.len() == 1).await?;
+    fixture.wait_flawless("web").await?;
+    file.write(&policy(fixture, json!({ "retain": false })))?;
+    fixture.wait_for_condition("web", "Accepted", "False", "NotAllowed").await?;
+    fixture.delete("web").await?;
+    fixture.wait_gone("web").await?;
+    ensure!(fixture.instances().await?.len() == 1, "what was allowed to stay is gone");
+    fixture.apply_web(json!({})).await?;
+    fixture.wait_flawless("web").await?;
+    fixture.delete("web").await?;
+    fixture.wait_gone("web").await?;
+    operator.terminate(SOON).await.map(drop)
+}
+
 pub(crate) async fn a_tightened_policy_removes_nothing_that_lives(fixture: &Fixture) -> Result<()> {
     let pods = fixture.web(3).await?;
     let file = File::new(fixture, &policy(fixture, json!({})))?;

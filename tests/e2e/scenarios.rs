@@ -119,6 +119,9 @@ scenarios! {
     /// A tightened policy removes nothing that lives, also over a restart, and what dies goes; a file that cannot be used changes
     /// nothing, and is told of; a loosened one is followed.
     policies::a_tightened_policy_removes_nothing_that_lives(agent: yes, catalog: yes);
+    /// `retain: false`: who edits a resource to `Retain` before it is deleted has no instances stay, while Lictor watches, and when it
+    /// sees the edit and the deletion only after a restart. Instances whose `Retain` was allowed stay, also under a tightened policy.
+    policies::instances_do_not_stay_by_an_edit_that_is_refused(agent: yes, catalog: yes);
     /// `foreignNames: false`: a resource does not begin to use a name that machines have. One that uses its name already goes on when a
     /// machine joins it, over a restart too.
     policies::nobody_begins_to_use_a_name_that_others_have(agent: yes, catalog: yes);

@@ -31,6 +31,8 @@ pub struct Object {
     /// Whether it is for another operator than ours.
     pub other_class: bool,
     pub deletion: DeletionPolicy,
+    /// Whether its author asks for `Retain` at its deletion although the policy does not allow it.
+    pub asks_to_stay: bool,
     pub spec: Result<Arc<Spec>, Refusal>,
     /// What stays in force while the spec is refused.
     pub last_good: Arc<Spec>,
@@ -55,7 +57,7 @@ impl Object {
             ours: !self.other_class,
             finalizer: FINALIZER.into(),
             paused: self.paused,
-            deletion: Some(self.deletion),
+            deletion: Some(if self.asks_to_stay { DeletionPolicy::Retain } else { self.deletion }),
             bytes: 0,
             spec: if self.other_class { Err(other_class()) } else { self.spec.clone() },
             status: Arc::new(status),
@@ -120,6 +122,8 @@ pub struct Cluster {
     pub nodes: BTreeMap<ObjectKey, Node>,
     /// The names of all Nodes that were deleted.
     pub gone_nodes: BTreeSet<Str>,
+    /// Whether whoever deletes a resource asks for `Retain`, which the policy forbids.
+    pub forbids_retain: bool,
     /// The definition of our kind is being deleted or gone: no resource can be made.
     pub crd_deleted: bool,
     /// Slices that the controller is just rewriting, by Service.
@@ -134,6 +138,11 @@ pub struct Cluster {
 }
 
 impl Cluster {
+    /// An empty one. `forbids_retain` says whether the policy forbids what whoever deletes a resource asks for.
+    pub fn new(forbids_retain: bool) -> Self {
+        Self { forbids_retain, ..Self::default() }
+    }
+
     /// How many changes there have been.
     pub fn position(&self) -> u64 {
         self.log.len() as u64
@@ -340,6 +349,7 @@ impl Cluster {
             paused: false,
             other_class: false,
             deletion,
+            asks_to_stay: false,
             spec: Ok(spec.clone()),
             last_good: spec,
             status: ConsulServiceStatus::default(),
@@ -391,6 +401,7 @@ impl Cluster {
         let Some(object) = self.resources.get(key).filter(|object| !object.deleting) else { return };
         let mut object = object.clone();
         object.deleting = true;
+        object.asks_to_stay = self.forbids_retain;
         // The apiserver counts the deletion as a new generation.
         object.generation += 1;
         self.put_resource(object);

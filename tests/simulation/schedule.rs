@@ -180,7 +180,8 @@ impl State {
             && let Some(key) = self.pick(&free)
         {
             let spec = self.draw_spec(&key.namespace);
-            let deletion = if self.chance(20) { DeletionPolicy::Retain } else { DeletionPolicy::Deregister };
+            let stays = self.chance(20) && !self.setup.forbids_retain;
+            let deletion = if stays { DeletionPolicy::Retain } else { DeletionPolicy::Deregister };
             self.cluster.create(&key, spec, deletion);
             if self.chance(10) {
                 self.cluster.set_finalizers(&key, vec![OTHERS_FINALIZER.into()]);

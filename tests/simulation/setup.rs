@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use lictor::engine::TURN;
 use lictor::model::ids::{ClusterName, Identity};
-use lictor::model::policy::Policy;
+use lictor::model::pattern::Pattern;
+use lictor::model::policy::{Policy, Rule};
 use lictor::model::resource::Limits;
 use lictor::state::event::Scope;
 use lictor::state::world::World;
@@ -107,21 +108,25 @@ pub struct Setup {
     pub incidents: bool,
     /// Whether the cluster was built anew under its name, and what the one before has left in Consul is taken over.
     pub rebuilt: bool,
+    /// Whether the policy forbids `Retain`. Whoever deletes a resource asks for it then.
+    pub forbids_retain: bool,
     /// A fault of the product's that is to be caught.
     pub planted: Option<PlantedFault>,
 }
 
 impl Setup {
     /// The policy: addresses of every network are allowed.
-    pub fn policy() -> Arc<Policy> {
+    pub fn policy(&self) -> Arc<Policy> {
         let networks = ["0.0.0.0/0", "::/0"].map(|network| network.parse().expect("a network")).into();
-        Arc::new(Policy { networks, ..Policy::default() })
+        let all = Pattern::parse("*").expect("a pattern");
+        let rule = Rule { name: "all".into(), namespaces: vec![all], retain: Some(false), ..Rule::default() };
+        Arc::new(Policy { networks, rules: self.forbids_retain.then(|| vec![rule]), ..Policy::default() })
     }
 
     /// What Lictor knows at first. In the catalog, Nodes say where instances go.
     pub fn world(&self) -> World {
         let nodes = self.mode == Mode::Catalog && self.planted != Some(PlantedFault::AnyNode);
-        World::new(self.scopes.iter().cloned(), nodes).under(Self::policy())
+        World::new(self.scopes.iter().cloned(), nodes).under(self.policy())
     }
 
     pub fn draw(seed: u64) -> Self {
@@ -163,11 +168,13 @@ impl Setup {
             turn: if random.bool() { random.usize(1..6) } else { TURN },
             incidents: seldom.u8(..4) == 0,
             rebuilt: false,
+            forbids_retain: false,
             planted: None,
         };
         if seldom.u8(..20) == 0 {
             setup.is_rebuilt();
         }
+        setup.forbids_retain = seldom.u8(..10) == 0;
         setup
     }
 

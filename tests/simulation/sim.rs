@@ -121,7 +121,7 @@ impl Sim {
         };
         let state = State {
             consul: Consul { hides_unmarked: setup.planted == Some(PlantedFault::NodesByMark), ..Consul::default() },
-            cluster: Cluster::default(),
+            cluster: Cluster::new(setup.forbids_retain),
             network_faults: NetworkFaults::FINE,
             calm: false,
             kills_lictor: false,

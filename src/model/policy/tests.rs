@@ -234,6 +234,27 @@ fn a_name_that_others_have_is_refused_to_who_begins_to_use_it() {
 }
 
 #[test]
+fn what_an_author_asks_for_at_a_deletion_is_allowed_or_not() {
+    use DeletionPolicy::{Deregister, Retain};
+    let gold = Selector(vec![Requirement::In("tier".into(), ["gold".into()].into())]);
+    let rule = |retain, labels: Option<&Selector>| vec![Rule { retain, labels: labels.cloned(), ..rule() }];
+    let labels = Labels::from([("tier".into(), "gold".into())]);
+    for (case, rules, namespace, labels, expected) in [
+        ("without a policy", None, "shop", None, Ok(true)),
+        ("a rule that says nothing of it", Some(rule(None, None)), "shop", None, Ok(true)),
+        ("a rule that allows it", Some(rule(Some(true), None)), "shop", None, Ok(true)),
+        ("a rule that forbids it", Some(rule(Some(false), None)), "shop", None, Ok(false)),
+        ("no rule", Some(rule(Some(true), None)), "lab", None, Ok(false)),
+        ("a rule by labels", Some(rule(Some(true), Some(&gold))), "shop", Some(&labels), Ok(true)),
+        ("labels that are not known yet", Some(rule(Some(true), Some(&gold))), "shop", None, Err(LabelsNotKnown)),
+    ] {
+        let policy = Policy { rules, ..Policy::default() };
+        assert_eq!(policy.allows_deletion(Retain, namespace, labels), expected, "{case}");
+        assert_eq!(policy.allows_deletion(Deregister, namespace, labels), Ok(true), "{case}");
+    }
+}
+
+#[test]
 fn a_refusal_names_its_rule() {
     let mut spec = spec();
     spec.tags = vec![text("x")];

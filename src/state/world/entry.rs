@@ -7,7 +7,7 @@ use crate::model::ids::{ResourceKey, Str};
 use crate::model::policy::{Others, Place, Policy};
 use crate::model::reasons::Refusal;
 use crate::model::registration::NameInUse;
-use crate::model::resource::{Resource, Spec};
+use crate::model::resource::{DeletionPolicy, Resource, Spec};
 use crate::model::selector::Labels;
 use crate::model::status::{ConditionKind, Truth};
 use crate::state::event::SeenResource;
@@ -26,6 +26,10 @@ pub struct Entry {
     pub(super) is_dropped: bool,
     /// The last spec that could be acted on, of this very resource.
     pub last_good: Option<Arc<Spec>>,
+    /// The last wish of its author about its deletion that the policy allowed; none where none was seen.
+    last_deletion: Option<DeletionPolicy>,
+    /// True if the policy cannot say yet whether it allows what its author asks for at its deletion.
+    deletion_is_open: bool,
     /// Says since when its conditions have held.
     pub since: Transitions,
     /// The name that it was last acted under.
@@ -76,6 +80,8 @@ impl Entry {
             place: previous.map_or(newcomer, |previous| previous.place),
             is_dropped: false,
             last_good: previous.and_then(|previous| previous.last_good.clone()),
+            last_deletion: previous.and_then(|previous| previous.last_deletion),
+            deletion_is_open: false,
             resource,
             since,
             granted: None,
@@ -90,6 +96,13 @@ impl Entry {
     /// Asks a policy about what its author wrote. What the policy does not allow leaves the last spec in force that it did;
     /// without one, what is registered is kept, and nothing more.
     pub(super) fn judge(&mut self, policy: &Policy, labels: Option<&Labels>, names: Names<'_>) {
+        // It counts even where the rest cannot be read. What nobody can read is taken for the milder wish.
+        let asked_deletion = self.resource.deletion.unwrap_or(DeletionPolicy::Retain);
+        let is_allowed = policy.allows_deletion(asked_deletion, &self.resource.key.namespace, labels);
+        self.deletion_is_open = is_allowed.is_err();
+        if is_allowed == Ok(true) {
+            self.last_deletion = Some(asked_deletion);
+        }
         let Ok(asked) = &self.asked_spec else {
             // What the author wrote cannot be read, whatever the policy says.
             return;
@@ -108,6 +121,22 @@ impl Entry {
             Err(_) => {}
         }
         self.resource.spec = judged;
+    }
+
+    /// Says what happens to its registrations when it is deleted: what its author asked for last that was allowed. An author
+    /// who may not have instances stay does not have them stay by an edit that is refused. None while nobody can tell.
+    #[must_use]
+    pub fn deletion(&self) -> Option<DeletionPolicy> {
+        self.last_deletion.or((!self.deletion_is_open).then_some(DeletionPolicy::Deregister))
+    }
+
+    /// Takes over what `other`, which was seen for longer, knows of the same resource.
+    pub(super) fn remember(&mut self, other: &Self) {
+        if !self.was_allowed() && other.last_good.is_some() {
+            self.last_good.clone_from(&other.last_good);
+        }
+        self.last_deletion = self.last_deletion.or(other.last_deletion);
+        self.granted.clone_from(&other.granted);
     }
 
     /// Says who else has the name that it asks for. Of a name that it uses already that does not matter: otherwise whoever

@@ -183,7 +183,7 @@ impl World {
         let labels = labels_of(&self.namespaces, &key.namespace);
         let names = names(self.others.as_ref(), &self.rows, self.rows_are_known);
         let Some(entry) = self.resources.get_mut(key) else { return };
-        let before = (entry.resource.spec.clone(), entry.last_good.clone());
+        let before = (entry.resource.spec.clone(), entry.last_good.clone(), entry.deletion());
         let before_place = entry.place;
         entry.place = place.unwrap_or(before_place);
         if (before_place, entry.place) == (Place::Unknown, Place::TooLarge) {
@@ -196,7 +196,7 @@ impl World {
             return;
         }
         entry.judge(&policy, labels, names);
-        if (&before.0, &before.1) != (&entry.resource.spec, &entry.last_good) {
+        if (&before.0, &before.1, before.2) != (&entry.resource.spec, &entry.last_good, entry.deletion()) {
             dirt.add(key, Some(Cause::Observed));
             self.link(key, dirt);
         }

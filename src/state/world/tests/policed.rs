@@ -72,6 +72,92 @@ fn a_fresh_list_goes_by_what_was_allowed_before() {
     assert_eq!(fresh.effective_spec(&r), world.effective_spec(&r));
 }
 
+/// A policy with one rule for all namespaces, which says this of `Retain`.
+fn on_retain(retain: bool) -> Arc<Policy> {
+    let rule = Rule { retain: Some(retain), names: None, ..policy(&[], None).rules.clone().unwrap().remove(0) };
+    Arc::new(Policy { rules: Some(vec![rule]), ..Policy::default() })
+}
+
+#[test]
+fn the_last_wish_about_a_deletion_counts_that_was_allowed() {
+    use DeletionPolicy::{Deregister, Retain};
+    let r = key("a", "r");
+    let wants = |generation, deletion, is_readable: bool| {
+        let refusal = || Refusal { reason: "Invalid", message: "no".to_owned() };
+        let mut seen = seen(&r, "u", generation, if is_readable { Ok(spec("s")) } else { Err(refusal()) });
+        seen.resource.deletion = deletion;
+        seen
+    };
+    // What a policy says of Retain, what its author wrote then, whether the rest can be read, and what counts.
+    for (case, steps) in [
+        ("as it is written", &[(true, Some(Deregister), true, Deregister), (true, Some(Retain), true, Retain)][..]),
+        ("what cannot be read", &[(true, None, true, Retain)]),
+        ("by an edit", &[(false, Some(Deregister), true, Deregister), (false, Some(Retain), true, Deregister)]),
+        (
+            "by an edit that cannot be read",
+            &[(false, Some(Deregister), true, Deregister), (false, None, true, Deregister)],
+        ),
+        (
+            "by a spec that cannot be read",
+            &[(false, Some(Retain), false, Deregister), (true, Some(Retain), false, Retain)],
+        ),
+        ("not seen before", &[(false, Some(Retain), true, Deregister), (true, Some(Retain), true, Retain)]),
+        ("a tightened policy", &[(true, Some(Retain), true, Retain), (false, Some(Retain), true, Retain)]),
+        (
+            "and an edit",
+            &[
+                (true, Some(Retain), true, Retain),
+                (false, Some(Deregister), true, Deregister),
+                (false, Some(Retain), true, Deregister),
+            ],
+        ),
+    ] {
+        let mut world = World::of([]);
+        for (generation, (may_retain, written, is_readable, expected)) in (1..).zip(steps) {
+            world.follow(on_retain(*may_retain));
+            world.edits(wants(generation, *written, *is_readable));
+            assert_eq!(world.resource(&r).unwrap().deletion(), Some(*expected), "{case}, step {generation}");
+        }
+        // A list that confirms removals goes by the same.
+        let mut fresh = World::of([]).under(on_retain(false));
+        fresh.edits(wants(9, Some(Retain), true));
+        fresh.remember(&world);
+        assert_eq!(fresh.resource(&r).unwrap().deletion(), world.resource(&r).unwrap().deletion(), "{case}");
+    }
+}
+
+#[test]
+fn what_happens_at_a_deletion_waits_for_the_labels_that_decide() {
+    let r = key("a", "r");
+    let gold = Selector(vec![Requirement::In("tier".into(), ["gold".into()].into())]);
+    let all = Pattern::parse("*").unwrap();
+    let rule = Rule { name: "gold".into(), namespaces: vec![all], labels: Some(gold), ..Rule::default() };
+    let policy = Arc::new(Policy { rules: Some(vec![rule]), ..Policy::default() });
+    for (tier, expected) in [("gold", DeletionPolicy::Retain), ("none", DeletionPolicy::Deregister)] {
+        let mut world = World::new([Scope::All], false).under(Arc::clone(&policy));
+        world.on_event(begins(Kind::Namespace));
+        world.on_event(is_done(Kind::Namespace));
+        let mut seen = seen(&r, "u", 1, Ok(spec("s")));
+        (seen.resource.deletion, seen.resource.deleting) = (Some(DeletionPolicy::Retain), true);
+        world.edits(seen);
+        assert_eq!(world.resource(&r).unwrap().deletion(), None, "the namespace was not seen yet");
+        assert_eq!(world.on_event(labelled("a", tier)), dirtied(&r, Some(Cause::Observed)));
+        assert_eq!(world.resource(&r).unwrap().deletion(), Some(expected), "{tier}");
+    }
+}
+
+#[test]
+fn a_changed_policy_concerns_what_is_to_stay() {
+    let r = key("a", "r");
+    let mut seen = seen(&r, "u", 1, Err(Refusal { reason: "Invalid", message: "no".to_owned() }));
+    seen.resource.deletion = Some(DeletionPolicy::Retain);
+    let mut world = World::of([]);
+    world.follow(on_retain(false));
+    world.edits(seen);
+    assert_eq!(world.follow(on_retain(true)), dirtied(&r, Some(Cause::Observed)));
+    assert_eq!(world.follow(on_retain(false)), [], "what was allowed counts");
+}
+
 #[test]
 fn a_budget_has_room_for_the_oldest() {
     let keys = ["x", "y", "z"].map(|name| key("a", name));
