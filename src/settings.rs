@@ -452,7 +452,7 @@ impl Settings {
         args.drop_empty();
         let cluster_name = args.cluster_name.as_deref().map(ClusterName::new).transpose().context("--cluster-name")?;
         ensure!(
-            args.registration == Mode::Agent || args.cluster_name.as_deref() != Some("lictor"),
+            args.cluster_name.as_deref() != Some("lictor"),
             "--cluster-name lictor: this name is reserved, because marker nodes are called lictor-NAME; choose another"
         );
         if let Some(uid) = &args.cluster_uid {

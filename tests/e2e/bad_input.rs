@@ -6,7 +6,7 @@ use crate::fixture::LICTOR;
 
 pub(crate) fn one_line_and_an_exit_code_above_one() {
     let missing = "/nonexistent/file";
-    let wrong: [(&[&str], &str); 22] = [
+    let wrong: [(&[&str], &str); 23] = [
         (&[], "subcommand"),
         (&["walk"], "walk"),
         (&["release"], "'release' is now 'detach'"),
@@ -15,6 +15,7 @@ pub(crate) fn one_line_and_an_exit_code_above_one() {
         (&["run", "--registration", "nowhere"], "nowhere"),
         (&["run", "--cluster-name", "Not_A_Label"], "Not_A_Label"),
         (&["run", "--registration", "catalog", "--cluster-name", "lictor"], "choose another"),
+        (&["run", "--registration", "agent", "--cluster-name", "lictor"], "choose another"),
         (&["run", "--namespace", "Not_A_Label"], "Not_A_Label"),
         (&["run", "--resync-interval", "soon"], "soon"),
         (&["run", "--resync-interval", "10ms"], "--resync-interval"),
@@ -51,6 +52,8 @@ pub(crate) fn one_line_and_an_exit_code_above_one() {
     let environments = [
         ("CONSUL_CAPATH", "/etc/ssl/consul", "CONSUL_CAPATH is not supported"),
         ("CONSUL_HTTP_AUTH", "user:secret", "CONSUL_HTTP_AUTH is not supported"),
+        ("CONSUL_NAMESPACE", "a team", "--consul-namespace"),
+        ("CONSUL_PARTITION", "a part", "--consul-partition"),
         ("CONSUL_HTTP_SSL", "maybe", "CONSUL_HTTP_SSL"),
     ];
     for (name, value, words) in environments {

@@ -96,7 +96,7 @@ first slash and looks like a host: https://pkg.go.dev/github.com/distribution/re
 */}}
 {{- define "lictor.image" -}}
 {{- $repository := .Values.image.repository }}
-{{- with .Values.global.imageRegistry }}
+{{- with (default dict .Values.global).imageRegistry }}
 {{- $path := regexReplaceAll "^([^/]*[.:][^/]*|localhost)/" $repository "" }}
 {{- $repository = printf "%s/%s" (trimSuffix "/" .) $path }}
 {{- end }}

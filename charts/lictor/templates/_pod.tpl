@@ -176,7 +176,7 @@ initContainers:
 {{/* Those of the parent chart and ours, each once. A parent chart may give names alone. */}}
 {{- define "lictor.imagePullSecrets" -}}
 {{- $names := list }}
-{{- range concat (default list .Values.global.imagePullSecrets) .Values.imagePullSecrets }}
+{{- range concat (default list (default dict .Values.global).imagePullSecrets) .Values.imagePullSecrets }}
 {{- $names = append $names (kindIs "string" . | ternary . (get (kindIs "map" . | ternary . dict) "name")) }}
 {{- end }}
 {{- range uniq $names }}

@@ -18,6 +18,16 @@
 {{- if and $values.watchNamespaces (not $values.clusterName) }}
 {{- fail "clusterName: with watchNamespaces, Lictor may not read the uid of kube-system: give the cluster a name, unique among those that share the Consul" }}
 {{- end }}
+{{- /* The schema takes these, since its message would show them. */}}
+{{- if contains "@" $values.consul.address }}
+{{- fail "consul.address: it may not hold a user or a password; a token is given by consul.token.existingSecret" }}
+{{- end }}
+{{- if contains "@" $values.consul.proxy }}
+{{- fail "consul.proxy: it may not hold a user or a password" }}
+{{- end }}
+{{- if eq $values.clusterName "lictor" }}
+{{- fail "clusterName: what is Lictor's own in Consul begins with lictor; choose another name" }}
+{{- end }}
 {{- if and $values.clusterUid (not $values.clusterName) }}
 {{- fail "clusterUid: it needs a clusterName" }}
 {{- end }}
