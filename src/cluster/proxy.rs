@@ -55,8 +55,24 @@ pub(super) fn find(
     let Some((url, from)) = variable(names).filter(|_| !is_here(server)) else { return Ok(None) };
     let proxy = parse(&url, from)?;
     let exceptions = variable(["NO_PROXY", "no_proxy"]).map(|(value, _)| value).unwrap_or_default();
+    let hosts: Vec<&str> = exceptions.split(',').filter_map(|entry| host_of(entry, server)).collect();
+    let exceptions = hosts.join(",");
     let matcher = Matcher::builder().all("http://proxy.invalid").no(exceptions).build();
     Ok(matcher.intercept(server).map(|_| proxy))
+}
+
+/// The host of an entry of `NO_PROXY`; none where it is for another port than the server's.
+fn host_of<'a>(entry: &'a str, server: &Uri) -> Option<&'a str> {
+    let entry = entry.trim();
+    let is_host = |host: &str| !host.contains(':') || host.starts_with('[') && host.ends_with(']');
+    let (host, port) = match entry.rsplit_once(':') {
+        Some((host, port)) if is_host(host) => (host, Some(port)),
+        // Of IPv6 without a port, or without any colon.
+        _ => (entry, None),
+    };
+    let own = server.port_u16().unwrap_or(if server.scheme_str() == Some("https") { 443 } else { 80 });
+    let is_for_it = port.is_none_or(|port| port.parse() == Ok(own));
+    is_for_it.then(|| host.trim_matches(['[', ']']))
 }
 
 fn parse(url: &str, from: &'static str) -> Result<Proxy, BadProxy> {
@@ -103,6 +119,14 @@ mod tests {
             (SERVER, &[https, ("NO_PROXY", "proxy")], by("HTTPS_PROXY")),
             ("https://10.96.0.1", &[https, ("NO_PROXY", "10.0.0.0/8")], Ok(None)),
             ("https://10.96.0.1", &[https, ("NO_PROXY", "192.168.0.0/16,")], by("HTTPS_PROXY")),
+            ("https://10.96.0.1", &[https, ("NO_PROXY", "10.96.0.1:443")], Ok(None)),
+            ("https://10.96.0.1:443", &[https, ("NO_PROXY", "a:80, 10.96.0.1:443")], Ok(None)),
+            ("https://10.96.0.1:443", &[https, ("NO_PROXY", "10.96.0.1:6443")], by("HTTPS_PROXY")),
+            ("https://[fd00::1]:443", &[https, ("NO_PROXY", "[fd00::1]:443")], Ok(None)),
+            ("https://[fd00::1]:443", &[https, ("NO_PROXY", "fd00::1")], Ok(None)),
+            ("https://[fd00::1]:443", &[https, ("NO_PROXY", "[fd00::1]:6443")], by("HTTPS_PROXY")),
+            (SERVER, &[https, ("NO_PROXY", ".example.com:6443")], Ok(None)),
+            (SERVER, &[https, ("NO_PROXY", "api.example.com:443")], by("HTTPS_PROXY")),
             ("https://127.0.0.1:6443", &[https], Ok(None)),
             ("https://[::1]:6443", &[https], Ok(None)),
             ("https://localhost:6443", &[https], Ok(None)),

@@ -9,13 +9,31 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 #[must_use]
 pub fn forbidden(address: IpAddr) -> Option<&'static str> {
     let address = address.to_canonical();
-    if METADATA.contains(&address) {
+    if let IpAddr::V6(v6) = address
+        && let Some(v4) = behind_nat64(v6)
+    {
+        return forbidden(IpAddr::V4(v4));
+    }
+    if is_clouds(address) {
         return Some("is the address of a cloud's metadata service: Lictor never registers it");
     }
     if is_nobodys(address) {
         return Some("is a loopback, link-local, multicast, broadcast or unspecified address: others cannot reach it");
     }
     None
+}
+
+/// The address that a NAT64 with the well-known prefix, `64:ff9b::/96`, leads to.
+fn behind_nat64(address: Ipv6Addr) -> Option<Ipv4Addr> {
+    let [a, b, c, d] = address.octets()[12..].try_into().unwrap_or_default();
+    (address.segments()[..6] == [0x64, 0xff9b, 0, 0, 0, 0]).then(|| Ipv4Addr::new(a, b, c, d))
+}
+
+/// Says whether a cloud tells machines their secrets there. Amazon keeps `fd00:ec2::/32` for that: the metadata, the
+/// credentials of pods, DNS and time.
+fn is_clouds(address: IpAddr) -> bool {
+    let is_amazons = matches!(address, IpAddr::V6(v6) if v6.segments()[..2] == [0xfd00, 0xec2]);
+    is_amazons || METADATA.contains(&address)
 }
 
 /// Says whether an address means another host to each who uses it, or none.
@@ -28,11 +46,15 @@ fn is_nobodys(address: IpAddr) -> bool {
     link_local || address.is_loopback() || address.is_unspecified() || address.is_multicast()
 }
 
-/// The addresses at which clouds tell a machine its secrets, besides 169.254.169.254, which is link-local: Amazon's
-/// and Google's by IPv6, Alibaba's, Azure's wire server, Oracle's.
-const METADATA: [IpAddr; 5] = [
-    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
+/// The other addresses at which clouds tell a machine its secrets, besides those that are link-local, such as
+/// 169.254.169.254: Google's, Oracle's, Scaleway's, Akamai's and Alibaba's by IPv6; Alibaba's, Azure's wire server and
+/// Oracle's by IPv4.
+const METADATA: [IpAddr; 8] = [
     IpAddr::V6(Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254)),
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xc1, 0, 0, 0, 0, 0xa9fe, 0xa9fe)),
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0x42, 0, 0, 0, 0, 0, 0x42)),
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xa9fe, 0xa9fe, 0, 0, 0, 0, 1)),
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0x100, 0, 0, 0, 0, 0x100, 0x200)),
     IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)),
     IpAddr::V4(Ipv4Addr::new(168, 63, 129, 16)),
     IpAddr::V4(Ipv4Addr::new(192, 0, 0, 192)),
@@ -66,12 +88,34 @@ mod tests {
             "::ffff:169.254.169.254",
             "::10.0.0.1",
             "fd00:ec2::254",
+            "fd00:ec2::23",
+            "fd00:ec2:0:1::7",
             "fd20:ce::254",
+            "fd00:c1::a9fe:a9fe",
+            "fd00:42::42",
+            "fd00:a9fe:a9fe::1",
+            "fd00:100::100:200",
+            "64:ff9b::169.254.169.254",
+            "64:ff9b::127.0.0.1",
+            "64:ff9b::224.0.0.1",
+            "64:ff9b::100.100.100.200",
+            "64:ff9b::",
         ];
         for address in forbidden_ones {
             assert!(forbidden(address.parse().unwrap()).is_some(), "{address}");
         }
-        for address in ["10.0.0.1", "192.168.1.1", "203.0.113.7", "::ffff:10.0.0.1", "2001:db8::7", "fd00::7"] {
+        let others = [
+            "10.0.0.1",
+            "192.168.1.1",
+            "203.0.113.7",
+            "::ffff:10.0.0.1",
+            "2001:db8::7",
+            "fd00::7",
+            "fd00:ec3::23",
+            "fd00:42::43",
+            "64:ff9b::203.0.113.7",
+        ];
+        for address in others {
             assert_eq!(forbidden(address.parse().unwrap()), None, "{address}");
         }
     }

@@ -144,6 +144,22 @@ const ATTEMPTS: &[Attempt] = &[
     ),
     attempt(
         Author,
+        "registers where a cloud tells a pod its credentials",
+        BY_SCHEMA,
+        Refused("source: {static: [{address: \"fd00:ec2::23\", port: 80}]}", "cloud's metadata service"),
+    ),
+    attempt(
+        Author,
+        "registers such an address behind a NAT64",
+        NO_INSTANCE,
+        NotAccepted(
+            "source: {static: [{address: \"64:ff9b::a9fe:a9fe\", port: 80}]}",
+            "NotAllowed",
+            "others cannot reach it",
+        ),
+    ),
+    attempt(
+        Author,
         "registers loopback, to reach what listens beside Consul's agent",
         BY_SCHEMA,
         Refused("source: {static: [{address: 127.0.0.1, port: 8500}]}", "others can reach"),

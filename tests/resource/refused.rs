@@ -138,6 +138,23 @@ fn fixed() -> Vec<Row> {
         row("broadcast", address("255.255.255.255"), "an address that others can reach"),
         row("a cloud's metadata, link-local", address("169.254.169.254"), "an address that others can reach"),
         row("metadata of AWS", address("\"fd00:ec2::254\""), "the address of a cloud's metadata service"),
+        row("credentials of pods on AWS", address("\"fd00:ec2::23\""), "the address of a cloud's metadata service"),
+        row(
+            "metadata of Oracle's cloud by IPv6",
+            address("\"fd00:c1::a9fe:a9fe\""),
+            "the address of a cloud's metadata service",
+        ),
+        row("metadata of Scaleway", address("\"fd00:42::42\""), "the address of a cloud's metadata service"),
+        row(
+            "metadata of Akamai's cloud",
+            address("\"fd00:a9fe:a9fe::1\""),
+            "the address of a cloud's metadata service",
+        ),
+        row(
+            "metadata of Alibaba's cloud by IPv6",
+            address("\"fd00:100::100:200\""),
+            "the address of a cloud's metadata service",
+        ),
         row("metadata of Google's cloud", address("\"fd20:ce::254\""), "the address of a cloud's metadata service"),
         row("metadata of Alibaba's cloud", address("100.100.100.200"), "the address of a cloud's metadata service"),
         row("metadata of Azure", address("168.63.129.16"), "the address of a cloud's metadata service"),

@@ -160,16 +160,32 @@ pub(super) fn ip_address(_: &mut SchemaGenerator) -> Schema {
                 "message": "must be an address that others can reach, not a loopback, link-local, multicast, broadcast or unspecified one",
             },
             {
-                "rule": format!("!(self in [{}])", METADATA.map(|address| format!("'{address}'")).join(", ")),
+                "rule": format!(
+                    "!(self in [{}]) && (!isIP(self) || !cidr('{AMAZONS}').containsIP(ip(self)))",
+                    METADATA.map(|address| format!("'{address}'")).join(", ")
+                ),
                 "message": "this is the address of a cloud's metadata service, which gives machines their credentials: it cannot be an instance",
             },
         ],
     })
 }
 
-/// The addresses where clouds answer with a machine's own metadata, apart from 169.254.169.254, which is link-local:
-/// AWS, Google, Alibaba, Azure, Oracle.
-const METADATA: [&str; 5] = ["fd00:ec2::254", "fd20:ce::254", "100.100.100.200", "168.63.129.16", "192.0.0.192"];
+/// The addresses where clouds answer with a machine's own metadata, apart from those that are link-local, such as
+/// 169.254.169.254, and from Amazon's: Google's, Oracle's, Scaleway's, Akamai's, Alibaba's and Azure's. What a NAT64 leads
+/// to only the code refuses.
+const METADATA: [&str; 8] = [
+    "fd20:ce::254",
+    "fd00:c1::a9fe:a9fe",
+    "fd00:42::42",
+    "fd00:a9fe:a9fe::1",
+    "fd00:100::100:200",
+    "100.100.100.200",
+    "168.63.129.16",
+    "192.0.0.192",
+];
+
+/// The network in which Amazon answers machines and pods.
+const AMAZONS: &str = "fd00:ec2::/32";
 
 pub(super) fn duration(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
