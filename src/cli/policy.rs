@@ -20,7 +20,7 @@ use crate::model::policy::Policy;
 use crate::policy::PolicyFile;
 use crate::settings::{Mode, RunArgs, Settings};
 use crate::state::mirror::Mirror;
-use crate::state::world::{LABELS, Wanted, World};
+use crate::state::world::{Entry, LABELS, Wanted, World};
 
 /// The subcommands of `lictor policy`.
 #[derive(Debug, Subcommand)]
@@ -66,7 +66,49 @@ struct Verdict {
     now: Option<String>,
     /// The reason why it would be refused.
     then: Option<String>,
+    /// The most instances that it would have, where that leaves some out or lets more in.
+    most: Option<usize>,
 }
+
+impl Verdict {
+    fn changes(&self) -> bool {
+        self.now != self.then || self.most.is_some()
+    }
+}
+
+/// Holds what a World says of a resource.
+struct Said {
+    resource: ResourceKey,
+    /// Why it is refused.
+    refusal: Option<String>,
+    /// The most instances that it may have; none while it is refused.
+    most: Option<usize>,
+    /// How many it has by its status.
+    instances: usize,
+}
+
+impl Said {
+    fn of(world: &World, entry: &Entry) -> Self {
+        let resource = &entry.resource;
+        let conflict = || world.rival(&resource.key).map(|_| NAME_CONFLICT.to_owned());
+        let refusal = resource.spec.as_ref().err().map(|why| why.message.clone());
+        Self {
+            refusal: refusal.or_else(conflict),
+            most: resource.spec.as_ref().ok().map(|spec| spec.limits.instances),
+            instances: resource.status.instances.desired,
+            resource: resource.key.clone(),
+        }
+    }
+
+    /// The limit that another policy sets, where it leaves some instances out that this one does not, or the other way round.
+    fn moved(&self, then: &Self) -> Option<usize> {
+        let (now, then) = (self.most?, then.most?);
+        (now != then && self.instances >= now.min(then)).then_some(then)
+    }
+}
+
+/// What is said of a resource whose name would be another one's.
+const NAME_CONFLICT: &str = "its name in Consul belongs to a resource of another namespace, and may not be shared";
 
 pub(super) fn policy(command: PolicyCommand) -> anyhow::Result<ExitCode> {
     match command {
@@ -139,7 +181,7 @@ fn check(args: CheckArgs) -> anyhow::Result<ExitCode> {
     let verdicts = verdicts(world, &then);
     // A closed pipe is the reader's choice.
     let _ = std::io::stdout().write_all(table(&verdicts).as_bytes());
-    let changes = verdicts.iter().any(|verdict| verdict.now != verdict.then);
+    let changes = verdicts.iter().any(Verdict::changes);
     Ok(if changes { ExitCode::from(DIFFERS) } else { ExitCode::SUCCESS })
 }
 
@@ -175,19 +217,25 @@ async fn look(settings: Settings, then: &Policy) -> anyhow::Result<World> {
 
 /// Compares the present policy of a World with another one.
 fn verdicts(mut world: World, then: &Arc<Policy>) -> Vec<Verdict> {
-    let refusals = |world: &World| -> Vec<(ResourceKey, Option<String>)> {
-        let ours = world.entries().filter(|entry| entry.resource.ours);
-        let refusal = |spec: Result<_, &crate::model::reasons::Refusal>| spec.err().map(|why| why.message.clone());
-        ours.map(|entry| (entry.resource.key.clone(), refusal(entry.resource.spec.as_ref()))).collect()
+    let said = |world: &World| -> Vec<Said> {
+        world.entries().filter(|entry| entry.resource.ours).map(|entry| Said::of(world, entry)).collect()
     };
-    let now = refusals(&world);
+    let now = said(&world);
     world.follow(Arc::clone(then));
     let rule = |key: &ResourceKey| {
         let rule = then.rule(&key.namespace, world.labels_of(&key.namespace)).ok().flatten();
         rule.map(|rule| rule.name.to_string())
     };
-    let both = now.into_iter().zip(refusals(&world));
-    both.map(|((resource, now), (_, then))| Verdict { rule: rule(&resource), resource, now, then }).collect()
+    let both = now.into_iter().zip(said(&world));
+    let verdict = |(now, then): (Said, Said)| {
+        let (rule, most) = (rule(&now.resource), now.moved(&then));
+        Verdict { rule, resource: now.resource, now: now.refusal, then: then.refusal, most }
+    };
+    both.map(verdict).collect()
+}
+
+fn limit(most: usize) -> String {
+    format!("at most {most} instances; those that are registered stay")
 }
 
 fn table(verdicts: &[Verdict]) -> String {
@@ -199,15 +247,16 @@ fn table(verdicts: &[Verdict]) -> String {
             verdict.rule.clone().unwrap_or_else(|| "none".to_owned()),
             word(&verdict.now),
             word(&verdict.then),
-            verdict.then.clone().unwrap_or_default(),
+            verdict.then.clone().or_else(|| verdict.most.map(limit)).unwrap_or_default(),
         ]
     }));
     let count = |fits: &dyn Fn(&Verdict) -> bool| verdicts.iter().filter(|verdict| fits(verdict)).count();
     let refused = count(&|verdict| verdict.now.is_none() && verdict.then.is_some());
     let allowed = count(&|verdict| verdict.now.is_some() && verdict.then.is_none());
+    let limited = count(&|verdict| verdict.most.is_some());
     format!(
         "{}{} resources: {refused} allowed now would be refused (registrations stay), {allowed} refused now would be \
-         allowed\n",
+         allowed, {limited} would have another limit of instances\n",
         if verdicts.is_empty() { String::new() } else { columns(&lines) },
         verdicts.len()
     )
@@ -218,20 +267,43 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_limit_counts_where_it_moves_instances() {
+        for (now, then, instances, moved) in [
+            (10, 5, 7, Some(5)),
+            (10, 5, 5, Some(5)),
+            (10, 5, 4, None),
+            (5, 10, 5, Some(10)),
+            (5, 10, 4, None),
+            (5, 5, 9, None),
+        ] {
+            let said = |most| Said { resource: ResourceKey::new("a", "r"), refusal: None, most: Some(most), instances };
+            assert_eq!(said(now).moved(&said(then)), moved, "{now} {then} {instances}");
+        }
+    }
+
+    #[test]
     fn a_table_says_what_would_change_and_why() {
-        let verdict = |name: &str, now: Option<&str>, then: Option<&str>| Verdict {
+        let verdict = |name: &str, now: Option<&str>, then: Option<&str>, most| Verdict {
             resource: ResourceKey::new("shop", name),
             rule: Some("shops".to_owned()),
             now: now.map(str::to_owned),
             then: then.map(str::to_owned),
+            most,
         };
         let expected = "\
 RESOURCE  RULE   NOW      THEN     WHY
 shop/a    shops  allowed  refused  the tag \"x\"
 shop/b    shops  refused  allowed
-2 resources: 1 allowed now would be refused (registrations stay), 1 refused now would be allowed
+shop/c    shops  allowed  allowed  at most 3 instances; those that are registered stay
+3 resources: 1 allowed now would be refused (registrations stay), 1 refused now would be allowed, 1 would have another limit of instances
 ";
-        assert_eq!(table(&[verdict("a", None, Some("the tag \"x\"")), verdict("b", Some("no"), None)]), expected);
+        let verdicts = [
+            verdict("a", None, Some("the tag \"x\""), None),
+            verdict("b", Some("no"), None, None),
+            verdict("c", None, None, Some(3)),
+        ];
+        assert_eq!(table(&verdicts), expected);
+        assert!(verdicts.iter().all(Verdict::changes) && !verdict("d", Some("no"), Some("no"), None).changes());
         assert!(table(&[]).starts_with("0 resources"));
     }
 }

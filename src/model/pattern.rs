@@ -48,6 +48,13 @@ impl Pattern {
         !self.0.is_empty() && self.0.chars().all(|c| c == '*')
     }
 
+    /// Says whether it surely matches whatever another pattern matches. Both name no value.
+    #[must_use]
+    pub fn covers(&self, other: &Self) -> bool {
+        let pieces: Vec<Piece> = other.0.chars().map(|c| if c == '*' { Piece::Any } else { Piece::Char(c) }).collect();
+        self.fits(&pieces, "")
+    }
+
     /// Says whether it is this very text, with no `*` and no value in it.
     #[must_use]
     pub fn is_literally(&self, text: &str) -> bool {
@@ -107,6 +114,25 @@ fn pieces(part: &Part) -> Vec<Piece> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pattern_covers_what_it_matches_all_of() {
+        for (pattern, other, expected) in [
+            ("pay-*", "pay-eu", true),
+            ("pay-*", "pay-*", true),
+            ("pay-*", "pay-eu-*", true),
+            ("pay-*", "pay*", false),
+            ("pay-*", "pa*", false),
+            ("*", "a*b", true),
+            ("*-eu", "pay-*-eu", true),
+            ("*-eu", "*", false),
+            ("pay", "pay", true),
+            ("pay", "p*", false),
+        ] {
+            let [pattern, other] = [pattern, other].map(|text| Pattern::parse(text).unwrap());
+            assert_eq!(pattern.covers(&other), expected, "{pattern:?} {other:?}");
+        }
+    }
 
     #[test]
     fn a_star_stands_for_any_run_of_characters() {

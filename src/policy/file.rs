@@ -104,17 +104,29 @@ pub fn parse(text: &str) -> Result<Vec<Rule>, BadPolicy> {
             return Err(BadPolicy(format!("rule {name:?}: another rule has this name")));
         }
         // A rule that can never decide is a mistake of whoever wrote it.
-        let is_for_all = |rule: &&Rule| rule.labels.is_none() && rule.namespaces.iter().any(Pattern::matches_all);
-        let before = rules.iter().find(is_for_all);
-        if let Some(before) = before {
+        if let Some(before) = before(&rules, &rule) {
             return Err(BadPolicy(format!(
-                "rule {name:?}: it never decides: rule {:?} before it is for all namespaces",
-                &*before.name
+                "rule {name:?}: it never decides: rule {before:?} before it is for {}",
+                if rules.iter().any(is_for_all) { "all namespaces" } else { "its namespaces" }
             )));
         }
         rules.push(rule);
     }
     Ok(rules)
+}
+
+fn is_for_all(rule: &Rule) -> bool {
+    rule.labels.is_none() && rule.namespaces.iter().any(Pattern::matches_all)
+}
+
+/// The name of a rule, of those before one, that leaves it nothing to decide: each of its namespaces is another one's.
+fn before<'a>(rules: &'a [Rule], rule: &Rule) -> Option<&'a str> {
+    let of = |namespaces: &Pattern| {
+        let mut unconditional = rules.iter().filter(|before| before.labels.is_none());
+        unconditional.find(|before| before.namespaces.iter().any(|pattern| pattern.covers(namespaces)))
+    };
+    let all: Option<Vec<&Rule>> = rule.namespaces.iter().map(of).collect();
+    all?.first().map(|before| &*before.name)
 }
 
 fn rule(given: FileRule) -> Result<Rule, BadPolicy> {
@@ -134,6 +146,16 @@ fn rule(given: FileRule) -> Result<Rule, BadPolicy> {
     if let Some(namespace) = namespaces.iter().find(|namespace| namespace.contains('{')) {
         return Err(bad(&format!("namespaces: {namespace:?}: a namespace's pattern names no values")));
     }
+    if let Some(namespace) = namespaces.iter().find(|namespace| !may_be_namespace(namespace)) {
+        return Err(bad(&format!(
+            "namespaces: {namespace:?} matches no namespace: its name is 1 to 63 lower-case letters, digits and hyphens"
+        )));
+    }
+    if let Some(class) = given.classes.iter().flatten().find(|class| !class.is_empty() && !is_label(class)) {
+        return Err(bad(&format!(
+            "classes: {class:?} is no class: write lower-case letters, digits and hyphens, or \"\" for the default class"
+        )));
+    }
     if let Some(kind) = given.checks.iter().flatten().find(|kind| !KINDS.contains(&kind.as_str())) {
         return Err(bad(&format!("checks: {kind:?} is no kind of check: write {}", KINDS.join(", "))));
     }
@@ -145,9 +167,9 @@ fn rule(given: FileRule) -> Result<Rule, BadPolicy> {
         name: given.name.into(),
         namespaces: patterns("namespaces", &namespaces)?,
         labels,
-        names: given.names.map(|names| patterns("names", &lower(&names))).transpose()?,
-        tags: given.tags.map(|tags| patterns("tags", &tags)).transpose()?,
-        meta_keys: given.meta_keys.map(|keys| patterns("metaKeys", &keys)).transpose()?,
+        names: given.names.map(|names| texts("names", &lower(&names), is_in_name)).transpose()?,
+        tags: given.tags.map(|tags| texts("tags", &tags, |c| !c.is_control())).transpose()?,
+        meta_keys: given.meta_keys.map(|keys| texts("metaKeys", &keys, is_in_key)).transpose()?,
         checks: given.checks.map(|kinds| kinds.into_iter().map(Str::from).collect()),
         least_interval: least_interval.transpose()?,
         networks: given.static_networks.map(networks).transpose()?,
@@ -178,10 +200,108 @@ fn selector(given: FileSelector) -> Result<Selector, BadPolicy> {
             Operator::DoesNotExist => Requirement::DoesNotExist(key),
         });
     }
+    for requirement in &requirements {
+        let (key, values) = parts(requirement);
+        if !is_label_key(key) {
+            return Err(bad(&format!("namespaceSelector: {key:?} is no label's key, so that no namespace has it")));
+        }
+        if let Some(value) = values.iter().find(|value| !is_label_value(value)) {
+            return Err(bad(&format!(
+                "namespaceSelector: {:?} is no label's value, so that none is ever that",
+                &**value
+            )));
+        }
+    }
+    if let Some(key) = contradiction(&requirements) {
+        return Err(bad(&format!(
+            "namespaceSelector: no namespace is picked: what it asks of {key:?} contradicts itself"
+        )));
+    }
     if requirements.is_empty() {
         return Err(bad("namespaceSelector: it asks for nothing: leave it out, and write namespaces: [\"*\"]"));
     }
     Ok(Selector(requirements))
+}
+
+fn parts(requirement: &Requirement) -> (&str, Vec<&Str>) {
+    match requirement {
+        Requirement::In(key, values) | Requirement::NotIn(key, values) => (key, values.iter().collect()),
+        Requirement::Exists(key) | Requirement::DoesNotExist(key) => (key, Vec::new()),
+    }
+}
+
+/// A key of which requirements ask for what cannot be together.
+fn contradiction(requirements: &[Requirement]) -> Option<&str> {
+    let keys = requirements.iter().map(|requirement| parts(requirement).0);
+    let is_impossible = |key: &&str| {
+        let of_key = || requirements.iter().filter(move |requirement| parts(requirement).0 == *key);
+        let is_absent = of_key().any(|requirement| matches!(requirement, Requirement::DoesNotExist(_)));
+        let is_there = of_key().any(|requirement| matches!(requirement, Requirement::In(..) | Requirement::Exists(_)));
+        let mut left: Option<BTreeSet<&Str>> = None;
+        for requirement in of_key() {
+            if let Requirement::In(_, values) = requirement {
+                let is_asked = |value: &&Str| left.as_ref().is_none_or(|left| left.contains(value));
+                left = Some(values.iter().filter(is_asked).collect());
+            }
+        }
+        let is_out = |value: &&Str| {
+            of_key().any(|requirement| matches!(requirement, Requirement::NotIn(_, values) if values.contains(*value)))
+        };
+        is_absent && is_there || left.is_some_and(|left| left.iter().all(is_out))
+    };
+    keys.into_iter().find(is_impossible)
+}
+
+/// Says whether a pattern can match the name of a namespace.
+fn may_be_namespace(pattern: &str) -> bool {
+    let fixed = pattern.chars().filter(|c| *c != '*').count();
+    let is_fit = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '*';
+    !pattern.is_empty()
+        && fixed <= 63
+        && pattern.chars().all(is_fit)
+        && !pattern.starts_with('-')
+        && !pattern.ends_with('-')
+}
+
+/// Says whether a text is a DNS label.
+fn is_label(text: &str) -> bool {
+    may_be_namespace(text) && !text.contains('*')
+}
+
+/// Says whether a text may be the key of a label: `NAME` or `DOMAIN/NAME`.
+fn is_label_key(key: &str) -> bool {
+    match key.split_once('/') {
+        Some((domain, name)) => {
+            domain.len() <= 253 && domain.split('.').all(is_label) && !name.is_empty() && is_label_value(name)
+        }
+        None => !key.is_empty() && is_label_value(key),
+    }
+}
+
+fn is_label_value(value: &str) -> bool {
+    let is_end = |c: Option<char>| c.is_none_or(|c| c.is_ascii_alphanumeric());
+    value.len() <= 63
+        && value.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+        && is_end(value.chars().next())
+        && is_end(value.chars().next_back())
+}
+
+/// Names in Consul are printable ASCII.
+fn is_in_name(c: char) -> bool {
+    matches!(c, ' '..='~')
+}
+
+fn is_in_key(c: char) -> bool {
+    c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '*' | '{' | '}')
+}
+
+/// Reads patterns of texts that hold only such characters.
+fn texts(field: &str, given: &[String], fits: fn(char) -> bool) -> Result<Vec<Pattern>, BadPolicy> {
+    if let Some(text) = given.iter().find(|text| text.is_empty() || !text.chars().all(fits)) {
+        let what = if text.is_empty() { "it is empty" } else { "it holds a character that none may have" };
+        return Err(bad(&format!("{field}: {text:?} matches nothing: {what}")));
+    }
+    patterns(field, given)
 }
 
 /// Consul compares names without case.
@@ -257,6 +377,31 @@ rules:
     }
 
     #[test]
+    fn what_can_be_meant_is_taken() {
+        let rule = |fields: &str| format!("rules: [{{name: a, namespaces: [x], {fields}}}]");
+        for text in [
+            "rules: [{name: a, namespaces: ['pay-*', '*']}]".to_owned(),
+            "rules: [{name: a, namespaces: [pay-eu]}, {name: b, namespaces: ['pay-*']}]".to_owned(),
+            "rules: [{name: a, namespaces: ['pay-*']}, {name: b, namespaces: [pay-eu, lab]}]".to_owned(),
+            "rules: [{name: a, namespaces: [x], namespaceSelector: {matchLabels: {t: g}}}, {name: b, namespaces: [x]}]"
+                .to_owned(),
+            rule("classes: ['', blue-1]"),
+            rule("names: ['{namespace}_*', 'a.b/c d', Web]"),
+            rule("tags: ['v*', 'é']"),
+            rule("metaKeys: ['*', team_x]"),
+            rule("namespaceSelector: {matchLabels: {'example.com/tier': gold, empty: ''}}"),
+            rule(
+                "namespaceSelector: {matchExpressions: [{key: a, operator: NotIn, values: [x]}, {key: a, operator: DoesNotExist}]}",
+            ),
+            rule(
+                "namespaceSelector: {matchLabels: {a: x}, matchExpressions: [{key: a, operator: In, values: [x, y]}]}",
+            ),
+        ] {
+            assert!(parse(&text).is_ok(), "{text}: {:?}", parse(&text).err().map(|why| why.to_string()));
+        }
+    }
+
+    #[test]
     fn what_cannot_be_meant_is_refused_in_one_line() {
         let rule = |fields: &str| format!("rules: [{{name: a, namespaces: [x], {fields}}}]");
         let table = [
@@ -270,6 +415,40 @@ rules:
             ("rules: [{name: '', namespaces: [x]}]".to_owned(), "1 to 63"),
             ("rules: [{name: a, namespaces: [x]}, {name: a, namespaces: [y]}]".to_owned(), "another rule"),
             ("rules: [{name: a, namespaces: ['*']}, {name: b, namespaces: [y]}]".to_owned(), "never decides"),
+            ("rules: [{name: a, namespaces: [Pay]}]".to_owned(), "\"Pay\" matches no namespace"),
+            ("rules: [{name: a, namespaces: ['']}]".to_owned(), "matches no namespace"),
+            ("rules: [{name: a, namespaces: [pay_x]}]".to_owned(), "matches no namespace"),
+            ("rules: [{name: a, namespaces: ['pay-']}]".to_owned(), "matches no namespace"),
+            (format!("rules: [{{name: a, namespaces: [{}]}}]", "p".repeat(64)), "matches no namespace"),
+            (
+                "rules: [{name: a, namespaces: ['pay-*']}, {name: b, namespaces: [pay-eu]}]".to_owned(),
+                "rule \"b\": it never decides: rule \"a\" before it is for its namespaces",
+            ),
+            (
+                "rules: [{name: a, namespaces: [x]}, {name: b, namespaces: ['pay-*']}, {name: c, namespaces: [x, pay-1]}]"
+                    .to_owned(),
+                "rule \"c\": it never decides",
+            ),
+            (rule("classes: [Blue X]"), "\"Blue X\" is no class"),
+            (rule("names: [café]"), "\"café\" matches nothing"),
+            (rule("names: ['']"), "it is empty"),
+            (rule("tags: ['']"), "it is empty"),
+            (rule("metaKeys: [a b]"), "matches nothing"),
+            (rule("namespaceSelector: {matchLabels: {'a b': x}}"), "no label's key"),
+            (rule("namespaceSelector: {matchLabels: {'A/b/c': x}}"), "no label's key"),
+            (rule("namespaceSelector: {matchLabels: {a: 'x y'}}"), "no label's value"),
+            (
+                rule("namespaceSelector: {matchLabels: {a: x}, matchExpressions: [{key: a, operator: In, values: [y, z]}]}"),
+                "contradicts itself",
+            ),
+            (
+                rule("namespaceSelector: {matchLabels: {a: x}, matchExpressions: [{key: a, operator: NotIn, values: [x]}]}"),
+                "contradicts itself",
+            ),
+            (
+                rule("namespaceSelector: {matchExpressions: [{key: a, operator: Exists}, {key: a, operator: DoesNotExist}]}"),
+                "contradicts itself",
+            ),
             (rule("tag: [v*]"), "tag"),
             (rule("tags: v*"), ""),
             (rule("tags: ['{pod}']"), "{namespace}"),

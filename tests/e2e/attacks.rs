@@ -305,6 +305,24 @@ const ATTEMPTS: &[Attempt] = &[
     ),
     attempt(
         Author,
+        "under a policy: shares a name with another namespace",
+        "`NameConflict`: the name stays whose it is",
+        Scenario("policies::a_rule_narrows_names_instances_and_classes"),
+    ),
+    attempt(
+        Author,
+        "under a policy: more instances",
+        "`TooManyInstances`: as many as are allowed",
+        Scenario("policies::a_rule_narrows_names_instances_and_classes"),
+    ),
+    attempt(
+        Author,
+        "under a policy: has an operator of another class act",
+        NO_INSTANCE,
+        Scenario("policies::a_rule_narrows_names_instances_and_classes"),
+    ),
+    attempt(
+        Author,
         "under a policy: joins a name that machines or other tools have",
         "`Accepted=False`, nothing is registered",
         Scenario("policies::nobody_begins_to_use_a_name_that_others_have"),

@@ -49,6 +49,19 @@ pub(crate) fn one_line_and_an_exit_code_above_one() {
     }
     let said = help.output().map(|said| String::from_utf8_lossy(&said.stdout).into_owned()).unwrap_or_default();
     assert!(said.contains("CONSUL_HTTP_ADDR") && !said.contains("secret"), "{said}");
+    let policies = [
+        ("rules: [", "policy"),
+        ("rules: []", "no rules"),
+        ("rules: [{name: a, namespaces: [x], tag: [v]}]", "tag"),
+        ("rules: [{name: a, namespaces: [Pay]}]", "matches no namespace"),
+    ];
+    let file = std::env::temp_dir().join(format!("lictor-bad-policy-{}.yaml", std::process::id()));
+    for (text, words) in policies {
+        assert!(std::fs::write(&file, text).is_ok(), "no file for the policy");
+        let mut command = Command::new(LICTOR);
+        one_line(command.args(["run", "--admin-address", "127.0.0.1:0", "--policy"]).arg(&file).env_clear(), words);
+    }
+    let _ = std::fs::remove_file(&file);
     let environments = [
         ("CONSUL_CAPATH", "/etc/ssl/consul", "CONSUL_CAPATH is not supported"),
         ("CONSUL_HTTP_AUTH", "user:secret", "CONSUL_HTTP_AUTH is not supported"),

@@ -16,7 +16,7 @@ use crate::launch::Launch;
 const THEIRS: &str = "10.1.0.9";
 
 /// Another namespace, with a Service `web`.
-async fn neighbour(fixture: &Fixture) -> Result<(Arc<TestNamespace>, Api<DynamicObject>)> {
+pub(crate) async fn neighbour(fixture: &Fixture) -> Result<(Arc<TestNamespace>, Api<DynamicObject>)> {
     let other = fixture.other_namespace("z").await?;
     other.apply_service("web", &[], &[("http", 80, "8080")]).await?;
     other.apply_slice("web-1", "web", &[("http", 8080)], &[NewEndpoint::new(THEIRS.parse()?)]).await?;
@@ -36,7 +36,7 @@ async fn wait_for(fixture: &Fixture, service: &str, addresses: &[&str]) -> Resul
     fixture.consul().wait_for(service, &format!("just {addresses:?}"), are, SOON).await.map(drop)
 }
 
-async fn wait_gone(resources: &Api<DynamicObject>, name: &str) -> Result<()> {
+pub(crate) async fn wait_gone(resources: &Api<DynamicObject>, name: &str) -> Result<()> {
     resources.delete(name, &DeleteParams::default()).await?;
     wait::until(format!("the end of resource {name}"), SOON, || async {
         Ok(resources.get_opt(name).await?.is_none().then_some(()))

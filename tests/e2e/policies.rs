@@ -6,11 +6,12 @@ use anyhow::{Result, ensure};
 use k8s_openapi::api::core::v1::Namespace;
 use kube::Api;
 use kube::api::{Patch, PatchParams};
-use lictor_testbed::Instance;
+use lictor_testbed::{Instance, wait};
 use serde_json::{Value, json};
 
 use crate::commands::says;
-use crate::fixture::{Fixture, SOON, arg, wait_for_metric};
+use crate::fixture::{Fixture, SOON, apply, arg, merged, wait_for_condition, wait_for_metric};
+use crate::names::{neighbour, wait_gone};
 
 /// A policy file of one scenario.
 pub(crate) struct File(PathBuf);
@@ -136,6 +137,68 @@ pub(crate) async fn instances_do_not_stay_by_an_edit_that_is_refused(fixture: &F
     fixture.delete("web").await?;
     fixture.wait_gone("web").await?;
     operator.terminate(SOON).await.map(drop)
+}
+
+pub(crate) async fn a_rule_narrows_names_instances_and_classes(fixture: &Fixture) -> Result<()> {
+    let pods = fixture.web(3).await?;
+    let (other, theirs) = neighbour(fixture).await?;
+    let rule = |fields: Value| {
+        let both = json!({ "namespaces": [fixture.namespace.name(), other.name()] });
+        policy(fixture, merged(both, fields))
+    };
+    let file = File::new(fixture, &rule(json!({})))?;
+    let next = File(file.0.with_extension("tight"));
+    let (path, next_path) = (arg(&file.0)?, arg(&next.0)?);
+    let own = fixture.namespace.name();
+    let flags = ["--policy", path, next_path, "--allow-shared-names", "--namespace", own, "--namespace", other.name()];
+    let running = fixture.operator().flag("--policy", path).flag("--namespace", other.name());
+    running.switch("--allow-shared-names").ready().await?;
+    fixture.apply_web(json!({})).await?;
+    fixture.wait_for_pods(&pods.iter().collect::<Vec<_>>()).await?;
+    fixture.wait_flawless("web").await?;
+    // Of two that are made in one second, nobody knows which is older by more than its uid.
+    let made = fixture.resources().get("web").await?.metadata.creation_timestamp;
+    wait::until("a later second", SOON, || async {
+        apply(&theirs, "web", &fixture.spec(json!({}))).await?;
+        let is_later = theirs.get("web").await?.metadata.creation_timestamp > made;
+        if !is_later {
+            wait_gone(&theirs, "web").await?;
+        }
+        Ok(is_later.then_some(()))
+    })
+    .await?;
+    fixture.wait_for("those of both namespaces", |found| found.len() == 4).await?;
+
+    let narrow = rule(json!({ "sharedNames": false, "budget": { "instances": 2 } }));
+    next.write(&narrow)?;
+    let told = says(fixture, "policy check", &flags, 1)?;
+    let line =
+        |namespace: &str| told.lines().find(|line| line.starts_with(&format!("{namespace}/web"))).unwrap_or_default();
+    let (ours, newcomer) = (line(fixture.namespace.name()), line(other.name()));
+    ensure!(ours.contains("allowed  allowed  at most 2 instances"), "{told}");
+    ensure!(newcomer.contains("allowed  refused") && newcomer.contains("another namespace"), "{told}");
+    ensure!(told.contains("1 allowed now would be refused") && told.contains("1 would have another limit"), "{told}");
+    file.write(&narrow)?;
+    wait_for_condition(&theirs, "web", "Accepted", "False", "NameConflict").await?;
+    fixture.wait_for_condition("web", "Resolved", "False", "TooManyInstances").await?;
+    ensure!(addresses(&fixture.instances().await?).len() >= 3, "what is registered has gone");
+    fixture.namespace.force_delete("web-2").await?;
+    let third = fixture.web_pod("web-3", "b").await?;
+    fixture.namespace.force_delete("web-1").await?;
+    let ips = [&pods[0], &third, &pods[1], &pods[2]].map(|pod| pod.ip.to_string());
+    fixture
+        .wait_for("the one that is left and the next", |found| {
+            let is_there = ips.each_ref().map(|ip| found.iter().any(|i| i.address == **ip));
+            is_there == [true, true, false, false]
+        })
+        .await?;
+
+    let blue = rule(json!({ "classes": ["blue"] }));
+    next.write(&blue)?;
+    let told = says(fixture, "policy check", &flags, 1)?;
+    ensure!(told.contains("the class \"\"") && told.contains("would be refused"), "{told}");
+    file.write(&blue)?;
+    fixture.wait_for_words("web", "Accepted", "the classes \"blue\"").await.map(drop)
 }
 
 pub(crate) async fn a_tightened_policy_removes_nothing_that_lives(fixture: &Fixture) -> Result<()> {

@@ -122,6 +122,9 @@ scenarios! {
     /// `retain: false`: who edits a resource to `Retain` before it is deleted has no instances stay, while Lictor watches, and when it
     /// sees the edit and the deletion only after a restart. Instances whose `Retain` was allowed stay, also under a tightened policy.
     policies::instances_do_not_stay_by_an_edit_that_is_refused(agent: yes, catalog: yes);
+    /// A rule comes to forbid that namespaces share a name, to allow fewer instances and to let another class act: `lictor policy check`
+    /// says each before, the newcomer to the name has it no more, and what is registered stays.
+    policies::a_rule_narrows_names_instances_and_classes(agent: yes, catalog: yes);
     /// `foreignNames: false`: a resource does not begin to use a name that machines have. One that uses its name already goes on when a
     /// machine joins it, over a restart too.
     policies::nobody_begins_to_use_a_name_that_others_have(agent: yes, catalog: yes);

@@ -305,6 +305,48 @@ fn labels_of_the_namespace_decide_and_nothing_is_guessed_without_them() {
     assert!(policy.asks_for_labels() && !Policy::default().asks_for_labels());
 }
 
+/// The limits that narrow what a resource may do in place of refusing it, what a rule without that very limit is, and what is
+/// left of it.
+#[test]
+fn each_limit_narrows_what_nothing_else_does() {
+    type Case = (&'static str, fn(&mut Rule), fn(&Limits) -> bool);
+    let asked = spec().limits;
+    let cases: [Case; 2] = [
+        ("sharedNames", |r| r.shared_names = None, |limits| limits.shares_name),
+        ("budget.instances", |r| r.budget.instances = None, |limits| limits.instances > 10),
+    ];
+    for (limit, without, is_free) in cases {
+        assert!(is_free(&asked), "{limit}");
+        let narrowed = judged(Some(vec![rule()]), &resource(), spec(), Place::Fits).unwrap().limits.clone();
+        assert!(!is_free(&narrowed), "{limit} narrows nothing");
+        let mut lenient = rule();
+        without(&mut lenient);
+        let left = judged(Some(vec![lenient]), &resource(), spec(), Place::Fits).unwrap().limits.clone();
+        assert!(is_free(&left), "something else than {limit} narrows it");
+    }
+}
+
+#[test]
+fn a_rule_lets_operators_of_its_classes_act() {
+    let blue: Str = "blue".into();
+    for (classes, class, is_allowed) in [
+        (None, "", true),
+        (None, "blue", true),
+        (Some(vec![]), "", false),
+        (Some(vec!["".into()]), "", true),
+        (Some(vec!["".into()]), "blue", false),
+        (Some(vec![blue.clone()]), "", false),
+        (Some(vec!["".into(), blue]), "blue", true),
+    ] {
+        let rule = Rule { classes: classes.clone(), ..rule() };
+        let policy = Policy { rules: Some(vec![rule]), class: class.into(), ..Policy::default() };
+        let answer = policy.judge(&resource(), None, &Arc::new(spec()), Place::Fits, Others::Nobody);
+        let refusal = answer.err().map(|refusal| refusal.message);
+        assert_eq!(refusal.is_none(), is_allowed, "{classes:?} {class:?}");
+        assert!(refusal.is_none_or(|message| message.contains(&format!("the class {class:?}"))));
+    }
+}
+
 #[test]
 fn a_rule_narrows_the_limits() {
     let limits = judged(Some(vec![rule()]), &resource(), spec(), Place::Fits).unwrap().limits.clone();

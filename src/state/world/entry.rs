@@ -210,7 +210,9 @@ impl Entry {
     }
 }
 
-/// Gives a name as names are compared: Consul takes no notice of case.
+/// Gives a name as names are compared: Consul takes no notice of case. It takes each letter by itself, as Go does: a dotted
+/// capital I (U+0130) is an i, and a sigma at the end of a word is one as any other.
 pub(super) fn compared(name: &str) -> Str {
-    name.to_lowercase().into()
+    let lower = |letter: char| letter.to_lowercase().next().unwrap_or(letter);
+    name.chars().map(lower).collect::<String>().into()
 }

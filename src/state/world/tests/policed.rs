@@ -301,6 +301,13 @@ fn who_uses_a_name_keeps_it_whoever_else_has_it_and_nobody_begins_to() {
     for (what, seen, rows, others, is_allowed) in [
         ("nobody else has it", asks(1, "user"), in_use(&[]), others(&["api"]), true),
         ("others have it", asks(1, "user"), in_use(&[]), others(&["User"]), false),
+        (
+            "others have it in other letters that are the same to Consul",
+            asks(1, "pay_service"),
+            in_use(&[]),
+            others(&["pay_serv\u{130}ce"]),
+            false,
+        ),
         ("others have it, and it has instances", asks(1, "user"), rows(), others(&["user"]), true),
         ("others have it, and it was told that it may", told_so(), in_use(&[]), others(&["user"]), true),
         ("nobody can tell", asks(1, "user"), in_use(&[]), None, false),
