@@ -88,9 +88,9 @@ pub struct RunArgs {
     )]
     pub max_instances: u32,
 
-    /// The maximum size of the specs of all resources of a namespace together, in bytes of JSON, 64 KiB to 1 GiB. It
-    /// limits the memory of Lictor. The older resources come first. A resource that does not fit is not accepted, with
-    /// the reason `TooLarge`; its registrations stay.
+    /// The maximum size of the specs of all resources of a namespace together, in bytes of JSON, 64 KiB to 1 GiB. Each
+    /// resource counts as at least 1 KiB. It limits the memory of Lictor. The older resources come first. A resource that
+    /// does not fit is not accepted, with the reason `TooLarge`; its registrations stay.
     #[arg(
         long,
         value_name = "BYTES",

@@ -95,7 +95,7 @@ pub fn preview(
     let all: BTreeSet<ResourceKey> = mirror.owners().chain(world.keys()).cloned().collect();
     let (mut steps, mut notes) = (Vec::new(), Vec::new());
     for key in all {
-        let decision = decide(world, identity, Some(placement), &key, registered(mirror.owned(&key)));
+        let decision = decide(world, identity, Some(placement), &key, registered(mirror.owned(&key)), 0);
         let ops = match decision.action {
             Decided::Freeze => Vec::new(),
             Decided::Disown => disown(mirror.owned(&key)),

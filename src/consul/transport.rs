@@ -21,6 +21,7 @@ mod settings;
 mod token;
 
 use std::future::{Future, poll_fn};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex as Lock, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
@@ -186,24 +187,70 @@ const NOT_LEADING: &str = "this replica does not lead any more";
 /// The longest that we wait because we were told to: a proxy may say anything.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(30);
 
-/// The longest body of an answer that is read. A row of ours takes about 1 KiB, and one answer holds at most those of a
-/// whole agent; what answers at Consul's address may send anything.
-const LONGEST_BODY: usize = 256 << 20;
+/// The most bytes of answers that are read at a time, all of them together, and so the longest one. A row of ours takes about
+/// 1 KiB, and one answer holds at most those of a whole agent; what answers at Consul's address may send anything, to as
+/// many requests as there may be at once.
+const ALL_BODIES: usize = 128 << 20;
+
+/// The longest answer to a write or a login. That to a transaction repeats what was written, which is at most 512 KiB.
+const LONGEST_OF_WRITE: usize = 8 << 20;
+
+impl Method {
+    /// The longest body of an answer that is read.
+    fn longest_body(self) -> usize {
+        match self {
+            Self::Get => ALL_BODIES,
+            Self::Put | Self::Post => LONGEST_OF_WRITE,
+        }
+    }
+}
 
 /// Says why an answer did not come to its end.
 enum Interrupted {
     /// The connection or the protocol failed.
     Failed(reqwest::Error),
-    /// Its body is longer than the limit.
-    TooLong,
+    /// Its body is longer than it may be.
+    TooLong(usize),
+    /// The bodies that are being read are longer than they may be together.
+    TooLongTogether,
 }
 
-/// Reads a body, up to a limit.
-async fn body(mut incoming: reqwest::Response, limit: usize) -> Result<Bytes, Interrupted> {
+/// Counts the bytes of all answers that are being read.
+#[derive(Clone, Debug, Default)]
+struct Bodies(Arc<AtomicUsize>);
+
+/// The bytes of one of them, until it is read.
+struct OneBody<'a> {
+    all: &'a Bodies,
+    bytes: usize,
+}
+
+impl OneBody<'_> {
+    /// Counts so many more; not where that would be too many together.
+    fn grow(&mut self, bytes: usize) -> bool {
+        let has_room = |all: usize| all.checked_add(bytes).filter(|all| *all <= ALL_BODIES);
+        let grows = self.all.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, has_room).is_ok();
+        self.bytes += if grows { bytes } else { 0 };
+        grows
+    }
+}
+
+impl Drop for OneBody<'_> {
+    fn drop(&mut self) {
+        self.all.0.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// Reads a body, up to a limit of its own and one of all together.
+async fn body(mut incoming: reqwest::Response, longest: usize, all: &Bodies) -> Result<Bytes, Interrupted> {
+    let mut read = OneBody { all, bytes: 0 };
     let mut body = BytesMut::new();
     while let Some(chunk) = incoming.chunk().await.map_err(Interrupted::Failed)? {
-        if body.len() + chunk.len() > limit {
-            return Err(Interrupted::TooLong);
+        if body.len() + chunk.len() > longest {
+            return Err(Interrupted::TooLong(longest));
+        }
+        if !read.grow(chunk.len()) {
+            return Err(Interrupted::TooLongTogether);
         }
         body.extend_from_slice(&chunk);
     }
@@ -225,6 +272,7 @@ pub struct Http {
     token: Option<TokenSource>,
     health: CredentialHealth,
     slots: Semaphore,
+    bodies: Bodies,
     write_lease: Option<WriteLease>,
 }
 
@@ -250,6 +298,7 @@ impl Http {
             token: None,
             health: CredentialHealth::default(),
             slots: Semaphore::new(CONNECTIONS),
+            bodies: Bodies::default(),
             write_lease: None,
         };
         Ok(Self { token: TokenSource::new(settings, &http), ..http })
@@ -264,6 +313,7 @@ impl Http {
             token: None,
             health: self.health.clone(),
             slots: Semaphore::new(CONNECTIONS),
+            bodies: self.bodies.clone(),
             write_lease: None,
         }
     }
@@ -350,7 +400,7 @@ impl Http {
     async fn exchange(&self, request: Request, token: Option<&HeaderValue>) -> Result<Response, TransportError> {
         let connections = self.connections();
         let begun = Instant::now();
-        let longest = request.timeout;
+        let (longest, longest_body) = (request.timeout, request.method.longest_body());
         let Ok(Ok(_slot)) = tokio::time::timeout(longest, self.slots.acquire()).await else {
             return Err(not_sent(&connections, "too many requests wait for their answers"));
         };
@@ -362,7 +412,7 @@ impl Http {
         let exchange = async {
             let incoming = outgoing.send().await.map_err(Interrupted::Failed)?;
             let (status, headers) = (incoming.status().as_u16(), incoming.headers().clone());
-            Ok((status, headers, body(incoming, LONGEST_BODY).await?))
+            Ok((status, headers, body(incoming, longest_body, &self.bodies).await?))
         };
         let answered = match &self.write_lease {
             None => Some(exchange.await),
@@ -373,10 +423,15 @@ impl Http {
         };
         let answered = answered.map_err(|why| match why {
             Interrupted::Failed(error) => failure(&connections, error),
-            Interrupted::TooLong => TransportError::NoAnswer(format!(
+            Interrupted::TooLong(longest) => TransportError::NoAnswer(format!(
                 "Consul at {}: the answer is longer than {} MiB",
                 connections.address,
-                LONGEST_BODY >> 20
+                longest >> 20
+            )),
+            Interrupted::TooLongTogether => TransportError::NoAnswer(format!(
+                "Consul at {}: the answers under way are longer than {} MiB together",
+                connections.address,
+                ALL_BODIES >> 20
             )),
         });
         if fared_ill(answered.as_ref().map(|(status, ..)| *status)) {
@@ -580,7 +635,7 @@ mod tests {
         let client = set_up(std::slice::from_ref(&address)).connections().client.clone();
         for (limit, is_read) in [(16, false), (17, true)] {
             let incoming = client.get(&address).send().await.unwrap();
-            let body = body(incoming, limit).await;
+            let body = body(incoming, limit, &Bodies::default()).await;
             assert_eq!(body.is_ok_and(|body| body == "No cluster leader"), is_read, "{limit}");
         }
     }
@@ -596,6 +651,20 @@ mod tests {
             assert_eq!(http.send(a_get("/v1/x".to_owned())).await.unwrap().status, 200);
         }
         assert_eq!(accepted.load(Ordering::SeqCst), 1, "one that is well is stayed with");
+    }
+
+    #[test]
+    fn answers_have_a_limit_together() {
+        let all = Bodies::default();
+        let mut first = OneBody { all: &all, bytes: 0 };
+        assert!(first.grow(ALL_BODIES - 10));
+        let mut second = OneBody { all: &all, bytes: 0 };
+        assert!(second.grow(7) && !second.grow(4) && second.grow(3));
+        drop(first);
+        assert!(second.grow(ALL_BODIES - 10) && !second.grow(1) && !second.grow(usize::MAX));
+        drop(second);
+        assert_eq!(all.0.load(Ordering::Relaxed), 0);
+        assert!(Method::Put.longest_body() < Method::Get.longest_body());
     }
 
     /// However many requests fail at once, no address is passed over.

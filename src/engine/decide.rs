@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use crate::model::desired::{Desired, Placement, desired};
 use crate::model::ids::{Identity, InstanceIds, ResourceKey, Str};
+use crate::model::policy::TOO_LARGE;
 use crate::model::port::PortInUse;
 use crate::model::reasons::{Problem, ProblemReason, Refusal, Remark, Unresolved};
 use crate::model::registration::{Registration, Row, RowKey};
@@ -35,6 +36,17 @@ pub(crate) struct Decision {
     pub(crate) goes_by_rows: bool,
     /// True if it would be another one if the status said something else of the port.
     pub(crate) goes_by_status: bool,
+    /// What the instances' own texts come to.
+    pub(crate) texts: Texts,
+}
+
+/// The bytes of the texts of a resource's instances in which there are values of their own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Texts {
+    /// The bytes that are held.
+    pub(crate) bytes: usize,
+    /// True if there are more than there is room for, so that none are held.
+    pub(crate) are_too_large: bool,
 }
 
 impl Decision {
@@ -103,7 +115,7 @@ pub(crate) struct SourceReport {
 }
 
 /// Decides about a resource of which these instances are registered. Without a `placement` nobody can say where instances
-/// go, and everything stays as it is.
+/// go, and everything stays as it is. `others` are the bytes that the texts of its namespace's other instances hold.
 #[allow(clippy::needless_pass_by_value, reason = "the caller has no use for the iterator any more")]
 pub(crate) fn decide<'a>(
     world: &World,
@@ -111,6 +123,7 @@ pub(crate) fn decide<'a>(
     placement: Option<&Placement>,
     key: &ResourceKey,
     registered: impl Iterator<Item = (&'a Str, &'a Registration)> + Clone,
+    others: usize,
 ) -> Decision {
     let undecided = world.resource(key).and_then(|entry| entry.last_good.as_ref());
     let spec = world.effective_spec(key).or_else(|| undecided.filter(|_| world.is_undecided(key)));
@@ -118,7 +131,8 @@ pub(crate) fn decide<'a>(
     let is_ours = world.resource(key).is_some_and(|entry| entry.resource.ours);
     let Some(spec) = spec.filter(|_| is_ours && world.waits_for(key).is_none()) else {
         let action = fixed_action(world, key).unwrap_or(Action::Freeze);
-        return Decision { action, source: unlisted(world, key), goes_by_rows: false, goes_by_status: false };
+        let (source, texts) = (unlisted(world, key), Texts::default());
+        return Decision { action, source, goes_by_rows: false, goes_by_status: false, texts };
     };
     let (goes_by_rows, goes_by_status) = (Cell::new(false), Cell::new(false));
     let noted = std::iter::once_with(|| goes_by_rows.set(true)).flat_map(|()| registered.clone());
@@ -126,17 +140,40 @@ pub(crate) fn decide<'a>(
     if spec.limits.only_keeps {
         let action = fixed_action(world, key).unwrap_or_else(|| keep(spec, resolution));
         let source = SourceReport::default();
-        return Decision { action, source, goes_by_rows: goes_by_rows.get(), goes_by_status: goes_by_status.get() };
+        let (goes_by_rows, goes_by_status) = (goes_by_rows.get(), goes_by_status.get());
+        return Decision { action, source, goes_by_rows, goes_by_status, texts: Texts::default() };
     }
-    let source = SourceReport::of(spec, &resolution);
+    let mut source = SourceReport::of(spec, &resolution);
+    let texts = texts(spec, &resolution, others, world.policy().own_bytes());
+    if texts.are_too_large {
+        source.resolved = Some(Err(too_large(world.policy().own_bytes())));
+    }
     let action = match (fixed_action(world, key), placement) {
         (Some(action), _) => action,
+        (None, _) if texts.are_too_large => keep(spec, resolution),
         (None, Some(placement)) if world.effective_spec(key).is_some() => {
             apply(world, identity, placement, key, spec, resolution)
         }
         (None, _) => Action::Freeze,
     };
-    Decision { action, source, goes_by_rows: goes_by_rows.get(), goes_by_status: goes_by_status.get() }
+    Decision { action, source, goes_by_rows: goes_by_rows.get(), goes_by_status: goes_by_status.get(), texts }
+}
+
+/// Counts the bytes of the texts that instances hold for themselves. Others of the namespace hold some already.
+fn texts(spec: &Spec, resolution: &Resolution, others: usize, most: usize) -> Texts {
+    let bytes = resolution.instances.iter().map(|instance| render::own_bytes(spec, instance)).sum::<usize>();
+    let are_too_large = bytes > 0 && bytes.saturating_add(others) > most;
+    Texts { bytes: if are_too_large { 0 } else { bytes }, are_too_large }
+}
+
+/// Says that the texts of the instances take too much memory.
+fn too_large(most: usize) -> Unresolved {
+    let message = format!(
+        "tags and meta that hold values of instances (${{…}}) may have {most} bytes together, over all instances of the \
+         namespace, and there is no room for these; what is registered stays. Use fewer or shorter ones, or ask the \
+         administrator of Lictor for more (--max-namespace-bytes)"
+    );
+    Unresolved { reason: TOO_LARGE, message }
 }
 
 /// Gives what is done whatever the source comes to; none where that decides.

@@ -58,6 +58,7 @@ mod resync;
 mod session;
 mod snapshot;
 mod tell;
+mod texts;
 mod timers;
 mod unready;
 mod work;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tokio::time::{Duration, Instant};
 
 use super::Engine;
-use super::decide::{Action, Decision, decide, registered, share, why_gone, without};
+use super::decide::{Action, Decision, Texts, decide, registered, share, why_gone, without};
 use super::removals::Inferred;
 use super::resources::{Basis, Dirty, Handover, Kept, MissingEndpoints};
 use super::timers::Timer;
@@ -168,12 +168,17 @@ impl Engine {
         let basis = self.basis(key);
         if let Some(kept) = self.resources.get(key).kept.as_ref().filter(|kept| kept.holds(&basis)) {
             debug_assert!(
-                kept.decision.goes_by_rows || kept.decision == self.what_to_do(&self.world, key),
+                kept.decision.goes_by_rows
+                    || kept.decision.texts != Texts::default()
+                    || kept.decision == self.what_to_do(&self.world, key),
                 "the decision about {key} does not hold any more: {kept:?}"
             );
             return false;
         }
         let decision = self.decide_by(&self.world, key);
+        for has_room in self.resources.texts.note(key, decision.texts) {
+            self.enqueue(has_room, Cause::Observed, Instant::now());
+        }
         self.resources.change(key, |record| {
             let is_another = record.kept.as_ref().is_some_and(|kept| {
                 // One whose source is found gets its name, also where there is nothing to do.
@@ -191,7 +196,8 @@ impl Engine {
     }
 
     fn what_to_do(&self, world: &World, key: &ResourceKey) -> Decision {
-        decide(world, &self.config.identity, self.session.placement(), key, self.registered(key))
+        let others = self.resources.texts.of_others(key);
+        decide(world, &self.config.identity, self.session.placement(), key, self.registered(key), others)
     }
 
     fn basis(&self, key: &ResourceKey) -> Basis {

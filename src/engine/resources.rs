@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use super::decide::Decision;
 use super::queue::Queue;
 use super::refusals::Refusals;
+use super::texts::AllTexts;
 use crate::model::cause::Cause;
 use crate::model::ids::ResourceKey;
 use crate::model::port::PortInUse;
@@ -125,6 +126,8 @@ const IN_A_ROW: usize = 8;
 #[derive(Debug, Default)]
 pub(super) struct Resources {
     records: BTreeMap<ResourceKey, Record>,
+    /// What the texts of instances take.
+    pub(super) texts: AllTexts,
     dirty: BTreeMap<ResourceKey, Dirty>,
     /// Those of them about which a watch told something.
     observed: Queue,
@@ -333,7 +336,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::engine::decide::{Action, SourceReport};
+    use crate::engine::decide::{Action, SourceReport, Texts};
     use crate::model::port::PortRef;
 
     fn key(name: &str) -> ResourceKey {
@@ -362,8 +365,8 @@ mod tests {
     }
 
     fn kept(goes_by_rows: bool, goes_by_status: bool) -> Kept {
-        let decision =
-            Decision { action: Action::Freeze, source: SourceReport::default(), goes_by_rows, goes_by_status };
+        let (source, texts) = (SourceReport::default(), Texts::default());
+        let decision = Decision { action: Action::Freeze, source, goes_by_rows, goes_by_status, texts };
         Kept { decision, basis: Basis::default() }
     }
 

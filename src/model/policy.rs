@@ -66,6 +66,12 @@ pub enum Place {
     TooLarge,
 }
 
+/// The texts of a namespace's instances may hold so many times the bytes of its specs.
+const OWN_BYTES: usize = 8;
+
+/// A resource counts as at least so many bytes, however small its spec is: so much is held of it.
+pub const LEAST_BYTES: usize = 1024;
+
 /// Says whether others than this Lictor have instances in Consul under the name that a resource begins to use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Others {
@@ -129,6 +135,12 @@ pub struct Budget {
 pub struct LabelsNotKnown;
 
 impl Policy {
+    /// The most bytes that the texts of all instances of a namespace may hold of values of their own.
+    #[must_use]
+    pub fn own_bytes(&self) -> usize {
+        self.namespace_bytes.saturating_mul(OWN_BYTES)
+    }
+
     /// Says whether a rule asks for labels of namespaces.
     #[must_use]
     pub fn asks_for_labels(&self) -> bool {
@@ -202,9 +214,9 @@ impl Policy {
         if place == Place::TooLarge {
             let most = self.namespace_bytes;
             let message = format!(
-                "the specs of the ConsulServices of namespace {namespace} have more than {most} bytes together, and this is \
-                 one of the newest: delete or shorten some, or ask the administrator of Lictor for more \
-                 (--max-namespace-bytes)"
+                "the specs of the ConsulServices of namespace {namespace} have more than {most} bytes together, each counted \
+                 as at least {LEAST_BYTES}, and this is one of the newest: delete or shorten some, or ask the administrator of \
+                 Lictor for more (--max-namespace-bytes)"
             );
             return Err(Refusal { reason: TOO_LARGE, message });
         }

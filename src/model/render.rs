@@ -52,6 +52,16 @@ pub fn pairs(spec: &Spec, instance: &Instance, mut missing: impl FnMut(MissingVa
         .collect()
 }
 
+/// The bytes of the texts that an instance holds for itself, since there are values of its own in them.
+#[must_use]
+pub fn own_bytes(spec: &Spec, instance: &Instance) -> usize {
+    let none = PerAddress::default();
+    let own = instance.own.as_deref().unwrap_or(&none);
+    let tags = spec.tags.iter().chain(&own.tags).map(|tag| (tag, MAX_TAG));
+    let pairs = spec.meta.values().chain(own.meta.values()).map(|pair| (pair, MAX_META_VALUE));
+    tags.chain(pairs).map(|(text, most)| text.own_bytes(&instance.values).min(most)).sum()
+}
+
 /// Everything about an instance's texts that is not as its author may think.
 #[must_use]
 pub fn missing_values(spec: &Spec, instance: &Instance) -> BTreeSet<MissingValue> {

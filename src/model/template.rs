@@ -166,6 +166,19 @@ impl Template {
         })
     }
 
+    /// The bytes that an instance with these values holds for itself: none where the text is the same for all.
+    #[must_use]
+    pub fn own_bytes(&self, values: &Values) -> usize {
+        let bytes = |part: &Part| match part {
+            Part::Text(text) => text.len(),
+            Part::Value(variable) => values.get(variable).map_or(0, |value| value.len()),
+        };
+        match self {
+            Self::Plain(_) => 0,
+            Self::Parts(parts) => parts.iter().map(bytes).sum(),
+        }
+    }
+
     /// The text for an instance with these values; what is missing is empty.
     #[must_use]
     pub fn render(&self, values: &Values) -> Str {

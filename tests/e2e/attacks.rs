@@ -335,6 +335,18 @@ const ATTEMPTS: &[Attempt] = &[
     ),
     attempt(
         Author,
+        "writes a multitude of small resources, to fill the memory",
+        "`TooLarge`: each counts as at least 1 KiB",
+        Test("src/state/world/tests/policed.rs", "a_multitude_of_small_resources_counts_as_well"),
+    ),
+    attempt(
+        Author,
+        "has each of many pods hold texts of its own",
+        "`TooLarge`: what is registered stays",
+        Scenario("attacks::texts_of_instances_have_a_budget"),
+    ),
+    attempt(
+        Author,
         "names more labels and annotations than 64, each kept for every pod",
         "`TooLarge`, nothing is registered",
         Scenario("attacks::a_namespace_has_so_many_bytes"),
@@ -467,6 +479,12 @@ const ATTEMPTS: &[Attempt] = &[
     ),
     attempt(
         Network,
+        "sends so to many requests at once",
+        "all answers together are read to 128 MiB",
+        Test("src/consul/transport.rs", "answers_have_a_limit_together"),
+    ),
+    attempt(
+        Network,
         "reads the token on its way to Consul",
         "plain HTTP beyond this machine, or no verification: said at the start and in `/readyz`",
         Test("src/consul/transport/settings.rs", "what_others_can_read_on_the_way_is_said"),
@@ -589,6 +607,30 @@ pub(crate) async fn a_namespace_has_so_many_bytes(fixture: &Fixture) -> Result<(
         Ok(found.iter().any(|found| found.tags.len() == 60).then_some(()))
     })
     .await
+}
+
+pub(crate) async fn texts_of_instances_have_a_budget(fixture: &Fixture) -> Result<()> {
+    let pods = fixture.web(12).await?;
+    fixture.operator().flag("--max-namespace-bytes", "65536").ready().await?;
+    let with = |tags: usize| {
+        let tags: Vec<String> = (0..tags).map(|number| format!("{number:0>940}-${{pod.name}}")).collect();
+        fixture.spec(json!({ "tags": tags }))
+    };
+    fixture.apply("web", &with(1)).await?;
+    fixture.wait_for_pods(&pods.iter().collect::<Vec<_>>()).await?;
+    fixture.wait_flawless("web").await?;
+    let before = fixture.instances().await?;
+    fixture.apply("web", &with(60)).await?;
+    let message = fixture.wait_for_condition("web", "Resolved", "False", "TooLarge").await?;
+    ensure!(message.contains("524288 bytes together") && message.contains("--max-namespace-bytes"), "{message}");
+    let found = fixture.instances().await?;
+    ensure!(found == before, "what is registered has changed: {found:?}");
+    // Who dies goes all the same. There is no room for the texts of the others either.
+    fixture.namespace.force_delete("web-11").await?;
+    fixture.wait_for("the others", |found| found.len() == 11 && found.iter().all(|i| i.tags.len() == 1)).await?;
+    fixture.apply("web", &with(30)).await?;
+    fixture.wait_for("shorter ones", |found| found.iter().all(|i| i.tags.len() == 30)).await?;
+    fixture.wait_flawless("web").await
 }
 
 const HEAD: &str = include_str!("attacks/security.md");

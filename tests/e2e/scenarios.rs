@@ -111,6 +111,9 @@ scenarios! {
     /// Large resources of one namespace, and one that names many labels: what is too large is refused, the older ones go on, and once there
     /// is room the next one is registered.
     attacks::a_namespace_has_so_many_bytes(agent: yes, catalog: yes);
+    /// Tags with a pod's name in them, for each of twelve pods, take more memory than a namespace may: what is registered stays as it is, and
+    /// shorter ones are registered.
+    attacks::texts_of_instances_have_a_budget(agent: yes, catalog: yes);
     /// A policy decides about names, tags, meta keys, addresses, `Retain` and the number of resources; each refusal names its rule.
     policies::a_policy_decides_what_may_be_asked_for(agent: yes, catalog: yes);
     /// The labels of a namespace decide which rule is for it: from the start, from a changed file on, and when they change; what is

@@ -16,7 +16,7 @@ use super::followed::Followed;
 use super::health::Credential;
 use super::settings::chain;
 use super::token::{TokenFile, TokenSource};
-use super::{Http, LONGEST_BODY, body};
+use super::{ALL_BODIES, Http, body};
 use crate::certificates::Validity;
 
 /// The time between two looks at the files.
@@ -97,7 +97,7 @@ impl Http {
         let answer = request.send().await?;
         let status = answer.status().as_u16();
         // What is too long, or broken off, is no answer to anything that is asked here.
-        let text = body(answer, LONGEST_BODY).await.map(|text| text.to_vec()).unwrap_or_default();
+        let text = body(answer, ALL_BODIES, &self.bodies).await.map(|text| text.to_vec()).unwrap_or_default();
         Ok((status, text))
     }
 

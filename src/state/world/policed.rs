@@ -7,7 +7,7 @@ use super::entry::{Entry, Names, compared};
 use super::{Dirt, Dirtied, World};
 use crate::model::cause::Cause;
 use crate::model::ids::{ResourceKey, Str};
-use crate::model::policy::{Place, Policy};
+use crate::model::policy::{LEAST_BYTES, Place, Policy};
 use crate::model::registration::NameInUse;
 use crate::model::resource::Resource;
 use crate::model::selector::Labels;
@@ -31,16 +31,21 @@ pub(super) fn names<'a>(
     Names { others, rows: Some(rows).filter(|_| rows_are_known) }
 }
 
-/// Gives what a budget counts a resource by: its age and the bytes of its spec, if it is one of this operator's.
+/// Gives what a budget counts a resource by: its age and the bytes that it takes, if it is one of this operator's.
 pub(super) fn counts(entry: Option<&Entry>) -> Option<(i64, &Str, usize)> {
     let resource = &entry.filter(|entry| entry.resource.ours)?.resource;
-    Some((resource.created, &resource.uid, resource.bytes))
+    Some((resource.created, &resource.uid, bytes(resource)))
+}
+
+/// The bytes that a resource counts as: those of its spec, and at least what is held of each besides.
+fn bytes(resource: &Resource) -> usize {
+    resource.bytes.max(LEAST_BYTES)
 }
 
 /// Gives the place of a resource that a first list tells of. Which are the oldest only the whole list tells; until then
 /// those have the bytes that come first, so that no list fills the memory.
 pub(super) fn place_in_list(listed: &mut usize, resource: &Resource, policy: &Policy) -> Place {
-    *listed = listed.saturating_add(if resource.ours { resource.bytes } else { 0 });
+    *listed = listed.saturating_add(if resource.ours { bytes(resource) } else { 0 });
     if *listed > policy.namespace_bytes { Place::TooLarge } else { Place::Unknown }
 }
 

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::model::pattern::Pattern;
-use crate::model::policy::{Budget, Rule};
+use crate::model::policy::{Budget, LEAST_BYTES, Rule};
 use crate::model::selector::{Labels, Requirement, Selector};
 use crate::state::world::policed::LABELS;
 
@@ -181,16 +181,16 @@ fn a_budget_has_room_for_the_oldest() {
     assert_eq!(refused(&world), []);
 }
 
-/// One of this age and size.
+/// One of this age and size in KiB.
 fn of_size(created: i64, name: &str, bytes: usize) -> SeenResource {
     let mut seen = at_age(created, &key("a", name), name);
-    seen.resource.bytes = bytes;
+    seen.resource.bytes = bytes * LEAST_BYTES;
     seen
 }
 
 #[test]
 fn a_namespace_has_so_many_bytes_and_the_oldest_have_them() {
-    let policy = Arc::new(Policy { namespace_bytes: 100, ..Policy::default() });
+    let policy = Arc::new(Policy { namespace_bytes: 100 * LEAST_BYTES, ..Policy::default() });
     let resources = (Kind::Resource, Scope::All);
     let first = [of_size(3, "a", 60), of_size(1, "b", 30), of_size(2, "c", 50)];
     let mut world = World::new([Scope::All], false).under(policy);
@@ -224,6 +224,15 @@ fn a_namespace_has_so_many_bytes_and_the_oldest_have_them() {
     world.edits(of_size(2, "c", 20));
     world.edits(of_size(3, "a", 60));
     assert_eq!((dropped(&world), refused(&world)), (Vec::new(), Vec::new()));
+}
+
+#[test]
+fn a_multitude_of_small_resources_counts_as_well() {
+    let policy = Arc::new(Policy { namespace_bytes: 3 * LEAST_BYTES, ..Policy::default() });
+    let small = (1..).zip(["a", "b", "c", "d"]).map(|(age, name)| of_size(age, name, 0));
+    let mut world = World::of(small);
+    world.follow(policy);
+    assert_eq!(refused(&world), [Str::from("d")]);
 }
 
 /// A policy with a rule for namespaces of a label, which allows all, and one for others, which allows this name alone.
