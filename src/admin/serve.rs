@@ -46,7 +46,12 @@ const EAFNOSUPPORT: i32 = 97;
 
 /// Answers requests by a router until the process ends: one for each connection.
 pub(super) async fn serve(listener: TcpListener, router: Router) {
-    let slots = Arc::new(Semaphore::new(CONNECTIONS));
+    serve_at_once(listener, router, CONNECTIONS).await;
+}
+
+/// The same, with so many connections at once.
+async fn serve_at_once(listener: TcpListener, router: Router, most: usize) {
+    let slots = Arc::new(Semaphore::new(most));
     loop {
         let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
         match listener.accept().await {
@@ -95,6 +100,41 @@ mod tests {
         // A connection that is cut while something was sent may be reset.
         let _ = stream.read_to_string(&mut came).await;
         came
+    }
+
+    #[tokio::test]
+    async fn connections_beyond_the_limit_wait_for_their_turn() {
+        let listener = listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let router = Router::new().route("/healthz", axum::routing::get(async || "ok\n"));
+        tokio::spawn(serve_at_once(listener, router, 2));
+        let first = TcpStream::connect(address).await.unwrap();
+        let _second = TcpStream::connect(address).await.unwrap();
+        let mut third = TcpStream::connect(address).await.unwrap();
+        third.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+        let mut came = String::new();
+        let early = timeout(Duration::from_millis(200), third.read_to_string(&mut came)).await;
+        assert!(early.is_err(), "two idle connections are all that there may be, and a third was answered: {came}");
+        drop(first);
+        timeout(HEADERS, third.read_to_string(&mut came)).await.unwrap().unwrap();
+        assert!(came.starts_with("HTTP/1.1 200 OK"), "{came}");
+    }
+
+    #[tokio::test]
+    async fn who_asks_by_ipv6_is_answered() {
+        let listener = listen("[::]:0".parse().unwrap()).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        if address.is_ipv4() {
+            // This machine has no IPv6: what listens falls back to IPv4.
+            return;
+        }
+        let router = Router::new().route("/healthz", axum::routing::get(async || "ok\n"));
+        tokio::spawn(serve(listener, router));
+        let mut stream = TcpStream::connect((std::net::Ipv6Addr::LOCALHOST, address.port())).await.unwrap();
+        stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+        let mut came = String::new();
+        stream.read_to_string(&mut came).await.unwrap();
+        assert!(came.starts_with("HTTP/1.1 200 OK") && came.ends_with("ok\n"), "{came}");
     }
 
     #[tokio::test]

@@ -191,6 +191,20 @@ async fn a_hook_that_fails_uninstalls_nothing() -> Result<()> {
     Ok(())
 }
 
+#[tokio::test]
+async fn a_hook_that_cannot_run_ends_at_its_deadline() -> Result<()> {
+    let cluster = Cluster::take().await?;
+    cluster.helm("install", Some(&chart()), &["--set", "uninstall.deadlineSeconds=10"]).await?;
+    // No node runs the hook: it would wait for ever.
+    let failed = cluster.helm.run(["uninstall", "lictor", "--namespace=lictor", "--timeout=5m"]).await;
+    let failed = failed.expect_err("the hook has ended without a node");
+    ensure!(format!("{failed:#}").contains("lictor-detach"), "{failed:#}");
+    let reasons = "--output=jsonpath={.status.conditions[*].reason}";
+    let reasons = cluster.kubectl(&["get", "job", "lictor-detach", "--namespace=lictor", reasons]).await?;
+    ensure!(reasons.contains("DeadlineExceeded"), "{reasons}");
+    cluster.helm("uninstall", None, &[]).await.map(drop)
+}
+
 /// The way out of docs/install.md where the image cannot run any more.
 #[tokio::test]
 async fn finalizers_are_removed_without_lictor() -> Result<()> {

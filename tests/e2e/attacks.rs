@@ -473,6 +473,12 @@ const ATTEMPTS: &[Attempt] = &[
     ),
     attempt(
         Network,
+        "opens more connections to the admin port than there may be",
+        "256 are served at once, and the others wait until one is cut",
+        Test("src/admin/serve.rs", "connections_beyond_the_limit_wait_for_their_turn"),
+    ),
+    attempt(
+        Network,
         "answers in Consul's place, and sends without an end",
         "the answer is read to a limit",
         Test("src/consul/transport.rs", "an_answer_is_read_up_to_a_limit"),

@@ -189,8 +189,7 @@ pub(crate) async fn one_author_keeps_no_other_from_being_heard(fixture: &Fixture
         times = removals => times?,
     };
     println!("another author's deleted pods left after {times:?}, while a list of pods took {LIST:?}");
-    ensure!(times.iter().all(|time| *time < LIST), "one waited for a list: {times:?}");
-    ensure!(times.iter().any(|time| *time < Duration::from_secs(1)), "each took over a second: {times:?}");
+    ensure!(times.iter().all(|time| *time < Duration::from_secs(1)), "one took over a second: {times:?}");
     // And the one who edits gets what the last edit asks for.
     listening.rule(|_| None);
     loud.create_pod(fixture.new_web_pod("late", "a").annotation("last", "here")).await?;
