@@ -101,10 +101,10 @@ pub struct RunArgs {
     pub max_namespace_bytes: u32,
 
     /// How long to keep instances passing if most stop being ready at once, 0s to 1h. This applies if more than half of
-    /// all passing instances, and at least ten, stop being ready within a minute while their endpoints stay: the
-    /// kubelets may be cut off from the API server while the pods still serve. After this time Lictor reads a fresh
-    /// list from Kubernetes. 0s keeps nothing. In any case, /readyz, the metric `lictor_mass_unready_instances` and the
-    /// conditions report it.
+    /// all passing instances, and at least ten, stop being ready within a minute while their endpoints stay, and not
+    /// those of one namespace alone: the kubelets may be cut off from the API server while the pods still serve. After
+    /// this time Lictor reads a fresh list from Kubernetes. 0s keeps nothing. In any case, /readyz, the metric
+    /// `lictor_mass_unready_instances` and the conditions report it.
     #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = duration, env = "LICTOR_HOLD_MASS_UNREADY")]
     pub hold_mass_unready: Duration,
 

@@ -353,6 +353,11 @@ fn gauges(snapshot: &Snapshot) -> Registry {
     gauge("lictor_outstanding_writes", "Number of writes to Consul that wait or are under way", snapshot.outstanding);
     gauge("lictor_refused_instances", "Number of instances that Consul refuses", snapshot.refused);
     gauge(
+        "lictor_refused_widely",
+        "1 if Consul refuses instances of more than one resource in five, in two namespaces or in the only one",
+        snapshot.refused_widely.into(),
+    );
+    gauge(
         "lictor_unread_nodes",
         "Number of Consul nodes that Lictor cannot read, although it can read others",
         snapshot.unread_nodes,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::Engine;
 use crate::model::health::Health;
-use crate::model::ids::PREVIOUS;
+use crate::model::ids::{PREVIOUS, Str};
 use crate::model::reasons::OutageKind;
 use crate::model::registration::Ownership;
 use crate::model::status::{ConditionKind, Status, Truth};
@@ -25,6 +25,8 @@ pub struct Snapshot {
     pub frozen_by_spec: usize,
     /// The number of resources that are watched, by the status and the reason of their condition `Ready`.
     pub resources: BTreeMap<(&'static str, String), usize>,
+    /// True if Consul refuses instances of many resources, and not of one namespace alone.
+    pub refused_widely: bool,
     /// The number of instances that of this cluster pass in Consul.
     pub passing: usize,
     /// The number of them that have a check that warns.
@@ -74,6 +76,7 @@ impl Engine {
             frozen_by_name: frozen.by_name,
             frozen_by_spec: frozen.by_spec,
             resources: self.resources_by_ready(),
+            refused_widely: self.is_refused_widely(),
             passing: self.mirror.count(Health::Passing),
             warning: self.mirror.count(Health::Warning),
             critical: self.mirror.count(Health::Critical),
@@ -95,6 +98,11 @@ impl Engine {
     fn resources_by_ready(&self) -> BTreeMap<(&'static str, String), usize> {
         let ours = self.world.entries().filter(|entry| entry.resource.ours);
         count_by_ready(ours.map(|entry| &*entry.resource.status))
+    }
+
+    fn is_refused_widely(&self) -> bool {
+        let ours = self.world.entries().map(|entry| &entry.resource).filter(|resource| resource.ours);
+        is_wide(ours.map(|resource| (&resource.key.namespace, ready(&resource.status).1 == REFUSED)))
     }
 
     /// Counts the instances that another agent holds that are for this Lictor to take away.
@@ -135,8 +143,25 @@ impl Engine {
 /// could invent any number, and each would be a time series.
 const MOST_REASONS: usize = 64;
 
+/// The reason of a resource of which Consul refuses instances.
+const REFUSED: &str = "Refused";
+
 /// The reason that stands for all others.
 const OTHER: &str = "Other";
+
+/// Says whether resources are refused far and wide, given the namespace of each, and whether it is refused: more than one in
+/// five, both of all and of those of two namespaces, or of the only one that there is.
+fn is_wide<'a>(resources: impl Iterator<Item = (&'a Str, bool)>) -> bool {
+    let mut by_namespace: BTreeMap<&Str, (usize, usize)> = BTreeMap::new();
+    for (namespace, is_refused) in resources {
+        let (refused, all) = by_namespace.entry(namespace).or_default();
+        (*refused, *all) = (*refused + usize::from(is_refused), *all + 1);
+    }
+    let is_much = |refused: usize, all: usize| refused * 5 > all;
+    let (refused, all) = by_namespace.values().fold((0, 0), |(refused, all), of| (refused + of.0, all + of.1));
+    let concerned = by_namespace.values().filter(|(refused, all)| is_much(*refused, *all)).count();
+    is_much(refused, all) && concerned >= by_namespace.len().min(2)
+}
 
 /// Counts statuses by their condition `Ready`.
 fn count_by_ready<'a>(statuses: impl Iterator<Item = &'a Status>) -> BTreeMap<(&'static str, String), usize> {
@@ -178,6 +203,26 @@ mod tests {
         assert_eq!(ready(&status), ("Unknown", "NotReported"));
         status.conditions.push(condition(ConditionKind::Ready, Truth::False, "Refused"));
         assert_eq!(ready(&status), ("False", "Refused"));
+    }
+
+    #[test]
+    fn refusals_of_one_namespace_are_its_own_affair() {
+        for (case, of, expected) in [
+            ("no resources", &[][..], false),
+            ("the only namespace", &[("shop", 2, 9)], true),
+            ("one in five", &[("shop", 2, 10)], false),
+            ("one of two", &[("shop", 20, 20), ("lab", 0, 30)], false),
+            ("few of the other", &[("shop", 20, 20), ("lab", 6, 30)], false),
+            ("many of both", &[("shop", 20, 20), ("lab", 7, 30)], true),
+            ("few of all", &[("shop", 1, 1), ("lab", 1, 1), ("pay", 0, 8)], false),
+            ("many of all", &[("shop", 1, 1), ("lab", 1, 1), ("pay", 0, 7)], true),
+        ] {
+            let resources = of.iter().flat_map(|(namespace, refused, all)| {
+                (0..*all).map(move |number| (Str::from(*namespace), number < *refused))
+            });
+            let resources: Vec<(Str, bool)> = resources.collect();
+            assert_eq!(is_wide(resources.iter().map(|(namespace, refused)| (namespace, *refused))), expected, "{case}");
+        }
     }
 
     #[test]

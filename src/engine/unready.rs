@@ -83,7 +83,10 @@ impl Engine {
         let stops: Vec<(RowKey, Str)> = ops.iter().filter_map(|op| self.stops(op, unready)).collect();
         let now_of = |row: &RowKey, address: &str| now_of(desired, unready, row, address);
         let (passing, now) = (self.mirror.count(Health::Passing), self.unready.millis());
-        match self.unready.mass.decided(key, stops.into_iter(), now_of, passing, now) {
+        // What somebody else registers in Consul for a namespace without resources does not count.
+        let has_resources = |namespace: &Str| self.world.has_resources_in(namespace);
+        let passing_besides = |namespace: &Str| self.mirror.passing_besides(namespace, has_resources);
+        match self.unready.mass.decided(key, stops.into_iter(), now_of, passing, passing_besides, now) {
             Some(Turn::Begins(resources)) => {
                 let hold = self.config.hold_mass_unready;
                 let instances = self.unready.len();

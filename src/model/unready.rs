@@ -1,7 +1,8 @@
 //! Whether most instances stop passing at once although none of them goes.
 //!
 //! One pod that is not ready says something of that pod. When most of them turn at once, and their endpoints stay, it
-//! is likelier that Kubernetes has lost sight of its nodes: the kubelets are cut off, and the pods serve on. In: what
+//! is likelier that Kubernetes has lost sight of its nodes: the kubelets are cut off, and the pods serve on. Those of one
+//! namespace alone are their owner's affair, and hold up nobody else. In: what
 //! each decision makes of a resource's instances, and the time, in milliseconds from some fixed moment. Out: when such
 //! an episode begins and ends, and what it is about. Each call costs as much as the change that it is about.
 
@@ -63,6 +64,8 @@ pub struct Episode {
 pub struct MassUnready {
     stopped: BTreeMap<ResourceKey, BTreeMap<RowKey, Stopped>>,
     count: usize,
+    /// Counts the instances of `stopped` by namespace.
+    by_namespace: BTreeMap<Str, usize>,
     /// The instances of `stopped` by age; one that is not in `stopped` at that time any more is passed over.
     order: VecDeque<(u64, ResourceKey, RowKey)>,
     /// The most instances that passed, measure by measure.
@@ -77,19 +80,20 @@ struct Stopped {
 }
 
 impl MassUnready {
-    /// Notes a decision about a resource. `passing` is how many instances of all resources pass in Consul before it,
-    /// `stops` are those that it makes stop passing although their endpoints stay, with their addresses; `now_of`
-    /// answers of one that stopped before what has become of it.
+    /// Notes a decision about a resource. `passing` is how many instances of all resources pass in Consul before it, and
+    /// `passing_besides` how many of them are not of a namespace. `stops` are those that it makes stop passing although
+    /// their endpoints stay, with their addresses; `now_of` answers of one that stopped before what has become of it.
     pub fn decided(
         &mut self,
         owner: &ResourceKey,
         stops: impl Iterator<Item = (RowKey, Str)>,
         now_of: impl Fn(&RowKey, &str) -> Now,
         passing: usize,
+        passing_besides: impl Fn(&Str) -> usize,
         now: u64,
     ) -> Option<Turn> {
         self.measure(passing, now);
-        let mut gone = 0;
+        let (mut gone, count) = (0, self.count);
         if let Some(known) = self.stopped.get_mut(owner) {
             let before = known.len();
             known.retain(|key, stopped| {
@@ -110,11 +114,12 @@ impl MassUnready {
         if self.stopped.get(owner).is_some_and(BTreeMap::is_empty) {
             self.stopped.remove(owner);
         }
+        self.recount(&owner.namespace, count);
         match &mut self.episode {
             None => {
                 self.forget_older(now);
                 let passed = self.passed.iter().map(|(_, passed)| *passed).max().unwrap_or_default();
-                is_most(self.count, passed).then(|| {
+                (is_most(self.count, passed) && self.is_of_several(passing_besides)).then(|| {
                     self.episode = Some(Episode { since: now, passed, most: self.count, confirmed: false });
                     Turn::Begins(self.stopped.keys().cloned().collect())
                 })
@@ -130,6 +135,23 @@ impl MassUnready {
                 *self = Self { passed: std::mem::take(&mut self.passed), ..Self::default() };
                 Some(Turn::Ends(resources))
             }
+        }
+    }
+
+    /// Says whether those that stopped are not those of one namespace alone, whose fault that may be: of the others, more
+    /// stopped than half of what passes there. Where no other namespace has any that passed, nobody else is concerned.
+    fn is_of_several(&self, passing_besides: impl Fn(&Str) -> usize) -> bool {
+        let Some((most, of_it)) = self.by_namespace.iter().max_by_key(|(_, count)| **count) else { return false };
+        let (stopped, passing) = (self.count - of_it, passing_besides(most));
+        passing == 0 || stopped * 2 > passing
+    }
+
+    /// Notes that instances of a namespace have changed the count, which was `before`.
+    fn recount(&mut self, namespace: &Str, before: usize) {
+        let known = self.by_namespace.entry(namespace.clone()).or_default();
+        *known = (*known + self.count).saturating_sub(before);
+        if *known == 0 {
+            self.by_namespace.remove(namespace);
         }
     }
 
@@ -187,10 +209,11 @@ impl MassUnready {
             let Some(known) = self.stopped.get_mut(&owner) else { continue };
             if known.get(&key).is_some_and(|stopped| stopped.at == at) {
                 known.remove(&key);
+                if known.is_empty() {
+                    self.stopped.remove(&owner);
+                }
                 self.count -= 1;
-            }
-            if known.is_empty() {
-                self.stopped.remove(&owner);
+                self.recount(&owner.namespace, self.count + 1);
             }
         }
     }
@@ -236,7 +259,7 @@ mod tests {
         let mut begun = Vec::new();
         for (number, (at, owner, instances, passing)) in steps.iter().enumerate() {
             let stopped = instances.clone().map(|number| (row(number), "10.0.0.1".into()));
-            let turn = machine.decided(&key(owner), stopped, unready, *passing, *at);
+            let turn = machine.decided(&key(owner), stopped, unready, *passing, |_| 0, *at);
             if matches!(turn, Some(Turn::Begins(_))) {
                 begun.push(number);
             }
@@ -260,10 +283,50 @@ mod tests {
     }
 
     #[test]
+    fn one_namespace_alone_is_no_episode_of_all() {
+        // Instances that stop and that pass in Consul, by namespace, in the order in which they stop.
+        for (case, stops, passing, begins) in [
+            ("the only namespace", &[("shop", 12)][..], &[("shop", 20)][..], true),
+            ("others have none that pass", &[("shop", 12)], &[("shop", 12), ("lab", 0)], true),
+            ("one that has most of all", &[("shop", 40)], &[("shop", 40), ("lab", 10)], false),
+            ("and one of another", &[("shop", 40), ("lab", 1)], &[("shop", 40), ("lab", 10)], false),
+            ("half of the others'", &[("shop", 40), ("lab", 5)], &[("shop", 40), ("lab", 10)], false),
+            ("most of the others'", &[("shop", 40), ("lab", 6)], &[("shop", 40), ("lab", 10)], true),
+            ("the smaller one first", &[("lab", 6), ("shop", 40)], &[("shop", 40), ("lab", 10)], true),
+            ("of three", &[("shop", 40), ("lab", 2), ("pay", 4)], &[("shop", 40), ("lab", 5), ("pay", 5)], true),
+            ("one that is large", &[("shop", 4), ("lab", 80)], &[("shop", 4), ("lab", 90)], true),
+        ] {
+            let mut machine = MassUnready::default();
+            let all = passing.iter().map(|(_, count)| count).sum();
+            let besides = |namespace: &Str| {
+                passing.iter().filter(|(name, _)| *name != &**namespace).map(|(_, count)| count).sum()
+            };
+            let mut begun = false;
+            for (number, (namespace, count)) in stops.iter().enumerate() {
+                let rows = (0..*count).map(|row_number| (row(number * 100 + row_number), "10.0.0.1".into()));
+                let turn = machine.decided(&ResourceKey::new(namespace, "web"), rows, unready, all, besides, 0);
+                begun |= matches!(turn, Some(Turn::Begins(_)));
+            }
+            assert_eq!(begun, begins, "{case}");
+        }
+    }
+
+    #[test]
+    fn what_stopped_earlier_counts_for_no_namespace() {
+        let mut machine = MassUnready::default();
+        let rows = |from: usize, count: usize| (from..from + count).map(|number| (row(number), Str::from("10.0.0.1")));
+        let besides = |namespace: &Str| if &**namespace == "lab" { 40 } else { 10 };
+        let lab = ResourceKey::new("lab", "web");
+        assert_eq!(machine.decided(&lab, rows(0, 6), unready, 50, besides, 0), None);
+        assert_eq!(machine.decided(&key("a"), rows(10, 40), unready, 50, besides, WITHIN + 1), None);
+        assert!(machine.decided(&lab, rows(50, 6), unready, 50, besides, WITHIN + 2).is_some());
+    }
+
+    #[test]
     fn it_ends_when_half_of_them_pass_again_or_are_gone() {
         let mut machine = MassUnready::default();
         let stops = (0..20).map(|number| (row(number), format!("10.0.0.{number}").into()));
-        let begins = machine.decided(&key("a"), stops, unready, 20, 0);
+        let begins = machine.decided(&key("a"), stops, unready, 20, |_| 0, 0);
         assert_eq!(begins, Some(Turn::Begins([key("a")].into())));
         assert!(machine.concerns(&key("a")) && machine.has(&key("a"), &row(3)) && !machine.concerns(&key("b")));
         machine.confirm();
@@ -273,9 +336,9 @@ mod tests {
                 if (first..20).any(|number| row(number) == *key) { Now::Unready } else { Now::Ready }
             }
         };
-        assert_eq!(machine.decided(&key("a"), std::iter::empty(), still(9), 9, 200_000), None);
+        assert_eq!(machine.decided(&key("a"), std::iter::empty(), still(9), 9, |_| 0, 200_000), None);
         assert_eq!(machine.len(), 11);
-        let ends = machine.decided(&key("a"), std::iter::empty(), still(10), 10, 200_001);
+        let ends = machine.decided(&key("a"), std::iter::empty(), still(10), 10, |_| 0, 200_001);
         assert_eq!(ends, Some(Turn::Ends([key("a")].into())));
         assert!(machine.len() == 0 && machine.episode().is_none());
     }
@@ -302,9 +365,9 @@ mod tests {
                 _ => Now::Unready,
             };
             let mut machine = MassUnready::default();
-            assert!(machine.decided(&key("a"), stops(0..11), unready, 20, 0).is_some());
-            assert_eq!(machine.decided(&key("a"), stops(11..18), unready, 9, 1), None);
-            let turn = machine.decided(&key("a"), std::iter::empty(), now_of, 2, 2);
+            assert!(machine.decided(&key("a"), stops(0..11), unready, 20, |_| 0, 0).is_some());
+            assert_eq!(machine.decided(&key("a"), stops(11..18), unready, 9, |_| 0, 1), None);
+            let turn = machine.decided(&key("a"), std::iter::empty(), now_of, 2, |_| 0, 2);
             assert_eq!(turn.is_some(), ends, "{gone} are gone, and {again} pass again");
         }
     }

@@ -19,6 +19,8 @@ pub struct Mirror {
     owned: usize,
     /// Counts them by health.
     by_health: BTreeMap<Health, usize>,
+    /// Counts those that pass by the namespace of their resource.
+    passing: BTreeMap<Str, usize>,
     /// Counts those that an agent has and the catalog does not show.
     hidden: usize,
     /// Counts how many rows each Consul node has.
@@ -84,6 +86,12 @@ impl Mirror {
     #[must_use]
     pub fn count(&self, health: Health) -> usize {
         self.by_health.get(&health).copied().unwrap_or_default()
+    }
+
+    /// Counts the rows that pass of the resources of other namespaces than this one, of those that are to be counted.
+    pub fn passing_besides(&self, namespace: &Str, counts: impl Fn(&Str) -> bool) -> usize {
+        let others = self.passing.iter().filter(|(other, _)| *other != namespace && counts(other));
+        others.map(|(_, passing)| passing).sum()
     }
 
     /// Says whether an agent has rows of this cluster that the catalog does not show.
@@ -248,6 +256,17 @@ impl Mirror {
         if let Some(health) = row.and_then(health) {
             *self.by_health.entry(health).or_default() += 1;
         }
+        if let Some(namespace) = self.rows.get(key).and_then(passes_for).cloned()
+            && let Some(count) = self.passing.get_mut(&namespace)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.passing.remove(&namespace);
+            }
+        }
+        if let Some(namespace) = row.and_then(passes_for) {
+            *self.passing.entry(namespace.clone()).or_default() += 1;
+        }
     }
 
     /// Counts a row if it is hidden, in place of what stands under its key.
@@ -288,6 +307,14 @@ impl Mirror {
     }
 }
 
+/// The namespace of the resource that a row passes for; none where it is not ours or does not pass.
+fn passes_for(row: &Row) -> Option<&Str> {
+    match &row.ownership {
+        Ownership::Ours(owner) if row.health == Health::Passing => Some(&owner.namespace),
+        Ownership::Ours(_) | Ownership::Unowned | Ownership::Other(_) => None,
+    }
+}
+
 /// Says what an instance's health will be, as far as a write of ours tells: the checks that Consul runs are as they
 /// were when we last looked.
 fn health_after(registration: &Registration, known: Option<&Row>) -> Health {
@@ -308,6 +335,32 @@ mod tests {
     use super::*;
 
     use crate::model::ids::{ClusterName, meta};
+
+    #[test]
+    fn those_that_pass_are_counted_by_namespace() {
+        let row = |owner: Option<&str>, health| {
+            let ownership =
+                owner.map_or(Ownership::Unowned, |namespace| Ownership::Ours(ResourceKey::new(namespace, "web")));
+            Row { registration: Arc::new(Registration::plain("web", "10.0.0.1", 80)), ownership, health, shown: true }
+        };
+        let key = |id: &str| RowKey { node: "n".into(), id: id.into() };
+        let mut mirror = Mirror::default();
+        for (id, row, expected) in [
+            ("a", Some(row(Some("shop"), Health::Passing)), (1, 0)),
+            ("b", Some(row(Some("lab"), Health::Passing)), (1, 1)),
+            ("c", Some(row(None, Health::Passing)), (1, 1)),
+            ("a", Some(row(Some("shop"), Health::Passing)), (1, 1)),
+            ("a", Some(row(Some("lab"), Health::Passing)), (0, 2)),
+            ("b", Some(row(Some("lab"), Health::Critical)), (0, 1)),
+            ("a", None, (0, 0)),
+        ] {
+            mirror.set(&key(id), row);
+            let besides = |namespace: &str| mirror.passing_besides(&namespace.into(), |_| true);
+            assert_eq!((besides("lab"), besides("shop")), expected, "{id}");
+            assert_eq!(mirror.passing_besides(&"lab".into(), |_| false), 0);
+        }
+        assert!(mirror.passing.is_empty());
+    }
 
     #[test]
     fn an_update_of_a_check_does_not_show_what_was_not_shown() {

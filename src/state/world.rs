@@ -512,6 +512,12 @@ impl World {
         self.resources.iter().map(|(_, entry)| entry)
     }
 
+    /// Says whether there are resources in a namespace.
+    #[must_use]
+    pub fn has_resources_in(&self, namespace: &Str) -> bool {
+        self.resources.of_namespace(namespace).next().is_some()
+    }
+
     /// Gives a Node.
     #[must_use]
     pub fn node(&self, name: &str) -> Option<&Node> {

@@ -24,7 +24,7 @@ use crate::consul::agent::Agent as LocalAgent;
 use crate::consul::store::{Change, Check, Entity, Node, Service, fold};
 use crate::expected::{Expected, Place, Rows, Want, has_port, lives_without_port, owner, place, told};
 use crate::moves::FORMER_NODE;
-use crate::setup::{AGENT_NODE, CLUSTER, CLUSTER_UID, MARKER, Mode, PREFIX};
+use crate::setup::{AGENT_NODE, CLUSTER, CLUSTER_UID, MARKER, Mode, NAMESPACES, PREFIX};
 use crate::sim::{Sim, State};
 
 /// Who did something in Consul.
@@ -138,6 +138,11 @@ struct Cut {
     owned: usize,
     /// Whether most of them were not ready at some time since.
     was_most: bool,
+}
+
+/// The namespace that an ID names: `cluster:namespace:resource:…`.
+fn namespace_of(id: &str) -> &str {
+    id.split(':').nth(1).unwrap_or_default()
 }
 
 /// How long those who had a name wait for those who have it next.
@@ -573,8 +578,18 @@ impl State {
         }
         cut.critical.insert(place);
         // What went afterwards says nothing of the rest.
-        let many = cut.critical.iter().filter(|place| there.contains(*place)).count();
-        if cut.was_most && !self.setup.elects && many >= LEAST && many > cut.owned / 2 {
+        let critical: Vec<&String> =
+            cut.critical.iter().filter(|place| there.contains(*place)).map(|(_, id)| id).collect();
+        let many = critical.len();
+        // What one namespace's pods do alone holds up nobody, whichever one that is.
+        let others = |namespace: &str, ids: &[&String]| ids.iter().filter(|id| namespace_of(id) != namespace).count();
+        let (passed, there): (Vec<&String>, Vec<&String>) =
+            (cut.passed.iter().collect(), there.iter().map(|(_, id)| id).collect());
+        let is_of_several = NAMESPACES.iter().all(|namespace| {
+            let all = others(namespace, &passed).max(others(namespace, &there));
+            all == 0 || others(namespace, &critical) * 2 > all
+        });
+        if cut.was_most && is_of_several && !self.setup.elects && many >= LEAST && many > cut.owned / 2 {
             let what = format!("life {} has made {many} of {} critical since then", sent.life, cut.owned);
             self.violate("nothing lost: the kubelets are cut off", what);
         }

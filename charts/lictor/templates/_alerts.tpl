@@ -131,13 +131,13 @@ an old answer. Labels of single replicas are left out where a change of replica 
     summary: Consul refuses instances.
     description: {{ `"Consul refuses {{ $value }} instances. The conditions of their resources say why."` }}
 - alert: LictorInstancesRefused
-  expr: sum by (namespace, job) (lictor_resources{ {{- $s -}} , reason="Refused"} {{ $acts }}) > 0.2 * sum by (namespace, job) (lictor_resources{ {{- $s -}} } {{ $acts }})
+  expr: sum by (namespace, job) (lictor_resources{ {{- $s -}} , reason="Refused"} {{ $acts }}) and on (namespace, job) max by (namespace, job) (lictor_refused_widely{ {{- $s -}} } {{ $acts }}) > 0
   for: 10m
   labels:
     severity: warning
   annotations:
     summary: Consul refuses instances of many resources.
-    description: {{ `"Consul refuses instances of {{ $value }} resources, more than one in five. Usually the token of Lictor lacks permissions."` }}
+    description: {{ `"Consul refuses instances of {{ $value }} resources, more than one in five in more than one namespace. Usually the token of Lictor lacks permissions."` }}
 - alert: LictorRemovalsHeld
   expr: max by (namespace, job) (lictor_held_resources{ {{- $s -}} } {{ $acts }}) > 0
   for: 15m
