@@ -25,7 +25,7 @@ use super::api::ConsulService;
 use super::convert::{ResourceObject, Rules};
 use super::decode::{Decoder, NamespaceObject, NodeObject, PodObject, ServiceObject, SliceObject, Watched};
 use super::list::{Failure, Pages, describe, retry_after};
-use super::watch::{OWN_WATCHES, Orders, namespaced};
+use super::watch::{OWN_WATCHES, Orders, is_by_namespace, namespaced};
 use super::{definition, status};
 use crate::model::cause::CrdState;
 use crate::model::ids::{ResourceKey, Str};
@@ -147,34 +147,33 @@ impl ApiServer {
         }
     }
 
-    /// Lists the kind of a watch. Where many namespaces need pods, one list of all pods tells of those that nobody asked
-    /// for yet.
+    /// Lists the kind of a watch. Where many namespaces need one, a single list of all namespaces tells of those that nobody
+    /// asked for yet.
     async fn read_watch(
         &self,
         (kind, scope): &(Kind, Scope),
         asked: &mut BTreeSet<(Kind, Scope)>,
         world: &mut World,
     ) -> Result<(), ReadError> {
-        let one = BTreeSet::from([scope.clone()]);
+        let mut scopes = BTreeSet::from([scope.clone()]);
         asked.insert((*kind, scope.clone()));
+        if is_by_namespace(*kind) && self.scopes.contains(&Scope::All) {
+            let wanted = world.wanted().watches.into_keys();
+            let others: Vec<_> = wanted.filter(|watch| watch.0 == *kind && !asked.contains(watch)).collect();
+            if others.len() >= OWN_WATCHES {
+                scopes.extend(others.iter().map(|(_, scope)| scope.clone()));
+                asked.extend(others);
+            }
+        }
+        let listed = if scopes.len() > 1 { &Scope::All } else { scope };
         let client = &self.client;
         match kind {
             Kind::Resource => Ok(()),
-            Kind::Slice => self.read(namespaced::<SliceObject>(client, scope), &one, world).await,
-            Kind::Service => self.read(namespaced::<ServiceObject>(client, scope), &one, world).await,
-            Kind::Node => self.read(Api::<NodeObject>::all(client.clone()), &one, world).await,
-            Kind::Namespace => self.read(Api::<NamespaceObject>::all(client.clone()), &one, world).await,
-            Kind::Pod => {
-                let wanted = world.wanted().watches.into_keys();
-                let others = wanted.filter(|watch| watch.0 == Kind::Pod && !asked.contains(watch));
-                let others: Vec<Scope> = others.map(|(_, scope)| scope).collect();
-                if others.len() < OWN_WATCHES || !self.scopes.contains(&Scope::All) {
-                    return self.read(namespaced::<PodObject>(client, scope), &one, world).await;
-                }
-                asked.extend(others.iter().map(|scope| (Kind::Pod, scope.clone())));
-                let scopes = one.into_iter().chain(others).collect();
-                self.read(Api::<PodObject>::all(client.clone()), &scopes, world).await
-            }
+            Kind::Slice => self.read(namespaced::<SliceObject>(client, listed), &scopes, world).await,
+            Kind::Service => self.read(namespaced::<ServiceObject>(client, listed), &scopes, world).await,
+            Kind::Pod => self.read(namespaced::<PodObject>(client, listed), &scopes, world).await,
+            Kind::Node => self.read(Api::<NodeObject>::all(client.clone()), &scopes, world).await,
+            Kind::Namespace => self.read(Api::<NamespaceObject>::all(client.clone()), &scopes, world).await,
         }
     }
 

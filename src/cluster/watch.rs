@@ -28,8 +28,8 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::{debug, info, warn};
 
-pub(super) use self::aims::OWN_WATCHES;
 use self::aims::{Aims, Division, Kept};
+pub(super) use self::aims::{OWN_WATCHES, is_by_namespace};
 use self::lists::{Lists, Next, key_of};
 use super::api::ConsulService;
 use super::convert::{ResourceObject, Rules};
@@ -49,6 +49,9 @@ const NOT_HEARD_OF: Duration = Duration::from_secs(60);
 const START_TIMEOUT: Duration = Duration::from_secs(10);
 /// A watch that ends sooner has not worked.
 const TOO_SHORT: Duration = Duration::from_secs(1);
+
+/// More scopes than this are listed all at once.
+const MANY: usize = 8;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(8);
@@ -438,7 +441,15 @@ impl<K: Watched> Watch<K> {
                 }
                 changed = self.aims.changed() => {
                     changed.map_err(|_| End::NobodyListens)?;
-                    self.follow_aims().into_iter().for_each(|scope| self.lists.ask(scope));
+                    let to_list = self.follow_aims();
+                    if to_list.len() > MANY {
+                        // No author asks for so many namespaces at once: this is a start, and one list of all is quicker.
+                        self.version = None;
+                        return Ok(());
+                    }
+                    for scope in to_list {
+                        self.lists.ask(scope);
+                    }
                 }
             }
         }

@@ -117,6 +117,17 @@ impl<T: PartialEq> Table<T> {
         unmarked.into_iter().map(gone).collect()
     }
 
+    /// Forgets everything of a scope, which is not watched any more, and gives what that was.
+    pub(super) fn take(&mut self, scope: &Scope) -> Vec<(ObjectKey, T)> {
+        self.lists.remove(scope);
+        let keys: Vec<ObjectKey> = match scope {
+            Scope::All => self.rows.keys().cloned().collect(),
+            Scope::Namespace(namespace) => self.of_namespace(namespace).map(|(key, _)| key.clone()).collect(),
+        };
+        let taken = keys.into_iter().filter_map(|key| self.rows.remove_entry(&key));
+        taken.map(|(key, row)| (key, row.value)).collect()
+    }
+
     /// Forgets everything of a scope: it is not watched any more.
     pub(super) fn forget(&mut self, scope: &Scope) {
         self.lists.remove(scope);

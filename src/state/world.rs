@@ -223,10 +223,8 @@ impl World {
     fn scopes_of(&self, key: &ResourceKey, kind: Kind) -> Vec<Scope> {
         match kind {
             Kind::Node | Kind::Namespace => vec![Scope::All],
-            Kind::Pod => vec![Scope::Namespace(key.namespace.clone())],
-            Kind::Resource | Kind::Slice | Kind::Service => {
-                self.scopes.iter().filter(|scope| scope.covers(&key.namespace)).cloned().collect()
-            }
+            Kind::Slice | Kind::Service | Kind::Pod => vec![Scope::Namespace(key.namespace.clone())],
+            Kind::Resource => self.scopes.iter().filter(|scope| scope.covers(&key.namespace)).cloned().collect(),
         }
     }
 

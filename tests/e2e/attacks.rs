@@ -395,6 +395,12 @@ const ATTEMPTS: &[Attempt] = &[
     ),
     attempt(
         SliceWriter,
+        "fills a namespace without resources with slices and Services, to fill the memory",
+        "they are not held",
+        Test("src/state/world/tests/demand.rs", "what_is_in_namespaces_without_resources_is_not_held"),
+    ),
+    attempt(
+        SliceWriter,
         "names addresses that no pod of the namespace has",
         "not registered with `--verify-endpoints`",
         Scenario("verified::endpoints_need_a_pod"),

@@ -7,8 +7,9 @@ use crate::model::ids::Str;
 use crate::state::event::{Kind, Scope};
 use crate::state::world::Wanted;
 
-/// So many namespaces have a watch of their pods each. Where more need pods, one watch of all pods tells of the rest: each
-/// watch holds a connection, and a watch of all pods brings every change of every pod.
+/// So many namespaces have a watch of their own of each kind that is watched by namespaces: slices, Services and pods. Where
+/// more need a kind, one watch of all namespaces tells of the rest: each watch holds a connection, and a watch of all
+/// brings every change of every object.
 pub(in crate::cluster) const OWN_WATCHES: usize = 8;
 
 /// A namespace forgets keys that nobody asks for any more once it keeps so many more than twice those that are asked for.
@@ -26,14 +27,14 @@ pub(super) struct Aim {
     pub(super) of_pods: BTreeSet<PodKey>,
 }
 
-/// Divides what is wanted among watches. A namespace stays with the watch that it has for as long as its pods are needed, so
-/// that nothing is handed over.
+/// Divides what is wanted among watches. A namespace stays with the watch that it has for as long as the kind is needed
+/// there, so that nothing is handed over.
 #[derive(Debug, Default)]
 pub(super) struct Division {
-    /// The scopes that have a watch of pods of their own.
-    own: BTreeSet<Scope>,
-    /// The scopes that share one.
-    shared: BTreeSet<Scope>,
+    /// The kinds and scopes that have a watch of their own.
+    own: BTreeSet<(Kind, Scope)>,
+    /// Those that share one with others of the kind.
+    shared: BTreeSet<(Kind, Scope)>,
 }
 
 impl Division {
@@ -42,7 +43,7 @@ impl Division {
         self.divide(wanted);
         let mut watches: BTreeMap<(Kind, Scope), Aims> = BTreeMap::new();
         for ((kind, scope), time) in &wanted.watches {
-            let is_shared = *kind == Kind::Pod && self.shared.contains(scope);
+            let is_shared = self.shared.contains(&(*kind, scope.clone()));
             let watch = (*kind, if is_shared { Scope::All } else { scope.clone() });
             let of_pods = match scope {
                 Scope::Namespace(namespace) if *kind == Kind::Pod => wanted.of_pods.get(namespace).cloned(),
@@ -55,20 +56,26 @@ impl Division {
     }
 
     fn divide(&mut self, wanted: &Wanted) {
-        let pods: BTreeSet<&Scope> =
-            wanted.watches.keys().filter(|(kind, _)| *kind == Kind::Pod).map(|(_, scope)| scope).collect();
-        self.own.retain(|scope| pods.contains(scope));
-        self.shared.retain(|scope| pods.contains(scope));
-        // Whoever may watch single namespaces only has a Role in each, and no right to watch all pods.
+        self.own.retain(|watch| wanted.watches.contains_key(watch));
+        self.shared.retain(|watch| wanted.watches.contains_key(watch));
+        // Whoever may watch single namespaces only has a Role in each, and no right to watch all of them.
         let may_share = wanted.watches.contains_key(&(Kind::Resource, Scope::All));
-        for scope in pods {
-            if self.own.contains(scope) || self.shared.contains(scope) {
+        for watch in wanted.watches.keys().filter(|(kind, scope)| is_by_namespace(*kind) && *scope != Scope::All) {
+            if self.own.contains(watch) || self.shared.contains(watch) {
                 continue;
             }
-            let is_own = !may_share || self.own.len() < OWN_WATCHES;
-            let side = if is_own { &mut self.own } else { &mut self.shared };
-            side.insert(scope.clone());
+            let of_kind = self.own.iter().filter(|(kind, _)| *kind == watch.0).count();
+            let side = if !may_share || of_kind < OWN_WATCHES { &mut self.own } else { &mut self.shared };
+            side.insert(watch.clone());
         }
+    }
+}
+
+/// Says whether a kind is watched in single namespaces although all may be watched.
+pub(in crate::cluster) fn is_by_namespace(kind: Kind) -> bool {
+    match kind {
+        Kind::Slice | Kind::Service | Kind::Pod => true,
+        Kind::Resource | Kind::Node | Kind::Namespace => false,
     }
 }
 
@@ -140,15 +147,20 @@ mod tests {
         Scope::Namespace(name.into())
     }
 
+    /// Pods of these namespaces, and slices of the first two.
     fn wanted(everywhere: bool, namespaces: &[usize]) -> Wanted {
         let resources = if everywhere { Scope::All } else { namespace("n-0") };
-        let pods = namespaces.iter().map(|n| ((Kind::Pod, namespace(format!("n-{n}"))), 1));
+        let of = |kind| move |n: &usize| ((kind, namespace(format!("n-{n}"))), 1);
+        let slices = namespaces.iter().take(2).map(of(Kind::Slice));
+        let pods = namespaces.iter().map(of(Kind::Pod)).chain(slices);
         Wanted { watches: [((Kind::Resource, resources), 0)].into_iter().chain(pods).collect(), ..Wanted::default() }
     }
 
     /// The namespaces that have a watch of their own, and those that share one.
     fn divided(division: &mut Division, wanted: &Wanted) -> (Vec<Scope>, Vec<Scope>) {
         let watches = division.of(wanted);
+        let slices = watches.iter().filter(|((kind, _), _)| *kind == Kind::Slice);
+        assert!(slices.into_iter().all(|((_, scope), aims)| *scope != Scope::All && aims.len() == 1), "few of a kind");
         let pods = watches.iter().filter(|((kind, _), _)| *kind == Kind::Pod);
         let (shared, own): (Vec<_>, Vec<_>) = pods.partition(|((_, scope), _)| *scope == Scope::All);
         let scopes = |watches: Vec<(&(Kind, Scope), &Aims)>| {

@@ -75,11 +75,21 @@ impl World {
     /// Brings the indexes in line with a resource as it is, and what follows from that for others.
     pub(super) fn link(&mut self, key: &ResourceKey, dirt: &mut Dirt) {
         let names = self.claim(key);
+        // What it needed is kept until it is known what it goes by: without its name that may be what it went by before.
+        let held = self.links.get(key).map(|links| links.needs.clone()).unwrap_or_default();
+        let scopes = self.scopes.iter().filter(|scope| scope.covers(&key.namespace));
+        self.wants.add(&key.namespace, &held, scopes);
         // Whether it could be registered is told by what it needs: that comes first.
         self.link_all(&BTreeSet::from([key.clone()]));
         let mut concerned = self.judge_names(&names, dirt);
         concerned.insert(key.clone());
         self.relink(&concerned, dirt);
+        let (had_pods, had_nodes) = (self.watches_pods(), self.follows_nodes());
+        let scopes = self.scopes.iter().filter(|scope| scope.covers(&key.namespace));
+        for (kind, scope) in self.wants.take(&key.namespace, &held, scopes) {
+            self.forget(kind, &scope);
+        }
+        self.index_anew(had_pods, had_nodes);
     }
 
     /// Judges names anew. Gives the resources of which that may change by what they go.
@@ -117,6 +127,12 @@ impl World {
         for (key, new) in moved {
             self.link_facts(&key, new);
         }
+        self.index_anew(had_pods, had_nodes);
+    }
+
+    /// Makes the indexes of what is behind endpoints and on Nodes anew, where they are of use now and were not, or the other
+    /// way round.
+    fn index_anew(&mut self, had_pods: bool, had_nodes: bool) {
         if self.watches_pods() != had_pods {
             self.index_what_is_behind();
         }
@@ -193,18 +209,25 @@ impl World {
         }
         match kind {
             Kind::Resource => {}
-            Kind::Service => self.services.forget(scope),
+            Kind::Service => drop(self.services.take(scope)),
             Kind::Slice => {
-                self.slices.forget(scope);
+                for (key, slice) in self.slices.take(scope) {
+                    for behind in behind(&key.namespace, Some(&slice)) {
+                        unlink(&mut self.slices_with, &behind, &key);
+                    }
+                    self.on_nodes.slice_moved(&key, &nodes_of(Some(&slice)), &BTreeSet::new());
+                    let service = ObjectKey { namespace: key.namespace.clone(), name: slice.service };
+                    unlink(&mut self.slices_of, &service, &key);
+                }
                 self.history.forget_scope(scope);
-                self.slices_of.retain(|service, _| !scope.covers(&service.namespace));
-                self.index_what_is_behind();
-                self.index_what_is_on_nodes();
             }
             Kind::Pod => {
-                self.pods.forget(scope);
-                self.index_what_is_on_nodes();
-                self.pods_at.retain(|(namespace, _), _| !scope.covers(namespace));
+                for (key, pod) in self.pods.take(scope) {
+                    self.on_nodes.pod_moved(&key, pod.node, None);
+                    for address in pod.addresses {
+                        unlink(&mut self.pods_at, &(key.namespace.clone(), address), &key.name);
+                    }
+                }
             }
             Kind::Node => self.nodes.forget(scope),
             Kind::Namespace => self.namespaces.forget(scope),

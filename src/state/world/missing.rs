@@ -192,8 +192,9 @@ impl History {
 }
 
 /// Says when the last scope was listed that covers a namespace.
-fn last_listed(listed: &BTreeMap<Scope, Instant>, namespace: &str) -> Option<Instant> {
-    listed.iter().filter(|(scope, _)| scope.covers(namespace)).map(|(_, at)| *at).max()
+fn last_listed(listed: &BTreeMap<Scope, Instant>, namespace: &Str) -> Option<Instant> {
+    let covering = [Scope::All, Scope::Namespace(namespace.clone())];
+    covering.iter().filter_map(|scope| listed.get(scope)).copied().max()
 }
 
 /// Says what is known of the Node of a missing endpoint.

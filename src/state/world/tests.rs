@@ -163,14 +163,19 @@ fn event(scope: &Scope, change: Change) -> Event {
     Event { scope: scope.clone(), change }
 }
 
-/// Pods are watched by their namespaces; the steps of their lists are about the first one.
-fn scope_of(change: &Change) -> Scope {
+/// Slices, Services and pods are watched by their namespaces; the steps of their lists are about all of them, those of pods
+/// about the first one.
+fn scopes_of(change: &Change) -> Vec<Scope> {
+    let namespace = |namespace: &str| Scope::Namespace(namespace.into());
     match change {
-        Change::Pod(Step::InitApply(key, _) | Step::Apply(key, _) | Step::Delete(key)) => {
-            Scope::Namespace(key.namespace.clone())
+        Change::Pod(Step::InitApply(key, _) | Step::Apply(key, _) | Step::Delete(key))
+        | Change::Slice(Step::InitApply(key, _) | Step::Apply(key, _) | Step::Delete(key))
+        | Change::Service(Step::InitApply(key, _) | Step::Apply(key, _) | Step::Delete(key)) => {
+            vec![namespace(&key.namespace)]
         }
-        Change::Pod(Step::Init | Step::InitDone) => Scope::Namespace(NAMESPACES[0].into()),
-        _ => Scope::All,
+        Change::Pod(Step::Init | Step::InitDone) => vec![namespace(NAMESPACES[0])],
+        Change::Slice(_) | Change::Service(_) => NAMESPACES.map(namespace).into(),
+        Change::Resource(_) | Change::Node(_) | Change::Namespace(_) => vec![Scope::All],
     }
 }
 
@@ -209,7 +214,12 @@ impl World {
     }
 
     fn on_event(&mut self, change: Change) -> Vec<Dirtied> {
-        self.apply(event(&scope_of(&change), change), Instant::now())
+        self.on_event_at(change, Instant::now())
+    }
+
+    #[allow(clippy::needless_pass_by_value, reason = "an event is made where it is told")]
+    fn on_event_at(&mut self, change: Change, now: Instant) -> Vec<Dirtied> {
+        scopes_of(&change).iter().flat_map(|scope| self.apply(event(scope, change.clone()), now)).collect()
     }
 
     fn edits(&mut self, seen: SeenResource) -> Vec<Dirtied> {

@@ -126,13 +126,17 @@ impl Wants {
     }
 }
 
-/// Lists the watches that a resource of a namespace needs. Pods are many and seldom needed: of them only those of its own
-/// namespace are.
-fn watches<'a>(namespace: &Str, needs: &Needs, scopes: impl Iterator<Item = &'a Scope>) -> Vec<(Kind, Scope)> {
-    let in_scope = |scope: &Scope| [(Kind::Slice, scope.clone()), (Kind::Service, scope.clone())];
-    let pods = needs.pods.then(|| (Kind::Pod, Scope::Namespace(namespace.clone())));
+/// Lists the watches that a resource of a namespace needs. Of what others may make in any number, slices, Services and pods,
+/// only those of its own namespace are: whoever uses no Lictor fills no memory of it.
+fn watches<'a>(
+    namespace: &Str,
+    needs: &Needs,
+    mut scopes: impl Iterator<Item = &'a Scope>,
+) -> impl Iterator<Item = (Kind, Scope)> {
+    let is_watched = scopes.next().is_some();
+    let kinds = [(Kind::Slice, needs.services), (Kind::Service, needs.services), (Kind::Pod, needs.pods)];
+    let needed = kinds.into_iter().filter(move |(_, is_needed)| *is_needed && is_watched);
+    let namespace = Scope::Namespace(namespace.clone());
     let nodes = needs.nodes.then_some((Kind::Node, Scope::All));
-    let mut scopes = scopes.peekable();
-    let pods = pods.filter(|_| scopes.peek().is_some());
-    scopes.filter(|_| needs.services).flat_map(in_scope).chain(pods).chain(nodes).collect()
+    needed.map(move |(kind, _)| (kind, namespace.clone())).chain(nodes)
 }

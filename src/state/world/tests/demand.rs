@@ -15,7 +15,8 @@ fn what_a_resource_needs_is_wanted_as_long_as_it_needs_it() {
     let steps = [
         (edit(&one, 1, spec("s")), Some(&[Kind::Resource, Kind::Slice, Kind::Service][..])),
         (edit(&one, 2, spec("t")), None),
-        (edit(&other, 1, named("other", spec("s"))), None),
+        // Another namespace has watches of its own.
+        (edit(&other, 1, named("other", spec("s"))), Some(&[Kind::Resource, Kind::Slice, Kind::Service])),
         (
             edit(&one, 3, tagged("${pod.labels['app']}", spec("t"))),
             Some(&[Kind::Resource, Kind::Slice, Kind::Service, Kind::Pod]),
@@ -47,6 +48,25 @@ fn what_nobody_needs_is_neither_taken_in_nor_kept() {
 }
 
 #[test]
+fn what_is_in_namespaces_without_resources_is_not_held() {
+    let (mut world, r) = listed(spec("s"));
+    let other = key("b", "r");
+    let foreign = || Change::Slice(Step::Apply(key("b", "s-1"), slice("s", vec![endpoint(9, None)])));
+    world.on_event(foreign());
+    world.on_event(Change::Service(Step::Apply(key("b", "s"), service(80))));
+    assert!(!world.holds(Kind::Slice, &key("b", "s-1")) && !world.holds(Kind::Service, &key("b", "s")));
+    // The first resource of a namespace waits for its lists, and the others go on.
+    world.edits(seen(&other, "w", 1, Ok(named("other", spec("s")))));
+    assert_eq!((world.waits_for(&other), world.waits_for(&r)), (Some(Kind::Service), None));
+    world.apply(event(&Scope::Namespace("b".into()), begins(Kind::Slice)), Instant::now());
+    world.on_event(foreign());
+    assert!(world.holds(Kind::Slice, &key("b", "s-1")));
+    world.deletes(&other);
+    assert!(!world.holds(Kind::Slice, &key("b", "s-1")) && world.holds(Kind::Slice, &key("a", "s-1")));
+    assert_eq!(world.waits_for(&r), None);
+}
+
+#[test]
 fn a_watch_that_is_wanted_again_is_another_one_and_waited_for() {
     let (mut world, r) = listed(pods_of("s"));
     let pods = (Kind::Pod, Scope::Namespace("a".into()));
@@ -72,8 +92,15 @@ fn a_watch_that_is_wanted_again_is_another_one_and_waited_for() {
 fn an_edit_that_changes_nothing_about_a_need_drops_nothing() {
     let (mut world, r) = listed(spec("s"));
     world.act(&r);
-    world.on_event(Change::Service(Step::Apply(key("b", "s"), service(80))));
     world.edits(seen(&key("b", "holder"), "w", 1, Ok(named("taken", spec("s")))));
+    for kind in [Kind::Service, Kind::Slice] {
+        world.on_event(begins(kind));
+        if kind == Kind::Service {
+            world.on_event(Change::Service(Step::InitApply(key("a", "s"), service(80))));
+            world.on_event(Change::Service(Step::InitApply(key("b", "s"), service(80))));
+        }
+        world.on_event(is_done(kind));
+    }
     world.act(&key("b", "holder"));
     world.note_rows(&r, in_use(&[("user", "service/s")]));
     world.wanted_anew();

@@ -63,7 +63,7 @@ impl Registered {
     }
 
     fn on_event(&mut self, change: Change) {
-        self.world.apply(event(&scope_of(&change), change), self.now);
+        self.world.on_event_at(change, self.now);
     }
 
     fn pass(&mut self, time: Duration) {

@@ -52,7 +52,7 @@ fn after_a_restart_what_is_not_allowed_only_keeps_what_it_has() {
     world.edits(seen(&r, "u", 1, Ok(spec("s"))));
     let kept = world.effective_spec(&r).cloned().unwrap();
     assert!(kept.limits.only_keeps && world.resource(&r).unwrap().resource.spec.is_err());
-    assert!(world.watches_for(&r).contains(&(Kind::Slice, Scope::All)), "to see who dies");
+    assert!(world.watches_for(&r).contains(&(Kind::Slice, Scope::Namespace("a".into()))), "to see who dies");
     // Who may not have the name does not keep others from it.
     world.note_rows(&r, BTreeSet::new());
     world.know_rows(true);
