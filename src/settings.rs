@@ -287,7 +287,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
     pub resync_interval: Duration,
 
-    /// How many Consul nodes Lictor writes to at the same time, 1 to 64.
+    /// How many transactions Lictor sends to Consul at the same time in `catalog` mode, 1 to 64.
     #[arg(long, value_name = "NUMBER", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=64))]
     pub concurrency: u8,
 
@@ -433,7 +433,7 @@ pub struct Settings {
     pub hold_mass_unready: Duration,
     /// Between whole looks at Consul; at least a second.
     pub resync_interval: Duration,
-    /// Consul nodes written to side by side, 1 to 64.
+    /// Transactions under way at once in the catalog, 1 to 64.
     pub concurrency: usize,
     /// The number of writes of status and Events that Kubernetes gets a second.
     pub status_rate: u32,

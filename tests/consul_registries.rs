@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test says so by failing")]
 
+#[path = "consul_registries/groups.rs"]
+mod groups;
 #[path = "support/registries.rs"]
 mod registries;
 
@@ -373,7 +375,7 @@ async fn a_check_that_consul_refuses_takes_no_other_instance_along() {
     let registries: [(Box<dyn Registry>, Probe, &str); 3] = [
         (Box::new(Agent::new(identity(), Arc::clone(&http) as Arc<dyn Transport>)), tcp(), "invalid duration"),
         (Box::new(Agent::new(identity(), Arc::new(WithoutH2Ping(Arc::clone(&http))))), h2ping(), "unknown field"),
-        (Box::new(Catalog::new(identity(), http)), tcp(), "invalid duration"),
+        (Box::new(Catalog::new(identity(), http, 4)), tcp(), "invalid duration"),
     ];
     for (registry, probe, words) in registries {
         let node = connect(&*registry).await;
@@ -459,7 +461,7 @@ async fn conflicts_without_end_are_one_instances_own() {
     let http = http(&consul.http_addr(), None);
     let turns = AtomicUsize::new(0);
     let esm = Arc::new(WithAnEagerEsm { http, api: consul.api(), instance: keys[2].clone(), turns });
-    let registry = Catalog::new(identity(), Arc::clone(&esm) as Arc<dyn Transport>);
+    let registry = Catalog::new(identity(), Arc::clone(&esm) as Arc<dyn Transport>, 4);
     connect(&registry).await;
     let ops = keys.iter().map(|key| put(key, &with_check("20s"))).collect();
     for (number, outcome) in apply(&registry, &node, ops).await.iter().enumerate() {
@@ -1032,7 +1034,7 @@ async fn a_second_cluster_of_the_same_name_is_found_out() {
     let consul = consul(ConsulOptions::default()).await;
     connect(&catalog(&consul.http_addr(), None)).await;
     let other = Identity { uid: "uid-2".into(), ..identity() };
-    let refused = Catalog::new(other, http(&consul.http_addr(), None)).connect().await.unwrap_err();
+    let refused = Catalog::new(other, http(&consul.http_addr(), None), 4).connect().await.unwrap_err();
     assert!(refused.message.contains("uid-1") && refused.message.contains("--cluster-name"), "{refused}");
     assert_eq!(marker(&consul).await["Meta"]["lictor-term"], "1");
 }
@@ -1043,7 +1045,7 @@ async fn a_cluster_whose_nodes_could_be_those_of_another_does_not_begin() {
     catalog(&consul.http_addr(), None).connect().await.unwrap();
     let named = |name: &str| {
         let identity = Identity { cluster: ClusterName::new(name).unwrap(), uid: format!("uid-{name}").into() };
-        Catalog::new(identity, http(&consul.http_addr(), None))
+        Catalog::new(identity, http(&consul.http_addr(), None), 4)
     };
     let refused = named("test-eu").connect().await.unwrap_err();
     assert!(refused.message.contains("--cluster-name") && refused.message.contains("test-eu"), "{refused}");
@@ -1239,14 +1241,14 @@ impl Transport for Dying {
 const HEIR: &str = "uid-2";
 
 fn registry_of(identity: Identity, transport: Arc<dyn Transport>, in_catalog: bool) -> Box<dyn Registry> {
-    if in_catalog { Box::new(Catalog::new(identity, transport)) } else { Box::new(Agent::new(identity, transport)) }
+    if in_catalog { Box::new(Catalog::new(identity, transport, 4)) } else { Box::new(Agent::new(identity, transport)) }
 }
 
 /// The way from the cluster of the tests to one of its name with another uid.
 fn takeover(transport: &Arc<dyn Transport>, in_catalog: bool) -> Box<dyn Takeover> {
     let heir = Identity { uid: HEIR.into(), ..identity() };
     if in_catalog {
-        Box::new(CatalogTakeover::new(Catalog::new(heir, Arc::clone(transport)), &identity().uid))
+        Box::new(CatalogTakeover::new(Catalog::new(heir, Arc::clone(transport), 1), &identity().uid))
     } else {
         Box::new(AgentTakeover::new(Agent::new(heir, Arc::clone(transport)), &identity().uid))
     }

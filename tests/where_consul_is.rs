@@ -27,7 +27,7 @@ use crate::registries::{SOON, apply, connect, consul, full, identity, key, put, 
 fn both(settings: &ConsulSettings) -> [Box<dyn Registry>; 2] {
     lictor_testbed::init_tls();
     let http = || Arc::new(Http::new(settings).unwrap());
-    [Box::new(Agent::new(identity(), http())), Box::new(Catalog::new(identity(), http()))]
+    [Box::new(Agent::new(identity(), http())), Box::new(Catalog::new(identity(), http(), 4))]
 }
 
 /// Registers an instance, reads it back, and removes it.

@@ -147,7 +147,7 @@ async fn remove_all(registry: &dyn Registry, world: &World) -> anyhow::Result<(u
     let (mut removed, mut refused) = (0, None);
     for (node, ops) in by_node {
         for ops in ops.chunks(registry.bundle_size()) {
-            let bundle = Bundle { node: node.clone(), address: None, ops: ops.to_vec() };
+            let bundle = Bundle { node: node.clone(), address: None, ops: ops.to_vec(), alone: false };
             for (op, outcome) in bundle.ops.iter().zip(registry.apply(&bundle).await) {
                 match outcome {
                     Outcome::Written { .. } => removed += 1,

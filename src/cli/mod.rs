@@ -222,7 +222,7 @@ fn registry(
 ) -> anyhow::Result<Arc<dyn Registry>> {
     let current: Arc<dyn Registry> = match settings.registration {
         Mode::Agent => Arc::new(agent(settings, identity, Arc::clone(&transport), write_lease)?),
-        Mode::Catalog => Arc::new(Catalog::new(identity.clone(), Arc::clone(&transport))),
+        Mode::Catalog => Arc::new(Catalog::new(identity.clone(), Arc::clone(&transport), settings.concurrency)),
     };
     let Some(previous) = &settings.previous else { return Ok(current) };
     let way = way_to(&previous.consul, write_lease).context("the Consul of before (--previous-consul-address)")?;
@@ -230,7 +230,7 @@ fn registry(
     let before = Identity { cluster: cluster.clone(), ..identity.clone() };
     let registry: Arc<dyn Registry> = match previous.registration {
         Mode::Agent => Arc::new(Agent::new(before, Arc::clone(&way))),
-        Mode::Catalog => Arc::new(Catalog::new(before, Arc::clone(&way))),
+        Mode::Catalog => Arc::new(Catalog::new(before, Arc::clone(&way), settings.concurrency)),
     };
     let previous = PreviousPlace {
         registry,
@@ -250,7 +250,7 @@ async fn in_other_mode(
     transport: &Arc<dyn Transport>,
 ) -> (Mode, BTreeMap<ResourceKey, usize>) {
     let (mode, registry): (Mode, Box<dyn Registry>) = match settings.registration {
-        Mode::Agent => (Mode::Catalog, Box::new(Catalog::new(identity.clone(), Arc::clone(transport)))),
+        Mode::Agent => (Mode::Catalog, Box::new(Catalog::new(identity.clone(), Arc::clone(transport), 1))),
         Mode::Catalog => (Mode::Agent, Box::new(Agent::new(identity.clone(), Arc::clone(transport)))),
     };
     let mut counts = BTreeMap::new();

@@ -121,7 +121,6 @@ async fn operate(settings: Settings) -> anyhow::Result<()> {
         identity,
         resync_interval: settings.resync_interval,
         hold_mass_unready: settings.hold_mass_unready,
-        concurrency: settings.concurrency,
         status_rate: settings.status_rate,
         grace: settings.grace_period,
         turn: TURN,

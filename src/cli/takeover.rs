@@ -71,7 +71,7 @@ async fn take_over(settings: Settings, from: &Str, wait: Option<Duration>) -> an
     ensure!(identity.uid != *from, "--from-uid {from} is this cluster's own uid");
     let takeover: Box<dyn Takeover> = match settings.registration {
         Mode::Agent => Box::new(AgentTakeover::new(agent(&settings, &identity, transport, None)?, from)),
-        Mode::Catalog => Box::new(CatalogTakeover::new(Catalog::new(identity.clone(), transport), from)),
+        Mode::Catalog => Box::new(CatalogTakeover::new(Catalog::new(identity.clone(), transport, 1), from)),
     };
     let left = takeover.survey().await?;
     if left.is_empty() {

@@ -35,6 +35,9 @@ use crate::ports::{Bundle, Indexes, Outcome, Registry, Rows, Unavailable};
 /// The most operations that an agent gets before the engine hears of them.
 const BUNDLE: usize = 64;
 
+/// The most bundles under way at once: one is for the agent's own node, and the others are for those of previous ones.
+const BUNDLES: usize = 4;
+
 /// The number of times that an agent is asked who it is when we get to know it.
 const INTRODUCTIONS: usize = 3;
 
@@ -326,6 +329,10 @@ impl Registry for Agent {
 
     fn bundle_size(&self) -> usize {
         BUNDLE
+    }
+
+    fn bundles(&self) -> usize {
+        BUNDLES
     }
 }
 

@@ -7,6 +7,7 @@
 //! land any more, a second cluster of our name is found out, and an emptied or restored Consul shows itself.
 //!
 //! - `attempt`: writes a bundle.
+//! - `group`: puts bundles together in one transaction.
 //! - `marker`: keeps the fence.
 //! - `nodes`: keeps the nodes of our making in order.
 //! - `read`: reads what is there of ours.
@@ -14,6 +15,7 @@
 //! - `transaction`: which operation of a bundle each operation of a transaction belongs to.
 
 mod attempt;
+mod group;
 mod marker;
 mod nodes;
 mod read;
@@ -30,6 +32,7 @@ use futures::future::BoxFuture;
 use tokio::sync::RwLock;
 use tokio::time::Instant;
 
+use self::group::Groups;
 use self::marker::{Fence, RaisedPerhaps};
 use self::nodes::KnownNode;
 use super::client::{Client, Failed, path};
@@ -47,6 +50,9 @@ use crate::ports::{Bundle, Indexes, Outcome, Registry, Rows, Unavailable};
 /// The address of a node that stands for no machine (RFC 5737): DNS answers with the instances' own.
 const NO_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 
+/// How many bundles may be under way for each transaction: those beyond one wait for the next one, and go together.
+const TOGETHER: usize = 16;
+
 /// The catalog of a datacenter.
 pub struct Catalog {
     client: Client,
@@ -59,6 +65,8 @@ pub struct Catalog {
     /// meantime would go with the node, and who turns consul-esm away from a node, since it might be needed again.
     deleting: RwLock<()>,
     winding_down: AtomicBool,
+    groups: Groups,
+    transactions: usize,
 }
 
 /// Holds what we know of the catalog besides its rows.
@@ -90,6 +98,7 @@ enum FenceState {
 }
 
 /// Consul's answer to a transaction.
+#[derive(Clone, Debug)]
 enum TxnResult {
     /// Carried out; the nodes that it touched.
     Done(Vec<Node>),
@@ -118,9 +127,9 @@ enum Recovery {
 }
 
 impl Catalog {
-    /// The catalog that a transport leads to.
+    /// The catalog that a transport leads to. At most so many transactions are under way at once.
     #[must_use]
-    pub fn new(identity: Identity, transport: Arc<dyn Transport>) -> Self {
+    pub fn new(identity: Identity, transport: Arc<dyn Transport>, transactions: usize) -> Self {
         let marker = marker_name(&identity.cluster).to_string();
         Self {
             client: Client::new(transport),
@@ -138,6 +147,8 @@ impl Catalog {
             raising: tokio::sync::Mutex::default(),
             deleting: RwLock::default(),
             winding_down: AtomicBool::new(false),
+            groups: Groups::new(transactions),
+            transactions,
         }
     }
 
@@ -303,5 +314,9 @@ impl Registry for Catalog {
 
     fn bundle_size(&self) -> usize {
         BUNDLE_INSTANCES
+    }
+
+    fn bundles(&self) -> usize {
+        self.transactions.saturating_mul(TOGETHER)
     }
 }

@@ -252,7 +252,7 @@ impl Moving {
         let names = self.names();
         let ops = bundle.ops.iter().map(|op| names.op_there(op)).collect();
         let node = bundle.node.strip_prefix(PREVIOUS).unwrap_or(&bundle.node).into();
-        let outcomes = self.previous.registry.apply(&Bundle { node, address: None, ops }).await;
+        let outcomes = self.previous.registry.apply(&Bundle { node, address: None, ops, alone: bundle.alone }).await;
         let trouble = outcomes.iter().find_map(|outcome| match outcome {
             Outcome::NotTried(outage) | Outcome::Unknown(outage) => Some(outage.clone()),
             Outcome::Written { .. } | Outcome::Refused(_) => None,
@@ -474,6 +474,10 @@ impl Registry for Moving {
 
     fn bundle_size(&self) -> usize {
         self.current.bundle_size().min(self.previous.registry.bundle_size())
+    }
+
+    fn bundles(&self) -> usize {
+        self.current.bundles().min(self.previous.registry.bundles())
     }
 }
 

@@ -278,7 +278,8 @@ impl Engine {
         let Some(placement) = self.session.placement().cloned() else { return };
         self.lanes.forget_fresh();
         while !self.session.is_paused() {
-            match self.lanes.next_turn(self.config.concurrency, self.ports.registry.bundle_size()) {
+            let registry = &self.ports.registry;
+            match self.lanes.next_turn(registry.bundles(), registry.bundle_size()) {
                 Some(Turn::Read(node)) => self.read_node(node, Reader::Lane),
                 Some(Turn::Write(node, writes)) => self.write_bundle(&placement, node, writes),
                 None => return,
@@ -296,7 +297,10 @@ impl Engine {
             self.note_doubt_of(owner);
         }
         let address = self.address_of(placement, &node, &planned);
-        let bundle = Bundle { node: node.clone(), address, ops: planned.iter().map(|one| one.op.clone()).collect() };
+        let ops = planned.iter().map(|one| one.op.clone()).collect();
+        let is_refused = |one: &Planned| self.resources.is_refused(&one.owner, one.op.key());
+        let alone = self.lanes.are_suspect(&planned) || planned.iter().any(is_refused);
+        let bundle = Bundle { node: node.clone(), address, ops, alone };
         let (stamp, registry) = (self.session.stamp(), Arc::clone(&self.ports.registry));
         self.tasks.spawn_bundle(async move {
             let outcomes = stamp.on(registry.apply(&bundle).await);

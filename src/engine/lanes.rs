@@ -13,12 +13,12 @@ use crate::model::plan::{Plan, Planned, Rank, Wanted};
 use crate::model::registration::{Registration, RowKey};
 use crate::ports::Unavailable;
 
-/// The most bundles under way at once that hold only writes that can wait. Consul carries out one bundle at a time, so an
-/// urgent one waits for all that came before it.
-const LATER: usize = 2;
+/// The most writes in a bundle that holds only writes that can wait. Another one begins as long as no more than so many of
+/// them are under way. Consul carries out one transaction at a time, so an urgent write waits for all that came before it.
+const LATER: usize = 30;
 
-/// The most writes in such a bundle.
-const LATER_SIZE: usize = 30;
+/// The most nodes that are read at once.
+const READS: usize = 8;
 
 /// The lanes of all Consul nodes.
 #[derive(Debug, Default)]
@@ -31,8 +31,10 @@ pub(super) struct Lanes {
     in_flight_of: BTreeMap<ResourceKey, BTreeSet<RowKey>>,
     /// The nodes that are being written to or read.
     busy: BTreeSet<Str>,
-    /// Those of them that only get writes that can wait.
-    later: BTreeSet<Str>,
+    /// How many of them are being read.
+    reading: usize,
+    /// How many writes those of them get that only get writes that can wait.
+    later: BTreeMap<Str, usize>,
     /// The nodes that are read before they are written to again.
     must_read: BTreeSet<Str>,
     /// Those of them that cannot be read for now: nothing is written to them, and they are not read.
@@ -135,27 +137,32 @@ impl Lanes {
         }
     }
 
-    /// Takes the next turn: a node that is to be read first, then one with urgent writes, then any other. At most
-    /// `concurrency` nodes are busy at once, and a bundle has at most `bundle_size` writes.
-    pub(super) fn next_turn(&mut self, concurrency: usize, bundle_size: usize) -> Option<Turn> {
-        if self.is_checking || self.busy.len() >= concurrency {
+    /// Takes the next turn: a node that is to be read first, then one with urgent writes, then any other. At most so many
+    /// `bundles` are under way at once, and one has at most `bundle_size` writes.
+    pub(super) fn next_turn(&mut self, bundles: usize, bundle_size: usize) -> Option<Turn> {
+        if self.is_checking || self.busy.len() >= bundles {
             return None;
         }
-        if let Some(node) = self.must_read.iter().find(|node| self.is_free(node)).cloned() {
+        if self.reading < READS
+            && let Some(node) = self.must_read.iter().find(|node| self.is_free(node)).cloned()
+        {
             self.must_read.remove(&node);
             self.busy.insert(node.clone());
+            self.reading += 1;
             return Some(Turn::Read(node));
         }
         let (node, rank) = self.queue.next_node(self.cursor.as_ref(), |node| self.is_free(node))?;
         let (node, mut most) = (node.clone(), bundle_size);
         if rank == Rank::Later {
-            if self.later.len() >= LATER {
+            if self.later.values().sum::<usize>() > LATER {
                 return None;
             }
-            most = most.min(LATER_SIZE);
-            self.later.insert(node.clone());
+            most = most.min(LATER);
         }
         let writes = self.queue.take(&node, most, &self.isolation);
+        if rank == Rank::Later {
+            self.later.insert(node.clone(), writes.len());
+        }
         for one in &writes {
             self.in_flight_of.entry(one.owner.clone()).or_default().insert(one.op.key().clone());
             self.in_flight.insert(one.op.key().clone(), one.clone());
@@ -167,12 +174,14 @@ impl Lanes {
     }
 
     fn is_free(&self, node: &Str) -> bool {
-        !self.busy.contains(node) && !self.postponed.contains(node)
+        !self.busy.contains(node)
+            && !self.postponed.contains(node)
+            && (self.reading < READS || !self.must_read.contains(node))
     }
 
     /// Notes that a node was read. Answers the resources of which nothing is unknown any more.
     pub(super) fn read(&mut self, node: &Str) -> Vec<ResourceKey> {
-        self.busy.remove(node);
+        self.no_longer_reads(node);
         self.fresh.insert(node.clone());
         let mut known = Vec::new();
         self.unknown.retain(|owner, nodes| {
@@ -187,8 +196,14 @@ impl Lanes {
 
     /// Notes that a node could not be read: it still has to be.
     pub(super) fn read_failed(&mut self, node: Str) {
-        self.busy.remove(&node);
+        self.no_longer_reads(&node);
         self.must_read.insert(node);
+    }
+
+    fn no_longer_reads(&mut self, node: &Str) {
+        if self.busy.remove(node) {
+            self.reading = self.reading.saturating_sub(1);
+        }
     }
 
     /// Notes that a node cannot be read for now. If it has to be before the next write, that waits, too.
@@ -257,6 +272,11 @@ impl Lanes {
             return Vec::new();
         }
         failed
+    }
+
+    /// Says whether one of these writes may be at fault where some fail: nothing else goes with them.
+    pub(super) fn are_suspect(&self, writes: &[Planned]) -> bool {
+        writes.iter().any(|write| self.isolation.together(&write.op).is_some())
     }
 
     /// Notes that these writes failed together while Consul carries out others. Answers whether they are one write that is
@@ -348,19 +368,44 @@ mod tests {
             rank,
             why: "a test".into(),
         };
-        let many = |node| (0..=LATER_SIZE).map(move |id| write(Rank::Later, node, id));
+        let many = |node| (0..=LATER).map(move |id| write(Rank::Later, node, id));
         lanes.replace(&owner(), ["a", "b", "c"].into_iter().flat_map(many).collect());
-        let next = |lanes: &mut Lanes| match lanes.next_turn(4, 60) {
+        let next = |lanes: &mut Lanes| match lanes.next_turn(8, 60) {
             Some(Turn::Write(node, writes)) => Some((node.to_string(), writes.len())),
             Some(Turn::Read(_)) | None => None,
         };
-        assert_eq!(next(&mut lanes), Some(("a".to_owned(), LATER_SIZE)));
-        assert_eq!(next(&mut lanes), Some(("b".to_owned(), LATER_SIZE)));
-        assert_eq!(next(&mut lanes), None, "two of them at most");
+        assert_eq!(next(&mut lanes), Some(("a".to_owned(), LATER)));
+        assert_eq!(next(&mut lanes), Some(("b".to_owned(), LATER)));
+        assert_eq!(next(&mut lanes), None, "enough of them are under way");
         lanes.replace(&ResourceKey::new("shop", "db"), vec![write(Rank::Urgent, "d", 0)]);
         assert_eq!(next(&mut lanes), Some(("d".to_owned(), 1)));
         lanes.wrote(&"a".into());
         assert_eq!(next(&mut lanes), Some(("a".to_owned(), 1)), "there is room again");
+        assert_eq!(next(&mut lanes), None, "more than one bundle of them is under way");
+        lanes.wrote(&"b".into());
+        assert_eq!(next(&mut lanes), Some(("b".to_owned(), 1)), "many small ones go side by side");
+        assert_eq!(next(&mut lanes), Some(("c".to_owned(), LATER)));
+    }
+
+    #[test]
+    fn few_nodes_are_read_at_once_and_those_that_are_to_be_are_not_written_to() {
+        let names: Vec<String> = (10..20).map(|number| number.to_string()).collect();
+        let mut lanes = lanes(&names.iter().map(String::as_str).collect::<Vec<_>>());
+        for name in &names[..9] {
+            lanes.want_fresh(&name.as_str().into());
+        }
+        let next = |lanes: &mut Lanes| match lanes.next_turn(64, 60) {
+            Some(Turn::Read(node)) => Some(format!("read {node}")),
+            Some(Turn::Write(node, _)) => Some(format!("write {node}")),
+            None => None,
+        };
+        for name in &names[..READS] {
+            assert_eq!(next(&mut lanes), Some(format!("read {name}")));
+        }
+        assert_eq!(next(&mut lanes).as_deref(), Some("write 19"));
+        assert_eq!(next(&mut lanes), None, "one is to be read, and it is not its turn");
+        lanes.read(&"10".into());
+        assert_eq!(next(&mut lanes).as_deref(), Some("read 18"));
     }
 
     #[test]
@@ -442,6 +487,9 @@ mod tests {
         assert_eq!(take(&mut lanes), None);
         assert_eq!(lanes.checked(false).len(), 2);
         assert_eq!(take(&mut lanes).as_deref(), Some("write b: 1"));
+        assert!(!lanes.are_suspect(&writes));
+        assert!(!lanes.is_at_fault(&writes), "others may have gone with it");
+        assert!(lanes.are_suspect(&writes));
         assert!(!lanes.is_at_fault(&writes), "once may be chance");
         assert!(lanes.is_at_fault(&writes));
         lanes.failed(failed());

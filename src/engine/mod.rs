@@ -86,8 +86,6 @@ pub struct Config {
     pub resync_interval: Duration,
     /// The time for which instances are kept passing when most stop being ready at once; 0 for not at all.
     pub hold_mass_unready: Duration,
-    /// The number of Consul nodes that are written to at the same time.
-    pub concurrency: usize,
     /// The average number of writes of status and Events to Kubernetes per second; at least 1.
     pub status_rate: u32,
     /// The time that writes under way may take after the order to stop.

@@ -68,6 +68,9 @@ pub trait Registry: Send + Sync {
 
     /// The most operations in one bundle.
     fn bundle_size(&self) -> usize;
+
+    /// The most bundles that are to be under way at once, each for another node.
+    fn bundles(&self) -> usize;
 }
 
 /// The indexes of Consul: as long as both are the same, nothing in its catalog has changed, whoever changes it.
@@ -88,6 +91,8 @@ pub struct Bundle {
     pub address: Option<IpAddr>,
     /// The operations to carry out, in order.
     pub ops: Vec<Op>,
+    /// True if nothing of other bundles may be carried out together with them: one of them may be at fault.
+    pub alone: bool,
 }
 
 /// The outcome of an operation.

@@ -2,7 +2,7 @@
 //!
 //! A request that was sent is on its own: it arrives whether or not whoever sent it still waits or lives.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -10,6 +10,7 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use lictor::consul::tenancy::Tenancy;
 use lictor::consul::transport::{Method, Request, Response, Transport, TransportError};
+use serde_json::Value;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -251,6 +252,14 @@ impl Journey {
             state.consul.answer(writes, &url, body)
         };
         if writes {
+            if url.segments.iter().any(|segment| segment == "txn") && nodes_of(body) > 1 {
+                let went = "transactions for several nodes";
+                state.stats.count(if reply.status == 200 {
+                    went
+                } else {
+                    "transactions for several nodes rolled back"
+                });
+            }
             // What Consul refuses is tried again now and then.
             state.consul_writes += u64::from(reply.status == 200);
             state.trace(|| {
@@ -336,6 +345,16 @@ fn response(reply: Reply) -> Response {
     let Reply { status, index, filtered, body } = reply;
     let retry_after = (status == 429).then_some(Duration::from_secs(1));
     Response { status, index, filtered, retry_after, body: body.into() }
+}
+
+/// Counts the nodes that a transaction writes something on, where it has operations.
+fn nodes_of(body: &[u8]) -> usize {
+    let ops: Value = serde_json::from_slice(body).unwrap_or_default();
+    let node = |op: &Value| {
+        let name = op["Service"]["Node"].as_str().or_else(|| op["Check"]["Check"]["Node"].as_str());
+        name.map(str::to_owned)
+    };
+    ops.as_array().into_iter().flatten().filter_map(node).collect::<BTreeSet<_>>().len()
 }
 
 fn body_text(request: &Request) -> String {

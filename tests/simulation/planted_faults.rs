@@ -284,4 +284,8 @@ impl Registry for Watched {
         self.sim.state().launches();
         self.inner.bundle_size()
     }
+
+    fn bundles(&self) -> usize {
+        self.inner.bundles()
+    }
 }

@@ -389,7 +389,7 @@ fn engine(sim: &Sim, setup: &Setup, life: u32, sink: mpsc::Sender<Event>) -> Eng
             let former = setup.former_named.then(|| ("former".to_owned(), former));
             Arc::new(Agent::new(identity.clone(), transport).with_previous(former))
         }
-        Mode::Catalog => Arc::new(Catalog::new(identity.clone(), transport)),
+        Mode::Catalog => Arc::new(Catalog::new(identity.clone(), transport, setup.transactions)),
     };
     let registry = Arc::new(Watched::new(sim.clone(), registry, setup.planted));
     let config = Config {
@@ -400,7 +400,6 @@ fn engine(sim: &Sim, setup: &Setup, life: u32, sink: mpsc::Sender<Event>) -> Eng
         } else {
             setup.hold_mass_unready
         },
-        concurrency: 4,
         status_rate: 20,
         grace: Duration::from_secs(5),
         turn: setup.turn,

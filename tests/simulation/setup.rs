@@ -110,6 +110,8 @@ pub struct Setup {
     pub rebuilt: bool,
     /// Whether the policy forbids `Retain`. Whoever deletes a resource asks for it then.
     pub forbids_retain: bool,
+    /// How many transactions Consul gets at once, in the catalog.
+    pub transactions: usize,
     /// A fault of the product's that is to be caught.
     pub planted: Option<PlantedFault>,
 }
@@ -169,12 +171,14 @@ impl Setup {
             incidents: seldom.u8(..4) == 0,
             rebuilt: false,
             forbids_retain: false,
+            transactions: 4,
             planted: None,
         };
         if seldom.u8(..20) == 0 {
             setup.is_rebuilt();
         }
         setup.forbids_retain = seldom.u8(..10) == 0;
+        setup.transactions = seldom.usize(1..=4);
         setup
     }
 

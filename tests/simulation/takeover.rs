@@ -40,7 +40,7 @@ pub async fn take_over(sim: &Sim) {
         let identity = Setup::identity();
         let takeover: Box<dyn Takeover> = match setup.mode {
             Mode::Agent => Box::new(AgentTakeover::new(Agent::new(identity, network), &FORMER_UID.into())),
-            Mode::Catalog => Box::new(CatalogTakeover::new(Catalog::new(identity, network), &FORMER_UID.into())),
+            Mode::Catalog => Box::new(CatalogTakeover::new(Catalog::new(identity, network, 1), &FORMER_UID.into())),
         };
         match attempt(&*takeover).await {
             Ok(true) => break,

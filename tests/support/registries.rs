@@ -49,7 +49,7 @@ pub(crate) fn agent(address: &str, token: Option<&str>) -> Agent {
 }
 
 pub(crate) fn catalog(address: &str, token: Option<&str>) -> Catalog {
-    Catalog::new(identity(), http(address, token))
+    Catalog::new(identity(), http(address, token), 4)
 }
 
 /// Connects, and answers the Consul node that instances of the Kubernetes node `worker` go to.
@@ -102,7 +102,7 @@ pub(crate) fn remove(key: &RowKey) -> Op {
 }
 
 pub(crate) async fn apply(registry: &dyn Registry, node: &Str, ops: Vec<Op>) -> Vec<Outcome> {
-    registry.apply(&Bundle { node: Arc::clone(node), address: None, ops }).await
+    registry.apply(&Bundle { node: Arc::clone(node), address: None, ops, alone: false }).await
 }
 
 /// Applies what has to work.

@@ -112,7 +112,7 @@ impl AgentTakeover {
         }
         let (mut written, mut refused) = (Vec::new(), None);
         for (node, ops) in by_node {
-            let bundle = Bundle { node, address: None, ops };
+            let bundle = Bundle { node, address: None, ops, alone: false };
             for (op, outcome) in bundle.ops.iter().zip(self.theirs.apply(&bundle).await) {
                 match outcome {
                     Outcome::Written { .. } => written.push(op.key().clone()),

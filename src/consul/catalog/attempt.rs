@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::group::Sent;
 use super::marker::Fence;
-use super::transaction::{Part, SeenChecks, Transaction, writes_checks};
+use super::transaction::{Part, Parts, SeenChecks, Transaction, writes_checks};
 use super::{Catalog, NO_ADDRESS, Recovery, TxnResult, unexplained};
 use crate::consul::WINDING_DOWN;
 use crate::consul::wire::{Fault, Node, TxnError};
@@ -18,6 +19,9 @@ use crate::ports::{Bundle, Outcome, Unavailable};
 /// The most times that a transaction is mended and tried again before we give up on finding out what Consul means.
 /// Taking out an operation that Consul refuses does not count.
 const REPAIRS: usize = 6;
+
+/// How often a bundle goes with others again that had its transaction rolled back, before it goes alone.
+const SPOILED: usize = 2;
 
 /// A bundle on its way.
 struct Attempt<'a> {
@@ -32,6 +36,10 @@ struct Attempt<'a> {
     most: usize,
     /// True if Consul was seen to carry out others since it refused one as a whole.
     others_pass: bool,
+    /// Counts how often nothing was carried out because of what others had in the transaction.
+    spoiled: usize,
+    /// True if its transactions go without those of others.
+    alone: bool,
     /// Counts how often a transaction was mended since the last operation was refused.
     repairs: usize,
 }
@@ -110,6 +118,8 @@ impl Catalog {
             seen: None,
             most: usize::MAX,
             others_pass: false,
+            spoiled: 0,
+            alone: bundle.alone,
             repairs: 0,
         };
         let end = self.run(&mut attempt).await;
@@ -131,21 +141,44 @@ impl Catalog {
             if attempt.seen.is_none() && pending.iter().any(|&index| attempt.writes_checks(index)) {
                 attempt.seen = Some(self.seen_checks(&attempt.bundle.node).await?);
             }
-            let fence = self.current_fence().await?;
-            let transaction = self.compose(attempt, &pending[..pending.len().min(attempt.most)], fence);
-            match self.transact(transaction.body()).await {
-                TxnResult::Done(nodes) => {
-                    self.note_written(attempt, &transaction, &nodes);
-                    attempt.set(transaction.ops(), &Outcome::Written { shown: true });
+            let transaction = self.compose(attempt, &pending[..pending.len().min(attempt.most)]);
+            let parts = transaction.parts().clone();
+            let (fence, result) = match self.send(transaction, attempt.alone).await {
+                Sent::Under(fence, result) => (fence, result),
+                Sent::RolledBack => {
+                    attempt.spoiled += 1;
+                    attempt.alone |= attempt.spoiled >= SPOILED;
+                    continue;
+                }
+                Sent::RejectedTogether => {
+                    attempt.alone = true;
+                    continue;
+                }
+                Sent::Stopped(outage) => return Err(outage),
+                Sent::Lost => {
+                    let outage = Unavailable::transient("whoever has sent it has not told what became of it");
+                    self.doubt_all();
+                    attempt.set(parts.ops(), &Outcome::Unknown(outage.clone()));
+                    return Err(outage);
+                }
+            };
+            match result {
+                TxnResult::Done(_) => {
+                    self.note_written(attempt, &parts);
+                    attempt.set(parts.ops(), &Outcome::Written { shown: true });
                 }
                 TxnResult::NotTried(outage) => return Err(outage),
                 TxnResult::Unknown(outage) => {
                     self.doubt(fence);
-                    attempt.set(transaction.ops(), &Outcome::Unknown(outage.clone()));
+                    attempt.set(parts.ops(), &Outcome::Unknown(outage.clone()));
                     return Err(outage);
                 }
-                TxnResult::Rejected(words) => self.reject(attempt, &transaction, words).await?,
-                TxnResult::Conflict(errors) => self.recover(attempt, &pending, &transaction, &errors, fence).await?,
+                TxnResult::Rejected(words) => self.reject(attempt, &parts, words).await?,
+                TxnResult::Conflict(errors) => {
+                    // What fails again takes no others along.
+                    attempt.alone |= errors.iter().any(|error| parts.part(error.op_index) != Some(Part::Fence));
+                    self.recover(attempt, &pending, &parts, &errors, fence).await?;
+                }
             }
         }
     }
@@ -155,21 +188,21 @@ impl Catalog {
         &self,
         attempt: &mut Attempt<'_>,
         pending: &[usize],
-        transaction: &Transaction,
+        parts: &Parts,
         errors: &[TxnError],
         fence: Fence,
     ) -> Result<(), Unavailable> {
-        match self.recovery(attempt, transaction, errors, fence).await {
+        match self.recovery(attempt, parts, errors, fence).await {
             Recovery::Again if attempt.repairs < REPAIRS => attempt.repairs += 1,
             Recovery::Again => {
-                let refused = in_conflict(attempt, transaction, errors);
+                let refused = in_conflict(attempt, parts, errors);
                 if refused.is_empty() {
                     return Err(Unavailable::transient(unexplained(errors)));
                 }
                 attempt.repairs = 0;
                 attempt.refuse(refused);
             }
-            Recovery::Split(words) => self.reject(attempt, transaction, words).await?,
+            Recovery::Split(words) => self.reject(attempt, parts, words).await?,
             Recovery::Blame(culprits) => attempt.refuse(culprits),
             Recovery::NoNode(words) => {
                 let in_vain = pending.iter().copied().filter(|&index| attempt.needs_node(index)).collect();
@@ -182,25 +215,19 @@ impl Catalog {
 
     /// Finds the operation for which Consul refuses a transaction as a whole, unless Consul refuses every one: then
     /// says so.
-    async fn reject(
-        &self,
-        attempt: &mut Attempt<'_>,
-        transaction: &Transaction,
-        words: String,
-    ) -> Result<(), Unavailable> {
+    async fn reject(&self, attempt: &mut Attempt<'_>, parts: &Parts, words: String) -> Result<(), Unavailable> {
         if !attempt.others_pass {
             self.transact_nothing().await?;
             attempt.others_pass = true;
         }
-        attempt.split(&transaction.ops(), words);
+        attempt.split(&parts.ops(), words);
         Ok(())
     }
 
-    /// A transaction of as many of these operations as fit, behind the fence and, where it has to be made or
-    /// changed, their node.
-    fn compose(&self, attempt: &Attempt<'_>, pending: &[usize], fence: Fence) -> Transaction {
+    /// A transaction of as many of these operations as fit, behind their node where it has to be made or changed.
+    fn compose(&self, attempt: &Attempt<'_>, pending: &[usize]) -> Transaction {
         let bundle = attempt.bundle;
-        let mut transaction = Transaction::new(&self.fence_op(fence));
+        let mut transaction = Transaction::new();
         if pending.iter().any(|&index| attempt.needs_node(index)) {
             let is_for_esm = pending.iter().any(|&index| attempt.writes_checks(index));
             let node = self.node_for(&bundle.node, bundle.address.unwrap_or(NO_ADDRESS), is_for_esm);
@@ -218,11 +245,10 @@ impl Catalog {
         transaction
     }
 
-    fn note_written(&self, attempt: &Attempt<'_>, transaction: &Transaction, nodes: &[Node]) {
+    fn note_written(&self, attempt: &Attempt<'_>, parts: &Parts) {
         let bundle = attempt.bundle;
-        self.know_all(nodes);
         let mut state = self.state();
-        for index in transaction.ops() {
+        for index in parts.ops() {
             if attempt.writes_checks(index) {
                 state.note_checks_written(&bundle.node);
             }
@@ -240,15 +266,9 @@ impl Catalog {
     }
 
     /// Finds out why a transaction was rolled back.
-    async fn recovery(
-        &self,
-        attempt: &mut Attempt<'_>,
-        transaction: &Transaction,
-        errors: &[TxnError],
-        fence: Fence,
-    ) -> Recovery {
+    async fn recovery(&self, attempt: &mut Attempt<'_>, parts: &Parts, errors: &[TxnError], fence: Fence) -> Recovery {
         let node = &attempt.bundle.node;
-        let of = |wanted: Part| errors.iter().find(|error| transaction.part(error.op_index) == Some(wanted));
+        let of = |wanted: Part| errors.iter().find(|error| parts.part(error.op_index) == Some(wanted));
         if let Some(error) = of(Part::Fence) {
             return self.fence_failed(fence, error.fault, &error.what).await;
         }
@@ -260,7 +280,7 @@ impl Catalog {
         }
         let (mut blame, mut mended) = (BTreeMap::new(), false);
         for error in errors {
-            match transaction.part(error.op_index) {
+            match parts.part(error.op_index) {
                 Some(part @ (Part::Look(index) | Part::Service(index) | Part::Check(index))) => {
                     if attempt.mend(part, index, error.fault) {
                         mended = true;
@@ -321,12 +341,12 @@ impl Catalog {
 
 /// The operations that run into the changes of somebody else each time, with what to say of each: those that these
 /// errors are about, or where it is their node that changes, those that need it.
-fn in_conflict(attempt: &Attempt<'_>, transaction: &Transaction, errors: &[TxnError]) -> BTreeMap<usize, String> {
+fn in_conflict(attempt: &Attempt<'_>, parts: &Parts, errors: &[TxnError]) -> BTreeMap<usize, String> {
     let mut found = BTreeMap::new();
     for error in errors {
-        let ops = match transaction.part(error.op_index) {
+        let ops = match parts.part(error.op_index) {
             Some(Part::Look(index) | Part::Service(index) | Part::Check(index)) => vec![index],
-            Some(Part::Node) => transaction.ops().into_iter().filter(|&index| attempt.needs_node(index)).collect(),
+            Some(Part::Node) => parts.ops().into_iter().filter(|&index| attempt.needs_node(index)).collect(),
             Some(Part::Fence) | None => Vec::new(),
         };
         for index in ops {

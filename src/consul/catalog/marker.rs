@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::transaction::Transaction;
+use super::transaction::body;
 use super::{Catalog, FenceState, NO_ADDRESS, Recovery, TxnResult, unexplained};
 use crate::consul::client::path;
 use crate::consul::wire::{Fault, Node, TxnOp, txn_body};
@@ -21,7 +21,7 @@ const YIELD: Duration = Duration::from_secs(60);
 const ATTEMPTS: usize = 3;
 
 /// The marker as we have written it: each transaction begins by comparing it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Fence {
     term: u64,
     index: u64,
@@ -193,10 +193,19 @@ impl Catalog {
         }
     }
 
+    /// Notes that a write was not answered of which it is not known under which fence it was sent: none but the present one
+    /// can let it land.
+    pub(super) fn doubt_all(&self) {
+        let mut state = self.state();
+        if let FenceState::Firm(present) = state.fence {
+            state.fence = FenceState::Stale(present);
+        }
+    }
+
     /// Compares the marker and writes nothing else: whether transactions are carried out at all.
     pub(super) async fn transact_nothing(&self) -> Result<(), Unavailable> {
         let fence = self.current_fence().await?;
-        match self.transact(Transaction::new(&self.fence_op(fence)).body()).await {
+        match self.transact(body(&self.fence_op(fence), [])).await {
             TxnResult::Done(_) => Ok(()),
             TxnResult::Conflict(errors) => {
                 let fault = errors.first().map_or(Fault::Other, |error| error.fault);

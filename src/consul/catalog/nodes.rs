@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::transaction::{Part, Transaction};
+use super::transaction::{Part, Transaction, body};
 use super::{Catalog, Recovery, State, TxnResult, unexplained};
 use crate::consul::wire::{Check, Node, TxnOp};
 use crate::model::ids::{Str, id_prefix};
@@ -296,9 +296,10 @@ impl Catalog {
     /// Writes a change to a node. One that Consul refuses is left for the next time: nobody waits for it.
     async fn change_node(&self, name: &Str, change: &TxnOp<'_>) -> Result<(), Unavailable> {
         let fence = self.current_fence().await?;
-        let mut transaction = Transaction::new(&self.fence_op(fence));
+        let mut transaction = Transaction::new();
         transaction.make_node(change);
-        match self.transact(transaction.body()).await {
+        let parts = transaction.parts();
+        match self.transact(body(&self.fence_op(fence), [&transaction])).await {
             TxnResult::Done(nodes) => {
                 self.know_all(&nodes);
                 Ok(())
@@ -311,7 +312,7 @@ impl Catalog {
             }
             TxnResult::Rejected(words) => Err(Unavailable::said(OutageKind::Refused, &words)),
             TxnResult::Conflict(errors) => {
-                if let Some(error) = errors.iter().find(|error| transaction.part(error.op_index) == Some(Part::Fence)) {
+                if let Some(error) = errors.iter().find(|error| parts.part(error.op_index) == Some(Part::Fence)) {
                     return match self.fence_failed(fence, error.fault, &error.what).await {
                         Recovery::Stop(outage) => Err(outage),
                         Recovery::Again | Recovery::Blame(_) | Recovery::NoNode(_) | Recovery::Split(_) => Ok(()),

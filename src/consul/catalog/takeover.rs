@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use futures::future::BoxFuture;
 
 use super::marker::{TERM, term};
-use super::transaction::{Part, SeenChecks, Transaction};
+use super::transaction::{Part, SeenChecks, Transaction, body};
 use super::{Catalog, NO_ADDRESS, TxnResult, unexplained};
 use crate::consul::client::path;
 use crate::consul::marked::marked_rows;
@@ -175,15 +175,15 @@ impl CatalogTakeover {
     ) -> Result<(Transaction, Result<Vec<Node>, Vec<TxnError>>), Unavailable> {
         for _ in 0..ATTEMPTS {
             let fence = self.fence().ok_or_else(takeover::still_writes)?;
-            let mut transaction = Transaction::new(&TxnOp::node_cas(fence.clone()));
+            let mut transaction = Transaction::new();
             compose(&mut transaction);
-            let errors = match self.ours.transact(transaction.body()).await {
+            let errors = match self.ours.transact(body(&TxnOp::node_cas(fence.clone()), [&transaction])).await {
                 TxnResult::Done(nodes) => return Ok((transaction, Ok(nodes))),
                 TxnResult::Conflict(errors) => errors,
                 TxnResult::Rejected(words) => return Err(Unavailable::said(OutageKind::Refused, &words)),
                 TxnResult::NotTried(outage) | TxnResult::Unknown(outage) => return Err(outage),
             };
-            if errors.iter().all(|error| transaction.part(error.op_index) != Some(Part::Fence)) {
+            if errors.iter().all(|error| transaction.parts().part(error.op_index) != Some(Part::Fence)) {
                 return Ok((transaction, Err(errors)));
             }
             match self.marker().await? {
@@ -233,14 +233,15 @@ impl CatalogTakeover {
             let (transaction, answer) = self.send(compose).await?;
             match answer {
                 Ok(_) => {
-                    let written = transaction.ops().len();
+                    let written = transaction.parts().ops().len();
                     taken.instances += written;
                     ops.drain(..written);
                 }
                 Err(errors) => {
                     let mut culprits = BTreeSet::new();
                     for error in &errors {
-                        let Some(Part::Look(index) | Part::Service(index)) = transaction.part(error.op_index) else {
+                        let Some(Part::Look(index) | Part::Service(index)) = transaction.parts().part(error.op_index)
+                        else {
                             continue;
                         };
                         // One that is gone needs no mark.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use crate::consul::wire::{Check, TxnOp};
+use crate::consul::wire::{Check, TxnError, TxnOp};
 use crate::model::diff::Op;
 use crate::model::ids::check_id;
 use crate::model::registration::Registration;
@@ -12,8 +12,9 @@ use crate::model::registration::Registration;
 /// The most operations in a transaction (fixed in Consul).
 const MOST_OPS: usize = 128;
 
-/// The most bytes, a little less than Consul's default of 512 KiB (`limits.txn_max_req_len`).
-const MOST_BYTES: usize = 500 * 1024;
+/// The most bytes, less than Consul's default of 512 KiB (`limits.txn_max_req_len`): a namespace and a partition may be
+/// added to each operation.
+const MOST_BYTES: usize = 480 * 1024;
 
 /// Says what an operation of a transaction is for. Where it belongs to an operation of the bundle, it holds that one's
 /// place.
@@ -31,19 +32,39 @@ pub(super) enum Part {
     Check(usize),
 }
 
+/// What each operation of a transaction is for, in order.
+#[derive(Clone, Debug)]
+pub(super) struct Parts(Vec<Part>);
+
+impl Parts {
+    /// Says what the operation at a place of the transaction is for.
+    pub(super) fn part(&self, place: usize) -> Option<Part> {
+        self.0.get(place).copied()
+    }
+
+    /// The places in the bundle of all that is in it.
+    pub(super) fn ops(&self) -> Vec<usize> {
+        let mut all: Vec<usize> = self.0.iter().filter_map(|part| owner(*part)).collect();
+        all.dedup();
+        all
+    }
+}
+
 /// The checks that were seen on a node, by ID.
 pub(super) type SeenChecks = BTreeMap<String, Check>;
 
-/// Operations to be carried out together or not at all.
+/// Operations to be carried out together or not at all, behind a fence that is put before them when they are sent.
+#[derive(Debug)]
 pub(super) struct Transaction {
-    parts: Vec<Part>,
-    body: String,
+    parts: Parts,
+    /// All but the fence, each behind a comma.
+    rest: String,
 }
 
 impl Transaction {
-    /// One that begins with a fence.
-    pub(super) fn new(fence: &TxnOp<'_>) -> Self {
-        Self { parts: vec![Part::Fence], body: format!("[{}", fence.json()) }
+    /// One of a fence alone.
+    pub(super) fn new() -> Self {
+        Self { parts: Parts(vec![Part::Fence]), rest: String::new() }
     }
 
     /// Makes or changes the node before all that follows.
@@ -58,8 +79,8 @@ impl Transaction {
         let parts = parts(index, op, unregistered, seen);
         let parts: Vec<(Part, String)> = parts.into_iter().map(|(part, op)| (part, op.json())).collect();
         let bytes: usize = parts.iter().map(|(_, json)| json.len() + 1).sum();
-        let is_first = !self.parts.iter().any(|part| owner(*part).is_some());
-        if !is_first && (self.parts.len() + parts.len() > MOST_OPS || self.body.len() + bytes + 1 > MOST_BYTES) {
+        let is_first = !self.parts.0.iter().any(|part| owner(*part).is_some());
+        if !is_first && !fits(self.len() + parts.len(), self.bytes() + bytes) {
             return false;
         }
         for (part, json) in &parts {
@@ -68,28 +89,52 @@ impl Transaction {
         true
     }
 
-    /// Says what the operation at a place of the transaction is for.
-    pub(super) fn part(&self, place: usize) -> Option<Part> {
-        self.parts.get(place).copied()
+    /// What its operations are for.
+    pub(super) fn parts(&self) -> &Parts {
+        &self.parts
     }
 
-    /// The places in the bundle of all that is in it.
-    pub(super) fn ops(&self) -> Vec<usize> {
-        let mut all: Vec<usize> = self.parts.iter().filter_map(|part| owner(*part)).collect();
-        all.dedup();
-        all
+    /// Counts its operations, the fence apart.
+    pub(super) fn len(&self) -> usize {
+        self.parts.0.len() - 1
     }
 
-    /// The body of the request.
-    pub(super) fn body(&self) -> Bytes {
-        Bytes::from(format!("{}]", self.body))
+    /// Counts the bytes of them.
+    pub(super) fn bytes(&self) -> usize {
+        self.rest.len()
     }
 
     fn push(&mut self, part: Part, json: &str) {
-        self.parts.push(part);
-        self.body.push(',');
-        self.body.push_str(json);
+        self.parts.0.push(part);
+        self.rest.push(',');
+        self.rest.push_str(json);
     }
+}
+
+/// Says whether a transaction of so many operations and bytes, the fence apart, is one that Consul takes.
+pub(super) fn fits(ops: usize, bytes: usize) -> bool {
+    ops < MOST_OPS && bytes <= MOST_BYTES
+}
+
+/// The body of a request that carries out transactions together, behind a fence.
+pub(super) fn body<'a>(fence: &TxnOp<'_>, transactions: impl IntoIterator<Item = &'a Transaction>) -> Bytes {
+    let mut body = format!("[{}", fence.json());
+    for transaction in transactions {
+        body.push_str(&transaction.rest);
+    }
+    body.push(']');
+    Bytes::from(body)
+}
+
+/// Takes the errors that concern the transaction whose first operation stands at `first` when all are sent together. Each is given the
+/// place that it has in a transaction that is sent alone: 0 is the fence.
+pub(super) fn errors_of(transaction: &Transaction, first: usize, errors: &[TxnError]) -> Vec<TxnError> {
+    let own = first..first + transaction.len();
+    let at = |error: &TxnError| match error.op_index {
+        0 => Some(0),
+        place => own.contains(&place).then(|| place - first + 1),
+    };
+    errors.iter().filter_map(|error| Some(TxnError { op_index: at(error)?, ..error.clone() })).collect()
 }
 
 fn owner(part: Part) -> Option<usize> {
@@ -145,6 +190,7 @@ fn parts<'a>(index: usize, op: &'a Op, unregistered: bool, seen: &'a SeenChecks)
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::consul::wire::Fault;
     use crate::model::registration::RowKey;
 
     fn remove(id: &str) -> Op {
@@ -157,24 +203,48 @@ mod tests {
 
     #[test]
     fn it_holds_what_fits_and_knows_whose_each_part_is() {
-        let mut transaction = Transaction::new(&fence());
+        let mut transaction = Transaction::new();
         transaction.make_node(&fence());
         let fitting =
             (0..200).take_while(|index| transaction.add(*index, &remove("x"), false, &SeenChecks::new())).count();
         assert_eq!(fitting, MOST_OPS - 2);
-        assert_eq!(transaction.part(0), Some(Part::Fence));
-        assert_eq!(transaction.part(2), Some(Part::Service(0)));
-        assert_eq!(transaction.part(MOST_OPS), None);
-        assert_eq!(transaction.ops(), (0..fitting).collect::<Vec<_>>());
-        let body: serde_json::Value = serde_json::from_slice(&transaction.body()).unwrap();
+        assert_eq!(transaction.parts().part(0), Some(Part::Fence));
+        assert_eq!(transaction.parts().part(2), Some(Part::Service(0)));
+        assert_eq!(transaction.parts().part(MOST_OPS), None);
+        assert_eq!(transaction.parts().ops(), (0..fitting).collect::<Vec<_>>());
+        let body: serde_json::Value = serde_json::from_slice(&body(&fence(), [&transaction])).unwrap();
         assert_eq!(body.as_array().unwrap().len(), MOST_OPS);
     }
 
     #[test]
     fn one_that_is_too_large_for_company_goes_alone() {
         let large = remove(&"x".repeat(MOST_BYTES));
-        let mut transaction = Transaction::new(&fence());
+        let mut transaction = Transaction::new();
         assert!(transaction.add(0, &large, false, &SeenChecks::new()), "Consul says what it thinks of it");
         assert!(!transaction.add(1, &remove("x"), false, &SeenChecks::new()));
+    }
+
+    #[test]
+    fn each_of_those_sent_together_gets_its_own_errors() {
+        let with = |ops: usize| {
+            let mut transaction = Transaction::new();
+            for index in 0..ops {
+                transaction.add(index, &remove("x"), false, &SeenChecks::new());
+            }
+            transaction
+        };
+        let (one, two) = (with(2), with(3));
+        let sent: serde_json::Value = serde_json::from_slice(&body(&fence(), [&one, &two])).unwrap();
+        assert_eq!(sent.as_array().unwrap().len(), 6);
+        let at = |op_index| TxnError { op_index, what: op_index.to_string(), fault: Fault::Other };
+        let errors = [at(0), at(2), at(3), at(5)];
+        let places = |transaction, first| {
+            let own = errors_of(transaction, first, &errors);
+            own.into_iter().map(|error| (error.op_index, error.what)).collect::<Vec<_>>()
+        };
+        let said =
+            |places: &[(usize, &str)]| places.iter().map(|(at, words)| (*at, (*words).to_owned())).collect::<Vec<_>>();
+        assert_eq!(places(&one, 1), said(&[(0, "0"), (2, "2")]));
+        assert_eq!(places(&two, 3), said(&[(0, "0"), (1, "3"), (3, "5")]));
     }
 }

@@ -147,7 +147,7 @@ pub struct TxnEntry {
 }
 
 /// An operation of a transaction that failed.
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(from = "WireTxnError")]
 pub struct TxnError {
     /// The operation's place in the transaction, from 0.
