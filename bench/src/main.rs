@@ -8,11 +8,12 @@
 //! - [`load`]: what is in Kubernetes
 //! - [`trial`]: one program at work
 //! - [`spent`]: what it costs
-//! - [`measures`]: how each thing is measured
+//! - [`measures`]: how each thing is measured; [`drift`]: what somebody else changes in Consul
 //! - [`report`], [`plot`]: what is told of it
 //!
 //! `bare` is a program of its own: the least one that does the same work.
 
+mod drift;
 mod load;
 mod measures;
 mod plot;
@@ -22,7 +23,6 @@ mod spent;
 mod trial;
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Parser;
@@ -34,9 +34,6 @@ use measures::{Measure, Pace};
 use report::Report;
 use scenarios::Scenario;
 use trial::{Tested, Trial};
-
-/// The time that a step may take.
-const STEP: Duration = Duration::from_secs(600);
 
 /// Measures `lictor run` beside other programs, in turn.
 #[derive(Parser)]
@@ -146,8 +143,8 @@ async fn run(programs: &Programs, scenario: &Scenario, tested: &[Tested], report
                 if tested.is_bare() && !step.is_for_bare() {
                     continue;
                 }
-                let taken = timeout(STEP, step.take(&mut trial, &mut load)).await;
-                let figures = taken.with_context(|| format!("{step} takes longer than {STEP:?}"))?;
+                let taken = timeout(step.limit(), step.take(&mut trial, &mut load)).await;
+                let figures = taken.with_context(|| format!("{step} takes longer than {:?}", step.limit()))?;
                 report.add(tested.name, step, figures.with_context(|| format!("{}, {step}", tested.name))?);
             }
         }

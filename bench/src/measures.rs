@@ -10,6 +10,7 @@ use futures::future::{join, try_join};
 use futures::stream::{self, FuturesUnordered, StreamExt, TryStreamExt};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
+use crate::drift::drift;
 use crate::load::{AT_ONCE, Load};
 use crate::report::percentile;
 use crate::trial::Trial;
@@ -41,6 +42,8 @@ pub(crate) enum Measure {
     Scraped,
     /// What Nodes cost that join and go, without an endpoint on them.
     Nodes,
+    /// The time until Consul is true again once somebody else has changed it; `--rate` says how often each kind is tried.
+    Drift,
 }
 
 /// How long and how fast.
@@ -82,6 +85,7 @@ impl fmt::Display for Step {
             Measure::Refused => write!(f, "refused, {seconds} s"),
             Measure::Scraped => write!(f, "scraped, {rate}/s for {seconds} s"),
             Measure::Nodes => write!(f, "nodes, {seconds} join and go"),
+            Measure::Drift => write!(f, "drift, {rate} tries"),
         }
     }
 }
@@ -89,7 +93,13 @@ impl fmt::Display for Step {
 impl Step {
     /// Says whether `bare` can do it: it writes all anew when it is started again.
     pub(crate) fn is_for_bare(self) -> bool {
-        !matches!(self.measure, Measure::Restart | Measure::Rewrite | Measure::Refused | Measure::Scraped)
+        use Measure::{Drift, Refused, Restart, Rewrite, Scraped};
+        !matches!(self.measure, Restart | Rewrite | Refused | Scraped | Drift)
+    }
+
+    /// The time that it may take.
+    pub(crate) fn limit(self) -> Duration {
+        Duration::from_secs(if self.measure == Measure::Drift { 1800 } else { 600 })
     }
 
     /// Takes the measure. But for the first, what is spent is counted from a moment on at which the program is quiet.
@@ -99,6 +109,11 @@ impl Step {
             Measure::Cold => trial.before,
             Measure::Refused => {
                 sleep(Duration::from_secs(10)).await;
+                trial.spent().await?
+            }
+            Measure::Idle => {
+                settled(trial).await?;
+                compared(trial).await?;
                 trial.spent().await?
             }
             _ => {
@@ -122,6 +137,7 @@ impl Step {
             Measure::Refused => refused(trial, pace).await?,
             Measure::Scraped => scraped(trial, load, pace).await?,
             Measure::Nodes => nodes(load, pace).await?,
+            Measure::Drift => drift(trial, load, pace.rate).await?,
         };
         let before = if self.measure == Measure::Restart { before.without_program() } else { before };
         figures.extend(trial.spent().await?.since(before));
@@ -157,6 +173,27 @@ pub(crate) async fn settled(trial: &Trial) -> Result<()> {
         let before = trial.cpu()?;
         sleep(Duration::from_secs(1)).await;
         if trial.cpu()? - before <= 0.03 {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Waits until the program has compared Consul with what it wrote last, and reads nothing but whether something has changed, but not
+/// for longer than two minutes.
+async fn compared(trial: &Trial) -> Result<()> {
+    if trial.tested.is_bare() {
+        return Ok(());
+    }
+    let mut quiet = 0;
+    for _ in 0..120 {
+        sleep(Duration::from_secs(1)).await;
+        let metrics = trial.operator.metrics().await?;
+        let age = metrics
+            .lines()
+            .find_map(|line| line.strip_prefix("lictor_resync_age_seconds ")?.trim().parse::<f64>().ok());
+        quiet = if age.is_some_and(|age| age < 2.5) { quiet + 1 } else { 0 };
+        if quiet == 5 {
             break;
         }
     }

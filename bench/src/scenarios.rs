@@ -58,17 +58,19 @@ impl Scenario {
 
 /// All of them, the longest last.
 pub(crate) fn all() -> Vec<Scenario> {
-    use Measure::{Cold, Flips, Idle, Nodes, Restart, Rollout, Storm, Wipe};
-    let ten = Size::of(10_000, 1_000, 50);
+    use Measure::{Cold, Drift, Flips, Idle, Nodes, Restart, Rollout, Storm, Wipe};
+    let (one, ten) = (Size::of(1_000, 100, 10), Size::of(10_000, 1_000, 50));
     let (cold, flips, idle, restart) = ((Cold, 0, 0), (Flips, 20, 10), (Idle, 0, 60), (Restart, 0, 0));
     let plotted = |scenario| Scenario { plotted: true, ..scenario };
     vec![
-        plotted(Scenario::new("1k", Size::of(1_000, 100, 10), 1, &[cold, idle, flips, restart])),
+        plotted(Scenario::new("1k", one, 1, &[cold, idle, flips, restart])),
         plotted(Scenario::new("10k", ten, 3, &[cold, idle, flips, (Flips, 200, 10), (Storm, 0, 0), restart])),
         Scenario { fresh: true, ..Scenario::new("fresh", ten, 3, &[cold, (Wipe, 0, 0)]) },
         Scenario::new("one-service", Size::of(5_000, 1, 1_000), 3, &[cold, flips, (Rollout, 0, 0)]),
         Scenario::new("zones", Size::of(20_000, 2_000, 100), 2, &[cold, (Nodes, 0, 10)]),
-        Scenario { mode: Mode::Agent, ..Scenario::new("agent", Size::of(1_000, 100, 10), 3, &[cold, flips]) },
+        Scenario { mode: Mode::Agent, ..Scenario::new("agent", one, 3, &[cold, flips]) },
+        Scenario::new("drift-1k", one, 1, &[cold, (Drift, 20, 0)]),
+        Scenario::new("drift-10k", ten, 1, &[cold, (Drift, 20, 0)]),
         plotted(Scenario::new("100k", Size::of(100_000, 10_000, 1_000), 1, &[cold, idle, flips, restart])),
     ]
 }

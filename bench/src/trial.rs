@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use bytes::Bytes;
 use lictor_testbed::{Consul, ConsulApi, ConsulOptions, ControlPlane, Launch, Mode, Operator, Programs, wait};
 use serde_json::{Value, json};
 
@@ -51,6 +52,8 @@ pub(crate) struct Trial {
     instances: usize,
     /// Questions of the bench that Consul counts among those of the program.
     asked: AtomicU32,
+    /// Consul as it was when the program was started.
+    empty: Bytes,
 }
 
 impl Trial {
@@ -69,6 +72,7 @@ impl Trial {
         if limited {
             launch = launch.env("CONSUL_HTTP_TOKEN", &limited_token(&consul.api()).await?);
         }
+        let empty = snapshot(&consul).await?;
         let before = Spent::so_far(&consul, None).await?;
         let begun = Instant::now();
         let operator = launch.start(&tested.path)?;
@@ -83,6 +87,7 @@ impl Trial {
             before,
             instances,
             asked: AtomicU32::new(0),
+            empty,
         })
     }
 
@@ -93,6 +98,28 @@ impl Trial {
         self.operator = self.launch.start(&self.tested.path)?;
         self.operator.wait_ready(ALL).await?;
         Ok(begun.elapsed())
+    }
+
+    /// The way to its Consul.
+    pub(crate) fn api(&self) -> &ConsulApi {
+        &self.api
+    }
+
+    /// Consul as it was when nothing was in it.
+    pub(crate) fn empty(&self) -> &Bytes {
+        &self.empty
+    }
+
+    /// Consul as it is.
+    pub(crate) async fn snapshot(&self) -> Result<Bytes> {
+        snapshot(&self.consul).await
+    }
+
+    /// Makes Consul what it was.
+    pub(crate) async fn restore(&self, snapshot: &Bytes) -> Result<()> {
+        let request = reqwest::Client::new().put(snapshot_url(&self.consul)).body(snapshot.clone());
+        request.send().await?.error_for_status()?;
+        Ok(())
     }
 
     /// The instances that there are in the end.
@@ -184,6 +211,16 @@ impl Trial {
             index = next;
         }
     }
+}
+
+async fn snapshot(consul: &Consul) -> Result<Bytes> {
+    let request = reqwest::Client::new().get(snapshot_url(consul));
+    let request = request.header("X-Consul-Token", consul.management_token().unwrap_or_default());
+    Ok(request.send().await?.error_for_status()?.bytes().await?)
+}
+
+fn snapshot_url(consul: &Consul) -> String {
+    format!("{}/v1/snapshot", consul.http_addr())
 }
 
 /// A token that may do everything but write the first service.
