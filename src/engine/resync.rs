@@ -210,6 +210,12 @@ impl Resync {
         if is_known {
             self.fresh_since = Some(asked);
         }
+        if self.known.is_some_and(|known| is_before(found, known)) {
+            // Consul was restored, and any node of it may be as it was at any time.
+            self.is_urgent = true;
+            self.phase = Phase::Due;
+            return false;
+        }
         if !is_known || times.full() <= now || needs_round && times.chores <= now {
             let next = times.next_round();
             self.phase = if next <= now { Phase::Due } else { Phase::Over { next, times } };
@@ -385,6 +391,11 @@ impl Resync {
     }
 }
 
+/// Says whether Consul stood here before it stood there: it never goes back by itself.
+fn is_before(here: Indexes, there: Indexes) -> bool {
+    here.instances < there.instances || here.checks < there.checks
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -472,6 +483,7 @@ mod tests {
             (instances, false, 6, list()),
             (checks, false, 6, list()),
             (restored, false, 6, list()),
+            (restored, false, 2, list()),
             (INDEXES, true, 6, None),
             (INDEXES, true, 30, list()),
             // A round has just begun.
@@ -503,6 +515,23 @@ mod tests {
         resync.listed(nodes(&[]), INDEXES, at(12), INTERVAL, true);
         assert!(resync.end_round(at(12)));
         assert_eq!(look(&mut resync, INDEXES, false, at(18)), (None, false), "nothing was written since");
+    }
+
+    #[test]
+    fn a_consul_that_was_restored_is_read_at_once() {
+        let start = Instant::now();
+        for (found, gap) in [
+            (Indexes { instances: 6, checks: 99 }, Duration::ZERO),
+            (Indexes { instances: 99, checks: 6 }, Duration::ZERO),
+            (Indexes { checks: 99, ..INDEXES }, INTERVAL / 3),
+        ] {
+            let mut resync = over(start);
+            let at = start + Duration::from_secs(6);
+            look(&mut resync, found, false, at);
+            resync.listed(nodes(&["a", "b", "c"]), found, at, INTERVAL, true);
+            assert_eq!(next(&mut resync, at).as_deref(), Some("a"));
+            assert_eq!(resync.due(), Some(at + gap), "{found:?}");
+        }
     }
 
     #[test]
