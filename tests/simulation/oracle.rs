@@ -114,14 +114,14 @@ struct Left {
     at: Duration,
     /// Somebody else has removed it, or the catalog still showed it: Lictor may not know.
     unheard: bool,
-    /// Whether Lictor, which has removed it, has the answer.
-    answered: Option<Arc<AtomicBool>>,
+    /// For each removal under the name by Lictor, the last one or one before, whether it has the answer.
+    answered: Vec<Arc<AtomicBool>>,
 }
 
 impl Left {
-    /// Whether Lictor still waits for the answer to the removal.
+    /// Whether Lictor still waits for the answer to a removal.
     fn waits(&self) -> bool {
-        self.answered.as_ref().is_some_and(|answered| !answered.load(Ordering::Relaxed))
+        self.answered.iter().any(|answered| !answered.load(Ordering::Relaxed))
     }
 }
 
@@ -192,6 +192,8 @@ pub struct Oracle {
     names_in_use: BTreeMap<(ResourceKey, String), u32>,
     /// When resources last had instances under names that they have none under any more.
     names_left: BTreeMap<(ResourceKey, String), Left>,
+    /// The removals by Lictor of which it may have no answer, under names that are still in use.
+    removing: BTreeMap<(ResourceKey, String), Vec<Arc<AtomicBool>>>,
     /// Resources that ask for a name which their status calls accepted.
     holders: BTreeMap<ResourceKey, Holder>,
     /// Resources as they were when the definition of our kind was deleted, while it is not back: their instances stay.
@@ -780,6 +782,15 @@ impl State {
             changes.append(&mut agent.take_changes());
         }
         let Origin::Lictor(sent) = origin else { return };
+        for change in &changes {
+            if let Change { before: Some(Entity::Service { service, .. }), after: None } = change
+                && let Some(owner) = owner(&service.id)
+            {
+                let removals = self.oracle.removing.entry((owner, fold(&service.service))).or_default();
+                removals.retain(|answered| !answered.load(Ordering::Relaxed));
+                removals.push(sent.heard.clone());
+            }
+        }
         let gone: BTreeSet<(String, String)> = changes
             .iter()
             .filter_map(|change| match change {
@@ -1334,12 +1345,13 @@ impl State {
             self.consul.store.services().filter(|(_, there)| self.setup.mode == Mode::Agent && is_marked(there));
         let shown = shown.filter_map(|(_, there)| Some((owner(&there.id)?, fold(&there.service))));
         let shown: BTreeSet<(ResourceKey, String)> = shown.collect();
-        let left = known.keys().filter(|name| !names.contains(*name));
-        let left = left.map(|name| {
-            let unheard = answered.is_none() || shown.contains(name);
-            (name.clone(), Left { at: now, unheard, answered: answered.clone() })
-        });
-        self.oracle.names_left.extend(left);
+        let left: Vec<(ResourceKey, String)> = known.keys().filter(|name| !names.contains(*name)).cloned().collect();
+        for name in left {
+            let unheard = answered.is_none() || shown.contains(&name);
+            let mut answered: Vec<_> = answered.iter().cloned().collect();
+            answered.extend(self.oracle.removing.remove(&name).unwrap_or_default());
+            self.oracle.names_left.insert(name, Left { at: now, unheard, answered });
+        }
         self.oracle.names_in_use = names.into_iter().map(|name| (name.clone(), since(&name))).collect();
     }
 
