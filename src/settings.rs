@@ -129,7 +129,8 @@ pub struct RunArgs {
         value_name = "URL,...",
         value_delimiter = ',',
         default_value = CONSUL_ADDRESS,
-        env = "CONSUL_HTTP_ADDR", hide_env_values = true
+        env = "CONSUL_HTTP_ADDR",
+        hide_env_values = true
     )]
     pub consul_address: Vec<String>,
 

@@ -49,7 +49,7 @@ pub(super) async fn serve(listener: TcpListener, router: Router) {
     serve_at_once(listener, router, CONNECTIONS).await;
 }
 
-/// The same, with so many connections at once.
+/// Answers requests by a router, over so many connections at once, until the process ends.
 async fn serve_at_once(listener: TcpListener, router: Router, most: usize) {
     let slots = Arc::new(Semaphore::new(most));
     loop {

@@ -79,11 +79,11 @@ impl Verdict {
 /// Holds what a World says of a resource.
 struct Said {
     resource: ResourceKey,
-    /// Why it is refused.
+    /// The reason why it is refused.
     refusal: Option<String>,
     /// The most instances that it may have; none while it is refused.
     most: Option<usize>,
-    /// How many it has by its status.
+    /// The number of instances that its status shows.
     instances: usize,
 }
 
@@ -107,7 +107,7 @@ impl Said {
     }
 }
 
-/// What is said of a resource whose name would be another one's.
+/// The reason of a resource whose name would be another one's.
 const NAME_CONFLICT: &str = "its name in Consul belongs to a resource of another namespace, and may not be shared";
 
 pub(super) fn policy(command: PolicyCommand) -> anyhow::Result<ExitCode> {

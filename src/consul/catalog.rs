@@ -50,7 +50,7 @@ use crate::ports::{Bundle, Indexes, Outcome, Registry, Rows, Unavailable};
 /// The address of a node that stands for no machine (RFC 5737): DNS answers with the instances' own.
 const NO_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 
-/// How many bundles may be under way for each transaction: those beyond one wait for the next one, and go together.
+/// The most bundles under way for each transaction. Those beyond the first wait, and go together in the next transaction.
 const TOGETHER: usize = 16;
 
 /// The catalog of a datacenter.
@@ -218,20 +218,18 @@ impl Catalog {
             Err(Failed::NoAnswer(outage) | Failed::Stumbled(outage)) => TxnResult::Unknown(outage),
         }
     }
+
+    /// Makes sure that what lists do not show is not there.
+    async fn may_conclude(&self) -> Result<(), Unavailable> {
+        judge(&servers(&self.client).await?).accept()?;
+        self.client.may_conclude().await
+    }
 }
 
 /// Describes a transaction whose errors we can make nothing of.
 fn unexplained(errors: &[TxnError]) -> String {
     let words = errors.first().map_or("no reason", |error| &error.what);
     format!("Consul rolled a transaction back: {words}")
-}
-
-impl Catalog {
-    /// Makes sure that what lists do not show is not there.
-    async fn may_conclude(&self) -> Result<(), Unavailable> {
-        judge(&servers(&self.client).await?).accept()?;
-        self.client.may_conclude().await
-    }
 }
 
 impl Registry for Catalog {

@@ -36,7 +36,7 @@ pub(crate) struct Decision {
     pub(crate) goes_by_rows: bool,
     /// True if it would be another one if the status said something else of the port.
     pub(crate) goes_by_status: bool,
-    /// What the instances' own texts come to.
+    /// Counts the instances' own texts.
     pub(crate) texts: Texts,
 }
 

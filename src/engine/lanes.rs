@@ -31,9 +31,9 @@ pub(super) struct Lanes {
     in_flight_of: BTreeMap<ResourceKey, BTreeSet<RowKey>>,
     /// The nodes that are being written to or read.
     busy: BTreeSet<Str>,
-    /// How many of them are being read.
+    /// Counts those of them that are being read.
     reading: usize,
-    /// How many writes those of them get that only get writes that can wait.
+    /// Counts the writes of those of them that only get writes that can wait.
     later: BTreeMap<Str, usize>,
     /// The nodes that are read before they are written to again.
     must_read: BTreeSet<Str>,

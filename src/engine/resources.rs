@@ -126,7 +126,7 @@ const IN_A_ROW: usize = 8;
 #[derive(Debug, Default)]
 pub(super) struct Resources {
     records: BTreeMap<ResourceKey, Record>,
-    /// What the texts of instances take.
+    /// Counts the texts of instances by namespace.
     pub(super) texts: AllTexts,
     dirty: BTreeMap<ResourceKey, Dirty>,
     /// Those of them about which a watch told something.

@@ -20,7 +20,7 @@ use crate::ports::{Bundle, Outcome, Unavailable};
 /// Taking out an operation that Consul refuses does not count.
 const REPAIRS: usize = 6;
 
-/// How often a bundle goes with others again that had its transaction rolled back, before it goes alone.
+/// The number of times that others may have a bundle's transaction rolled back. After that it goes alone.
 const SPOILED: usize = 2;
 
 /// A bundle on its way.

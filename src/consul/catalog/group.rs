@@ -16,7 +16,7 @@ use super::{Catalog, TxnResult};
 use crate::consul::WINDING_DOWN;
 use crate::ports::Unavailable;
 
-/// What became of the operations of a bundle.
+/// The outcome of sending the operations of a bundle.
 #[derive(Debug)]
 pub(super) enum Sent {
     /// They were sent under this fence, with this result.
@@ -163,7 +163,7 @@ impl Catalog {
     }
 }
 
-/// What became of each of the transactions that went together, in their order.
+/// Divides the result of transactions that went together among them, in their order.
 fn shares(group: &[&Transaction], fence: Fence, result: TxnResult) -> Vec<Sent> {
     if group.len() == 1 {
         return vec![Sent::Under(fence, result)];

@@ -32,7 +32,7 @@ pub(super) enum Part {
     Check(usize),
 }
 
-/// What each operation of a transaction is for, in order.
+/// Says what each operation of a transaction is for, in order.
 #[derive(Clone, Debug)]
 pub(super) struct Parts(Vec<Part>);
 
@@ -89,7 +89,7 @@ impl Transaction {
         true
     }
 
-    /// What its operations are for.
+    /// Says what its operations are for.
     pub(super) fn parts(&self) -> &Parts {
         &self.parts
     }

@@ -80,7 +80,7 @@ pub(super) struct History {
     due: VecDeque<(Instant, ObjectKey)>,
     /// The times when the slices of each scope were first listed. What was before, nobody knows.
     listed: BTreeMap<Scope, Instant>,
-    /// The same of the Services.
+    /// Says for each scope when its Services were listed first.
     services_listed: BTreeMap<Scope, Instant>,
     /// The times when Nodes were registered, of those that were within the last [`MOST`].
     nodes: BTreeMap<Str, Instant>,
