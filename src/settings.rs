@@ -604,8 +604,10 @@ fn previous(
     Ok(Some(Previous { registration, consul, cluster_name: name }))
 }
 
-/// Variables by which Consul's own tools would go to Consul otherwise than Lictor does.
-const NOT_HONOURED: [&str; 2] = ["CONSUL_CAPATH", "CONSUL_HTTP_AUTH"];
+/// Variables by which Consul's own tools would go to Consul otherwise than Lictor does. Who sets those for gRPC expects
+/// that Lictor uses Consul's gRPC port, which it does not.
+const NOT_HONOURED: [&str; 5] =
+    ["CONSUL_CAPATH", "CONSUL_HTTP_AUTH", "CONSUL_GRPC_ADDR", "CONSUL_GRPC_CACERT", "CONSUL_GRPC_CAPATH"];
 
 /// The way to Consul, by flags and by the environment. Takes what it needs of the flags.
 fn consul(args: &mut RunArgs) -> anyhow::Result<ConsulSettings> {

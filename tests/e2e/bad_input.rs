@@ -65,6 +65,9 @@ pub(crate) fn one_line_and_an_exit_code_above_one() {
     let environments = [
         ("CONSUL_CAPATH", "/etc/ssl/consul", "CONSUL_CAPATH is not supported"),
         ("CONSUL_HTTP_AUTH", "user:secret", "CONSUL_HTTP_AUTH is not supported"),
+        ("CONSUL_GRPC_ADDR", "consul:8502", "CONSUL_GRPC_ADDR is not supported"),
+        ("CONSUL_GRPC_CACERT", "/etc/ssl/consul.pem", "CONSUL_GRPC_CACERT is not supported"),
+        ("CONSUL_GRPC_CAPATH", "/etc/ssl/consul", "CONSUL_GRPC_CAPATH is not supported"),
         ("CONSUL_NAMESPACE", "a team", "--consul-namespace"),
         ("CONSUL_PARTITION", "a part", "--consul-partition"),
         ("CONSUL_HTTP_SSL", "maybe", "CONSUL_HTTP_SSL"),
