@@ -10,9 +10,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 pub fn forbidden(address: IpAddr) -> Option<&'static str> {
     let address = address.to_canonical();
     if let IpAddr::V6(v6) = address
-        && let Some(v4) = behind_nat64(v6)
+        && let Some(why) = behind_nat64(v6).into_iter().flatten().find_map(|v4| forbidden(IpAddr::V4(v4)))
     {
-        return forbidden(IpAddr::V4(v4));
+        return Some(why);
     }
     if is_clouds(address) {
         return Some("is the address of a cloud's metadata service: Lictor never registers it");
@@ -23,10 +23,21 @@ pub fn forbidden(address: IpAddr) -> Option<&'static str> {
     None
 }
 
-/// The address that a NAT64 with the well-known prefix, `64:ff9b::/96`, leads to.
-fn behind_nat64(address: Ipv6Addr) -> Option<Ipv4Addr> {
-    let [a, b, c, d] = address.octets()[12..].try_into().unwrap_or_default();
-    (address.segments()[..6] == [0x64, 0xff9b, 0, 0, 0, 0]).then(|| Ipv4Addr::new(a, b, c, d))
+/// The addresses that a NAT64 may lead to, one for each form that RFC 6052 knows. With the well-known prefix, `64:ff9b::/96`,
+/// there is one form. Of the prefix for networks of one's own, `64:ff9b:1::/48` (RFC 8215), nobody can tell which form its
+/// network uses. One form has zeros where another one has an address, so they say "unspecified" only where all are zeros.
+fn behind_nat64(address: Ipv6Addr) -> [Option<Ipv4Addr>; 4] {
+    let o = address.octets();
+    let v4 = |a: usize, b: usize, c: usize, d: usize| Some(Ipv4Addr::new(o[a], o[b], o[c], o[d]));
+    match address.segments() {
+        [0x64, 0xff9b, 0, 0, 0, 0, ..] => [v4(12, 13, 14, 15), None, None, None],
+        [0x64, 0xff9b, 1, ..] => {
+            let all = [v4(6, 7, 9, 10), v4(7, 9, 10, 11), v4(9, 10, 11, 12), v4(12, 13, 14, 15)];
+            let told = all.map(|v4| v4.filter(|v4| !v4.is_unspecified()));
+            if told == [None; 4] { all } else { told }
+        }
+        _ => [None; 4],
+    }
 }
 
 /// Says whether a cloud tells machines their secrets there. Amazon keeps `fd00:ec2::/32` for that: the metadata, the
@@ -100,6 +111,13 @@ mod tests {
             "64:ff9b::224.0.0.1",
             "64:ff9b::100.100.100.200",
             "64:ff9b::",
+            // In each of the forms that a network may have chosen.
+            "64:ff9b:1::169.254.169.254",
+            "64:ff9b:1:2:3:4:127.0.0.1",
+            "64:ff9b:1:a9fe:a9:fe00::7",
+            "64:ff9b:1:64:64:64c8::7",
+            "64:ff9b:1:2:7f:0:100:7",
+            "64:ff9b:1::",
         ];
         for address in forbidden_ones {
             assert!(forbidden(address.parse().unwrap()).is_some(), "{address}");
@@ -114,6 +132,11 @@ mod tests {
             "fd00:ec3::23",
             "fd00:42::43",
             "64:ff9b::203.0.113.7",
+            "64:ff9b:1::203.0.113.7",
+            "64:ff9b:1:cb00:71:700::",
+            "64:ff9b:1:cb00:71:700::1",
+            "64:ff9b:1:2:3:4:203.0.113.7",
+            "64:ff9b:2::127.0.0.1",
         ];
         for address in others {
             assert_eq!(forbidden(address.parse().unwrap()), None, "{address}");

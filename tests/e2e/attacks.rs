@@ -151,9 +151,15 @@ const ATTEMPTS: &[Attempt] = &[
     attempt(
         Author,
         "registers such an address behind a NAT64",
+        BY_SCHEMA,
+        Refused("source: {static: [{address: \"64:ff9b::a9fe:a9fe\", port: 80}]}", "behind a NAT64"),
+    ),
+    attempt(
+        Author,
+        "registers such an address in another form of a NAT64, which the schema does not know",
         NO_INSTANCE,
         NotAccepted(
-            "source: {static: [{address: \"64:ff9b::a9fe:a9fe\", port: 80}]}",
+            "source: {static: [{address: \"64:ff9b:1:a9fe:a9:fe00::\", port: 80}]}",
             "NotAllowed",
             "others cannot reach it",
         ),

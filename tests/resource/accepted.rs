@@ -39,6 +39,7 @@ class: second
     "source: {pods: {matchLabels: {app.kubernetes.io/name: user, tier: ''}}}",
     "source: {pods: {matchLabels: {app: a}, matchExpressions: [{key: app, operator: In, values: [a, b]}, {key: old, operator: DoesNotExist}, {key: tier, operator: NotIn, values: [x]}]}}\nport: grpc",
     "source: {static: [{address: 203.0.113.7, port: 80, tags: [a], meta: {zone: z}}]}",
+    "source: {static: [{address: '64:ff9b::cb00:7107', port: 80}, {address: '64:ff9b:1::cb00:7107', port: 80}, {address: '64:ff9b:1:cb00:71:700::', port: 80}]}",
     "source: {static: [{address: 203.0.113.7, port: 80}, {address: 203.0.113.7, port: 81}, {address: '2001:db8::7', port: 80}]}\nchecks: [{name: a, tcp: {}, port: 81}]",
     "source: {static: [{address: 10.0.0.1, port: 80, meta: {a: '1', b: '2'}}]}\nmeta: {a: '3'}",
 ];

@@ -166,13 +166,16 @@ pub(super) fn ip_address(_: &mut SchemaGenerator) -> Schema {
                 ),
                 "message": "this is the address of a cloud's metadata service, which gives machines their credentials: it cannot be an instance",
             },
+            {
+                "rule": format!("!self.matches('{BEHIND_NAT64}')"),
+                "message": "behind a NAT64 this is a loopback, link-local, multicast, broadcast or unspecified address, or that of a cloud's metadata service: it cannot be an instance",
+            },
         ],
     })
 }
 
 /// The addresses where clouds answer with a machine's own metadata, apart from those that are link-local, such as
-/// 169.254.169.254, and from Amazon's: Google's, Oracle's, Scaleway's, Akamai's, Alibaba's and Azure's. What a NAT64 leads
-/// to only the code refuses.
+/// 169.254.169.254, and from Amazon's: Google's, Oracle's, Scaleway's, Akamai's, Alibaba's and Azure's.
 const METADATA: [&str; 8] = [
     "fd20:ce::254",
     "fd00:c1::a9fe:a9fe",
@@ -183,6 +186,10 @@ const METADATA: [&str; 8] = [
     "168.63.129.16",
     "192.0.0.192",
 ];
+
+/// The addresses by IPv4 that are refused, as a NAT64 shows them in its last 32 bits, in the one form that a rule before this
+/// one leaves. What the shorter forms of `64:ff9b:1::/48` lead to only the code refuses.
+const BEHIND_NAT64: &str = "^64:ff9b:(:|1::|(:|1:([0-9a-f]{0,4}:)*)(7f[0-9a-f]{2}:[0-9a-f]{1,4}|a9fe:[0-9a-f]{1,4}|e[0-9a-f]{3}:[0-9a-f]{1,4}|ffff:ffff|6464:64c8|a83f:8110|c000:c0))$";
 
 /// The network in which Amazon answers machines and pods.
 const AMAZONS: &str = "fd00:ec2::/32";
