@@ -274,6 +274,12 @@ const ATTEMPTS: &[Attempt] = &[
     ),
     attempt(
         Author,
+        "under a policy: an address of its choice",
+        NO_INSTANCE,
+        OutsideOfPolicy("source: {static: [{address: 203.0.113.7, port: 80}]}", "spec.source.static: 203.0.113.7"),
+    ),
+    attempt(
+        Author,
         "under a policy: a kind of check",
         NO_INSTANCE,
         OutsideOfPolicy("checks: [{name: a, http: {}}]", "is of the kind http"),
@@ -651,6 +657,66 @@ pub(crate) async fn texts_of_instances_have_a_budget(fixture: &Fixture) -> Resul
     fixture.wait_flawless("web").await
 }
 
+/// A field of a policy's rule, and what shows that it is looked at.
+struct Limit {
+    field: &'static str,
+    what: &'static str,
+    /// The test that fails if the field is not looked at: it takes the field out of a rule, and sees what only the field refused
+    /// or narrowed.
+    test: &'static str,
+    scenario: &'static str,
+}
+
+const fn limit(field: &'static str, what: &'static str, test: &'static str, scenario: &'static str) -> Limit {
+    Limit { field, what, test, scenario }
+}
+
+const REFUSES: &str = "each_limit_refuses_what_nothing_else_does";
+const NARROWS: &str = "each_limit_narrows_what_nothing_else_does";
+const BY_AUTHOR: &str = "attacks::attempts_of_an_author";
+
+/// The tests of the limits are in this file.
+const OF_LIMITS: &str = "src/model/policy/tests.rs";
+
+const LIMITS: &[Limit] = &[
+    limit("namespaces", "another namespace", REFUSES, "policies::a_policy_decides_what_may_be_asked_for"),
+    limit(
+        "namespaceSelector",
+        "a namespace of other labels",
+        "labels_of_the_namespace_decide_and_nothing_is_guessed_without_them",
+        "policies::labels_of_a_namespace_decide",
+    ),
+    limit("names", "another name, also in other case; a name of a companion of Consul", REFUSES, BY_AUTHOR),
+    limit("tags", "another tag, also by a value or of one static address", REFUSES, BY_AUTHOR),
+    limit("metaKeys", "another meta key, also of one static address", REFUSES, BY_AUTHOR),
+    limit("checks", "another kind of check", REFUSES, BY_AUTHOR),
+    limit("minCheckInterval", "a check that runs more often", REFUSES, BY_AUTHOR),
+    limit("staticNetworks", "a static or tagged address outside", REFUSES, BY_AUTHOR),
+    limit("retain", "`deletionPolicy: Retain`", REFUSES, BY_AUTHOR),
+    limit(
+        "classes",
+        "a resource of another class",
+        "a_rule_lets_operators_of_its_classes_act",
+        "policies::a_rule_narrows_names_instances_and_classes",
+    ),
+    limit(
+        "sharedNames",
+        "the name of another namespace's resource",
+        NARROWS,
+        "policies::a_rule_narrows_names_instances_and_classes",
+    ),
+    limit(
+        "foreignNames",
+        "a name that others have in Consul",
+        "a_name_that_others_have_is_refused_to_who_begins_to_use_it",
+        "policies::nobody_begins_to_use_a_name_that_others_have",
+    ),
+    limit("budget.resources", "one resource more", REFUSES, "policies::a_policy_decides_what_may_be_asked_for"),
+    limit("budget.instances", "one instance more", NARROWS, "policies::a_rule_narrows_names_instances_and_classes"),
+    limit("budget.checks", "one check more", REFUSES, BY_AUTHOR),
+    limit("budget.bytes", "one byte more", REFUSES, BY_AUTHOR),
+];
+
 const HEAD: &str = include_str!("attacks/security.md");
 
 /// The page: its text, and the table of all attempts.
@@ -671,6 +737,16 @@ fn document() -> String {
         }
     }
     let _ = writeln!(text, "\n{} attempts.", ATTEMPTS.len());
+    let _ = write!(
+        text,
+        "\n## What each field of a rule refuses\n\nFor each field of a [policy](policy.md)'s rule, a test in `{OF_LIMITS}` \
+         takes the field out of a rule that\nallows just one resource. What only this field refused or narrowed is then \
+         allowed. So the test fails if Lictor does not look at the\nfield. A scenario shows the field on real servers.\n\n| \
+         field | refuses | test of the field | on real servers |\n| --- | --- | --- | --- |\n"
+    );
+    for Limit { field, what, test, scenario } in LIMITS {
+        let _ = writeln!(text, "| `{field}` | {what} | `{test}` | `{scenario}` |");
+    }
     text
 }
 
@@ -697,5 +773,27 @@ fn every_test_of_the_page_is_there() -> Result<()> {
         }
     }
     ensure!(ATTEMPTS.len() >= 40, "{} attempts", ATTEMPTS.len());
+    Ok(())
+}
+
+/// Each field that a rule may have is in the table, with a test that is there.
+#[test]
+fn each_field_of_a_rule_has_its_test() -> Result<()> {
+    let read = |file: &str| {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
+        std::fs::read_to_string(&path).with_context(|| path.display().to_string())
+    };
+    let (page, tests) = (read("docs/policy.md")?, read(OF_LIMITS)?);
+    let (_, table) = page.split_once("| field | what it allows |").context("docs/policy.md has no table of fields")?;
+    let rows = table.lines().skip(2).map_while(|line| line.strip_prefix("| `")?.split('`').next());
+    let told: Vec<&str> = rows.filter(|field| *field != "name").collect();
+    let mut known: Vec<&str> = LIMITS.iter().map(|limit| limit.field).collect();
+    known.sort_unstable_by_key(|field| told.iter().position(|told| told == field));
+    ensure!(told == known, "docs/policy.md has {told:?}, and the table {known:?}");
+    for Limit { field, test, scenario, .. } in LIMITS {
+        ensure!(tests.contains(&format!("fn {test}(")), "{field}: there is no {test} in {OF_LIMITS}");
+        let is_there = LINES.iter().any(|line| format!("{}::{}", line.room, line.name) == **scenario);
+        ensure!(is_there, "{field}: there is no scenario {scenario}");
+    }
     Ok(())
 }
