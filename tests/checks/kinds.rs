@@ -103,7 +103,7 @@ async fn becomes(api: &ConsulApi, key: &RowKey, what: &str, wanted: &str) {
 async fn is_run(api: &ConsulApi, address: IpAddr, case: &mut Case) -> String {
     let Case { yaml, listener, key } = case;
     becomes(api, key, yaml, "passing").await;
-    let heard = listener.heard().first().cloned().expect("it passes because it was asked");
+    let heard = listener.first(SOON).await.unwrap();
     listener.fail().await.unwrap();
     becomes(api, key, yaml, "critical").await;
     listener.recover().await.unwrap();

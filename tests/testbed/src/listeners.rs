@@ -177,6 +177,14 @@ impl Listener {
         self.record.heard().clone()
     }
 
+    /// Waits until something has reached it, and gives the first of it.
+    ///
+    /// A check of a TCP port passes as soon as the kernel has connected, which may be before the listener takes the connection.
+    pub async fn first(&self, timeout: Duration) -> Result<Heard> {
+        let look = || async { Ok(self.record.heard().first().cloned()) };
+        wait::until("something to reach the listener", timeout, look).await
+    }
+
     /// Waits until something that fits has reached it since this call, and gives it.
     pub async fn next(&self, what: &str, fits: impl Fn(&Heard) -> bool, timeout: Duration) -> Result<Heard> {
         let before = self.record.heard().len();
