@@ -104,7 +104,7 @@ pub struct Diff {
 /// by an edit, and not because its endpoint went, waits until all that is to come in its place is there: whoever asks
 /// finds all of the old truth or all of the new. What Consul refuses is not waited for, once it has one that passes; nor
 /// is what nobody can tell how to register. What goes although it serves, since another one is ready, waits until
-/// Consul has one that passes.
+/// Consul has one that passes; of a resource that may only keep what it has, none comes, and it stays to its end.
 pub fn diff<'a>(
     desired: &Desired,
     row: impl Fn(&RowKey) -> Option<&'a Row>,
@@ -145,6 +145,8 @@ pub fn diff<'a>(
     let first_awaited = is_due
         && !passing().any(|(key, _)| row(key).is_some_and(is_there))
         && !owned.clone().filter(is_held).any(|(_, row)| is_there(row));
+    // A resource that may only keep what it has registers nothing in its place, whatever else is ready.
+    let is_last = matches!(hold, Hold::Kept(..)) && !owned.clone().filter(is_held).any(|(_, row)| is_there(row));
     for (key, row) in owned {
         let there = &*row.registration;
         if desired.contains_key(key) || hold.holds(there) {
@@ -153,7 +155,7 @@ pub fn diff<'a>(
         let is_replaced = coming.contains(&*there.address) || moving.contains(&*key.id);
         let may_go = || match left_of(there) {
             Remains::Living => !awaited && !first_awaited,
-            Remains::Serving => !first_awaited,
+            Remains::Serving => !first_awaited && !is_last,
             Remains::Nothing => true,
         };
         if is_replaced || addresses.contains(&*there.address) || !may_go() {
@@ -342,6 +344,40 @@ mod tests {
             let found = diff(&Desired::new(), |_| None, owned, &hold, left, |_| false);
             let removed = found.ops.iter().any(Op::removes);
             assert_eq!((removed, found.waiting.is_empty()), (!waits, !waits), "{held:?}");
+        }
+    }
+
+    #[test]
+    fn the_last_one_that_serves_stays_to_its_end_where_nothing_may_be_registered() {
+        let key = |id: &str| RowKey { node: id.into(), id: id.into() };
+        let row = |address: &str, readiness, shown| Row {
+            registration: registration(address, readiness),
+            ownership: Ownership::Ours(ResourceKey::new("shop", "web")),
+            health: Health::Passing,
+            shown,
+        };
+        let (passing, critical) = (Some(Health::Passing), Some(Health::Critical));
+        let old = row("10.0.0.1", passing, true);
+        // Whatever else is ready, 10.0.0.3 here, has no registration and gets none.
+        let hold = Hold::Kept("service/web".into(), ["10.0.0.2".into(), "10.0.0.3".into()].into());
+        for (held, left, stays) in [
+            (None, Remains::Serving, true),
+            (Some(row("10.0.0.2", critical, true)), Remains::Serving, true),
+            (Some(row("10.0.0.2", passing, false)), Remains::Serving, true),
+            (Some(row("10.0.0.2", passing, true)), Remains::Serving, false),
+            (Some(row("10.0.0.2", None, true)), Remains::Serving, false),
+            (None, Remains::Nothing, false),
+            // It would stay for ever: nothing ends it.
+            (None, Remains::Living, false),
+        ] {
+            let (old_key, held_key) = (key("old"), key("held"));
+            let owned = [(&old_key, &old)].into_iter().chain(held.as_ref().map(|held| (&held_key, held)));
+            let left_of = |there: &Registration| {
+                if *there.address == *"10.0.0.1" { left } else { Remains::Nothing }
+            };
+            let found = diff(&Desired::new(), |_| None, owned, &hold, left_of, |_| false);
+            let removed = found.ops.iter().any(Op::removes);
+            assert_eq!((removed, found.waiting.is_empty()), (!stays, !stays), "{held:?} {left:?}");
         }
     }
 }
