@@ -923,7 +923,9 @@ impl State {
         // One that loses its name goes on by what its instances came from.
         let asked = self.cluster.resources.get(&key).and_then(asked);
         let may_lose = asked.is_some_and(|asked| self.is_contested(&key, &asked));
-        if held && !spared && !may_lose && !self.goes_on(&key, node, before, &sent.view(node)) {
+        let may_go =
+            self.goes_on(&key, node, before, &sent.view(node)) || self.ends_with_pod(&key, before, &sent.view(node));
+        if held && !spared && !may_lose && !may_go {
             self.violate("nothing lost", format!("{id} on {node} was taken by life {life} while nobody can tell"));
         }
         let retained = self.oracle.retained.get(&key);
@@ -931,6 +933,20 @@ impl State {
         if retained && after.is_none() && certain && !touched && self.oracle.restores == 0 {
             self.violate("nothing lost", format!("{id} on {node} was removed by life {life}; {key} retains it"));
         }
+    }
+
+    /// Whether an instance that came from pods ends with its pod, which was seen terminating and does not serve. The slices of
+    /// the Service that the resource asks for by now may still show its address as one that lives. A resource that goes on
+    /// without its name follows its pods, and that it does so cannot always be seen: one that was acted under a name has it
+    /// until it is acted on under another one, also while it is paused, though no status about its present spec says so.
+    fn ends_with_pod(&self, key: &ResourceKey, gone: &Service, view: &View) -> bool {
+        let came_from_pods = gone.meta.get("lictor-source").is_some_and(|source| source == "pods");
+        let is_at = |pod: &Pod| pod.addresses.iter().any(|address| address.to_string() == gone.address);
+        let ends = |at| {
+            let mut pods = self.cluster.at(at).0.into_iter().filter(|(pod, _)| pod.namespace == key.namespace);
+            pods.any(|(_, pod)| pod.leaving && !pod.ready && is_at(pod))
+        };
+        came_from_pods && self.since(view).any(ends)
     }
 
     /// Whether a port goes on, of several that the spec does not name: the one of another instance at this address, which
@@ -1247,7 +1263,12 @@ impl State {
             let deleting = self.cluster.resources.get(holder).is_some_and(|object| object.deleting);
             let leaves = self.oracle.leaving.get(holder);
             let leaves = leaves.is_some_and(|since| sent.had_seen(node, &[Kind::Resource], *since));
-            !deleting || !leaves && self.oracle.names_in_use.contains_key(&(holder.clone(), name.clone()))
+            // What is to stay has no mark any more once the present agent has taken it on. The copies that another agent
+            // had are taken away after that, and stand for the same instances, which the name's next holder finds anyway.
+            let mut rows = self.instances().filter(|(on, _)| *on != FORMER_NODE);
+            let mut has_rows =
+                || rows.any(|(_, there)| fold(&there.service) == name && owner(&there.id).as_ref() == Some(holder));
+            !deleting || !leaves && has_rows()
         };
         let told = told.map(|(holder, _)| holder).find(|holder| has_it(holder)).cloned();
         let told = told.filter(|_| own.as_ref() != Some(&name));

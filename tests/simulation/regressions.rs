@@ -139,4 +139,15 @@ pub const SEEDS: &[(u64, &str)] = &[
     ),
     (99493, "a Service was away for a moment in which Lictor restarted: all that it had went"),
     (87866, "a resource without instances was told no name when a status alone told its port"),
+    (
+        15926,
+        "the last pod of one without its name went before its end, as another pod of the namespace was ready, which had no \
+         registration and could get none",
+    ),
+    (34013, "likewise"),
+    (
+        500_210,
+        "the oracle counted what another agent had of a resource whose instances were to stay, and stood on the present one \
+         without a mark by then",
+    ),
 ];
