@@ -82,9 +82,10 @@ $(MDBOOK):
 crd: ## Write crds/ anew from the code
 	LICTOR_UPDATE=1 $(CARGO) test --quiet --lib crd
 
-reference: ## Write docs/ anew where it is generated from the CRD, the end-to-end tests and a real API server's answers
+reference: ## Write docs/ anew where it is generated from the CRD, a real API server's answers, the end-to-end tests and the readers
 	LICTOR_UPDATE=1 $(CARGO) test --quiet --test resource -- the_reference_is what_is_refused_is the_page_of
 	LICTOR_UPDATE=1 $(CARGO) test --quiet --test e2e -- the_page_is_current the_table_is_current
+	LICTOR_UPDATE=1 $(CARGO) test --quiet --test readers
 
 build: ## Build the operator: target/release/lictor
 	$(CARGO) build --release --package lictor

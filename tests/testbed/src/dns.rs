@@ -12,6 +12,7 @@ use tokio::time::timeout;
 const PATIENCE: Duration = Duration::from_secs(3);
 
 const NAME_ERROR: u8 = 3;
+const TRUNCATED: u16 = 0x0200;
 const TYPE_A: u16 = 1;
 const TYPE_AAAA: u16 = 28;
 const TYPE_SRV: u16 = 33;
@@ -35,6 +36,8 @@ pub struct Srv {
 pub struct Answer {
     /// The name does not exist (NXDOMAIN).
     pub no_such_name: bool,
+    /// It says that there is more than it has (TC).
+    pub truncated: bool,
     /// A and AAAA records of the answer section.
     pub addresses: Vec<IpAddr>,
     /// SRV records, likewise.
@@ -97,7 +100,8 @@ fn parse(packet: &[u8]) -> Result<Answer> {
         reader.name()?;
         reader.skip(4)?;
     }
-    let mut answer = Answer { no_such_name: code == NAME_ERROR, ..Answer::default() };
+    let truncated = flags & TRUNCATED != 0;
+    let mut answer = Answer { no_such_name: code == NAME_ERROR, truncated, ..Answer::default() };
     for number in 0..usize::from(answers) + usize::from(authorities) + usize::from(additional) {
         let name = reader.name()?;
         let kind = reader.word()?;
@@ -226,6 +230,7 @@ mod tests {
     fn a_name_that_does_not_exist_is_no_error_and_a_failure_is() -> Result<()> {
         assert!(parse(&packet(0x8183, &[], &[])?)?.no_such_name);
         assert!(parse(&packet(0x8182, &[], &[])?).is_err());
+        assert!(parse(&packet(0x8380, &[], &[])?)?.truncated);
         Ok(())
     }
 

@@ -57,6 +57,11 @@ impl Programs {
         tokio::task::spawn_blocking(|| CONSUL.ensure()).await?
     }
 
+    /// Builds what reads Consul in Go: a program that asks as Go programs do, and consul-template.
+    pub async fn ensure_readers() -> Result<(PathBuf, PathBuf)> {
+        tokio::task::spawn_blocking(|| Ok((READER.ensure()?, CONSUL_TEMPLATE.ensure()?))).await?
+    }
+
     /// Names and paths, in the order in which they are built.
     #[must_use]
     pub fn list(&self) -> [(&'static str, &Path); 6] {
@@ -246,6 +251,18 @@ const APP: Program = Program {
     pins: "app",
     module: "",
     package: ".",
+    takes: "1 min",
+    kubebuilder_asset: false,
+    on_path: None,
+};
+
+const READER: Program = Program { name: "reader", pins: "reader", takes: "10 s", ..APP };
+
+const CONSUL_TEMPLATE: Program = Program {
+    name: "consul-template",
+    pins: "consul-template",
+    module: "github.com/hashicorp/consul-template",
+    package: "github.com/hashicorp/consul-template",
     takes: "1 min",
     kubebuilder_asset: false,
     on_path: None,
