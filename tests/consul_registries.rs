@@ -34,7 +34,7 @@ use lictor::model::template::Values;
 use lictor::ports::{Outcome, Registry, Rows, Unavailable};
 use lictor::state::event::ObjectKey;
 use lictor_testbed::certificates::Authority;
-use lictor_testbed::{Consul, ConsulApi, ConsulOptions, Fault, Hold, Proxy, WorkDir, ports, wait};
+use lictor_testbed::{Consul, ConsulApi, ConsulOptions, Fault, Hold, Proxy, Record, WorkDir, ports, wait};
 use proptest::collection::{btree_map, vec};
 use proptest::option;
 use proptest::prelude::{Just, Strategy, any, prop_oneof};
@@ -1194,6 +1194,47 @@ async fn nodes_are_made_moved_and_taken_away() {
     assert_eq!(address_of().await, None);
     assert!(!marker(&consul).await.is_null());
     write(&registry, &node, vec![put(&instance, &full("10.0.0.1", None))]).await;
+}
+
+/// If a change of a node does not reach Consul, nothing changes there, so no index tells to read the node again.
+#[tokio::test]
+async fn a_change_of_a_node_that_never_arrived_is_made_again() {
+    let consul = consul(ConsulOptions::default()).await;
+    let proxy = Proxy::start(&consul.http_addr()).await.unwrap();
+    let registry = catalog(&proxy.addr(), None);
+    let node = connect(&registry).await;
+    let instance = key(&node, "a");
+    let address_of = || async {
+        let found = consul.api().get(&format!("/v1/catalog/node-services/{node}")).await.unwrap();
+        found["Node"]["Address"].as_str().map(str::to_owned)
+    };
+    let fails = |part: &'static str| {
+        let is_meant = move |record: &Record| String::from_utf8_lossy(&record.body).contains(part);
+        let fault = Fault::Status(500, "No cluster leader".to_owned(), Vec::new());
+        Fault::Rule(Arc::new(move |record| is_meant(record).then(|| fault.clone())))
+    };
+    write(&registry, &node, vec![put(&instance, &full("10.0.0.1", None))]).await;
+
+    let addresses: BTreeMap<Str, IpAddr> = [("worker".into(), "10.1.1.1".parse().unwrap())].into();
+    proxy.set_fault(fails("10.1.1.1"));
+    registry.tidy(&addresses).await.unwrap();
+    assert_eq!(address_of().await.as_deref(), Some("192.0.2.1"));
+    proxy.set_fault(Fault::None);
+    registry.tidy(&addresses).await.unwrap();
+    assert_eq!(address_of().await.as_deref(), Some("10.1.1.1"));
+
+    write(&registry, &node, vec![remove(&instance)]).await;
+    registry.tidy(&addresses).await.unwrap();
+    pass(Duration::from_secs(70)).await;
+    proxy.set_fault(fails("delete-cas"));
+    registry.tidy(&addresses).await.unwrap();
+    assert_eq!(address_of().await.as_deref(), Some("10.1.1.1"));
+    proxy.set_fault(Fault::None);
+    registry.tidy(&addresses).await.unwrap();
+    assert!(address_of().await.is_some(), "it is empty since the read, as far as is known");
+    pass(Duration::from_secs(70)).await;
+    registry.tidy(&addresses).await.unwrap();
+    assert_eq!(address_of().await, None);
 }
 
 /// Lets time pass for the registry, and none for whoever else looks at a clock.

@@ -76,6 +76,8 @@ struct State {
     nodes: BTreeMap<Str, KnownNode>,
     /// Those of them that may have nothing on them, and since when that is known.
     empty: BTreeMap<Str, Option<Instant>>,
+    /// The nodes that a change of ours was sent to and did not certainly reach: each is read again before the next changes.
+    unsure: BTreeSet<Str>,
     /// Names that begin as ours do and are somebody else's nodes, in lower case as Consul compares them.
     taken: Arc<BTreeSet<Str>>,
     /// The Kubernetes nodes of which it was said that somebody else has their node.
@@ -137,6 +139,7 @@ impl Catalog {
                 fence: FenceState::Lost(Unavailable::session_lost("not connected to Consul yet")),
                 nodes: BTreeMap::new(),
                 empty: BTreeMap::new(),
+                unsure: BTreeSet::new(),
                 taken: Arc::new([marker.as_str().into()].into()),
                 told: BTreeSet::new(),
                 term: 0,

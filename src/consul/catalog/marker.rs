@@ -119,6 +119,7 @@ impl Catalog {
                     state.fence = FenceState::Firm(fence);
                     state.nodes.clear();
                     state.empty.clear();
+                    state.unsure.clear();
                     return Ok(());
                 }
                 TxnResult::Conflict(errors) => {

@@ -146,6 +146,11 @@ impl Catalog {
     }
 
     pub(super) async fn tidy_nodes(&self, addresses: &BTreeMap<Str, IpAddr>) -> Result<(), Unavailable> {
+        let unsure = self.state().unsure.clone();
+        for name in unsure {
+            let done = self.look_again(&name).await;
+            self.unless_an_outage(&name, done).await?;
+        }
         let placement = self.where_to();
         let homes: BTreeMap<Str, IpAddr> =
             addresses.iter().filter_map(|(node, address)| Some((placement.node_for(node)?, *address))).collect();
@@ -192,6 +197,15 @@ impl Catalog {
         }
         self.transact_nothing().await?;
         tracing::warn!(node = %name, %outage, "cannot update a Consul node; the next resync tries again");
+        Ok(())
+    }
+
+    /// Reads a node whose last change failed. The resync does not: if the change did not reach Consul, nothing has changed there,
+    /// and what was known of the node is forgotten.
+    async fn look_again(&self, name: &Str) -> Result<(), Unavailable> {
+        let _alone = self.deleting.write().await;
+        self.rows_on(name).await?;
+        self.state().unsure.remove(name);
         Ok(())
     }
 
@@ -295,6 +309,7 @@ impl Catalog {
 
     /// Writes a change to a node. One that Consul refuses is left for the next time: nobody waits for it.
     async fn change_node(&self, name: &Str, change: &TxnOp<'_>) -> Result<(), Unavailable> {
+        self.state().unsure.insert(Arc::clone(name));
         let fence = self.current_fence().await?;
         let mut transaction = Transaction::new();
         transaction.make_node(change);
@@ -302,6 +317,7 @@ impl Catalog {
         match self.transact(body(&self.fence_op(fence), [&transaction])).await {
             TxnResult::Done(nodes) => {
                 self.know_all(&nodes);
+                self.state().unsure.remove(name);
                 Ok(())
             }
             TxnResult::NotTried(outage) => Err(outage),

@@ -82,7 +82,7 @@ impl Catalog {
     }
 
     /// Reads the rows on a node, and notes whose it is.
-    async fn rows_on(&self, node: &Str) -> Result<Rows, Unavailable> {
+    pub(super) async fn rows_on(&self, node: &Str) -> Result<Rows, Unavailable> {
         let mut rows = Rows::new();
         let owner = match self.look_at(node).await? {
             Look::Read(found, checks) => self.collect(node, found, checks, &mut Pool::default(), &mut rows),
@@ -150,7 +150,7 @@ impl Catalog {
         {
             let mut state = self.state();
             match (found.node, owner) {
-                (Some(row), Some(NodeOwner::OursUnmarked)) => state.know(&self.marker, node, &row),
+                (Some(row), Some(NodeOwner::Ours | NodeOwner::OursUnmarked)) => state.know(&self.marker, node, &row),
                 (_, Some(NodeOwner::Agent | NodeOwner::Others)) => state.forget(node),
                 _ => {}
             }
