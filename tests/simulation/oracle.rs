@@ -98,6 +98,11 @@ const UNANSWERED: Duration = Duration::from_secs(15);
 /// How far back Lictor may have counted the instances of which a tenth may go: a minute, and what it has not read since.
 const COUNTED: Duration = Duration::from_secs(120);
 
+/// The uid of the pod that an instance stands for, by its ID; its address where it stands for none.
+fn pod_of(instance: &Service) -> Option<&str> {
+    instance.id.rsplit(':').nth(1)
+}
+
 /// An endpoint or a pod at an address.
 #[derive(Clone, Debug)]
 struct End {
@@ -941,10 +946,9 @@ impl State {
     /// until it is acted on under another one, also while it is paused, though no status about its present spec says so.
     fn ends_with_pod(&self, key: &ResourceKey, gone: &Service, view: &View) -> bool {
         let came_from_pods = gone.meta.get("lictor-source").is_some_and(|source| source == "pods");
-        let is_at = |pod: &Pod| pod.addresses.iter().any(|address| address.to_string() == gone.address);
         let ends = |at| {
             let mut pods = self.cluster.at(at).0.into_iter().filter(|(pod, _)| pod.namespace == key.namespace);
-            pods.any(|(_, pod)| pod.leaving && !pod.ready && is_at(pod))
+            pods.any(|(_, pod)| pod.leaving && !pod.ready && pod_of(gone) == Some(&*pod.uid))
         };
         came_from_pods && self.since(view).any(ends)
     }
@@ -1044,7 +1048,7 @@ impl State {
             }
             Source::Static { .. } => Vec::new(),
         };
-        let target = instance.id.rsplit(':').nth(1);
+        let target = pod_of(instance);
         if ends.iter().any(|end| end.uid.as_deref() == target) {
             ends.retain(|end| end.uid.as_deref() == target);
         }
@@ -1054,24 +1058,15 @@ impl State {
     /// Whether an instance that still serves goes while nobody of its resource passes, though Lictor knows of one that
     /// is to. What others do to Consul may bring that about, too.
     fn leaves_nobody(&self, key: &ResourceKey, node: &str, gone: &Service, sent: &Sent) -> bool {
-        let source = self.cluster.resources.get(key).map(|object| &object.last_good.source);
-        let serves = match source {
-            Some(Source::Service { name }) => {
-                let of = ObjectKey { namespace: key.namespace.clone(), name: name.clone() };
-                let mut endpoints = self.cluster.slices_of(&of).flat_map(|(_, slice)| &slice.endpoints);
-                let is_it = |e: &Endpoint| e.address.to_string() == gone.address && e.pod.is_some();
-                endpoints.any(|e| e.terminating && e.serving && is_it(e))
-            }
-            Some(Source::Pods { .. }) => {
-                let mut pods = self.cluster.pods.iter().filter(|(pod, _)| pod.namespace == key.namespace);
-                let is_at = |pod: &Pod| pod.addresses.iter().any(|address| address.to_string() == gone.address);
-                pods.any(|(_, pod)| pod.leaving && pod.ready && is_at(pod))
-            }
-            Some(Source::Static { .. }) | None => false,
-        };
+        let object = self.cluster.resources.get(key);
+        // Another pod at its address is another instance.
+        let is_of_pod = |end: &End| end.uid.is_some() && end.uid.as_deref() == pod_of(gone);
+        let ends = object.map(|object| self.ends_of(object, gone, self.cluster.position())).unwrap_or_default();
+        let serves = ends.iter().any(|end| end.leaves && end.serves && is_of_pod(end));
         // Nor does it go by an edit before that. What goes on without its name follows the source from before.
-        let is_edited = gone.meta.get("lictor-source") != source.map(Source::to_string).as_ref();
-        let asked = self.cluster.resources.get(key).and_then(asked);
+        let source = object.map(|object| object.last_good.source.to_string());
+        let is_edited = gone.meta.get("lictor-source") != source.as_ref();
+        let asked = object.and_then(asked);
         let may_lose = asked.is_some_and(|asked| self.is_contested(key, &asked));
         let serves = serves || is_edited && !may_lose && !self.oracle.kept.contains_key(key);
         let is_ready = |(seat, wanted): (&Place, &Wanted)| {

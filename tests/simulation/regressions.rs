@@ -150,4 +150,6 @@ pub const SEEDS: &[(u64, &str)] = &[
         "the oracle counted what another agent had of a resource whose instances were to stay, and stood on the present one \
          without a mark by then",
     ),
+    (10094, "an empty node stayed for ten intervals, as the request that was to delete it had got lost"),
+    (16741, "the oracle took another pod at the address of an instance for the pod of that instance"),
 ];
