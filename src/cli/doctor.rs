@@ -308,10 +308,28 @@ async fn names_in_dns(
         return report.note(WHAT, &format!("not asked: nothing answers at {server} (--dns-address)"));
     }
     let asked = probe::srv(Arc::clone(transport), &server, &services).await;
-    report.say(
+    let srv = report.say(
         WHAT,
-        found(asked, |asked| format!("{server} answers SRV questions for {asked} services of this cluster")),
+        found(asked, |srv| format!("{server} answers SRV questions for {} services of this cluster", srv.asked)),
     );
+    if let Some(words) = srv.as_ref().and_then(|srv| short_answers(&srv.short, settings)) {
+        report.note("Consul's DNS over UDP", &words);
+    }
+}
+
+/// What to set in Consul, if clients that ask over UDP do not learn of all instances of these services.
+fn short_answers(services: &[Str], settings: &Settings) -> Option<String> {
+    let first = services.first()?;
+    let others = if services.len() > 1 { format!(" and {} more", services.len() - 1) } else { String::new() };
+    // The nodes that Lictor makes have meta, of which Consul makes TXT records.
+    let meta = match settings.registration {
+        Mode::Agent => "",
+        Mode::Catalog => " and enable_additional_node_meta_txt = false",
+    };
+    Some(format!(
+        "SRV answers leave out instances of {first}{others}, and do not say so; in Consul's dns_config, set \
+         enable_truncate = true{meta}"
+    ))
 }
 
 async fn kubernetes_of(client: &Client, settings: &Settings, report: &mut Report) -> Option<Identity> {

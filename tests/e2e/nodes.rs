@@ -9,7 +9,7 @@ use lictor_testbed::{Consul, ConsulOptions, Instance, NewEndpoint, NewPod, TestP
 use serde_json::json;
 
 use crate::commands::says;
-use crate::fixture::{Fixture, SOON};
+use crate::fixture::{Fixture, Mode, SOON};
 use crate::moves::Reader;
 
 /// So many endpoints name a Node that nobody has registered, each another one.
@@ -132,6 +132,32 @@ pub(crate) async fn an_agent_with_our_nodes_name(fixture: &Fixture) -> Result<()
 /// does not fit, and answers.
 fn dns(fixture: &Fixture, code: i32) -> Result<String> {
     says(fixture, "doctor", &["--dns-address", &fixture.dns_address().to_string()], code)
+}
+
+pub(crate) async fn dns_leaves_instances_out(fixture: &Fixture) -> Result<()> {
+    const SHORT: &str = "note  Consul's DNS over UDP: SRV answers leave out instances of";
+    let consul = fixture.own_consul(ConsulOptions::default()).await?;
+    let pods = fixture.web(4).await?;
+    let _operator = fixture.operate().await?;
+    fixture.apply_web(json!({})).await?;
+    fixture.wait_for_pods(&pods.iter().collect::<Vec<_>>()).await?;
+    let told = dns(fixture, 0)?;
+    ensure!(told.contains(&format!("{SHORT} {}, and do not say so", fixture.service)), "{told}");
+    ensure!(told.contains("set enable_truncate = true"), "{told}");
+    let advises_meta = told.contains("enable_additional_node_meta_txt = false");
+    ensure!(advises_meta == (fixture.mode == Mode::Catalog), "{told}");
+
+    // An agent that is set as advised says that there is more.
+    let advised = ConsulOptions {
+        join: Some(consul.serf_addr()),
+        address: "127.0.0.2".parse()?,
+        extra_hcl: "dns_config {\n  enable_truncate = true\n  enable_additional_node_meta_txt = false\n}".to_owned(),
+        ..ConsulOptions::default()
+    };
+    let agent = Consul::start(fixture.programs, advised).await?;
+    let told = says(fixture, "doctor", &["--dns-address", &format!("127.0.0.2:{}", agent.dns_port())], 0)?;
+    ensure!(told.contains("ok    Consul's DNS") && !told.contains(SHORT), "{told}");
+    Ok(())
 }
 
 pub(crate) async fn long_names_answer_srv(fixture: &Fixture) -> Result<()> {

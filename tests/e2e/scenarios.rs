@@ -274,6 +274,8 @@ scenarios! {
     nodes::names_that_are_no_nodes(agent: "an agent's instances stand on its own node", catalog: yes);
     /// Consul nodes have names of at most 63 characters, so that SRV is answered; what stands under a longer one moves, and no reader misses an instance.
     nodes::long_names_answer_srv(agent: "an agent's node has the name that its administrator gives it", catalog: yes);
+    /// Over UDP, Consul's DNS leaves instances out of SRV answers: the doctor says so, and what to set. With that set, it says nothing.
+    nodes::dns_leaves_instances_out(agent: yes, catalog: yes);
     /// Where another cluster's marker stands under our name, nothing is written at all.
     foreign::a_cluster_of_our_name_in_the_catalog(agent: "an agent has no marker node: two clusters of one name on one agent are told apart row by row", catalog: yes);
     /// `--namespace`: resources elsewhere are not acted on, and rows whose owners are elsewhere are never orphans.

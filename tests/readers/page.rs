@@ -151,6 +151,8 @@ Over UDP without EDNS, Consul answers at most three records. With EDNS, the clie
 other records. By default, it does not say that there are more. A resolver then takes these records for the whole answer, and may also give them to
 clients that ask over TCP.
 
+[`lictor doctor`](operations.md#is-everything-there) notes the services of which this happens with SRV answers.
+
 If a service has more than three instances and is found by DNS, set this in the Consul servers and agents that answer DNS:
 
 ```hcl

@@ -47,33 +47,43 @@ pub(super) async fn leader(transport: Arc<dyn Transport>) -> Result<String, Brok
 /// The most services that [`srv`] asks for.
 const ASKED: usize = 20;
 
-/// Asks Consul's DNS for the SRV records of services that have passing instances, and says how many answered. Where
-/// there are addresses and no SRV answer comes, something on the nodes does not fit into one.
-pub(super) async fn srv(
-    transport: Arc<dyn Transport>,
-    server: &str,
-    services: &BTreeSet<Str>,
-) -> Result<usize, Broken> {
+/// What Consul's DNS answers to SRV questions.
+pub(super) struct Srv {
+    /// How many services it was asked for.
+    pub(super) asked: usize,
+    /// The services of which an answer over UDP lacks instances, and does not say so.
+    pub(super) short: Vec<Str>,
+}
+
+/// Asks Consul's DNS for the SRV records of services that have passing instances. Where there are addresses and no SRV
+/// answer comes, something on the nodes does not fit into one.
+pub(super) async fn srv(transport: Arc<dyn Transport>, server: &str, services: &BTreeSet<Str>) -> Result<Srv, Broken> {
     let about = Client::new(transport).get::<AgentSelf>(path(&["agent", "self"], &[])).await;
     let domain = about.map(|answer| answer.value.debug_config.dns_domain).unwrap_or_default();
     let domain = if domain.is_empty() { "consul" } else { domain.trim_end_matches('.') };
     // A dot in a name means something else to Consul's DNS.
     let names = services.iter().filter(|name| !name.contains('.') && name.len() < 64).take(ASKED);
-    let mut answered = 0;
+    let (mut srv, mut by_udp) = (Srv { asked: 0, short: Vec::new() }, true);
     for service in names {
         let name = format!("{service}.service.{domain}");
         let ask = async |kind| dns::ask(server, &name, kind).await.map_err(Broken);
         let addresses = ask(Kind::A).await?.max(ask(Kind::Aaaa).await?);
         let Some(addresses) = addresses else { return Err(Broken(format!("{server} does not answer for {name}"))) };
-        if addresses > 0 && ask(Kind::Srv).await?.is_none() {
+        let all = if addresses > 0 { ask(Kind::Srv).await? } else { Some(0) };
+        let Some(all) = all else {
             return Err(Broken(format!(
                 "{server} has addresses of {name} and sends no SRV answer: a Consul node with one of its instances has \
                  a name of more than {NODE_NAME_MAX} characters, and meta",
             )));
+        };
+        srv.asked += 1;
+        if by_udp {
+            let answer = dns::ask_over_udp(server, &name, Kind::Srv).await;
+            by_udp = answer.is_some();
+            srv.short.extend(answer.filter(|answer| answer.hides_some_of(all)).map(|_| service.clone()));
         }
-        answered += 1;
     }
-    Ok(answered)
+    Ok(srv)
 }
 
 /// Registers an instance of `service`, sees it in the catalog, and deregisters it; `id` is to be one of its own.
