@@ -15,12 +15,13 @@ pub(crate) const PYTHON_CONSUL: &str = include_str!("python-consul.txt");
 pub(crate) const PACKAGE: &str = include_str!("package.json");
 const PACKAGE_LOCK: &str = include_str!("package-lock.json");
 
-/// How a reader is run: a program, what comes before its arguments, and where its packages are.
+/// How a reader is run: a program, what comes before its arguments, where its packages are, and the CoreDNS that it asks.
 #[derive(Clone)]
 pub(crate) struct Runs {
     pub(crate) program: PathBuf,
     pub(crate) first: Vec<PathBuf>,
     pub(crate) packages: Option<PathBuf>,
+    pub(crate) coredns: Option<PathBuf>,
 }
 
 /// What is there to run, or why it is not.
@@ -32,13 +33,18 @@ pub(crate) struct Installed {
     node: Found,
     go: Found,
     template: Found,
+    coredns: Result<PathBuf, String>,
 }
 
 impl Installed {
     /// How to run what answers for a reader.
     pub(crate) fn command(&self, with: With) -> Found {
         match with {
-            With::Dns(..) => Ok(Runs { program: PathBuf::new(), first: Vec::new(), packages: None }),
+            With::Dns(..) => Ok(plain(PathBuf::new())),
+            With::CoreDns => {
+                let coredns = Some(self.coredns.clone()?);
+                self.python.clone().map(|python| Runs { coredns, ..python })
+            }
             With::Python => self.python.clone(),
             With::PythonConsul => self.python_consul.clone(),
             With::Node => self.node.clone(),
@@ -48,10 +54,13 @@ impl Installed {
     }
 }
 
+fn plain(program: PathBuf) -> Runs {
+    Runs { program, first: Vec::new(), packages: None, coredns: None }
+}
+
 /// Installs and builds all readers.
 pub(crate) async fn everything() -> Installed {
     let programs = Programs::ensure_readers().await.map_err(|error| format!("{error:#}"));
-    let plain = |program: PathBuf| Runs { program, first: Vec::new(), packages: None };
     let described = |found: Result<Runs>| found.map_err(|error| format!("{error:#}"));
     Installed {
         python: described(python("python", PYTHON).await),
@@ -59,6 +68,7 @@ pub(crate) async fn everything() -> Installed {
         node: described(node().await),
         go: programs.clone().map(|(reader, _)| plain(reader)),
         template: programs.map(|(_, template)| plain(template)),
+        coredns: Programs::ensure_coredns().await.map_err(|error| format!("{error:#}")),
     }
 }
 
@@ -90,7 +100,7 @@ async fn python(name: &str, pins: &str) -> Result<Runs> {
     }
     // Itself, and not a program that looks for it at each start.
     let program = run(Command::new("python3").args(["-c", "import sys; print(sys.executable, end='')"])).await?;
-    Ok(Runs { program: program.into(), first: vec![source("ask.py")], packages: Some(folder) })
+    Ok(Runs { first: vec![source("ask.py")], packages: Some(folder), ..plain(program.into()) })
 }
 
 async fn node() -> Result<Runs> {
@@ -105,5 +115,5 @@ async fn node() -> Result<Runs> {
     // Modules are looked for beside the program that asks for them.
     let program = folder.join("ask.js");
     fs::copy(source("ask.js"), &program)?;
-    Ok(Runs { program: "node".into(), first: vec![program], packages: None })
+    Ok(Runs { first: vec![program], ..plain("node".into()) })
 }

@@ -8,6 +8,7 @@ use libtest_mimic::{Completion, Failed};
 use serde_json::Value;
 
 use crate::Results;
+use crate::coredns::BLOCK;
 use crate::install::{PACKAGE, PYTHON, PYTHON_CONSUL};
 use crate::readers::{READERS, Reader};
 use crate::setting::{Setting, WHOLE};
@@ -39,7 +40,7 @@ fn compare(results: &Results) -> Result<Completion> {
             None => return Ok(Completion::ignored_with(format!("{} was not asked", reader.title))),
         }
     }
-    wanted.push_str(&END.replace("SETTINGS", WHOLE));
+    wanted.push_str(&END.replace("SETTINGS", WHOLE).replace("BLOCK", BLOCK));
     if is_update() {
         std::fs::write(path(), wanted)?;
         return Ok(Completion::Completed);
@@ -104,6 +105,7 @@ fn version(package: &str) -> Result<String> {
     let folder = match package {
         "consul" => "consul",
         "github.com/hashicorp/consul-template" => "consul-template",
+        "github.com/coredns/coredns" => "coredns",
         _ => "reader",
     };
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/testbed/programs").join(folder).join("go.mod");
@@ -169,13 +171,7 @@ Pods can look up names of Consul if the cluster's DNS forwards them to Consul. W
 address with that of your Consul:
 
 ```
-consul:53 {
-  errors
-  forward . 198.51.100.10:8600 {
-    force_tcp
-  }
-}
-```
+BLOCK```
 
 Do not use the plugin `cache` in this block. Consul's answers have a TTL of 0, so nobody should keep them, but `cache` keeps them for 5 seconds. It also
 keeps the answer that a name does not exist. So clients would call pods that are gone. With `force_tcp`, CoreDNS always gets the whole answer

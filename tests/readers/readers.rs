@@ -15,6 +15,8 @@ pub(crate) enum With {
     Python,
     /// `ask.py`, with those of `python-consul.txt`: both have a module of the same name.
     PythonConsul,
+    /// The same as `Python`, which asks a CoreDNS that asks Consul.
+    CoreDns,
     /// `ask.js`.
     Node,
     /// The testbed's program `reader`.
@@ -66,7 +68,7 @@ const fn reader(id: &'static str, title: &'static str, version: &'static str, wi
     Reader { id, title, version, with, argument: id, ports: false, dns: false, crowded: false, note: "" }
 }
 
-pub(crate) const READERS: [Reader; 18] = [
+pub(crate) const READERS: [Reader; 19] = [
     Reader {
         dns: true,
         note: "over UDP without EDNS, Consul answers three of many. With `enable_truncate = true` it says so",
@@ -110,6 +112,17 @@ pub(crate) const READERS: [Reader; 18] = [
         ports: true,
         note: "`resolve(…, 'SRV', tcp=True)`, with the addresses of `response.additional`",
         ..reader("dnspython_srv", "dnspython, `SRV` over TCP", "dnspython", With::Python)
+    },
+    Reader {
+        dns: true,
+        argument: "dnspython",
+        note: "dnspython asks it. It needs no setting in Consul",
+        ..reader(
+            "coredns",
+            "CoreDNS with [this block](#dns-of-the-cluster)",
+            "github.com/coredns/coredns",
+            With::CoreDns,
+        )
     },
     Reader {
         dns: true,

@@ -14,12 +14,13 @@ use lictor_testbed::dns::{self, Kind};
 use lictor_testbed::process::run;
 use lictor_testbed::{Consul, ConsulOptions, Mode, WorkDir, ports, wait};
 
+use crate::coredns::CoreDns;
 use crate::install::Runs;
 use crate::readers::{Reader, With};
 use crate::registries::{self, WRITTEN, agent, apply, catalog, connect, full, put, remove};
 use crate::setting::Setting;
 
-const SOON: Duration = Duration::from_secs(60);
+pub(crate) const SOON: Duration = Duration::from_secs(60);
 
 /// A program is run for each look.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -52,6 +53,8 @@ struct Ground<'a> {
     most: usize,
     /// The port of instances that share one.
     port: u16,
+    /// What stands between the reader and Consul's DNS.
+    coredns: Option<CoreDns>,
 }
 
 /// A Consul, and Lictor's registry of it: one for all readers, since a second Lictor takes over from the first.
@@ -87,8 +90,13 @@ pub(crate) async fn walk(reader: &Reader, runs: &Runs, side: &Side) -> Result<Se
         Mode::Catalog => format!("test-{}", reader.id.replace('_', "-")).into(),
     };
     let most = if reader.crowded && setting == Setting::Catalog { 2 } else { usize::MAX };
-    let ground = Ground { most, reader, runs, setting, consul, registry: &**registry, node, port: ports::free()? };
-    ground.walk().await
+    let dns = SocketAddr::from((Ipv4Addr::LOCALHOST, consul.dns_port()));
+    let coredns = match &runs.coredns {
+        Some(program) => Some(CoreDns::start(program, dns).await?),
+        None => None,
+    };
+    let port = ports::free()?;
+    Ground { most, reader, runs, setting, consul, registry: &**registry, node, port, coredns }.walk().await
 }
 
 impl Ground<'_> {
@@ -98,15 +106,17 @@ impl Ground<'_> {
         self.register(&service, &first, Health::Passing).await?;
         self.wait_for(&service, &first).await?;
 
-        // A flip of readiness, and back.
+        // One of them is not ready.
         self.register(&service, &first[..1], Health::Critical).await?;
         self.wait_until_written(&service, "?filter=Checks.Status==critical", 1).await?;
+        if self.coredns.is_some() {
+            let found: BTreeSet<String> = self.ask(&service, Kind::A).await?.into_iter().collect();
+            ensure!(found == self.shown(&first[1..]), "CoreDNS keeps an answer: {found:?}");
+        }
         let unready = self.reader.argument == "api-default";
         self.wait_for(&service, if unready { &first } else { &first[1..] }).await?;
-        self.register(&service, &first[..1], Health::Passing).await?;
-        self.wait_for(&service, &first).await?;
 
-        // The same with a warning, which to DNS is good enough.
+        // A warning, which to DNS is good enough; and ready again.
         self.register(&service, &first[..1], Health::Warning).await?;
         self.wait_until_written(&service, "?filter=Checks.Status==warning", 1).await?;
         let warning = unready || self.reader.dns;
@@ -282,7 +292,8 @@ impl Ground<'_> {
     async fn ask_program(&self, service: &str) -> Result<Vec<String>> {
         let mut command = tokio::process::Command::new(&self.runs.program);
         command.args(&self.runs.first).arg(self.reader.argument).arg(self.consul.http_addr());
-        command.arg(self.consul.dns_port().to_string()).arg(service);
+        let dns = self.coredns.as_ref().map_or_else(|| self.consul.dns_port(), |coredns| coredns.port);
+        command.arg(dns.to_string()).arg(service);
         if let Some(packages) = &self.runs.packages {
             command.env("PYTHONPATH", packages).env("PYTHONDONTWRITEBYTECODE", "1");
         }

@@ -57,6 +57,11 @@ impl Programs {
         tokio::task::spawn_blocking(|| CONSUL.ensure()).await?
     }
 
+    /// Finds or builds CoreDNS alone.
+    pub async fn ensure_coredns() -> Result<PathBuf> {
+        tokio::task::spawn_blocking(|| COREDNS.ensure()).await?
+    }
+
     /// Builds what reads Consul in Go: a program that asks as Go programs do, and consul-template.
     pub async fn ensure_readers() -> Result<(PathBuf, PathBuf)> {
         tokio::task::spawn_blocking(|| Ok((READER.ensure()?, CONSUL_TEMPLATE.ensure()?))).await?
