@@ -208,6 +208,7 @@ async fn look(settings: Settings, then: &Policy) -> anyhow::Result<World> {
         let mirror = Mirror::of(rows);
         for owner in mirror.owners() {
             world.note_rows(owner, mirror.names(owner));
+            world.note_checks(owner, mirror.most_checks(owner));
         }
         world.know_rows(true);
         world.know_others(Some(others));

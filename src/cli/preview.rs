@@ -86,6 +86,7 @@ pub fn preview(
     let mirror = Mirror::of(rows);
     for owner in mirror.owners() {
         world.note_rows(owner, mirror.names(owner));
+        world.note_checks(owner, mirror.most_checks(owner));
     }
     world.know_rows(true);
     for owner in mirror.owners() {

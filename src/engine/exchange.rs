@@ -224,6 +224,9 @@ impl Engine {
         for dirtied in self.world.note_rows(key, self.mirror.names(key)) {
             self.enqueue(dirtied.key, Cause::Observed, Instant::now());
         }
+        for dirtied in self.world.note_checks(key, self.mirror.most_checks(key)) {
+            self.enqueue(dirtied.key, Cause::Observed, Instant::now());
+        }
         self.note_doubt_of(key);
     }
 

@@ -58,12 +58,18 @@ pub const NAMESPACE_BYTES: usize = 4 * 1024 * 1024;
 pub enum Place {
     /// The resources of the namespace are not all known yet, so nobody can tell.
     Unknown,
+    /// It had a place. Whether it has one for all that it asks for is still to be found out.
+    Open,
     /// There is room for the resource.
     Fits,
-    /// Older ones are as many as there may be.
+    /// Others are as many as there may be.
     TooMany,
-    /// Older ones leave it too few bytes.
+    /// Older ones leave it too few bytes of the memory of Lictor.
     TooLarge,
+    /// Others leave it too few of the checks that the rule allows the namespace.
+    TooManyChecks,
+    /// Others leave it too few of the bytes that the rule allows the namespace.
+    TooManyBytes,
 }
 
 /// The texts of a namespace's instances may hold so many times the bytes of its specs.
@@ -119,7 +125,7 @@ pub struct Rule {
 /// The most that a namespace or a resource may have; none for no limit of the rule.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Budget {
-    /// The resources of the namespace. The older ones have it.
+    /// The resources of the namespace.
     pub resources: Option<usize>,
     /// The instances of one resource.
     pub instances: Option<usize>,
@@ -127,6 +133,47 @@ pub struct Budget {
     pub checks: Option<usize>,
     /// The bytes of one resource's spec.
     pub bytes: Option<usize>,
+    /// The checks of all resources of the namespace together.
+    pub namespace_checks: Option<usize>,
+    /// The bytes of the specs of all resources of the namespace together.
+    pub namespace_bytes: Option<usize>,
+}
+
+impl Budget {
+    /// Says whether it limits what the resources of a namespace have together.
+    fn is_of_namespace(&self) -> bool {
+        self.resources.is_some() || self.namespace_checks.is_some() || self.namespace_bytes.is_some()
+    }
+}
+
+/// What one resource takes of a budget of its namespace.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Claim {
+    /// What it asks for.
+    pub asks: usize,
+    /// What it has already, whatever becomes of what it asks for.
+    pub holds: usize,
+}
+
+/// Says which of these resources, the oldest first, a budget has room for. Beside them, `left` is held by what is no resource
+/// any more.
+///
+/// An older one goes before a newer one. But what is held stays, so whoever asks for more than before, or comes anew, has what
+/// is left beside all that others hold: together they never get more than the budget. Only a budget that is made smaller leaves
+/// more than that.
+#[must_use]
+pub fn granted(claims: &[Claim], left: usize, most: Option<usize>) -> Vec<bool> {
+    let Some(most) = most else { return vec![true; claims.len()] };
+    let (mut before, mut held_after) =
+        (0_usize, claims.iter().fold(left, |sum, claim| sum.saturating_add(claim.holds)));
+    let one = |claim: &Claim| {
+        held_after = held_after.saturating_sub(claim.holds);
+        let others = if claim.asks > claim.holds { before.saturating_add(held_after) } else { before };
+        let fits = claim.asks == 0 || others.saturating_add(claim.asks) <= most;
+        before = before.saturating_add(if fits { claim.asks.max(claim.holds) } else { claim.holds });
+        fits
+    };
+    claims.iter().map(one).collect()
 }
 
 /// Says that a rule cannot be chosen, because it depends on labels of a namespace.
@@ -153,6 +200,12 @@ impl Policy {
         self.rules.iter().flatten().any(|rule| rule.foreign_names == Some(false))
     }
 
+    /// Says whether a rule limits what the resources of a namespace have together.
+    #[must_use]
+    pub fn has_budgets(&self) -> bool {
+        self.rules.iter().flatten().any(|rule| rule.budget.is_of_namespace())
+    }
+
     /// The rule that decides about resources of a namespace with these labels; none where no rule is for it.
     ///
     /// # Errors
@@ -171,10 +224,10 @@ impl Policy {
         Ok(None)
     }
 
-    /// Gives the most resources that a namespace with these labels may have; none for no limit, and while nobody can tell.
+    /// Gives the budget of a namespace with these labels; one without limits where no rule is, and while nobody can tell.
     #[must_use]
-    pub fn most_resources(&self, namespace: &str, labels: Option<&Labels>) -> Option<usize> {
-        self.rule(namespace, labels).ok()??.budget.resources
+    pub fn budget(&self, namespace: &str, labels: Option<&Labels>) -> Budget {
+        self.rule(namespace, labels).ok().flatten().map(|rule| rule.budget).unwrap_or_default()
     }
 
     /// Says whether what an author asks for at the deletion of a resource is allowed in a namespace with these labels.
@@ -404,12 +457,20 @@ impl Judgement<'_> {
 
     fn budget(&self, spec: &Spec, bytes: usize, place: Place) -> Result<(), Refusal> {
         let budget = &self.rule.budget;
-        if let Some(most) = budget.resources.filter(|_| place != Place::Fits) {
-            let what = format!(
-                "namespace {} has more ConsulServices than that, and this is one of the newest",
-                self.key.namespace
-            );
-            return Err(self.refuse(&what, &format!("{most} of them")));
+        let together = [
+            (Place::TooMany, budget.resources, "another ConsulService", "ConsulServices (budget.resources)"),
+            (Place::TooManyChecks, budget.namespace_checks, "its checks", "checks (budget.namespaceChecks)"),
+            (Place::TooManyBytes, budget.namespace_bytes, "its spec", "bytes of specs (budget.namespaceBytes)"),
+        ];
+        for (of, most, what, which) in together {
+            if let Some(most) = most.filter(|_| place == of || matches!(place, Place::Unknown | Place::Open)) {
+                let namespace = &self.key.namespace;
+                let what = format!(
+                    "namespace {namespace} has no room for {what}: older ConsulServices, and those that are registered, \
+                     come first. Delete some, or have them ask for less, or ask the administrator of Lictor for more"
+                );
+                return Err(self.refuse(&what, &format!("{most} {which} in the namespace")));
+            }
         }
         if let Some(most) = budget.checks.filter(|most| spec.checks.len() > *most) {
             return Err(self.refuse(&format!("the resource has {} checks", spec.checks.len()), &format!("{most}")));

@@ -75,6 +75,8 @@ struct FileBudget {
     instances: Option<usize>,
     checks: Option<usize>,
     bytes: Option<usize>,
+    namespace_checks: Option<usize>,
+    namespace_bytes: Option<usize>,
 }
 
 /// The kinds of checks that there are.
@@ -162,7 +164,7 @@ fn rule(given: FileRule) -> Result<Rule, BadPolicy> {
     let least_interval = given.min_check_interval.as_deref().map(|text| {
         milliseconds(text).ok_or_else(|| bad(&format!("minCheckInterval: {text:?}: write it like 10s or 1m30s")))
     });
-    let FileBudget { resources, instances, checks, bytes } = given.budget;
+    let FileBudget { resources, instances, checks, bytes, namespace_checks, namespace_bytes } = given.budget;
     Ok(Rule {
         name: given.name.into(),
         namespaces: patterns("namespaces", &namespaces)?,
@@ -177,7 +179,7 @@ fn rule(given: FileRule) -> Result<Rule, BadPolicy> {
         classes: given.classes.map(|classes| classes.into_iter().map(Str::from).collect()),
         shared_names: given.shared_names,
         foreign_names: given.foreign_names,
-        budget: Budget { resources, instances, checks, bytes },
+        budget: Budget { resources, instances, checks, bytes, namespace_checks, namespace_bytes },
     })
 }
 
@@ -350,7 +352,7 @@ rules:
   classes: ['']
   sharedNames: true
   foreignNames: false
-  budget: {resources: 5, instances: 100, checks: 2, bytes: 4096}
+  budget: {resources: 5, instances: 100, checks: 2, bytes: 4096, namespaceChecks: 8, namespaceBytes: 9000}
 - name: others
   namespaces: ['*']
 ";
@@ -370,7 +372,14 @@ rules:
             classes: Some(vec!["".into()]),
             shared_names: Some(true),
             foreign_names: Some(false),
-            budget: Budget { resources: Some(5), instances: Some(100), checks: Some(2), bytes: Some(4096) },
+            budget: Budget {
+                resources: Some(5),
+                instances: Some(100),
+                checks: Some(2),
+                bytes: Some(4096),
+                namespace_checks: Some(8),
+                namespace_bytes: Some(9000),
+            },
         };
         let second = Rule { name: "others".into(), namespaces: vec![pattern("*")], ..Rule::default() };
         assert_eq!(rules, [first, second]);

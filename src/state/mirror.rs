@@ -16,6 +16,8 @@ pub struct Mirror {
     by_owner: BTreeMap<ResourceKey, BTreeSet<RowKey>>,
     /// Counts the rows of each resource under each name.
     names: BTreeMap<ResourceKey, BTreeMap<NameInUse, usize>>,
+    /// Counts the rows of each resource that have so many checks, if they have any.
+    checks: BTreeMap<ResourceKey, BTreeMap<usize, usize>>,
     owned: usize,
     /// Counts them by health.
     by_health: BTreeMap<Health, usize>,
@@ -69,6 +71,12 @@ impl Mirror {
     #[must_use]
     pub fn names(&self, owner: &ResourceKey) -> BTreeSet<NameInUse> {
         self.names.get(owner).into_iter().flat_map(BTreeMap::keys).cloned().collect()
+    }
+
+    /// The most checks that a row of a resource has.
+    #[must_use]
+    pub fn most_checks(&self, owner: &ResourceKey) -> usize {
+        self.checks.get(owner).and_then(BTreeMap::last_key_value).map_or(0, |(checks, _)| *checks)
     }
 
     /// All resources that own rows.
@@ -294,16 +302,29 @@ impl Mirror {
     /// Counts the name of a row of ours that has come, or that is about to go.
     fn count_name(&mut self, key: &RowKey, comes: bool) {
         let (Some(owner), Some(row)) = (self.owner_of(key), self.rows.get(key)) else { return };
-        let name = NameInUse::from(&*row.registration);
-        let names = self.names.entry(owner.clone()).or_default();
-        let rows = names.entry(name.clone()).or_default();
-        *rows = if comes { *rows + 1 } else { rows.saturating_sub(1) };
-        if *rows == 0 {
-            names.remove(&name);
+        let (name, checks) = (NameInUse::from(&*row.registration), row.registration.checks.names().len());
+        if checks > 0 {
+            count(&mut self.checks, &owner, &checks, comes);
         }
-        if names.is_empty() {
-            self.names.remove(&owner);
-        }
+        count(&mut self.names, &owner, &name, comes);
+    }
+}
+
+/// Counts one that has come to a resource, or that goes.
+fn count<T: Ord + Clone>(
+    all: &mut BTreeMap<ResourceKey, BTreeMap<T, usize>>,
+    owner: &ResourceKey,
+    one: &T,
+    comes: bool,
+) {
+    let own = all.entry(owner.clone()).or_default();
+    let number = own.entry(one.clone()).or_default();
+    *number = if comes { *number + 1 } else { number.saturating_sub(1) };
+    if *number == 0 {
+        own.remove(one);
+    }
+    if own.is_empty() {
+        all.remove(owner);
     }
 }
 
@@ -334,6 +355,7 @@ fn health_after(registration: &Registration, known: Option<&Row>) -> Health {
 mod tests {
     use super::*;
 
+    use crate::model::check::Checks;
     use crate::model::ids::{ClusterName, meta};
 
     #[test]
@@ -360,6 +382,30 @@ mod tests {
             assert_eq!(mirror.passing_besides(&"lab".into(), |_| false), 0);
         }
         assert!(mirror.passing.is_empty());
+    }
+
+    #[test]
+    fn the_most_checks_of_a_resource_are_known() {
+        let owner = ResourceKey::new("shop", "web");
+        let key = |id: &str| RowKey { node: "n".into(), id: id.into() };
+        let row = |checks: &[&str]| {
+            let checks = Checks::read(checks.iter().map(|name| Str::from(*name)).collect());
+            let registration = Arc::new(Registration { checks, ..Registration::plain("web", "10.0.0.1", 80) });
+            Row { registration, ownership: Ownership::Ours(owner.clone()), health: Health::Passing, shown: true }
+        };
+        let mut mirror = Mirror::default();
+        for (id, row, expected) in [
+            ("a", Some(row(&[])), 0),
+            ("b", Some(row(&["x", "y"])), 2),
+            ("c", Some(row(&["x"])), 2),
+            ("b", Some(row(&["x"])), 1),
+            ("b", None, 1),
+            ("c", None, 0),
+        ] {
+            mirror.set(&key(id), row);
+            assert_eq!(mirror.most_checks(&owner), expected, "{id}");
+        }
+        assert!(mirror.checks.is_empty(), "nothing is held of what is gone");
     }
 
     #[test]

@@ -73,8 +73,12 @@ pub struct World {
     /// The names, as they are compared, under which Consul may have rows of resources besides: registrations of them have no
     /// answer.
     in_doubt: BTreeMap<ResourceKey, BTreeSet<Str>>,
+    /// The checks that Consul has of resources, for each instance.
+    checks_in_consul: BTreeMap<ResourceKey, usize>,
     /// True if all of that was noted.
     rows_are_known: bool,
+    /// True if it was before.
+    rows_were_known: bool,
     /// The names that others have in Consul, as names are compared; none while nobody can tell. Kept only while a policy
     /// asks for them.
     others: Option<BTreeSet<Str>>,
@@ -162,7 +166,9 @@ impl World {
             rows: BTreeMap::new(),
             rows_before: BTreeMap::new(),
             in_doubt: BTreeMap::new(),
+            checks_in_consul: BTreeMap::new(),
             rows_are_known: false,
+            rows_were_known: false,
             others: None,
             ending: BTreeSet::new(),
             slices_of: BTreeMap::new(),
@@ -446,7 +452,8 @@ impl World {
     pub fn remember(&mut self, other: &Self) {
         self.rows.clone_from(&other.rows);
         self.rows_before.clone_from(&other.rows_before);
-        self.rows_are_known = other.rows_are_known;
+        self.checks_in_consul.clone_from(&other.checks_in_consul);
+        (self.rows_are_known, self.rows_were_known) = (other.rows_are_known, other.rows_were_known);
         self.gone_nodes.clone_from(&other.gone_nodes);
         self.others.clone_from(&other.others);
         let gone = |key: &&ResourceKey| self.resources.get(key).is_none_or(|entry| entry.resource.deleting);
@@ -465,7 +472,7 @@ impl World {
         for key in other.rows.keys() {
             self.link(key, &mut dirt);
         }
-        if self.policy.asks_for_others() {
+        if self.policy.asks_for_others() || self.policy.has_budgets() {
             self.judge_all(&mut dirt);
         }
     }

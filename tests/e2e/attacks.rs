@@ -7,7 +7,7 @@ use lictor_testbed::wait;
 use serde_json::{Value, json};
 
 use crate::fixture::{Fixture, SOON, arg};
-use crate::policies::{File, policy};
+use crate::policies::{File, apply_later, policy};
 use crate::scenarios::LINES;
 use crate::table::check_page;
 
@@ -295,6 +295,18 @@ const ATTEMPTS: &[Attempt] = &[
         "under a policy: more checks",
         NO_INSTANCE,
         OutsideOfPolicy("checks: [{name: a, tcp: {}}, {name: b, tcp: {}}]", "has 2 checks"),
+    ),
+    attempt(
+        Author,
+        "under a policy: many resources, each with few checks and few bytes",
+        NO_INSTANCE,
+        Scenario("policies::a_namespace_has_so_many_checks"),
+    ),
+    attempt(
+        Author,
+        "under a policy: more checks by an edit, so that newer resources have to give way, or by a restart",
+        "the edit is refused, and all go on with what they had",
+        Scenario("policies::a_namespace_has_so_many_checks"),
     ),
     attempt(
         Author,
@@ -598,19 +610,7 @@ pub(crate) async fn a_namespace_has_so_many_bytes(fixture: &Fixture) -> Result<(
     fixture.apply("web", &large(&fixture.service)).await?;
     fixture.wait_for_pods(&[&pods[0]]).await?;
     fixture.wait_flawless("web").await?;
-    // Of two that are made in one second, nobody knows which is older by more than its uid.
-    let made = fixture.resources().get("web").await?.metadata.creation_timestamp;
-    wait::until("a later second", SOON, || async {
-        fixture.apply("later", &fixture.spec(json!({ "name": second }))).await?;
-        let later = fixture.resources().get("later").await?.metadata.creation_timestamp;
-        if later <= made {
-            fixture.delete("later").await?;
-            fixture.wait_gone("later").await?;
-            return Ok(None);
-        }
-        Ok(Some(()))
-    })
-    .await?;
+    apply_later(fixture, "later", &fixture.spec(json!({ "name": second }))).await?;
     fixture.wait_flawless("later").await?;
     fixture.apply("later", &large(&second)).await?;
     let message = fixture.wait_for_condition("later", "Accepted", "False", "TooLarge").await?;
@@ -715,6 +715,13 @@ const LIMITS: &[Limit] = &[
     limit("budget.instances", "one instance more", NARROWS, "policies::a_rule_narrows_names_instances_and_classes"),
     limit("budget.checks", "one check more", REFUSES, BY_AUTHOR),
     limit("budget.bytes", "one byte more", REFUSES, BY_AUTHOR),
+    limit(
+        "budget.namespaceChecks",
+        "one check more in the namespace",
+        REFUSES,
+        "policies::a_namespace_has_so_many_checks",
+    ),
+    limit("budget.namespaceBytes", "more bytes in the namespace", REFUSES, "policies::a_namespace_has_so_many_checks"),
 ];
 
 const HEAD: &str = include_str!("attacks/security.md");

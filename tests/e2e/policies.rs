@@ -10,7 +10,7 @@ use lictor_testbed::{Instance, wait};
 use serde_json::{Value, json};
 
 use crate::commands::says;
-use crate::fixture::{Fixture, SOON, apply, arg, merged, wait_for_condition, wait_for_metric};
+use crate::fixture::{Fixture, Mode, SOON, apply, arg, merged, wait_for_condition, wait_for_metric};
 use crate::names::{neighbour, wait_gone};
 
 /// A policy file of one scenario.
@@ -90,7 +90,7 @@ pub(crate) async fn a_policy_decides_what_may_be_asked_for(fixture: &Fixture) ->
     }
     fixture.wait_for_event("second", "NotAllowed").await?;
     fixture.apply("third", &fixture.spec(json!({ "name": second }))).await?;
-    fixture.wait_for_words("third", "Accepted", "one of the newest").await?;
+    fixture.wait_for_words("third", "Accepted", "no room for another ConsulService").await?;
     ensure!(fixture.consul().instances(&second).await?.is_empty(), "what is not allowed is registered");
     // There is room for it once an older one is gone.
     fixture.delete("second").await?;
@@ -199,6 +199,88 @@ pub(crate) async fn a_rule_narrows_names_instances_and_classes(fixture: &Fixture
     ensure!(told.contains("the class \"\"") && told.contains("would be refused"), "{told}");
     file.write(&blue)?;
     fixture.wait_for_words("web", "Accepted", "the classes \"blue\"").await.map(drop)
+}
+
+/// Makes a resource in a later second than `web`: of two that are made in one second, nobody knows which is older by more than
+/// its uid.
+pub(crate) async fn apply_later(fixture: &Fixture, name: &str, spec: &Value) -> Result<()> {
+    let made = fixture.resources().get("web").await?.metadata.creation_timestamp;
+    wait::until("a later second", SOON, || async {
+        fixture.apply(name, spec).await?;
+        if fixture.resources().get(name).await?.metadata.creation_timestamp > made {
+            return Ok(Some(()));
+        }
+        fixture.delete(name).await?;
+        fixture.wait_gone(name).await?;
+        Ok(None)
+    })
+    .await
+}
+
+pub(crate) async fn a_namespace_has_so_many_checks(fixture: &Fixture) -> Result<()> {
+    fixture.web(1).await?;
+    let with = |budget: Value| policy(fixture, json!({ "budget": budget }));
+    let file = File::new(fixture, &with(json!({ "namespaceChecks": 2 })))?;
+    let path = arg(file.path())?;
+    let start = || fixture.operator().with_checks().flag("--policy", path);
+    let operator = start().ready().await?;
+    let check = |name: &str| json!({ "name": name, "tcp": {} });
+    fixture.apply_web(json!({ "checks": [check("a"), check("b")] })).await?;
+    fixture.wait_for("the older one", |found| found.len() == 1).await?;
+    let second = fixture.service_named("second");
+    let newer = fixture.spec(json!({ "name": second, "checks": [check("a")] }));
+    // Of two that are made in one second, nobody knows which is older. Whichever it is, the one that is registered comes first.
+    fixture.apply("second", &newer).await?;
+    let message = fixture.wait_for_words("second", "Accepted", "no room for its checks").await?;
+    ensure!(message.contains("rule \"ours\"") && message.contains("2 checks (budget.namespaceChecks)"), "{message}");
+    fixture.wait_for_condition("second", "Accepted", "False", "NotAllowed").await?;
+    fixture.wait_for_event("second", "NotAllowed").await?;
+    fixture.wait_flawless("web").await?;
+    ensure!(fixture.consul().instances(&second).await?.is_empty(), "what is not allowed is registered");
+    fixture.delete("second").await?;
+    fixture.wait_gone("second").await?;
+    apply_later(fixture, "second", &newer).await?;
+    fixture.wait_for_condition("second", "Accepted", "False", "NotAllowed").await?;
+    fixture.apply_web(json!({ "checks": [check("a")] })).await?;
+    fixture.wait_for_condition("second", "Accepted", "True", "Accepted").await?;
+    wait::until("the newer one", SOON, || async {
+        Ok((fixture.consul().instances(&second).await?.len() == 1).then_some(()))
+    })
+    .await?;
+    fixture.wait_flawless("second").await?;
+
+    // The older one does not grow over it: it goes on with the check that it has, over a restart too.
+    let checks = async |service: &str| -> Result<usize> {
+        let found = fixture.consul().get(&format!("/v1/health/checks/{service}")).await?;
+        let of_user = |check: &&Value| check["Name"] == "a" || check["Name"] == "b";
+        Ok(found.as_array().into_iter().flatten().filter(of_user).count())
+    };
+    fixture.apply_web(json!({ "checks": [check("a"), check("b")] })).await?;
+    fixture.wait_for_words("web", "Accepted", "no room for its checks").await?;
+    ensure!((checks(&fixture.service).await?, checks(&second).await?) == (1, 1), "more than the budget are registered");
+    operator.kill()?;
+    let operator = start().ready().await?;
+    fixture.wait_for_a_look(&operator).await?;
+    fixture.wait_for_words("web", "Accepted", "no room for its checks").await?;
+    fixture.wait_for_condition("second", "Accepted", "True", "Accepted").await?;
+    ensure!((checks(&fixture.service).await?, checks(&second).await?) == (1, 1), "a restart shares otherwise");
+    fixture.apply_web(json!({ "checks": [check("a")] })).await?;
+    fixture.wait_flawless("web").await?;
+
+    // A tighter budget refuses the newer one, as `lictor policy check` says before, and what is registered stays.
+    let next = File(file.0.with_extension("tight"));
+    let tight = with(json!({ "namespaceBytes": 1024 }));
+    next.write(&tight)?;
+    let consul_esm: &[&str] = if fixture.mode == Mode::Catalog { &["--consul-esm"] } else { &[] };
+    let args = [&["--policy", arg(&file.0)?, arg(&next.0)?], consul_esm].concat();
+    let told = says(fixture, "policy check", &args, 1)?;
+    let line = told.lines().find(|line| line.contains("/second")).unwrap_or_default();
+    ensure!(line.contains("allowed  refused") && line.contains("no room for its spec"), "{told}");
+    file.write(&tight)?;
+    fixture.wait_for_words("second", "Accepted", "no room for its spec").await?;
+    fixture.wait_for_condition("web", "Accepted", "True", "Accepted").await?;
+    ensure!(fixture.consul().instances(&second).await?.len() == 1, "what is registered has gone");
+    Ok(())
 }
 
 pub(crate) async fn a_tightened_policy_removes_nothing_that_lives(fixture: &Fixture) -> Result<()> {

@@ -122,6 +122,10 @@ scenarios! {
     /// A tightened policy removes nothing that lives, also over a restart, and what dies goes; a file that cannot be used changes
     /// nothing, and is told of; a loosened one is followed.
     policies::a_tightened_policy_removes_nothing_that_lives(agent: yes, catalog: yes);
+    /// The checks and the bytes of a namespace have a budget: a new resource above it is refused and nothing is registered; there is
+    /// room once an older one has fewer checks. The older one does not grow over the newer one, over a restart too. A tighter budget
+    /// removes nothing, and `lictor policy check` says it before.
+    policies::a_namespace_has_so_many_checks(agent: yes, catalog: yes);
     /// `retain: false`: who edits a resource to `Retain` before it is deleted has no instances stay, while Lictor watches, and when it
     /// sees the edit and the deletion only after a restart. Instances whose `Retain` was allowed stay, also under a tightened policy.
     policies::instances_do_not_stay_by_an_edit_that_is_refused(agent: yes, catalog: yes);

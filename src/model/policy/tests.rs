@@ -26,7 +26,14 @@ fn rule() -> Rule {
         classes: Some(vec!["".into()]),
         shared_names: Some(false),
         foreign_names: Some(false),
-        budget: Budget { resources: Some(2), instances: Some(10), checks: Some(1), bytes: Some(100) },
+        budget: Budget {
+            resources: Some(2),
+            instances: Some(10),
+            checks: Some(1),
+            bytes: Some(100),
+            namespace_checks: Some(8),
+            namespace_bytes: Some(4096),
+        },
     }
 }
 
@@ -96,7 +103,7 @@ fn judged(rules: Option<Vec<Rule>>, resource: &Resource, spec: Spec, place: Plac
 type Attempt = (fn(&mut Resource, &mut Spec, &mut Place), fn(&mut Rule), &'static str);
 
 /// Each limit of a rule, and what is only refused because of it.
-const ATTEMPTS: [(&str, Attempt); 19] = [
+const ATTEMPTS: [(&str, Attempt); 21] = [
     ("another name", (|_, s, _| s.service = "payments".into(), |r| r.names = None, "the name \"payments\"")),
     ("another case", (|_, s, _| s.service = "PAYMENTS".into(), |r| r.names = None, "the name \"PAYMENTS\"")),
     (
@@ -166,7 +173,18 @@ const ATTEMPTS: [(&str, Attempt); 19] = [
         ),
     ),
     ("Retain", (|r, _, _| r.deletion = Some(DeletionPolicy::Retain), |r| r.retain = None, "deletionPolicy: Retain")),
-    ("one resource more", (|_, _, fits| *fits = Place::TooMany, |r| r.budget.resources = None, "one of the newest")),
+    (
+        "one resource more",
+        (|_, _, fits| *fits = Place::TooMany, |r| r.budget.resources = None, "another ConsulService"),
+    ),
+    (
+        "more checks of a namespace",
+        (|_, _, fits| *fits = Place::TooManyChecks, |r| r.budget.namespace_checks = None, "no room for its checks"),
+    ),
+    (
+        "more bytes of a namespace",
+        (|_, _, fits| *fits = Place::TooManyBytes, |r| r.budget.namespace_bytes = None, "no room for its spec"),
+    ),
     ("a byte more", (|r, _, _| r.bytes = 101, |r| r.budget.bytes = None, "101 bytes")),
     ("a name of Vault", (|_, s, _| s.service = "vault".into(), |r| r.names = Some(patterns(&["vault"])), "companions")),
     (
@@ -271,7 +289,7 @@ fn the_first_rule_that_is_for_the_namespace_decides() {
     let policy = Policy { rules: Some(vec![first, rule()]), ..Policy::default() };
     assert_eq!(&*policy.rule("shop-1", None).unwrap().unwrap().name, "first");
     assert!(policy.rule("lab", None).unwrap().is_none());
-    assert_eq!(policy.most_resources("shop", None), Some(2));
+    assert_eq!(policy.budget("shop", None).resources, Some(2));
 }
 
 #[test]
@@ -374,4 +392,57 @@ fn without_a_policy_all_is_allowed_but_names_of_companions_and_addresses_outside
     assert!(judge("web", fixed(), &["203.0.113.0/24"]).is_ok());
     let refusal = judge("web", fixed(), &["198.51.100.0/24"]).unwrap_err();
     assert!(refusal.message.contains("--allow-static"), "{}", refusal.message);
+}
+
+#[test]
+fn who_holds_something_keeps_it_and_of_the_others_the_older_ones_go_first() {
+    // What each asks for and holds, the oldest first; what is left of others; the budget; and who has room.
+    type Case<'a> = (&'a str, &'a [(usize, usize)], usize, Option<usize>, &'a [bool]);
+    let cases: [Case<'_>; 13] = [
+        ("no budget", &[(9, 0), (9, 0)], 9, None, &[true, true]),
+        ("new ones by age", &[(2, 0), (1, 0)], 0, Some(2), &[true, false]),
+        ("a smaller one has room", &[(2, 0), (2, 0), (1, 0)], 0, Some(3), &[true, false, true]),
+        ("who asks for nothing is never refused", &[(2, 2), (0, 0)], 0, Some(1), &[false, true]),
+        ("an older one grows beside a newer one", &[(2, 1), (1, 1)], 0, Some(2), &[false, true]),
+        ("as far as there is room", &[(2, 1), (1, 1)], 0, Some(3), &[true, true]),
+        ("an older one comes late", &[(1, 0), (2, 2)], 0, Some(2), &[false, true]),
+        ("a newer one grows", &[(1, 1), (2, 1)], 0, Some(2), &[true, false]),
+        ("a smaller budget refuses the newest", &[(2, 2), (1, 1)], 0, Some(2), &[true, false]),
+        ("who is refused holds what it had", &[(3, 2), (1, 0)], 0, Some(2), &[false, false]),
+        ("who asks for less holds the rest until it is gone", &[(0, 2), (1, 0)], 0, Some(2), &[true, false]),
+        ("what is left counts for who grows", &[(1, 0)], 2, Some(2), &[false]),
+        ("and not for who holds it", &[(2, 2)], 1, Some(2), &[true]),
+    ];
+    for (case, claims, left, most, expected) in cases {
+        let claims: Vec<Claim> = claims.iter().map(|&(asks, holds)| Claim { asks, holds }).collect();
+        assert_eq!(granted(&claims, left, most), expected, "{case}");
+    }
+    assert_eq!(granted(&[Claim { asks: usize::MAX, holds: usize::MAX }; 2], usize::MAX, Some(1)), [false, false]);
+}
+
+#[test]
+fn together_they_never_get_more_than_the_budget() {
+    // All claims of three resources, as they begin within the budget.
+    let (most, all) = (3, 0..4_usize);
+    let pairs = || all.clone().flat_map(|asks| (0..4_usize).map(move |holds| Claim { asks, holds }));
+    for first in pairs() {
+        for second in pairs() {
+            for third in pairs() {
+                let claims = [first, second, third];
+                if claims.iter().map(|claim| claim.holds).sum::<usize>() > most {
+                    continue;
+                }
+                let fits = granted(&claims, 0, Some(most));
+                let after = |(claim, fits): (&Claim, &bool)| {
+                    // Until Consul has fewer, what was there counts.
+                    let holds = if *fits { claim.asks.max(claim.holds) } else { claim.holds };
+                    Claim { holds, ..*claim }
+                };
+                let after: Vec<Claim> = claims.iter().zip(&fits).map(after).collect();
+                assert!(after.iter().map(|claim| claim.holds).sum::<usize>() <= most, "{claims:?}: {fits:?}");
+                // Asked again, nobody loses it, and a restart changes nothing.
+                assert_eq!(granted(&after, 0, Some(most)), fits, "{claims:?}");
+            }
+        }
+    }
 }

@@ -320,9 +320,14 @@ impl World {
     pub fn know_rows(&mut self, known: bool) {
         let is_news = known && !self.rows_are_known;
         self.rows_are_known = known;
-        if is_news && self.policy.asks_for_others() {
-            self.judge_all(&mut Dirt::default());
+        // All resources are decided about anew.
+        let mut dirt = Dirt::default();
+        if is_news && !self.rows_were_known && self.policy.has_budgets() {
+            self.share_by_rows(&mut dirt);
+        } else if is_news && (self.policy.asks_for_others() || self.policy.has_budgets()) {
+            self.judge_all(&mut dirt);
         }
+        self.rows_were_known |= known;
     }
 
     /// The resources that have rows in Consul, as noted.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::model::ids::{ResourceKey, Str};
-use crate::model::policy::{Others, Place, Policy};
+use crate::model::policy::{Claim, LEAST_BYTES, Others, Place, Policy};
 use crate::model::reasons::Refusal;
 use crate::model::registration::NameInUse;
 use crate::model::resource::{DeletionPolicy, Resource, Spec};
@@ -26,6 +26,8 @@ pub struct Entry {
     pub(super) is_dropped: bool,
     /// The last spec that could be acted on, of this very resource.
     pub last_good: Option<Arc<Spec>>,
+    /// What it was given of the budgets of its namespace; none where nothing was since this process began.
+    given: Option<Given>,
     /// The last wish of its author about its deletion that the policy allowed; none where none was seen.
     last_deletion: Option<DeletionPolicy>,
     /// True if the policy cannot say yet whether it allows what its author asks for at its deletion.
@@ -34,6 +36,21 @@ pub struct Entry {
     pub since: Transitions,
     /// The name that it was last acted under.
     pub(super) granted: Option<Granted>,
+}
+
+/// What a resource takes of the budgets of its namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Given {
+    bytes: usize,
+    checks: usize,
+}
+
+/// What a budget of a namespace counts a resource by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Claims {
+    pub(super) resources: Claim,
+    pub(super) bytes: Claim,
+    pub(super) checks: Claim,
 }
 
 /// A name that a resource was acted under.
@@ -75,16 +92,24 @@ impl Entry {
     ) -> Self {
         let SeenResource { resource, since } = seen;
         let previous = previous.filter(|previous| previous.resource.uid == resource.uid);
+        // One that was another operator's has nothing of this one's.
+        let known = previous.filter(|previous| previous.resource.ours || !resource.ours);
         let mut entry = Self {
             asked_spec: resource.spec.clone(),
-            place: previous.map_or(newcomer, |previous| previous.place),
+            place: newcomer,
             is_dropped: false,
-            last_good: previous.and_then(|previous| previous.last_good.clone()),
+            last_good: known.and_then(|previous| previous.last_good.clone()),
+            given: known.and_then(|previous| previous.given),
             last_deletion: previous.and_then(|previous| previous.last_deletion),
             deletion_is_open: false,
             resource,
             since,
             granted: None,
+        };
+        entry.place = match known {
+            None => previous.map_or(newcomer, |_| Place::Unknown),
+            Some(known) if known.place == Place::Fits && entry.asks_for_more(known) => Place::Open,
+            Some(known) => known.place,
         };
         entry.judge(policy, labels, names);
         if entry.resource.ours {
@@ -116,7 +141,12 @@ impl Entry {
             return;
         }
         match &judged {
-            Ok(allowed) => self.last_good = Some(Arc::clone(allowed)),
+            // It is acted by when its place is known.
+            Ok(_) if self.place == Place::Open => {}
+            Ok(allowed) => {
+                self.last_good = Some(Arc::clone(allowed));
+                self.given = Some(self.asks());
+            }
             Err(_) if !self.was_allowed() => self.last_good = Some(Arc::new(asked.only_kept())),
             Err(_) => {}
         }
@@ -135,6 +165,7 @@ impl Entry {
         if !self.was_allowed() && other.last_good.is_some() {
             self.last_good.clone_from(&other.last_good);
         }
+        self.given = other.given;
         self.last_deletion = self.last_deletion.or(other.last_deletion);
         self.granted.clone_from(&other.granted);
     }
@@ -144,10 +175,7 @@ impl Entry {
     fn others(&self, asked: &Spec, names: Names<'_>) -> Others {
         let name = compared(&asked.service);
         let in_force = self.last_good.iter().any(|spec| self.was_allowed() && compared(&spec.service) == name);
-        let status = &self.resource.status;
-        let was_told = status.observed_generation == self.resource.generation
-            && compared(&status.service_name) == name
-            && status.condition(ConditionKind::Accepted).is_some_and(|accepted| accepted.truth == Truth::True);
+        let was_told = self.was_told() && compared(&self.resource.status.service_name) == name;
         let mut rows = names.rows.and_then(|rows| rows.get(&self.resource.key)).into_iter().flatten();
         if in_force || was_told || rows.any(|row| compared(&row.service) == name) {
             return Others::Nobody;
@@ -156,6 +184,53 @@ impl Entry {
             None => Others::Unknown,
             Some(others) if others.contains(&name) => Others::Some,
             Some(_) => Others::Nobody,
+        }
+    }
+
+    /// Says whether its status tells that what it asks for was allowed.
+    fn was_told(&self) -> bool {
+        let status = &self.resource.status;
+        status.observed_generation == self.resource.generation
+            && status.condition(ConditionKind::Accepted).is_some_and(|accepted| accepted.truth == Truth::True)
+    }
+
+    /// What it asks of the budgets of its namespace. Of checks that nobody can read it asks for none.
+    fn asks(&self) -> Given {
+        Given {
+            bytes: self.resource.bytes.max(LEAST_BYTES),
+            checks: self.asked_spec.as_ref().map_or(0, |spec| spec.checks.len()),
+        }
+    }
+
+    fn asks_for_more(&self, previous: &Self) -> bool {
+        let (now, before) = (self.asks(), previous.asks());
+        now.bytes > before.bytes || now.checks > before.checks
+    }
+
+    /// What the budgets of its namespace count it by. What it was given stays its own while an edit is refused; after a restart
+    /// its status tells, and what Consul has of it.
+    pub(super) fn claims(&self, in_consul: Option<usize>) -> Claims {
+        let asks = self.asks();
+        let given = self.given.or(self.was_told().then_some(asks));
+        let least = Given { bytes: LEAST_BYTES, checks: 0 };
+        let holds = given.or(in_consul.map(|_| least)).unwrap_or(Given { bytes: 0, checks: 0 });
+        let checks = holds.checks.max(in_consul.unwrap_or_default());
+        Claims {
+            resources: Claim { asks: 1, holds: usize::from(holds.bytes > 0) },
+            bytes: Claim { asks: asks.bytes, holds: holds.bytes },
+            checks: Claim { asks: asks.checks, holds: checks },
+        }
+    }
+
+    /// Forgets a spec that was never acted by.
+    pub(super) fn forget_spec(&mut self) {
+        (self.last_good, self.given) = (None, None);
+    }
+
+    /// Forgets what was allowed before anything was acted by. What its status tells of was acted by before.
+    pub(super) fn forget_decision(&mut self) {
+        if self.resource.spec.is_ok() && !self.was_told() {
+            self.forget_spec();
         }
     }
 

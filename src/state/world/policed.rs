@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::entry::{Entry, Names, compared};
+use super::entry::{Claims, Entry, Names, compared};
 use super::{Dirt, Dirtied, World};
 use crate::model::cause::Cause;
 use crate::model::ids::{ResourceKey, Str};
-use crate::model::policy::{LEAST_BYTES, Place, Policy};
+use crate::model::policy::{Budget, Claim, LEAST_BYTES, Place, Policy, granted};
 use crate::model::registration::NameInUse;
 use crate::model::resource::Resource;
 use crate::model::selector::Labels;
@@ -31,10 +31,10 @@ pub(super) fn names<'a>(
     Names { others, rows: Some(rows).filter(|_| rows_are_known) }
 }
 
-/// Gives what a budget counts a resource by: its age and the bytes that it takes, if it is one of this operator's.
-pub(super) fn counts(entry: Option<&Entry>) -> Option<(i64, &Str, usize)> {
-    let resource = &entry.filter(|entry| entry.resource.ours)?.resource;
-    Some((resource.created, &resource.uid, bytes(resource)))
+/// Gives what a budget counts a resource by: its age, and what it takes, if it is one of this operator's.
+pub(super) fn counts(entry: Option<&Entry>) -> Option<(i64, &Str, Claims)> {
+    let entry = entry.filter(|entry| entry.resource.ours)?;
+    Some((entry.resource.created, &entry.resource.uid, entry.claims(None)))
 }
 
 /// The bytes that a resource counts as: those of its spec, and at least what is held of each besides.
@@ -112,8 +112,14 @@ impl World {
             (before, now) => before.is_some() != now.is_some(),
         };
         let moved = self.resources.iter().filter(|(_, entry)| asks(entry).is_some_and(is_moved));
-        for key in moved.map(|(key, _)| key.clone()).collect::<Vec<_>>() {
-            self.judge_anew(&key, None, &mut dirt);
+        let moved: Vec<ResourceKey> = moved.map(|(key, _)| key.clone()).collect();
+        for key in &moved {
+            self.judge_anew(key, None, &mut dirt);
+        }
+        // What is refused counts by what it had.
+        let namespaces: BTreeSet<Str> = moved.into_iter().map(|key| key.namespace).collect();
+        for namespace in &namespaces {
+            self.share_budget(namespace, &mut dirt);
         }
         dirt.0.into_iter().map(|(key, cause)| Dirtied { key, cause }).collect()
     }
@@ -136,10 +142,7 @@ impl World {
                 continue;
             }
             let of_it: Vec<ResourceKey> = self.resources.of_namespace(&key.name).map(|(key, _)| key.clone()).collect();
-            for resource in &of_it {
-                self.judge_anew(resource, None, dirt);
-            }
-            self.share_budget(&key.name, dirt);
+            self.judge_these(&of_it, dirt);
         }
         false
     }
@@ -147,39 +150,117 @@ impl World {
     /// Asks the policy again about all resources.
     pub(super) fn judge_all(&mut self, dirt: &mut Dirt) {
         let keys: Vec<ResourceKey> = self.keys().cloned().collect();
-        for key in &keys {
-            self.judge_anew(key, None, dirt);
+        self.judge_these(&keys, dirt);
+    }
+
+    /// Asks the policy again about these resources, which are all of their namespaces. Nothing is acted by before it is known
+    /// what the budget of the namespace has room for.
+    fn judge_these(&mut self, keys: &[ResourceKey], dirt: &mut Dirt) {
+        for key in keys {
+            let is_shared = self.shares_budget(&key.namespace);
+            match self.resources.get_mut(key) {
+                Some(entry) if is_shared && entry.resource.ours && !entry.is_dropped => entry.place = Place::Open,
+                Some(_) | None => self.judge_anew(key, None, dirt),
+            }
         }
-        let namespaces: BTreeSet<Str> = keys.into_iter().map(|key| key.namespace).collect();
+        let namespaces: BTreeSet<Str> = keys.iter().map(|key| key.namespace.clone()).collect();
         for namespace in &namespaces {
             self.share_budget(namespace, dirt);
         }
     }
 
-    /// Says which resources of a namespace its budget has room for: the oldest.
+    /// Says whether all resources of a namespace are listed. Until then nobody can tell which are the oldest.
+    fn shares_budget(&self, namespace: &Str) -> bool {
+        self.scopes.iter().any(|scope| scope.covers(namespace) && self.resources.is_listed(scope))
+    }
+
+    /// Notes how many checks Consul has of a resource, for each instance. Gives the resources that this concerns.
+    pub fn note_checks(&mut self, key: &ResourceKey, checks: usize) -> Vec<Dirtied> {
+        let known = self.checks_in_consul.get(key).copied().unwrap_or_default();
+        if !self.watches(&key.namespace) || known == checks {
+            return Vec::new();
+        }
+        self.checks_in_consul.remove(key);
+        if checks > 0 {
+            self.checks_in_consul.insert(key.clone(), checks);
+        }
+        let mut dirt = Dirt::default();
+        if self.rows_are_known {
+            self.share_budget(&key.namespace, &mut dirt);
+        }
+        dirt.0.into_iter().map(|(key, cause)| Dirtied { key, cause }).collect()
+    }
+
+    /// Shares the budgets anew by what Consul has, now that this is known. Until then nothing was acted by.
+    pub(super) fn share_by_rows(&mut self, dirt: &mut Dirt) {
+        let keys: Vec<ResourceKey> = self.keys().cloned().collect();
+        for key in &keys {
+            if let Some(entry) = self.resources.get_mut(key) {
+                entry.forget_decision();
+            }
+        }
+        self.judge_these(&keys, dirt);
+    }
+
+    /// Says which resources of a namespace its budgets have room for.
     pub(super) fn share_budget(&mut self, namespace: &Str, dirt: &mut Dirt) {
-        let most = self.policy.most_resources(namespace, self.labels_of(namespace));
-        // Until all are listed nobody can tell which are the oldest.
-        let is_listed = self.scopes.iter().any(|scope| scope.covers(namespace) && self.resources.is_listed(scope));
-        if !is_listed {
+        let most = self.policy.budget(namespace, self.labels_of(namespace));
+        if !self.shares_budget(namespace) {
             return;
         }
-        let of_namespace = self.resources.of_namespace(namespace);
-        let mut by_age: Vec<_> = of_namespace.filter_map(|(key, entry)| Some((counts(Some(entry))?, key))).collect();
-        by_age.sort_unstable();
-        let mut bytes = 0_usize;
-        let moved = by_age.iter().enumerate().filter_map(|(rank, ((_, _, own), key))| {
-            bytes = bytes.saturating_add(*own);
-            let place = match most {
-                _ if bytes > self.policy.namespace_bytes => Place::TooLarge,
-                Some(most) if rank >= most => Place::TooMany,
-                _ => Place::Fits,
-            };
-            self.resources.get(key).is_some_and(|entry| entry.place != place).then(|| ((*key).clone(), place))
-        });
-        for (key, place) in moved.collect::<Vec<_>>() {
-            self.judge_anew(&key, Some(place), dirt);
+        // One that is allowed again counts by what it asks for, and no more by what it had: there may be room for another one.
+        // Each time at least one more has what it asks for.
+        let mut rounds = self.resources.of_namespace(namespace).count();
+        while self.share_once(namespace, &most, dirt) && rounds > 0 {
+            rounds -= 1;
         }
+    }
+
+    /// Says whether a resource has another place than before.
+    fn share_once(&mut self, namespace: &Str, most: &Budget, dirt: &mut Dirt) -> bool {
+        let in_consul = |key: &ResourceKey| {
+            let checks = self.checks_in_consul.get(key).copied();
+            checks.or_else(|| self.rows.contains_key(key).then_some(0))
+        };
+        let of_namespace = self.resources.of_namespace(namespace).filter(|(_, entry)| entry.resource.ours);
+        let mut by_age: Vec<_> = of_namespace
+            .map(|(key, entry)| (entry.resource.created, &entry.resource.uid, key, entry, entry.claims(in_consul(key))))
+            .collect();
+        by_age.sort_unstable_by_key(|(created, uid, key, ..)| (*created, *uid, *key));
+        let left = self.checks_left(namespace);
+        let of = |claim: fn(&Claims) -> Claim, left, most| {
+            let claims: Vec<Claim> = by_age.iter().map(|(.., claims)| claim(claims)).collect();
+            granted(&claims, left, most)
+        };
+        let resources = of(|claims| claims.resources, 0, most.resources);
+        let bytes = of(|claims| claims.bytes, 0, most.namespace_bytes);
+        let checks = of(|claims| claims.checks, left, most.namespace_checks);
+        // What takes memory counts by what is there, whatever it holds in Consul.
+        let mut in_memory = 0_usize;
+        let moved = by_age.iter().enumerate().filter_map(|(number, (_, _, key, entry, claims))| {
+            in_memory = in_memory.saturating_add(claims.bytes.asks);
+            let place = match () {
+                () if in_memory > self.policy.namespace_bytes => Place::TooLarge,
+                () if !resources[number] => Place::TooMany,
+                () if !checks[number] => Place::TooManyChecks,
+                () if !bytes[number] => Place::TooManyBytes,
+                () => Place::Fits,
+            };
+            (entry.place != place).then(|| ((*key).clone(), place))
+        });
+        let moved: Vec<_> = moved.collect();
+        for (key, place) in &moved {
+            self.judge_anew(key, Some(*place), dirt);
+        }
+        !moved.is_empty()
+    }
+
+    /// The checks that Consul has of what is no resource of this operator any more, and is still to go.
+    fn checks_left(&self, namespace: &Str) -> usize {
+        let first = ResourceKey { namespace: namespace.clone(), name: "".into() };
+        let of_namespace = self.checks_in_consul.range(first..).take_while(|(key, _)| key.namespace == *namespace);
+        let is_left = |key: &ResourceKey| self.resources.get(key).is_none_or(|entry| !entry.resource.ours);
+        of_namespace.filter(|(key, _)| is_left(key)).map(|(_, checks)| checks).sum()
     }
 
     /// Asks the policy again about a resource.
@@ -192,8 +273,7 @@ impl World {
         let before_place = entry.place;
         entry.place = place.unwrap_or(before_place);
         if (before_place, entry.place) == (Place::Unknown, Place::TooLarge) {
-            // It was never acted by.
-            entry.last_good = None;
+            entry.forget_spec();
         }
         if entry.is_dropped && entry.place != Place::TooLarge {
             let scopes = self.scopes.iter().filter(|scope| scope.covers(&key.namespace));

@@ -166,18 +166,207 @@ fn a_budget_has_room_for_the_oldest() {
     let mut world = World::of([seen(0), seen(1), at_age(9, &key("b", "other"), "o")]);
     world.follow(policy(&["*"], Some(2)));
     assert_eq!(refused(&world), []);
-    // An older one comes: the newest has to wait, and what it has stays.
+    // An older one comes, which was another operator's: it has to wait, since the newer one has its place.
+    let of_another = SeenResource { resource: Resource { ours: false, ..seen(2).resource }, ..seen(2) };
+    world.edits(of_another);
     world.edits(seen(2));
-    assert_eq!(refused(&world), [Str::from("x")]);
-    assert!(!world.effective_spec(&keys[0]).unwrap().limits.only_keeps);
+    assert_eq!(refused(&world), [Str::from("z")]);
+    assert!(world.effective_spec(&keys[2]).unwrap().limits.only_keeps);
     // A newer one comes besides.
     world.edits(at_age(4, &key("a", "new"), "n4"));
-    assert_eq!(refused(&world), [Str::from("new"), "x".into()]);
+    assert_eq!(refused(&world), [Str::from("new"), "z".into()]);
     assert!(world.effective_spec(&key("a", "new")).unwrap().limits.only_keeps);
+    // A smaller budget refuses the newest that has a place, which keeps what it has.
+    world.follow(policy(&["*"], Some(1)));
+    assert_eq!(refused(&world), [Str::from("new"), "x".into(), "z".into()]);
+    assert!(!world.effective_spec(&keys[0]).unwrap().limits.only_keeps);
+    world.follow(policy(&["*"], Some(2)));
     // One goes: there is room for the next in age.
     world.deletes(&keys[1]);
     assert_eq!(refused(&world), [Str::from("new")]);
     assert_eq!(world.follow(policy(&["*"], None)), dirtied(&key("a", "new"), Some(Cause::Observed)));
+    assert_eq!(refused(&world), []);
+}
+
+/// One of this age with so many checks, and a tag.
+fn of_checks(created: i64, name: &str, checks: usize, tag: &str) -> SeenResource {
+    let mut seen = at_age(created, &key("a", name), name);
+    let mut asked = spec("s");
+    let check = crate::model::check::Check {
+        name: "alive".into(),
+        probe: crate::model::check::Probe::Tcp { tls: None },
+        interval: "10s".into(),
+        timeout: "1s".into(),
+        success_before_passing: 0,
+        failures_before_warning: None,
+        failures_before_critical: 0,
+        notes: "".into(),
+    };
+    asked.checks = vec![crate::model::check::CheckSpec { port: None, check: Arc::new(check) }; checks];
+    asked.tags = vec![crate::model::template::Template::parse(tag).unwrap()];
+    seen.resource.spec = Ok(Arc::new(named(name, asked)));
+    seen
+}
+
+fn of_budget(budget: Budget) -> Arc<Policy> {
+    let rule = Rule {
+        name: "all".into(),
+        namespaces: vec![Pattern::parse("*").unwrap()],
+        tags: Some(vec![Pattern::parse("v*").unwrap()]),
+        budget,
+        ..Rule::default()
+    };
+    Arc::new(Policy { rules: Some(vec![rule]), ..Policy::default() })
+}
+
+#[test]
+fn the_checks_of_a_namespace_have_a_budget_and_the_oldest_have_them() {
+    let mut world = World::of([of_checks(1, "x", 3, "v1"), of_checks(2, "y", 3, "v1"), of_checks(3, "none", 0, "v1")]);
+    let most = |checks| of_budget(Budget { namespace_checks: Some(checks), ..Budget::default() });
+    world.follow(most(6));
+    assert_eq!(refused(&world), []);
+    // A tighter one refuses the newest that has checks, which keeps them.
+    world.follow(most(5));
+    assert_eq!(refused(&world), [Str::from("y")]);
+    assert_eq!(world.effective_spec(&key("a", "y")).unwrap().checks.len(), 3);
+    let refusal = world.resource(&key("a", "y")).unwrap().resource.spec.clone().unwrap_err();
+    assert!(
+        refusal.message.contains("rule \"all\"")
+            && refusal.message.contains("allows 5 checks (budget.namespaceChecks)"),
+        "{}",
+        refusal.message
+    );
+    // The older one keeps its checks by an edit that is refused: they count all the same.
+    world.edits(of_checks(1, "x", 0, "x"));
+    assert_eq!(refused(&world), [Str::from("x"), "y".into()]);
+    // Once its edit is allowed, it has none, and there is room.
+    world.edits(of_checks(1, "x", 0, "v2"));
+    assert_eq!(refused(&world), []);
+}
+
+/// A World that saw these in a first list, under a budget of checks, and then how many checks Consul has of each.
+fn restarted(most: usize, seen: &[SeenResource], in_consul: &[(&str, usize)]) -> World {
+    let budget = of_budget(Budget { namespace_checks: Some(most), ..Budget::default() });
+    let mut world = World::new([Scope::All], false).under(budget);
+    world.on_event(begins(Kind::Resource));
+    for seen in seen {
+        world.on_event(Change::Resource(Step::InitApply(seen.resource.key.clone(), seen.clone())));
+    }
+    world.on_event(is_done(Kind::Resource));
+    for (name, checks) in in_consul {
+        world.note_rows(&key("a", name), in_use(&[(name, "service/s")]));
+        world.note_checks(&key("a", name), *checks);
+    }
+    world.know_rows(true);
+    world
+}
+
+/// The checks that a resource may have in Consul by what it goes on with.
+fn checks_of(world: &World, name: &str) -> usize {
+    let spec = world.effective_spec(&key("a", name)).filter(|spec| !spec.limits.only_keeps);
+    spec.map_or(0, |spec| spec.checks.len())
+}
+
+#[test]
+fn who_grows_beyond_the_budget_goes_on_with_what_it_had() {
+    let edit = |created, name, generation, checks, tag| {
+        let mut seen = of_checks(created, name, checks, tag);
+        seen.resource.generation = generation;
+        seen
+    };
+    let mut world = World::of([of_checks(1, "x", 1, "v1"), of_checks(2, "y", 1, "v1")]);
+    let most = |checks| of_budget(Budget { namespace_checks: Some(checks), ..Budget::default() });
+    world.follow(most(2));
+    // The older one grows, and the newer one: neither takes from the other, and the refused edit is not followed.
+    for (created, name) in [(1, "x"), (2, "y")] {
+        world.edits(edit(created, name, 2, 2, "v2"));
+        assert_eq!((refused(&world), checks_of(&world, name)), (vec![Str::from(name)], 1));
+        assert_eq!(
+            world.effective_spec(&key("a", name)).unwrap().tags[0].to_string(),
+            "v1",
+            "the edit as a whole waits"
+        );
+        world.edits(edit(created, name, 3, 1, "v1"));
+        assert_eq!(refused(&world), []);
+    }
+    // One that has none gets none by an edit.
+    world.edits(edit(3, "z", 1, 0, "v1"));
+    world.edits(edit(3, "z", 2, 1, "v1"));
+    assert_eq!((refused(&world), checks_of(&world, "z")), (vec![Str::from("z")], 0));
+    // There is room once another one has fewer, and Consul has fewer of it as well.
+    world.note_checks(&key("a", "x"), 1);
+    world.know_rows(true);
+    world.edits(edit(1, "x", 4, 0, "v1"));
+    assert_eq!(refused(&world), [Str::from("z")], "Consul still has one of the first");
+    assert_eq!(world.note_checks(&key("a", "x"), 0), dirtied(&key("a", "z"), Some(Cause::Observed)));
+    assert_eq!((refused(&world), checks_of(&world, "z")), (vec![], 1));
+    // By another policy that allows what was refused for another reason, nobody gets more.
+    world.edits(edit(1, "x", 5, 1, "w"));
+    let rule = |checks| Rule { tags: None, ..most(checks).rules.clone().unwrap().remove(0) };
+    let policy = Policy { rules: Some(vec![rule(2)]), ..Policy::default() };
+    world.follow(Arc::new(policy));
+    assert_eq!((refused(&world), checks_of(&world, "x")), (vec![Str::from("x")], 0));
+}
+
+#[test]
+fn a_resource_too_large_by_an_edit_goes_on_with_what_it_had() {
+    let mut world = World::of([of_size(1, "x", 3)]);
+    world.follow(Arc::new(Policy { namespace_bytes: 4 * LEAST_BYTES, ..Policy::default() }));
+    let mut large = of_size(1, "x", 5);
+    large.resource.spec = large.resource.spec.map(|spec| Arc::new(tagged("large", (*spec).clone())));
+    world.edits(large);
+    assert_eq!(refused(&world), [Str::from("x")]);
+    assert!(world.effective_spec(&key("a", "x")).unwrap().tags.is_empty(), "no memory is held for the refused edit");
+}
+
+#[test]
+fn a_restart_shares_a_budget_as_before() {
+    use Truth::{False, True};
+    type Case<'a> = (&'a str, [SeenResource; 2], &'a [(&'a str, usize)], &'a [&'a str]);
+    let told_of = |mut seen: SeenResource, truth| {
+        seen.resource.status = told(seen.resource.generation, &seen.resource.key.name.clone(), truth);
+        seen
+    };
+    let (x, y) = (|checks| of_checks(1, "x", checks, "v1"), |checks| of_checks(2, "y", checks, "v1"));
+    let cases: [Case<'_>; 6] = [
+        ("both as they were", [told_of(x(1), True), told_of(y(1), True)], &[("x", 1), ("y", 1)], &[]),
+        ("the older one was refused more", [told_of(x(2), False), told_of(y(1), True)], &[("x", 1), ("y", 1)], &["x"]),
+        ("the older one was edited meanwhile", [x(2), told_of(y(1), True)], &[("x", 1), ("y", 1)], &["x"]),
+        ("the status was not written, Consul has it", [x(2), y(1)], &[("x", 1), ("y", 1)], &["x"]),
+        ("nothing was done yet", [x(2), y(1)], &[], &["y"]),
+        ("checks of one that is gone are still there", [x(2), y(0)], &[("gone", 1)], &["x"]),
+    ];
+    for (case, seen, in_consul, expected) in cases {
+        for order in [[0, 1], [1, 0]] {
+            let world = restarted(2, &order.map(|number| seen[number].clone()), in_consul);
+            assert_eq!(refused(&world), expected.iter().map(|name| Str::from(*name)).collect::<Vec<_>>(), "{case}");
+            // Who is refused only keeps what it has.
+            assert!(expected.iter().all(|name| checks_of(&world, name) == 0), "{case}");
+            // A list that confirms removals goes by the same.
+            let mut fresh = restarted(2, &seen, &[]);
+            fresh.remember(&world);
+            assert_eq!(refused(&fresh), refused(&world), "{case}");
+        }
+    }
+    // When what is gone is gone in Consul as well, there is room.
+    let mut world = restarted(2, &[x(2), y(0)], &[("gone", 1)]);
+    assert_eq!(world.note_checks(&key("a", "gone"), 0), dirtied(&key("a", "x"), Some(Cause::Observed)));
+    assert_eq!(refused(&world), []);
+}
+
+#[test]
+fn the_bytes_of_a_namespace_have_a_budget_by_rule() {
+    let mut world = World::of([of_size(1, "x", 3), of_size(2, "y", 2), of_size(3, "z", 1)]);
+    let most = |kib: usize| of_budget(Budget { namespace_bytes: Some(kib * LEAST_BYTES), ..Budget::default() });
+    world.follow(most(6));
+    assert_eq!(refused(&world), []);
+    world.follow(most(5));
+    assert_eq!(refused(&world), [Str::from("z")]);
+    // Who was given room keeps it, whoever grows: the older one waits, until one is gone.
+    world.follow(most(6));
+    world.edits(of_size(1, "x", 4));
+    assert_eq!(refused(&world), [Str::from("x")]);
+    world.deletes(&key("a", "z"));
     assert_eq!(refused(&world), []);
 }
 
