@@ -17,24 +17,17 @@ use anyhow::{Context, Result, ensure};
 /// `addr IP/BITS` (on the loopback interface); `gone LINE` takes one back. Addresses and processes are taken back because the same number may
 /// belong to somebody else later; a folder's name is never used twice.
 ///
+/// awk keeps them, since a test run tells thousands of lines, and a shell takes longer for each the more there are.
+///
 /// `kill -s NAME` is the one way to signal a process group that every `sh` understands.
 const SCRIPT: &str = r#"
 trap '' INT TERM HUP
-nl='
-'
-held=$nl
-while IFS= read -r line; do
-  case $line in
-    'gone '*)
-      line=$nl${line#gone }$nl
-      case $held in
-        *"$line"*) held=${held%%"$line"*}$nl${held#*"$line"} ;;
-      esac ;;
-    *) held=$held$line$nl ;;
-  esac
-done
+held=$(awk '
+  /^gone / { line = substr($0, 6); if (line in held && --held[line] < 1) delete held[line]; next }
+  { held[$0]++ }
+  END { for (line in held) print line }')
 each() {
-  printf %s "$held" | while IFS= read -r line; do
+  printf '%s\n' "$held" | while IFS= read -r line; do
     case $line in "$1 "*) printf '%s\n' "${line#* }" ;; esac
   done
 }
