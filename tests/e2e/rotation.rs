@@ -1,5 +1,6 @@
 //! Certificates, keys and tokens that change while Lictor runs.
 
+use std::cell::Cell;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -15,16 +16,24 @@ use crate::refusals::token;
 /// How often everything is replaced.
 const ROTATIONS: usize = 10;
 
-/// Changes the resource so many times, and waits each time until Consul has it.
-async fn change(fixture: &Fixture, name: &str, times: usize) -> Result<()> {
+/// Changes the resource so many times, waits each time until Consul has it, and counts in `done`.
+async fn change(fixture: &Fixture, name: &str, times: usize, done: &Cell<usize>) -> Result<()> {
     for number in 0..times {
         let tag = format!("{name}-{number}");
         fixture.apply_web(json!({ "tags": [tag] })).await?;
         let all =
             |found: &[lictor_testbed::Instance]| found.len() == 2 && found.iter().all(|i| i.tags == [tag.clone()]);
         fixture.wait_for(&format!("the tag {tag}"), all).await?;
+        done.set(done.get() + 1);
     }
     Ok(())
+}
+
+/// Waits until Consul has one more change. An agent that reloads its configuration may lose what it is told meanwhile, so that
+/// one reload after the other, as fast as they go, may keep a change away for as long as they last.
+async fn one_more(done: &Cell<usize>) -> Result<()> {
+    let before = done.get();
+    wait::until("one more change", SOON, || async { Ok((done.get() > before).then_some(())) }).await
 }
 
 /// Counts the writes that did not come through.
@@ -138,12 +147,14 @@ pub(crate) async fn certificates_rotate_under_change(fixture: &Fixture) -> Resul
     }
     wait_for_metric(&operator, &left("token"), |left| left == f64::INFINITY).await?;
 
+    let changes = Cell::new(0);
     let rotations = async {
         for number in 1..=ROTATIONS {
             let next = Authority::new(&format!("authority {number}"))?;
             keys.trust(&[&authority, &next])?;
             keys.wait_for_use(&operator).await?;
             keys.give_consul(&next, &[&authority, &next], Some(consul)).await?;
+            one_more(&changes).await?;
             if number == ROTATIONS / 2 {
                 broken(&keys, &operator).await?;
             }
@@ -151,19 +162,20 @@ pub(crate) async fn certificates_rotate_under_change(fixture: &Fixture) -> Resul
             keys.wait_for_use(&operator).await?;
             // From here on only the new ones do.
             keys.give_consul(&next, &[&next], Some(consul)).await?;
+            one_more(&changes).await?;
             authority = next;
         }
         Ok::<_, anyhow::Error>(())
     };
     tokio::select! {
         done = rotations => done?,
-        stopped = change(fixture, "during", usize::MAX) => stopped?,
+        stopped = change(fixture, "during", usize::MAX, &changes) => stopped?,
     }
     // An agent that reloads its configuration does not know its own checks for a moment (Consul 1.22.7: it unloads all and
     // loads them again), so that it may answer 404 to the update of one.
     let failed = failed_writes(&operator).await?;
     ensure!(failed == 0.0 || fixture.mode == Mode::Agent, "{}", operator.metrics().await?);
-    change(fixture, "after", 10).await?;
+    change(fixture, "after", 10, &changes).await?;
     ensure!(failed_writes(&operator).await? <= failed, "{}", operator.metrics().await?);
     ensure!(!operator.log().contains("Consul is unavailable"), "{}", operator.log());
     wait_for_metric(&operator, "lictor_credential_stale{credential=\"certificate\"}", |stale| stale == 0.0).await?;
@@ -171,7 +183,7 @@ pub(crate) async fn certificates_rotate_under_change(fixture: &Fixture) -> Resul
     // Connections outlive their certificates: after a restart of Consul only the last ones open any.
     consul.kill()?;
     consul.start_again().await?;
-    change(fixture, "anew", 1).await
+    change(fixture, "anew", 1, &changes).await
 }
 
 /// Gives Lictor half a file, then a key of another certificate, then a certificate that Consul does not accept.
@@ -205,6 +217,7 @@ pub(crate) async fn a_token_changes_and_one_ends(fixture: &Fixture) -> Result<()
     fixture.wait_for_pods(&[&pods[0], &pods[1]]).await?;
     let of_token = |name: &str| format!("lictor_credential_{name}{{credential=\"token\"}}");
 
+    let changes_done = Cell::new(0);
     let changes = async {
         write(&first[..20])?;
         wait_for_remark(&operator, "Consul refuses it").await?;
@@ -218,7 +231,7 @@ pub(crate) async fn a_token_changes_and_one_ends(fixture: &Fixture) -> Result<()
     };
     tokio::select! {
         done = changes => done?,
-        stopped = change(fixture, "during", usize::MAX) => stopped?,
+        stopped = change(fixture, "during", usize::MAX, &changes_done) => stopped?,
     }
     ensure!(failed_writes(&operator).await? == 0.0, "{}", operator.metrics().await?);
 
@@ -233,5 +246,5 @@ pub(crate) async fn a_token_changes_and_one_ends(fixture: &Fixture) -> Result<()
     write(&another(Value::Null).await?)?;
     operator.wait_ready(SOON).await?;
     wait_for_metric(&operator, "lictor_consul_refuses", |refuses| refuses == 0.0).await?;
-    change(fixture, "after", 1).await
+    change(fixture, "after", 1, &changes_done).await
 }
