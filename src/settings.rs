@@ -528,6 +528,7 @@ impl Settings {
                 checks,
                 limits: Limits {
                     instances: args.max_instances as usize,
+                    of_namespace: None,
                     shares_name: args.allow_shared_names,
                     verify_endpoints: args.verify_endpoints,
                     endpoint_networks: networks("--endpoint-networks", &args.endpoint_networks)?.into(),

@@ -373,7 +373,7 @@ proptest! {
             let id = |i: &Instance| instance_id(&identity().cluster, &owner(), &spec.service, &i.target(), i.port);
             let rows: Vec<(Str, Arc<Registration>)> =
                 mirror.owned(&owner()).map(|(key, row)| (key.id.clone(), row.registration.clone())).collect();
-            let left = limit(found, &spec, id, rows.iter().map(|(id, there)| (id, &**there)));
+            let left = limit(found, &spec, 0, id, rows.iter().map(|(id, there)| (id, &**there)));
             wants(&spec, &left.instances, &placement)
         };
         let first = limited(&before, &mirror);

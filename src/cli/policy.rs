@@ -1,6 +1,8 @@
 //! `lictor policy check`: what another policy would change for the resources of the cluster; and `lictor policy consul`: what
 //! Lictor needs of Consul.
 
+use std::collections::BTreeMap;
+use std::fmt;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -15,7 +17,7 @@ use crate::cluster::connect;
 use crate::cluster::watch::Orders;
 use crate::consul::rights::{self, Rule, Services};
 use crate::consul::transport::{Http, Transport};
-use crate::model::ids::{ClusterName, ResourceKey};
+use crate::model::ids::{ClusterName, ResourceKey, Str};
 use crate::model::policy::Policy;
 use crate::policy::PolicyFile;
 use crate::settings::{Mode, RunArgs, Settings};
@@ -66,13 +68,34 @@ struct Verdict {
     now: Option<String>,
     /// The reason why it would be refused.
     then: Option<String>,
-    /// The most instances that it would have, where that leaves some out or lets more in.
-    most: Option<usize>,
+    /// The limit of instances that would be another one, where that leaves some out or lets more in.
+    moved: Option<Moved>,
+}
+
+/// A limit of instances that another policy sets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Moved {
+    /// The most instances of the resource.
+    Own(usize),
+    /// The most instances of all resources of its namespace together; none where they have no budget.
+    OfNamespace(Option<usize>),
+}
+
+impl fmt::Display for Moved {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Own(most) => write!(f, "at most {most} instances; those that are registered stay"),
+            Self::OfNamespace(Some(most)) => {
+                write!(f, "at most {most} instances in the namespace; those that are registered stay")
+            }
+            Self::OfNamespace(None) => f.write_str("any number of instances in the namespace"),
+        }
+    }
 }
 
 impl Verdict {
     fn changes(&self) -> bool {
-        self.now != self.then || self.most.is_some()
+        self.now != self.then || self.moved.is_some()
     }
 }
 
@@ -83,27 +106,39 @@ struct Said {
     refusal: Option<String>,
     /// The most instances that it may have; none while it is refused.
     most: Option<usize>,
+    /// The most instances that all of its namespace may have; none without such a budget.
+    most_of_namespace: Option<usize>,
     /// The number of instances that its status shows.
     instances: usize,
+    /// The number that the statuses of its namespace show together.
+    of_namespace: usize,
 }
 
 impl Said {
-    fn of(world: &World, entry: &Entry) -> Self {
+    fn of(world: &World, entry: &Entry, of_namespace: usize) -> Self {
         let resource = &entry.resource;
         let conflict = || world.rival(&resource.key).map(|_| NAME_CONFLICT.to_owned());
         let refusal = resource.spec.as_ref().err().map(|why| why.message.clone());
+        let limits = resource.spec.as_ref().ok().map(|spec| &spec.limits);
         Self {
             refusal: refusal.or_else(conflict),
-            most: resource.spec.as_ref().ok().map(|spec| spec.limits.instances),
+            most: limits.map(|limits| limits.instances),
+            most_of_namespace: limits.and_then(|limits| limits.of_namespace),
             instances: resource.status.instances.desired,
+            of_namespace,
             resource: resource.key.clone(),
         }
     }
 
     /// The limit that another policy sets, where it leaves some instances out that this one does not, or the other way round.
-    fn moved(&self, then: &Self) -> Option<usize> {
-        let (now, then) = (self.most?, then.most?);
-        (now != then && self.instances >= now.min(then)).then_some(then)
+    fn moved(&self, then: &Self) -> Option<Moved> {
+        let (now, most) = (self.most?, then.most?);
+        if now != most && self.instances >= now.min(most) {
+            return Some(Moved::Own(most));
+        }
+        let (now, most) = (self.most_of_namespace, then.most_of_namespace);
+        let least = now.into_iter().chain(most).min()?;
+        (now != most && self.of_namespace >= least).then_some(Moved::OfNamespace(most))
     }
 }
 
@@ -219,7 +254,12 @@ async fn look(settings: Settings, then: &Policy) -> anyhow::Result<World> {
 /// Compares the present policy of a World with another one.
 fn verdicts(mut world: World, then: &Arc<Policy>) -> Vec<Verdict> {
     let said = |world: &World| -> Vec<Said> {
-        world.entries().filter(|entry| entry.resource.ours).map(|entry| Said::of(world, entry)).collect()
+        let ours = || world.entries().filter(|entry| entry.resource.ours);
+        let mut of_namespace: BTreeMap<&Str, usize> = BTreeMap::new();
+        for resource in ours().map(|entry| &entry.resource) {
+            *of_namespace.entry(&resource.key.namespace).or_default() += resource.status.instances.desired;
+        }
+        ours().map(|entry| Said::of(world, entry, of_namespace[&entry.resource.key.namespace])).collect()
     };
     let now = said(&world);
     world.follow(Arc::clone(then));
@@ -229,14 +269,10 @@ fn verdicts(mut world: World, then: &Arc<Policy>) -> Vec<Verdict> {
     };
     let both = now.into_iter().zip(said(&world));
     let verdict = |(now, then): (Said, Said)| {
-        let (rule, most) = (rule(&now.resource), now.moved(&then));
-        Verdict { rule, resource: now.resource, now: now.refusal, then: then.refusal, most }
+        let (rule, moved) = (rule(&now.resource), now.moved(&then));
+        Verdict { rule, resource: now.resource, now: now.refusal, then: then.refusal, moved }
     };
     both.map(verdict).collect()
-}
-
-fn limit(most: usize) -> String {
-    format!("at most {most} instances; those that are registered stay")
 }
 
 fn table(verdicts: &[Verdict]) -> String {
@@ -248,13 +284,13 @@ fn table(verdicts: &[Verdict]) -> String {
             verdict.rule.clone().unwrap_or_else(|| "none".to_owned()),
             word(&verdict.now),
             word(&verdict.then),
-            verdict.then.clone().or_else(|| verdict.most.map(limit)).unwrap_or_default(),
+            verdict.then.clone().or_else(|| verdict.moved.map(|moved| moved.to_string())).unwrap_or_default(),
         ]
     }));
     let count = |fits: &dyn Fn(&Verdict) -> bool| verdicts.iter().filter(|verdict| fits(verdict)).count();
     let refused = count(&|verdict| verdict.now.is_none() && verdict.then.is_some());
     let allowed = count(&|verdict| verdict.now.is_some() && verdict.then.is_none());
-    let limited = count(&|verdict| verdict.most.is_some());
+    let limited = count(&|verdict| verdict.moved.is_some());
     format!(
         "{}{} resources: {refused} allowed now would be refused (registrations stay), {allowed} refused now would be \
          allowed, {limited} would have another limit of instances\n",
@@ -269,42 +305,63 @@ mod tests {
 
     #[test]
     fn a_limit_counts_where_it_moves_instances() {
+        let said = |most, most_of_namespace, instances, of_namespace| {
+            let resource = ResourceKey::new("a", "r");
+            Said { resource, refusal: None, most, most_of_namespace, instances, of_namespace }
+        };
         for (now, then, instances, moved) in [
-            (10, 5, 7, Some(5)),
-            (10, 5, 5, Some(5)),
+            (10, 5, 7, Some(Moved::Own(5))),
+            (10, 5, 5, Some(Moved::Own(5))),
             (10, 5, 4, None),
-            (5, 10, 5, Some(10)),
+            (5, 10, 5, Some(Moved::Own(10))),
             (5, 10, 4, None),
             (5, 5, 9, None),
         ] {
-            let said = |most| Said { resource: ResourceKey::new("a", "r"), refusal: None, most: Some(most), instances };
+            let said = |most| said(Some(most), None, instances, instances);
             assert_eq!(said(now).moved(&said(then)), moved, "{now} {then} {instances}");
         }
+        for (now, then, of_namespace, moved) in [
+            (None, Some(5), 5, Some(Moved::OfNamespace(Some(5)))),
+            (None, Some(5), 4, None),
+            (Some(5), None, 5, Some(Moved::OfNamespace(None))),
+            (Some(5), Some(9), 4, None),
+            (Some(5), Some(9), 6, Some(Moved::OfNamespace(Some(9)))),
+            (Some(5), Some(5), 9, None),
+            (None, None, 9, None),
+        ] {
+            let said = |most_of_namespace| said(Some(99), most_of_namespace, 1, of_namespace);
+            assert_eq!(said(now).moved(&said(then)), moved, "{now:?} {then:?} {of_namespace}");
+        }
+        assert_eq!(said(None, None, 9, 9).moved(&said(Some(5), Some(5), 9, 9)), None, "it is refused now");
     }
 
     #[test]
     fn a_table_says_what_would_change_and_why() {
-        let verdict = |name: &str, now: Option<&str>, then: Option<&str>, most| Verdict {
+        let verdict = |name: &str, now: Option<&str>, then: Option<&str>, moved| Verdict {
             resource: ResourceKey::new("shop", name),
             rule: Some("shops".to_owned()),
             now: now.map(str::to_owned),
             then: then.map(str::to_owned),
-            most,
+            moved,
         };
         let expected = "\
 RESOURCE  RULE   NOW      THEN     WHY
 shop/a    shops  allowed  refused  the tag \"x\"
 shop/b    shops  refused  allowed
 shop/c    shops  allowed  allowed  at most 3 instances; those that are registered stay
-3 resources: 1 allowed now would be refused (registrations stay), 1 refused now would be allowed, 1 would have another limit of instances
+shop/d    shops  allowed  allowed  at most 9 instances in the namespace; those that are registered stay
+shop/e    shops  allowed  allowed  any number of instances in the namespace
+5 resources: 1 allowed now would be refused (registrations stay), 1 refused now would be allowed, 3 would have another limit of instances
 ";
         let verdicts = [
             verdict("a", None, Some("the tag \"x\""), None),
             verdict("b", Some("no"), None, None),
-            verdict("c", None, None, Some(3)),
+            verdict("c", None, None, Some(Moved::Own(3))),
+            verdict("d", None, None, Some(Moved::OfNamespace(Some(9)))),
+            verdict("e", None, None, Some(Moved::OfNamespace(None))),
         ];
         assert_eq!(table(&verdicts), expected);
-        assert!(verdicts.iter().all(Verdict::changes) && !verdict("d", Some("no"), Some("no"), None).changes());
+        assert!(verdicts.iter().all(Verdict::changes) && !verdict("f", Some("no"), Some("no"), None).changes());
         assert!(table(&[]).starts_with("0 resources"));
     }
 }

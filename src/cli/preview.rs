@@ -8,7 +8,8 @@ use std::collections::BTreeSet;
 
 use tokio::time::Instant;
 
-use crate::engine::decide::{Action as Decided, SourceReport, decide, name_conflict, registered};
+use crate::engine::decide::{Action as Decided, OfOthers, SourceReport, decide, name_conflict, registered};
+use crate::engine::instances::AllInstances;
 use crate::model::desired::Placement;
 use crate::model::diff::{Op, diff, disown};
 use crate::model::ids::{Identity, ResourceKey};
@@ -95,8 +96,14 @@ pub fn preview(
     let world = &world;
     let all: BTreeSet<ResourceKey> = mirror.owners().chain(world.keys()).cloned().collect();
     let (mut steps, mut notes) = (Vec::new(), Vec::new());
+    let mut instances = AllInstances::default();
+    for owner in mirror.owners() {
+        instances.note_there(owner, mirror.owned_by(owner));
+    }
     for key in all {
-        let decision = decide(world, identity, Some(placement), &key, registered(mirror.owned(&key)), 0);
+        let others = OfOthers { bytes: 0, instances: instances.of_others(&key) };
+        let decision = decide(world, identity, Some(placement), &key, registered(mirror.owned(&key)), others);
+        instances.note_share(&key, decision.share);
         let ops = match decision.action {
             Decided::Freeze => Vec::new(),
             Decided::Disown => disown(mirror.owned(&key)),

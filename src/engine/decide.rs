@@ -13,7 +13,7 @@ use crate::model::desired::{Desired, Placement, desired};
 use crate::model::ids::{Identity, InstanceIds, ResourceKey, Str};
 use crate::model::policy::TOO_LARGE;
 use crate::model::port::PortInUse;
-use crate::model::reasons::{Problem, ProblemReason, Refusal, Remark, Unresolved};
+use crate::model::reasons::{Problem, ProblemReason, Refusal, Remark, TOO_MANY_INSTANCES, Unresolved};
 use crate::model::registration::{Registration, Row, RowKey};
 use crate::model::render;
 use crate::model::resolve::{Before, Hold, Instance, Resolution, are_terminating, limit, resolve};
@@ -38,6 +38,26 @@ pub(crate) struct Decision {
     pub(crate) goes_by_status: bool,
     /// Counts the instances' own texts.
     pub(crate) texts: Texts,
+    /// Counts the instances, where those of its namespace have a budget.
+    pub(crate) share: Option<Share>,
+}
+
+/// The instances of a resource that count for the budget of its namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Share {
+    /// The instances that should be registered.
+    pub(crate) desired: usize,
+    /// True if some are left out.
+    pub(crate) is_cut: bool,
+}
+
+/// What the other resources of a namespace have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct OfOthers {
+    /// The bytes that the texts of their instances hold.
+    pub(crate) bytes: usize,
+    /// The number of their instances.
+    pub(crate) instances: usize,
 }
 
 /// The bytes of the texts of a resource's instances in which there are values of their own.
@@ -115,7 +135,7 @@ pub(crate) struct SourceReport {
 }
 
 /// Decides about a resource of which these instances are registered. Without a `placement` nobody can say where instances
-/// go, and everything stays as it is. `others` are the bytes that the texts of its namespace's other instances hold.
+/// go, and everything stays as it is. `others` is what the other resources of its namespace have.
 #[allow(clippy::needless_pass_by_value, reason = "the caller has no use for the iterator any more")]
 pub(crate) fn decide<'a>(
     world: &World,
@@ -123,7 +143,7 @@ pub(crate) fn decide<'a>(
     placement: Option<&Placement>,
     key: &ResourceKey,
     registered: impl Iterator<Item = (&'a Str, &'a Registration)> + Clone,
-    others: usize,
+    others: OfOthers,
 ) -> Decision {
     let undecided = world.resource(key).and_then(|entry| entry.last_good.as_ref());
     let spec = world.effective_spec(key).or_else(|| undecided.filter(|_| world.is_undecided(key)));
@@ -132,19 +152,22 @@ pub(crate) fn decide<'a>(
     let Some(spec) = spec.filter(|_| is_ours && world.waits_for(key).is_none()) else {
         let action = fixed_action(world, key).unwrap_or(Action::Freeze);
         let (source, texts) = (unlisted(world, key), Texts::default());
-        return Decision { action, source, goes_by_rows: false, goes_by_status: false, texts };
+        return Decision { action, source, goes_by_rows: false, goes_by_status: false, texts, share: None };
     };
     let (goes_by_rows, goes_by_status) = (Cell::new(false), Cell::new(false));
     let noted = std::iter::once_with(|| goes_by_rows.set(true)).flat_map(|()| registered.clone());
-    let resolution = resolution(world, identity, key, spec, noted, &goes_by_status);
+    let resolution = resolution(world, identity, key, spec, others.instances, noted, &goes_by_status);
+    // What is registered counts: it is looked at again when that has changed.
+    goes_by_rows.set(goes_by_rows.get() || spec.limits.of_namespace.is_some());
     if spec.limits.only_keeps {
         let action = fixed_action(world, key).unwrap_or_else(|| keep(spec, resolution));
         let source = SourceReport::default();
         let (goes_by_rows, goes_by_status) = (goes_by_rows.get(), goes_by_status.get());
-        return Decision { action, source, goes_by_rows, goes_by_status, texts: Texts::default() };
+        return Decision { action, source, goes_by_rows, goes_by_status, texts: Texts::default(), share: None };
     }
     let mut source = SourceReport::of(spec, &resolution);
-    let texts = texts(spec, &resolution, others, world.policy().own_bytes());
+    let is_cut = resolution.unresolved.as_ref().is_some_and(|why| why.reason == TOO_MANY_INSTANCES);
+    let texts = texts(spec, &resolution, others.bytes, world.policy().own_bytes());
     if texts.are_too_large {
         source.resolved = Some(Err(too_large(world.policy().own_bytes())));
     }
@@ -156,7 +179,18 @@ pub(crate) fn decide<'a>(
         }
         (None, _) => Action::Freeze,
     };
-    Decision { action, source, goes_by_rows: goes_by_rows.get(), goes_by_status: goes_by_status.get(), texts }
+    let share = spec.limits.of_namespace.map(|_| Share { desired: desired_of(&action, registered), is_cut });
+    let (goes_by_rows, goes_by_status) = (goes_by_rows.get(), goes_by_status.get());
+    Decision { action, source, goes_by_rows, goes_by_status, texts, share }
+}
+
+/// Counts the instances that Consul is to have by an action, or has until it is carried out.
+fn desired_of<'a>(action: &Action, registered: impl Iterator<Item = (&'a Str, &'a Registration)>) -> usize {
+    let desired = match action {
+        Action::Apply { desired, .. } => desired.len(),
+        Action::Freeze | Action::Disown => 0,
+    };
+    desired.max(registered.count())
 }
 
 /// Counts the bytes of the texts that instances hold for themselves. Others of the namespace hold some already.
@@ -227,6 +261,7 @@ fn resolution<'a>(
     identity: &Identity,
     key: &ResourceKey,
     spec: &Spec,
+    others: usize,
     registered: impl Iterator<Item = (&'a Str, &'a Registration)> + Clone,
     goes_by_status: &Cell<bool>,
 ) -> Resolution {
@@ -234,7 +269,7 @@ fn resolution<'a>(
     let id = |instance: &Instance| ids.id(&instance.target(), instance.port);
     let rows = registered.clone().map(|(_, registration)| registration);
     let before = Before::of(world.resource(key).map(|entry| &entry.resource), rows).noting(goes_by_status);
-    limit(resolve(spec, &world.facts(key), &before), spec, id, registered)
+    limit(resolve(spec, &world.facts(key), &before), spec, others, id, registered)
 }
 
 /// Gives what is said of a source before the kinds that it needs have been listed.

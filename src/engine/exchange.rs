@@ -224,6 +224,9 @@ impl Engine {
         for dirtied in self.world.note_rows(key, self.mirror.names(key)) {
             self.enqueue(dirtied.key, Cause::Observed, Instant::now());
         }
+        for has_room in self.resources.instances.note_there(key, self.mirror.owned_by(key)) {
+            self.enqueue(has_room, Cause::Observed, Instant::now());
+        }
         for dirtied in self.world.note_checks(key, self.mirror.most_checks(key)) {
             self.enqueue(dirtied.key, Cause::Observed, Instant::now());
         }

@@ -46,6 +46,7 @@ use crate::state::world::World;
 mod confirm;
 pub(crate) mod decide;
 mod exchange;
+pub(crate) mod instances;
 mod lanes;
 pub mod metrics;
 mod queue;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tokio::time::{Duration, Instant};
 
 use super::Engine;
-use super::decide::{Action, Decision, Texts, decide, registered, share, why_gone, without};
+use super::decide::{Action, Decision, OfOthers, Texts, decide, registered, share, why_gone, without};
 use super::removals::Inferred;
 use super::resources::{Basis, Dirty, Handover, Kept, MissingEndpoints};
 use super::timers::Timer;
@@ -170,13 +170,16 @@ impl Engine {
             debug_assert!(
                 kept.decision.goes_by_rows
                     || kept.decision.texts != Texts::default()
+                    || kept.decision.share.is_some()
                     || kept.decision == self.what_to_do(&self.world, key),
                 "the decision about {key} does not hold any more: {kept:?}"
             );
             return false;
         }
         let decision = self.decide_by(&self.world, key);
-        for has_room in self.resources.texts.note(key, decision.texts) {
+        let mut has_room = self.resources.texts.note(key, decision.texts);
+        has_room.extend(self.resources.instances.note_share(key, decision.share));
+        for has_room in has_room {
             self.enqueue(has_room, Cause::Observed, Instant::now());
         }
         self.resources.change(key, |record| {
@@ -196,7 +199,8 @@ impl Engine {
     }
 
     fn what_to_do(&self, world: &World, key: &ResourceKey) -> Decision {
-        let others = self.resources.texts.of_others(key);
+        let bytes = self.resources.texts.of_others(key);
+        let others = OfOthers { bytes, instances: self.resources.instances.of_others(key) };
         decide(world, &self.config.identity, self.session.placement(), key, self.registered(key), others)
     }
 

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use tokio::time::Instant;
 
 use super::decide::Decision;
+use super::instances::AllInstances;
 use super::queue::Queue;
 use super::refusals::Refusals;
 use super::texts::AllTexts;
@@ -128,6 +129,8 @@ pub(super) struct Resources {
     records: BTreeMap<ResourceKey, Record>,
     /// Counts the texts of instances by namespace.
     pub(super) texts: AllTexts,
+    /// Counts the instances by namespace.
+    pub(super) instances: AllInstances,
     dirty: BTreeMap<ResourceKey, Dirty>,
     /// Those of them about which a watch told something.
     observed: Queue,
@@ -366,7 +369,7 @@ mod tests {
 
     fn kept(goes_by_rows: bool, goes_by_status: bool) -> Kept {
         let (source, texts) = (SourceReport::default(), Texts::default());
-        let decision = Decision { action: Action::Freeze, source, goes_by_rows, goes_by_status, texts };
+        let decision = Decision { action: Action::Freeze, source, goes_by_rows, goes_by_status, texts, share: None };
         Kept { decision, basis: Basis::default() }
     }
 

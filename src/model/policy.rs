@@ -133,6 +133,8 @@ pub struct Budget {
     pub checks: Option<usize>,
     /// The bytes of one resource's spec.
     pub bytes: Option<usize>,
+    /// The instances of all resources of the namespace together.
+    pub namespace_instances: Option<usize>,
     /// The checks of all resources of the namespace together.
     pub namespace_checks: Option<usize>,
     /// The bytes of the specs of all resources of the namespace together.
@@ -299,6 +301,7 @@ impl Policy {
         judgement.budget(asked, resource.bytes, place)?;
         let limits = Limits {
             instances: rule.budget.instances.map_or(asked.limits.instances, |most| most.min(asked.limits.instances)),
+            of_namespace: rule.budget.namespace_instances,
             shares_name: rule.shared_names.unwrap_or(asked.limits.shares_name),
             ..asked.limits.clone()
         };

@@ -2,6 +2,9 @@
 
 use super::health::Health;
 
+/// The reason of `Resolved=False` where a source has more instances than are allowed.
+pub const TOO_MANY_INSTANCES: &str = "TooManyInstances";
+
 /// Says why a spec cannot be acted on: `Accepted=False`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {

@@ -120,6 +120,8 @@ pub struct Spec {
 pub struct Limits {
     /// The most instances that it may have.
     pub instances: usize,
+    /// The most instances that all resources of its namespace may have together; none for no limit.
+    pub of_namespace: Option<usize>,
     /// True if its name may also be that of another namespace's resource.
     pub shares_name: bool,
     /// True if an endpoint counts only with a pod behind it.
@@ -135,6 +137,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             instances: 5_000,
+            of_namespace: None,
             shares_name: false,
             verify_endpoints: false,
             endpoint_networks: Arc::default(),

@@ -75,6 +75,7 @@ struct FileBudget {
     instances: Option<usize>,
     checks: Option<usize>,
     bytes: Option<usize>,
+    namespace_instances: Option<usize>,
     namespace_checks: Option<usize>,
     namespace_bytes: Option<usize>,
 }
@@ -164,7 +165,16 @@ fn rule(given: FileRule) -> Result<Rule, BadPolicy> {
     let least_interval = given.min_check_interval.as_deref().map(|text| {
         milliseconds(text).ok_or_else(|| bad(&format!("minCheckInterval: {text:?}: write it like 10s or 1m30s")))
     });
-    let FileBudget { resources, instances, checks, bytes, namespace_checks, namespace_bytes } = given.budget;
+    let budget = given.budget;
+    let budget = Budget {
+        resources: budget.resources,
+        instances: budget.instances,
+        checks: budget.checks,
+        bytes: budget.bytes,
+        namespace_instances: budget.namespace_instances,
+        namespace_checks: budget.namespace_checks,
+        namespace_bytes: budget.namespace_bytes,
+    };
     Ok(Rule {
         name: given.name.into(),
         namespaces: patterns("namespaces", &namespaces)?,
@@ -179,7 +189,7 @@ fn rule(given: FileRule) -> Result<Rule, BadPolicy> {
         classes: given.classes.map(|classes| classes.into_iter().map(Str::from).collect()),
         shared_names: given.shared_names,
         foreign_names: given.foreign_names,
-        budget: Budget { resources, instances, checks, bytes, namespace_checks, namespace_bytes },
+        budget,
     })
 }
 
@@ -352,7 +362,8 @@ rules:
   classes: ['']
   sharedNames: true
   foreignNames: false
-  budget: {resources: 5, instances: 100, checks: 2, bytes: 4096, namespaceChecks: 8, namespaceBytes: 9000}
+  budget: {resources: 5, instances: 100, checks: 2, bytes: 4096, namespaceInstances: 70, namespaceChecks: 8,
+    namespaceBytes: 9000}
 - name: others
   namespaces: ['*']
 ";
@@ -377,6 +388,7 @@ rules:
                 instances: Some(100),
                 checks: Some(2),
                 bytes: Some(4096),
+                namespace_instances: Some(70),
                 namespace_checks: Some(8),
                 namespace_bytes: Some(9000),
             },

@@ -716,6 +716,12 @@ const LIMITS: &[Limit] = &[
     limit("budget.checks", "one check more", REFUSES, BY_AUTHOR),
     limit("budget.bytes", "one byte more", REFUSES, BY_AUTHOR),
     limit(
+        "budget.namespaceInstances",
+        "one instance more in the namespace",
+        NARROWS,
+        "policies::a_namespace_has_so_many_instances",
+    ),
+    limit(
         "budget.namespaceChecks",
         "one check more in the namespace",
         REFUSES,

@@ -283,6 +283,34 @@ pub(crate) async fn a_namespace_has_so_many_checks(fixture: &Fixture) -> Result<
     Ok(())
 }
 
+pub(crate) async fn a_namespace_has_so_many_instances(fixture: &Fixture) -> Result<()> {
+    let pods = fixture.web(2).await?;
+    let with = |most: usize| policy(fixture, json!({ "budget": { "namespaceInstances": most } }));
+    let file = File::new(fixture, &with(3))?;
+    let operator = under(fixture, &file.0).await?;
+    fixture.apply_web(json!({})).await?;
+    fixture.wait_for_pods(&pods.iter().collect::<Vec<_>>()).await?;
+    let second = fixture.service_named("second");
+    let count = async |service: &str| -> Result<usize> { Ok(fixture.consul().instances(service).await?.len()) };
+    fixture.apply("second", &fixture.spec(json!({ "name": second }))).await?;
+    let message = fixture.wait_for_condition("second", "Resolved", "False", "TooManyInstances").await?;
+    ensure!(message.contains("allows 3") && message.contains("have 2"), "{message}");
+    fixture.consul().wait_for(&second, "the one that has room", |found| found.len() == 1, SOON).await?;
+    operator.kill()?;
+    let operator = under(fixture, &file.0).await?;
+    fixture.wait_for_a_look(&operator).await?;
+    ensure!((count(&fixture.service).await?, count(&second).await?) == (2, 1), "a restart shares otherwise");
+    file.write(&with(1))?;
+    fixture.wait_for_condition("web", "Resolved", "False", "TooManyInstances").await?;
+    fixture.wait_for_a_look(&operator).await?;
+    ensure!((count(&fixture.service).await?, count(&second).await?) == (2, 1), "what is registered has gone");
+    file.write(&with(3))?;
+    fixture.delete("web").await?;
+    fixture.wait_gone("web").await?;
+    fixture.consul().wait_for(&second, "both", |found| found.len() == 2, SOON).await?;
+    fixture.wait_flawless("second").await
+}
+
 pub(crate) async fn a_tightened_policy_removes_nothing_that_lives(fixture: &Fixture) -> Result<()> {
     let pods = fixture.web(3).await?;
     let file = File::new(fixture, &policy(fixture, json!({})))?;

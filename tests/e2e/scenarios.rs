@@ -126,6 +126,9 @@ scenarios! {
     /// room once an older one has fewer checks. The older one does not grow over the newer one, over a restart too. A tighter budget
     /// removes nothing, and `lictor policy check` says it before.
     policies::a_namespace_has_so_many_checks(agent: yes, catalog: yes);
+    /// The instances of a namespace have a budget over all its resources: those that are registered stay, over a restart and under a
+    /// tighter budget too, new ones are left out, and are registered when there is room.
+    policies::a_namespace_has_so_many_instances(agent: yes, catalog: yes);
     /// `retain: false`: who edits a resource to `Retain` before it is deleted has no instances stay, while Lictor watches, and when it
     /// sees the edit and the deletion only after a restart. Instances whose `Retain` was allowed stay, also under a tightened policy.
     policies::instances_do_not_stay_by_an_edit_that_is_refused(agent: yes, catalog: yes);

@@ -322,6 +322,7 @@ fn values_are_read_where_they_are_meant_and_judged_when_they_are_known() {
 fn what_the_administrator_allows_is_part_of_the_spec() {
     let limits = Limits {
         instances: 7,
+        of_namespace: Some(9),
         shares_name: true,
         verify_endpoints: true,
         endpoint_networks: ["10.0.0.0/8".parse().unwrap()].into(),

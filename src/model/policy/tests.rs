@@ -31,6 +31,7 @@ fn rule() -> Rule {
             instances: Some(10),
             checks: Some(1),
             bytes: Some(100),
+            namespace_instances: Some(40),
             namespace_checks: Some(8),
             namespace_bytes: Some(4096),
         },
@@ -329,9 +330,10 @@ fn labels_of_the_namespace_decide_and_nothing_is_guessed_without_them() {
 fn each_limit_narrows_what_nothing_else_does() {
     type Case = (&'static str, fn(&mut Rule), fn(&Limits) -> bool);
     let asked = spec().limits;
-    let cases: [Case; 2] = [
+    let cases: [Case; 3] = [
         ("sharedNames", |r| r.shared_names = None, |limits| limits.shares_name),
         ("budget.instances", |r| r.budget.instances = None, |limits| limits.instances > 10),
+        ("budget.namespaceInstances", |r| r.budget.namespace_instances = None, |limits| limits.of_namespace.is_none()),
     ];
     for (limit, without, is_free) in cases {
         assert!(is_free(&asked), "{limit}");
@@ -368,8 +370,9 @@ fn a_rule_lets_operators_of_its_classes_act() {
 #[test]
 fn a_rule_narrows_the_limits() {
     let limits = judged(Some(vec![rule()]), &resource(), spec(), Place::Fits).unwrap().limits.clone();
-    assert_eq!(limits, Limits { instances: 10, shares_name: false, ..Limits::default() });
-    let generous = Rule { budget: Budget { instances: Some(9_999), ..rule().budget }, shared_names: None, ..rule() };
+    assert_eq!(limits, Limits { instances: 10, of_namespace: Some(40), shares_name: false, ..Limits::default() });
+    let budget = Budget { instances: Some(9_999), namespace_instances: None, ..rule().budget };
+    let generous = Rule { budget, shared_names: None, ..rule() };
     let limits = judged(Some(vec![generous]), &resource(), spec(), Place::Fits).unwrap().limits.clone();
     assert_eq!(limits, Limits { shares_name: true, ..Limits::default() }, "a flag is the outer limit");
 }

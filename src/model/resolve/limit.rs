@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::{Instance, Resolution, text};
 use crate::model::ids::Str;
-use crate::model::reasons::Unresolved;
+use crate::model::reasons::{TOO_MANY_INSTANCES, Unresolved};
 use crate::model::registration::Registration;
 use crate::model::resource::Spec;
 
@@ -24,17 +24,19 @@ enum Rank {
 /// Cuts a resolution at the limit of its spec.
 ///
 /// `id` answers the ID that an instance has in Consul; `registered` lists the IDs and registrations that the resource
-/// has there, those under way included. An instance that is registered is never cut: while pods are replaced, old and
+/// has there, those under way included. `others` counts the instances of the other resources of its namespace. An instance that is registered is never cut: while pods are replaced, old and
 /// new ones may exceed the limit together, and the service must not drain. Both inputs come from Consul and Kubernetes
 /// alone, so a restart decides the same.
 #[must_use]
 pub fn limit<'a>(
     resolution: Resolution,
     spec: &Spec,
+    others: usize,
     id: impl Fn(&Instance) -> Str,
     registered: impl Iterator<Item = (&'a Str, &'a Registration)>,
 ) -> Resolution {
-    let most = spec.limits.instances;
+    let room = spec.limits.of_namespace.map_or(usize::MAX, |most| most.saturating_sub(others));
+    let most = spec.limits.instances.min(room);
     let counts = |instance: &&Instance| spec.readiness.registers(instance.ready);
     let found = resolution.instances.iter().filter(counts).count();
     if found <= most {
@@ -59,15 +61,23 @@ pub fn limit<'a>(
     order.sort_unstable();
     let stay = order.partition_point(|(rank, _)| *rank == Rank::Registered);
     let left_out: BTreeSet<usize> = order[stay.max(most)..].iter().map(|(_, number)| *number).collect();
-    let message = format!(
-        "the source has {found} instances, but only {most} are allowed, so {} are left out: registered instances stay, then \
-         ready ones come first; make the source smaller, or ask the administrator of Lictor for more (--max-instances)",
-        left_out.len()
-    );
+    let number = left_out.len();
+    let message = match spec.limits.of_namespace.filter(|_| room < spec.limits.instances) {
+        None => format!(
+            "the source has {found} instances, but only {most} are allowed, so {number} are left out: registered instances \
+             stay, then ready ones come first; make the source smaller, or ask the administrator of Lictor for more \
+             (--max-instances)"
+        ),
+        Some(all) => format!(
+            "the source has {found} instances, but the administrator's policy allows {all} in the namespace together \
+             (budget.namespaceInstances) and other ConsulServices have {others}, so {number} are left out: registered \
+             instances stay, then ready ones come first; make the sources smaller, or ask the administrator of Lictor for more"
+        ),
+    };
     let kept = resolution.instances.into_iter().enumerate().filter(|(number, _)| !left_out.contains(number));
     Resolution {
         instances: kept.map(|(_, instance)| instance).collect(),
-        unresolved: Some(Unresolved { reason: "TooManyInstances", message }),
+        unresolved: Some(Unresolved { reason: TOO_MANY_INSTANCES, message }),
         ..resolution
     }
 }
@@ -121,7 +131,7 @@ mod tests {
     }
 
     /// Gives what is left of instances; `registered` are those that Consul holds, as (name, last part of the address).
-    fn left(spec: &Spec, numbers: &[i8], registered: &[(&str, u8)]) -> (Vec<u8>, Option<String>) {
+    fn left(spec: &Spec, others: usize, numbers: &[i8], registered: &[(&str, u8)]) -> (Vec<u8>, Option<String>) {
         let rows: Vec<(Str, Registration)> = registered
             .iter()
             .map(|(name, number)| {
@@ -130,7 +140,7 @@ mod tests {
             })
             .collect();
         let id = |instance: &Instance| format!("web:{}", instance.address).into();
-        let limited = limit(found(numbers), spec, id, rows.iter().map(|(id, there)| (id, there)));
+        let limited = limit(found(numbers), spec, others, id, rows.iter().map(|(id, there)| (id, there)));
         let last = |instance: &Instance| match instance.address {
             IpAddr::V4(address) => address.octets()[3],
             IpAddr::V6(_) => 0,
@@ -161,13 +171,34 @@ mod tests {
             ),
         ];
         for (case, most, readiness, numbers, registered, expected) in cases {
-            let (kept, told) = left(&spec(most, readiness), numbers, registered);
+            let (kept, told) = left(&spec(most, readiness), 0, numbers, registered);
             assert_eq!(kept, expected, "{case}");
             let counted = numbers.iter().filter(|number| readiness.registers(**number > 0)).count();
             assert_eq!(told.is_some(), counted > most, "{case}");
             if let Some(told) = told {
                 assert!(told.contains(&format!("{} are left out", numbers.len() - kept.len())), "{case}: {told}");
             }
+        }
+    }
+
+    #[test]
+    fn a_budget_of_the_namespace_leaves_what_others_do_not_have() {
+        type Case<'a> = (&'a str, Option<usize>, usize, &'a [(&'a str, u8)], &'a [u8], &'a str);
+        let cases: [Case<'_>; 6] = [
+            ("no budget", None, 9, &[], &[1, 2, 3], ""),
+            ("there is room", Some(5), 2, &[], &[1, 2, 3], ""),
+            ("for two more", Some(5), 3, &[], &[1, 2], "allows 5 in the namespace together"),
+            ("for none", Some(5), 7, &[], &[], "other ConsulServices have 7, so 3 are left out"),
+            ("what is registered stays", Some(5), 5, &[("web", 3)], &[3], "so 2 are left out"),
+            ("the limit of the resource is less", Some(9), 5, &[], &[1, 2, 3], ""),
+        ];
+        for (case, of_namespace, others, registered, expected, words) in cases {
+            let mut spec = spec(3, Readiness::Mirror);
+            spec.limits.of_namespace = of_namespace;
+            let (kept, told) = left(&spec, others, &[1, 2, 3], registered);
+            assert_eq!(kept, expected, "{case}");
+            assert_eq!(told.is_some(), !words.is_empty(), "{case}: {told:?}");
+            assert!(told.unwrap_or_default().contains(words), "{case}");
         }
     }
 }
