@@ -138,7 +138,7 @@ pub(crate) async fn a_kind_that_cannot_be_listed_leaves_the_watches_alone(fixtur
 }
 
 /// How long a list of pods takes.
-const LIST: Duration = Duration::from_secs(3);
+const LIST: Duration = Duration::from_secs(10);
 
 pub(crate) async fn one_author_keeps_no_other_from_being_heard(fixture: &Fixture) -> Result<()> {
     let pods = fixture.web(4).await?;
@@ -189,7 +189,8 @@ pub(crate) async fn one_author_keeps_no_other_from_being_heard(fixture: &Fixture
         times = removals => times?,
     };
     println!("another author's deleted pods left after {times:?}, while a list of pods took {LIST:?}");
-    ensure!(times.iter().all(|time| *time < Duration::from_secs(1)), "one took over a second: {times:?}");
+    // Well before any list that the edits ask for ends; on an idle machine it takes half a second.
+    ensure!(times.iter().all(|time| *time < LIST / 4), "one waited for a list: {times:?}");
     // And the one who edits gets what the last edit asks for.
     listening.rule(|_| None);
     loud.create_pod(fixture.new_web_pod("late", "a").annotation("last", "here")).await?;

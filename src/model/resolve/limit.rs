@@ -24,9 +24,9 @@ enum Rank {
 /// Cuts a resolution at the limit of its spec.
 ///
 /// `id` answers the ID that an instance has in Consul; `registered` lists the IDs and registrations that the resource
-/// has there, those under way included. `others` counts the instances of the other resources of its namespace. An instance that is registered is never cut: while pods are replaced, old and
-/// new ones may exceed the limit together, and the service must not drain. Both inputs come from Consul and Kubernetes
-/// alone, so a restart decides the same.
+/// has there, those under way included; `others` counts the instances of the other resources of its namespace. An instance
+/// that is registered is never cut: while pods are replaced, old and new ones may exceed the limit together, and the service
+/// must not drain. All inputs come from Consul and Kubernetes alone, so a restart decides the same.
 #[must_use]
 pub fn limit<'a>(
     resolution: Resolution,
