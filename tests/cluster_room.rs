@@ -101,6 +101,7 @@ fn status(ready: Truth, problems: Vec<Problem>) -> Status {
         observed_generation: 1,
         service_name: "user".to_owned(),
         port_in_use: Some(PortInUse { source: "service/user".into(), port: PortRef::Name("http".into()) }),
+        retains: true,
         instances: Counts { desired: 3, registered: 2, passing: 1, warning: 0, critical: 1 },
         problems,
         conditions: vec![condition(ConditionKind::Ready, ready), condition(ConditionKind::Accepted, Truth::True)],

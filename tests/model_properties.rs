@@ -264,6 +264,7 @@ fn status_of(spec: &Spec, resolution: &Resolution, placement: &Placement, missin
         resolved: Some(resolution.unresolved.as_ref().map_or(Ok(()), Err)),
         remarks: resolution.remarks.clone(),
         port_in_use: resolution.port_in_use.clone(),
+        retains: false,
         paused: false,
         counts: count(&desired, |key| mirror.row(key)),
         in_progress: false,

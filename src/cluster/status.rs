@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition as ApiCondition, Time};
 use serde_json::{Value, json};
 
-use super::api::{self, ConsulServiceStatus, InstanceCounts, Problem as ApiProblem};
+use super::api::{self, ConsulServiceStatus, DeletionPolicy, InstanceCounts, Problem as ApiProblem};
 use crate::model::port::{PortInUse, PortRef};
 use crate::model::reasons::{Counts, Problem, ProblemReason};
 use crate::model::status::{Condition, ConditionKind, Status, Truth};
@@ -43,6 +43,7 @@ pub fn read(status: ConsulServiceStatus) -> (Status, Transitions) {
                 api::PortRef::Name(name) => PortRef::Name(name.into()),
             },
         }),
+        retains: status.deletion_policy == Some(DeletionPolicy::Retain),
         instances: Counts {
             desired: count(counts.desired),
             registered: count(counts.registered),
@@ -75,6 +76,7 @@ pub fn to_api(status: &Status, since: &Transitions, now: Timestamp) -> ConsulSer
                 PortRef::Name(name) => api::PortRef::Name(name.to_string()),
             },
         }),
+        deletion_policy: status.retains.then_some(DeletionPolicy::Retain),
         instances: Some(InstanceCounts {
             desired: count(counts.desired),
             registered: count(counts.registered),
@@ -147,6 +149,7 @@ mod tests {
             observed_generation: 3,
             service_name: "user".to_owned(),
             port_in_use: Some(PortInUse { source: "service/user".into(), port: PortRef::Name("80".into()) }),
+            retains: true,
             instances: Counts { desired: 3, registered: 2, passing: 1, warning: 0, critical: 1 },
             problems: vec![Problem {
                 instance: "i".to_owned(),

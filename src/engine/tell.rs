@@ -14,7 +14,7 @@ use crate::model::ids::{PREVIOUS, ResourceKey};
 use crate::model::port::PortInUse;
 use crate::model::reasons::{Counts, Problem, ProblemReason};
 use crate::model::registration::{Row, RowKey};
-use crate::model::resource::Resource;
+use crate::model::resource::{DeletionPolicy, Resource};
 use crate::model::status::{
     Condition, ConditionKind, ENDPOINTS_MISSING, Findings, NOT_IN_DNS, NOT_LISTED, PENDING, Status, Truth, status,
 };
@@ -256,6 +256,10 @@ impl Engine {
                     source.port_in_use.clone().or_else(|| unseen_port(resource, self.reports.sent(key)?))
                 }
                 _ => resource.status.port_in_use.clone(),
+            },
+            retains: match entry.deletion() {
+                Some(deletion) => deletion == DeletionPolicy::Retain,
+                None => resource.status.retains,
             },
             paused: resource.paused,
             mass_unready: self.unready.concerns(key).then(|| self.holds_unready()),

@@ -21,6 +21,8 @@ pub struct Status {
     pub service_name: String,
     /// The port of the source that is registered, where the spec names none.
     pub port_in_use: Option<PortInUse>,
+    /// True if its instances stay in Consul when the resource is deleted.
+    pub retains: bool,
     /// Counts how many instances are wanted, there, and in which state.
     pub instances: Counts,
     /// The problems of single instances, at most [`MAX_PROBLEMS`].
@@ -145,6 +147,7 @@ const CUT_OFF: &str = "the kubelets may be cut off from the API server";
 
 /// Holds what a status is made of.
 #[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub struct Findings<'a> {
     /// The spec's generation.
     pub generation: i64,
@@ -158,6 +161,8 @@ pub struct Findings<'a> {
     pub remarks: Vec<Remark>,
     /// The port of the source that is registered, where the spec names none.
     pub port_in_use: Option<PortInUse>,
+    /// True if its instances stay in Consul when the resource is deleted.
+    pub retains: bool,
     /// True if the resource is frozen.
     pub paused: bool,
     /// Set if instances of it stopped being ready at once with most others of the cluster: true if they are kept
@@ -228,6 +233,7 @@ pub fn status(findings: Findings<'_>) -> Status {
         observed_generation: generation,
         service_name: findings.service.map(|name| name.to_string()).unwrap_or_default(),
         port_in_use: findings.port_in_use,
+        retains: findings.retains,
         instances: findings.counts,
         problems,
         conditions: vec![ready, accepted, resolved, registered],

@@ -139,6 +139,48 @@ pub(crate) async fn instances_do_not_stay_by_an_edit_that_is_refused(fixture: &F
     operator.terminate(SOON).await.map(drop)
 }
 
+pub(crate) async fn what_was_allowed_to_stay_stays_after_a_restart(fixture: &Fixture) -> Result<()> {
+    fixture.web(1).await?;
+    let (loose, tight) = (policy(fixture, json!({})), policy(fixture, json!({ "retain": false })));
+    let file = File::new(fixture, &loose)?;
+    let mut operator = under(fixture, &file.0).await?;
+    let told = async || -> Result<Value> {
+        Ok(fixture.resources().get("web").await?.data["status"]["deletionPolicy"].clone())
+    };
+    // The first time Lictor sees the tightened policy before it ends; the second time only after its next start.
+    for is_seen in [true, false] {
+        file.write(&loose)?;
+        fixture.apply_web(json!({ "deletionPolicy": "Retain" })).await?;
+        fixture.wait_for("the one that is allowed", |found| found.len() == 1).await?;
+        fixture.wait_flawless("web").await?;
+        ensure!(told().await? == "Retain", "the status does not tell that they stay");
+        file.write(&tight)?;
+        if is_seen {
+            fixture.wait_for_condition("web", "Accepted", "False", "NotAllowed").await?;
+        }
+        operator.kill()?;
+        operator = under(fixture, &file.0).await?;
+        fixture.wait_for_condition("web", "Accepted", "False", "NotAllowed").await?;
+        ensure!(told().await? == "Retain", "the status does not tell any more that they stay");
+        fixture.delete("web").await?;
+        fixture.wait_gone("web").await?;
+        ensure!(fixture.instances().await?.len() == 1, "what was allowed to stay is gone");
+    }
+
+    // An author who thinks better of it has no instances stay after that.
+    fixture.apply_web(json!({})).await?;
+    fixture.wait_flawless("web").await?;
+    ensure!(told().await?.is_null(), "the status tells that they stay");
+    fixture.apply_web(json!({ "deletionPolicy": "Retain" })).await?;
+    fixture.wait_for_condition("web", "Accepted", "False", "NotAllowed").await?;
+    operator.kill()?;
+    operator = under(fixture, &file.0).await?;
+    fixture.delete("web").await?;
+    fixture.wait_gone("web").await?;
+    ensure!(fixture.instances().await?.is_empty(), "they stay by an edit that was refused");
+    operator.terminate(SOON).await.map(drop)
+}
+
 pub(crate) async fn a_rule_narrows_names_instances_and_classes(fixture: &Fixture) -> Result<()> {
     let pods = fixture.web(3).await?;
     let (other, theirs) = neighbour(fixture).await?;

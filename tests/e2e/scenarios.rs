@@ -132,6 +132,9 @@ scenarios! {
     /// `retain: false`: who edits a resource to `Retain` before it is deleted has no instances stay, while Lictor watches, and when it
     /// sees the edit and the deletion only after a restart. Instances whose `Retain` was allowed stay, also under a tightened policy.
     policies::instances_do_not_stay_by_an_edit_that_is_refused(agent: yes, catalog: yes);
+    /// Instances whose `Retain` was allowed stay also if Lictor restarts between the tightened policy and the deletion. An edit to
+    /// `Deregister` ends that for good.
+    policies::what_was_allowed_to_stay_stays_after_a_restart(agent: yes, catalog: yes);
     /// A rule comes to forbid that namespaces share a name, to allow fewer instances and to let another class act: `lictor policy check`
     /// says each before, the newcomer to the name has it no more, and what is registered stays.
     policies::a_rule_narrows_names_instances_and_classes(agent: yes, catalog: yes);

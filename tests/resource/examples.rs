@@ -491,6 +491,7 @@ serviceName: user_service
 portInUse:
   source: service/user
   port: grpc
+deletionPolicy: Retain
 instances:
   desired: 3
   registered: 2

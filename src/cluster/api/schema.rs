@@ -303,6 +303,11 @@ fn label_value() -> Value {
     })
 }
 
+/// What is in force at the deletion of a resource. The words are those of the field, and not of the type.
+pub(super) fn deletion_in_force(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "string", "enum": ["Deregister", "Retain"] })
+}
+
 /// Kubernetes' standard conditions, with its own limits.
 pub(super) fn conditions(_: &mut SchemaGenerator) -> Schema {
     json_schema!({

@@ -4,7 +4,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{PortRef, port, schema};
+use super::{DeletionPolicy, PortRef, port, schema};
 
 /// Most problems that a status lists: it stays small however many instances there are.
 pub const MAX_PROBLEMS: usize = 10;
@@ -28,6 +28,12 @@ pub struct ConsulServiceStatus {
     #[allow(missing_docs, reason = "the type's own words are what `kubectl explain` shows")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port_in_use: Option<PortInUse>,
+
+    /// `Retain` if the instances stay in Consul when you delete this resource: the last `spec.deletionPolicy` that Lictor
+    /// allowed. Left out if Lictor deregisters them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::deletion_in_force")]
+    pub deletion_policy: Option<DeletionPolicy>,
 
     #[allow(missing_docs, reason = "the type's own words are what `kubectl explain` shows")]
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -153,11 +153,20 @@ impl Entry {
         self.resource.spec = judged;
     }
 
-    /// Says what happens to its registrations when it is deleted: what its author asked for last that was allowed. An author
-    /// who may not have instances stay does not have them stay by an edit that is refused. None while nobody can tell.
+    /// Says what happens to its registrations when it is deleted: what its author asked for last that was allowed, since this
+    /// process began or, by the status, before. An author who may not have instances stay does not have them stay by an edit
+    /// that is refused. None while nobody can tell.
     #[must_use]
     pub fn deletion(&self) -> Option<DeletionPolicy> {
-        self.last_deletion.or((!self.deletion_is_open).then_some(DeletionPolicy::Deregister))
+        let told = self.was_told_to_stay().then_some(DeletionPolicy::Retain);
+        self.last_deletion.or(told).or((!self.deletion_is_open).then_some(DeletionPolicy::Deregister))
+    }
+
+    /// Says whether its status tells that its registrations were allowed to stay. One that an earlier version wrote tells it by
+    /// the spec that it accepts.
+    fn was_told_to_stay(&self) -> bool {
+        let asks = self.resource.deletion == Some(DeletionPolicy::Retain);
+        self.resource.status.retains || asks && self.was_told()
     }
 
     /// Takes over what `other`, which was seen for longer, knows of the same resource.

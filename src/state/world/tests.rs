@@ -101,6 +101,7 @@ fn told(generation: i64, name: &str, accepted: Truth) -> Arc<Status> {
         observed_generation: generation,
         service_name: name.to_owned(),
         port_in_use: None,
+        retains: false,
         instances: Counts::default(),
         problems: Vec::new(),
         conditions: vec![accepted],

@@ -127,6 +127,41 @@ fn the_last_wish_about_a_deletion_counts_that_was_allowed() {
 }
 
 #[test]
+fn what_a_status_tells_of_a_deletion_counts_after_a_restart() {
+    use DeletionPolicy::{Deregister, Retain};
+    let r = key("a", "r");
+    // Whether the status tells of `Retain`, the generation that it accepts, what the author wrote, and what counts where the
+    // policy forbids `Retain`.
+    for (case, retains, accepted, written, expected) in [
+        ("it was allowed", true, None, Some(Retain), Retain),
+        ("it was allowed, and an edit came since", true, Some(1), Some(Retain), Retain),
+        ("it was allowed, and cannot be read", true, None, None, Retain),
+        ("the author has thought better of it", true, None, Some(Deregister), Deregister),
+        ("an earlier version accepted it", false, Some(2), Some(Retain), Retain),
+        ("an earlier version accepted the spec before", false, Some(1), Some(Retain), Deregister),
+        ("it was not allowed", false, None, Some(Retain), Deregister),
+    ] {
+        let mut seen = seen(&r, "u", 2, Ok(spec("s")));
+        seen.resource.deletion = written;
+        let truth = if accepted.is_some() { Truth::True } else { Truth::False };
+        seen.resource.status = Arc::new(Status { retains, ..(*told(accepted.unwrap_or(2), "s", truth)).clone() });
+        let mut world = World::of([]).under(on_retain(false));
+        world.edits(seen.clone());
+        assert_eq!(world.resource(&r).unwrap().deletion(), Some(expected), "{case}");
+
+        // What this process was asked for itself outweighs a status that may be late.
+        let mut knows = World::of([]).under(on_retain(false));
+        let mut before = seen.clone();
+        (before.resource.deletion, before.resource.generation) = (Some(Deregister), 1);
+        knows.edits(before);
+        knows.edits(seen);
+        assert_eq!(knows.resource(&r).unwrap().deletion(), Some(Deregister), "{case}, after an edit");
+        world.remember(&knows);
+        assert_eq!(world.resource(&r).unwrap().deletion(), Some(Deregister), "{case}, in a fresh list");
+    }
+}
+
+#[test]
 fn what_happens_at_a_deletion_waits_for_the_labels_that_decide() {
     let r = key("a", "r");
     let gold = Selector(vec![Requirement::In("tier".into(), ["gold".into()].into())]);
