@@ -108,15 +108,37 @@ struct Said {
     most: Option<usize>,
     /// The most instances that all of its namespace may have; none without such a budget.
     most_of_namespace: Option<usize>,
-    /// The number of instances that its status shows.
+    /// The number of its instances.
     instances: usize,
-    /// The number that the statuses of its namespace show together.
+    /// The number of those of its namespace together.
     of_namespace: usize,
 }
 
+/// Counts instances as a budget does: those that a status shows as desired, and those that Consul has until they are gone.
+struct Counted {
+    of: BTreeMap<ResourceKey, usize>,
+    of_namespace: BTreeMap<Str, usize>,
+}
+
+impl Counted {
+    fn of(world: &World, there: &BTreeMap<ResourceKey, usize>) -> Self {
+        let mut of = there.clone();
+        for Entry { resource, .. } in world.entries().filter(|entry| entry.resource.ours) {
+            let known = of.entry(resource.key.clone()).or_default();
+            *known = resource.status.instances.desired.max(*known);
+        }
+        let mut of_namespace: BTreeMap<Str, usize> = BTreeMap::new();
+        for (key, instances) in &of {
+            *of_namespace.entry(key.namespace.clone()).or_default() += instances;
+        }
+        Self { of, of_namespace }
+    }
+}
+
 impl Said {
-    fn of(world: &World, entry: &Entry, of_namespace: usize) -> Self {
+    fn of(world: &World, entry: &Entry, counted: &Counted) -> Self {
         let resource = &entry.resource;
+        let key = &resource.key;
         let conflict = || world.rival(&resource.key).map(|_| NAME_CONFLICT.to_owned());
         let refusal = resource.spec.as_ref().err().map(|why| why.message.clone());
         let limits = resource.spec.as_ref().ok().map(|spec| &spec.limits);
@@ -124,9 +146,9 @@ impl Said {
             refusal: refusal.or_else(conflict),
             most: limits.map(|limits| limits.instances),
             most_of_namespace: limits.and_then(|limits| limits.of_namespace),
-            instances: resource.status.instances.desired,
-            of_namespace,
-            resource: resource.key.clone(),
+            instances: counted.of.get(key).copied().unwrap_or_default(),
+            of_namespace: counted.of_namespace.get(&key.namespace).copied().unwrap_or_default(),
+            resource: key.clone(),
         }
     }
 
@@ -212,16 +234,17 @@ fn check(args: CheckArgs) -> anyhow::Result<ExitCode> {
     let file = PolicyFile { path: Some(args.file), ..settings.policy.clone() };
     let then = file.read()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
-    let world = runtime.block_on(logged_out(settings.consul.clone(), look(settings, &then)))?;
-    let verdicts = verdicts(world, &then);
+    let (world, there) = runtime.block_on(logged_out(settings.consul.clone(), look(settings, &then)))?;
+    let verdicts = verdicts(world, &there, &then);
     // A closed pipe is the reader's choice.
     let _ = std::io::stdout().write_all(table(&verdicts).as_bytes());
     let changes = verdicts.iter().any(Verdict::changes);
     Ok(if changes { ExitCode::from(DIFFERS) } else { ExitCode::SUCCESS })
 }
 
-/// The resources of the cluster, under the present policy, with the labels that the other one asks for.
-async fn look(settings: Settings, then: &Policy) -> anyhow::Result<World> {
+/// The resources of the cluster, under the present policy, with the labels that the other one asks for; and how many instances
+/// Consul has of each, where one of both depends on that.
+async fn look(settings: Settings, then: &Policy) -> anyhow::Result<(World, BTreeMap<ResourceKey, usize>)> {
     let client = connect::client(settings.kubeconfig.as_deref(), settings.context.as_deref())
         .await
         .context("reaching Kubernetes")?;
@@ -229,37 +252,38 @@ async fn look(settings: Settings, then: &Policy) -> anyhow::Result<World> {
     if then.asks_for_labels() {
         orders.want(&Wanted { watches: [(LABELS, 0)].into(), ..Wanted::default() });
     }
-    // Only such a rule depends on Consul.
-    let consul = if then.asks_for_others() || settings.policy.read()?.asks_for_others() {
+    let now = settings.policy.read()?;
+    let asks_for_others = now.asks_for_others() || then.asks_for_others();
+    let consul = if asks_for_others || now.counts_rows() || then.counts_rows() {
         let transport: Arc<dyn Transport> = Arc::new(Http::new(&settings.consul).context("reaching Consul")?);
         let identity = identify(&client, &settings).await?;
         let registry = registry(&settings, &identity, transport, None, PreviousAway::Fails)?;
-        Some((registry.survey().await?.1, registry.names_of_others().await?))
+        let mirror = Mirror::of(registry.survey().await?.1);
+        Some((mirror, if asks_for_others { Some(registry.names_of_others().await?) } else { None }))
     } else {
         None
     };
     let mut world = read_world(client, settings, orders).await?;
-    if let Some((rows, others)) = consul {
-        let mirror = Mirror::of(rows);
-        for owner in mirror.owners() {
-            world.note_rows(owner, mirror.names(owner));
-            world.note_checks(owner, mirror.most_checks(owner));
-        }
-        world.know_rows(true);
-        world.know_others(Some(others));
+    let Some((mirror, others)) = consul else { return Ok((world, BTreeMap::new())) };
+    for owner in mirror.owners() {
+        world.note_rows(owner, mirror.names(owner));
+        world.note_checks(owner, mirror.most_checks(owner));
     }
-    Ok(world)
+    world.know_rows(true);
+    if asks_for_others {
+        world.know_others(others);
+    }
+    let there = mirror.owners().filter(|owner| world.watches(&owner.namespace));
+    let there = there.map(|owner| (owner.clone(), mirror.owned_by(owner))).collect();
+    Ok((world, there))
 }
 
-/// Compares the present policy of a World with another one.
-fn verdicts(mut world: World, then: &Arc<Policy>) -> Vec<Verdict> {
+/// Compares the present policy of a World with another one. `there` says how many instances Consul has of each resource.
+fn verdicts(mut world: World, there: &BTreeMap<ResourceKey, usize>, then: &Arc<Policy>) -> Vec<Verdict> {
+    let counted = Counted::of(&world, there);
     let said = |world: &World| -> Vec<Said> {
-        let ours = || world.entries().filter(|entry| entry.resource.ours);
-        let mut of_namespace: BTreeMap<&Str, usize> = BTreeMap::new();
-        for resource in ours().map(|entry| &entry.resource) {
-            *of_namespace.entry(&resource.key.namespace).or_default() += resource.status.instances.desired;
-        }
-        ours().map(|entry| Said::of(world, entry, of_namespace[&entry.resource.key.namespace])).collect()
+        let ours = world.entries().filter(|entry| entry.resource.ours);
+        ours.map(|entry| Said::of(world, entry, &counted)).collect()
     };
     let now = said(&world);
     world.follow(Arc::clone(then));

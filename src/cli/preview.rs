@@ -223,7 +223,7 @@ fn notes_of(world: &World, source: SourceReport, key: &ResourceKey) -> Vec<Note>
         Refusal { message: format!("{}; the holder is {holder}", refusal.message), ..refusal }
     });
     let refusal = entry.resource.spec.as_ref().err().or(conflict.as_ref());
-    notes.extend(refusal.map(|refusal| note(refusal.reason, format!("{}; what is registered stays", refusal.message))));
+    notes.extend(refusal.map(|refusal| note(refusal.reason, refusal.message.clone())));
     let waits_for = world.waits_for(key);
     notes.extend(
         waits_for.map(|kind| note(NOT_LISTED, format!("{kind} could not be listed; what is registered stays"))),

@@ -208,6 +208,13 @@ impl Policy {
         self.rules.iter().flatten().any(|rule| rule.budget.is_of_namespace())
     }
 
+    /// Says whether it depends on what Consul has of each resource, since a rule limits what those of a namespace have together.
+    #[must_use]
+    pub fn counts_rows(&self) -> bool {
+        let limits_instances = |rule: &Rule| rule.budget.namespace_instances.is_some();
+        self.has_budgets() || self.rules.iter().flatten().any(limits_instances)
+    }
+
     /// The rule that decides about resources of a namespace with these labels; none where no rule is for it.
     ///
     /// # Errors

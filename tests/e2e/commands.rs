@@ -39,7 +39,12 @@ async fn nodes_of_ours(fixture: &Fixture) -> Result<Vec<String>> {
 }
 
 pub(crate) fn plan(fixture: &Fixture, code: i32) -> Result<Value> {
-    let text = says(fixture, "plan", &["--output", "json"], code)?;
+    plan_with(fixture, &[], code)
+}
+
+/// The plan with more flags.
+pub(crate) fn plan_with(fixture: &Fixture, more: &[&str], code: i32) -> Result<Value> {
+    let text = says(fixture, "plan", &[&["--output", "json"], more].concat(), code)?;
     serde_json::from_str(&text).with_context(|| text)
 }
 

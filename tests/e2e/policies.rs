@@ -2,14 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::core::v1::Namespace;
 use kube::Api;
 use kube::api::{Patch, PatchParams};
 use lictor_testbed::{Instance, wait};
 use serde_json::{Value, json};
 
-use crate::commands::says;
+use crate::commands::{plan_with, says};
 use crate::fixture::{Fixture, Mode, SOON, apply, arg, merged, wait_for_condition, wait_for_metric};
 use crate::names::{neighbour, wait_gone};
 
@@ -351,6 +351,144 @@ pub(crate) async fn a_namespace_has_so_many_instances(fixture: &Fixture) -> Resu
     fixture.wait_gone("web").await?;
     fixture.consul().wait_for(&second, "both", |found| found.len() == 2, SOON).await?;
     fixture.wait_flawless("second").await
+}
+
+/// Gives the number of instances under each of these names.
+async fn counts<const N: usize>(fixture: &Fixture, services: [&str; N]) -> Result<[usize; N]> {
+    let mut counts = [0; N];
+    for (count, service) in counts.iter_mut().zip(services) {
+        *count = fixture.consul().instances(service).await?.len();
+    }
+    Ok(counts)
+}
+
+/// What a plan says of resources: their names, and a message of each.
+type Notes = Vec<(String, String)>;
+
+/// Runs `lictor plan` under a policy. Gives the number of instances that it registers under each of these names, and what its
+/// notes say of each resource.
+fn planned(fixture: &Fixture, file: &Path, services: [&str; 2], code: i32) -> Result<([usize; 2], Notes)> {
+    let found = plan_with(fixture, &["--policy", arg(file)?], code)?;
+    let is_of = |step: &&Value, service: &str| step["service"] == service && step["action"] == "create";
+    let steps = found["steps"].as_array().context("steps")?;
+    let notes = found["notes"].as_array().context("notes")?.iter().filter_map(|note| {
+        let (resource, message) = (note["resource"].as_str()?, note["message"].as_str()?);
+        Some((resource.rsplit('/').next()?.to_owned(), message.to_owned()))
+    });
+    Ok((services.map(|service| steps.iter().filter(|step| is_of(step, service)).count()), notes.collect()))
+}
+
+pub(crate) async fn budgets_of_a_namespace_are_foreseen(fixture: &Fixture) -> Result<()> {
+    fixture.web(2).await?;
+    let names = |names: &[&str], most: usize| {
+        let names: Vec<String> = names.iter().map(|name| fixture.service_named(name)).collect();
+        policy(fixture, json!({ "names": names, "budget": { "namespaceInstances": most } }))
+    };
+    let with = |most: usize| names(&["web", "second"], most);
+    let file = File::new(fixture, &with(3))?;
+    let next = File(file.0.with_extension("next-policy"));
+    let (web, second) = (fixture.service_named("web"), fixture.service_named("second"));
+    let services = [&*web, &*second];
+    fixture.apply_web(json!({ "name": web })).await?;
+    fixture.apply("second", &fixture.spec(json!({ "name": second }))).await?;
+    // Kubernetes' own controllers take a moment.
+    let all = || async {
+        Ok(planned(fixture, &file.0, services, 1).ok().filter(|(found, _)| found.iter().sum::<usize>() == 3))
+    };
+    let (foreseen, _) = wait::until("a plan for as many as the budget allows", SOON, all).await?;
+    let operator = under(fixture, &file.0).await?;
+    wait::until("what the plan says", SOON, || async {
+        let found = counts(fixture, services).await?;
+        ensure!(found == foreseen, "the plan was {foreseen:?}, and there are {found:?}");
+        Ok(Some(()))
+    })
+    .await?;
+    fixture.wait_for_a_look(&operator).await?;
+    ensure!(counts(fixture, services).await? == foreseen, "more have come");
+    // What the plan says of a budget that leaves some out is what the status says, also of one that is to come.
+    let same = async |file: &Path| -> Result<()> {
+        let (steps, notes) = planned(fixture, file, services, 0)?;
+        ensure!(steps == [0, 0] && !notes.is_empty(), "{steps:?} {notes:?}");
+        for (name, message) in notes {
+            fixture.wait_for_words(&name, "Ready", &message).await?;
+        }
+        Ok(())
+    };
+    same(&file.0).await?;
+    next.write(&with(1))?;
+    let told = says(fixture, "policy check", &["--policy", arg(&file.0)?, arg(&next.0)?], 1)?;
+    ensure!(told.matches("at most 1 instances in the namespace").count() == 2, "{told}");
+    let (_, foreseen) = planned(fixture, &next.0, services, 0)?;
+    file.write(&with(1))?;
+    for (name, message) in &foreseen {
+        fixture.wait_for_words(name, "Ready", message).await?;
+    }
+    same(&file.0).await?;
+    next.write(&with(4))?;
+    let told = says(fixture, "policy check", &["--policy", arg(&file.0)?, arg(&next.0)?], 1)?;
+    ensure!(told.matches("at most 4 instances in the namespace").count() == 2, "{told}");
+
+    // What is registered of a resource that is refused counts, over a restart too, although its status desires nothing.
+    file.write(&names(&["second"], 3))?;
+    fixture.wait_for_condition("web", "Accepted", "False", "NotAllowed").await?;
+    operator.kill()?;
+    under(fixture, &file.0).await?;
+    wait::until("a status without instances that are desired", SOON, || async {
+        let desired = &fixture.resources().get("web").await?.data["status"]["instances"]["desired"];
+        ensure!(*desired == 0, "{desired} are desired");
+        Ok(Some(()))
+    })
+    .await?;
+    same(&file.0).await?;
+    next.write(&names(&["second"], 2))?;
+    let told = says(fixture, "policy check", &["--policy", arg(&file.0)?, arg(&next.0)?], 1)?;
+    let line = told.lines().find(|line| line.contains("/second")).unwrap_or_default();
+    ensure!(line.contains("at most 2 instances in the namespace"), "{told}");
+    Ok(())
+}
+
+pub(crate) async fn budgets_of_checks_are_foreseen_after_a_restart(fixture: &Fixture) -> Result<()> {
+    fixture.web(1).await?;
+    let file = File::new(fixture, &policy(fixture, json!({ "budget": { "namespaceChecks": 2 } })))?;
+    let path = file.0.to_string_lossy();
+    let start = || fixture.operator().with_checks().flag("--policy", &path);
+    let operator = start().ready().await?;
+    let with = |name: &str, checks: &[&str]| {
+        let checks: Vec<Value> = checks.iter().map(|name| json!({ "name": name, "tcp": {} })).collect();
+        fixture.spec(json!({ "name": fixture.service_named(name), "checks": checks }))
+    };
+    for name in ["web", "second"] {
+        fixture.apply(name, &with(name, &["a"])).await?;
+        fixture.wait_flawless(name).await?;
+    }
+    fixture.apply("web", &with("web", &["a", "b"])).await?;
+    fixture.wait_for_words("web", "Accepted", "no room for its checks").await?;
+    // The present spec of `web` is refused, so after a restart only Consul says that it has a check.
+    operator.kill()?;
+    fixture.apply("third", &with("third", &["a"])).await?;
+    let operator = start().ready().await?;
+    fixture.wait_for_a_look(&operator).await?;
+    let mut expected = Vec::new();
+    for (name, status) in [("second", "True"), ("third", "False"), ("web", "False")] {
+        let reason = if status == "True" { "Accepted" } else { "NotAllowed" };
+        let message = fixture.wait_for_condition(name, "Accepted", status, reason).await?;
+        expected.extend((status == "False").then(|| (name.to_owned(), message)));
+    }
+    let consul_esm: &[&str] = if fixture.mode == Mode::Catalog { &["--consul-esm"] } else { &[] };
+    let found = plan_with(fixture, &[&["--policy", arg(&file.0)?], consul_esm].concat(), 0)?;
+    let args = [&["--policy", arg(&file.0)?, arg(&file.0)?], consul_esm].concat();
+    let told = says(fixture, "policy check", &args, 0)?;
+    for (name, message) in &expected {
+        let is_of = |note: &&Value| note["resource"].as_str().is_some_and(|of| of.ends_with(&format!("/{name}")));
+        let note = found["notes"].as_array().into_iter().flatten().find(is_of);
+        let said = note.and_then(|note| note["message"].as_str()).unwrap_or_default();
+        ensure!(said.contains(message), "the status of {name} says {message:?}, and the plan {found:#}");
+        let line = told.lines().find(|line| line.contains(&format!("/{name} "))).unwrap_or_default();
+        ensure!(line.contains("refused  refused"), "{told}");
+    }
+    let second = told.lines().find(|line| line.contains("/second ")).unwrap_or_default();
+    ensure!(second.contains("allowed  allowed"), "{told}");
+    Ok(())
 }
 
 pub(crate) async fn a_tightened_policy_removes_nothing_that_lives(fixture: &Fixture) -> Result<()> {

@@ -129,6 +129,11 @@ scenarios! {
     /// The instances of a namespace have a budget over all its resources: those that are registered stay, over a restart and under a
     /// tighter budget too, new ones are left out, and are registered when there is room.
     policies::a_namespace_has_so_many_instances(agent: yes, catalog: yes);
+    /// `lictor plan` and `lictor policy check` say of a budget for the instances of a namespace what Lictor then does, with the words of
+    /// the status: before its start, under a budget that is to come, and of a refused resource of which instances are registered.
+    policies::budgets_of_a_namespace_are_foreseen(agent: yes, catalog: yes);
+    /// The same for a budget for the checks of a namespace, where only Consul says what a refused resource has.
+    policies::budgets_of_checks_are_foreseen_after_a_restart(agent: yes, catalog: yes);
     /// `retain: false`: who edits a resource to `Retain` before it is deleted has no instances stay, while Lictor watches, and when it
     /// sees the edit and the deletion only after a restart. Instances whose `Retain` was allowed stay, also under a tightened policy.
     policies::instances_do_not_stay_by_an_edit_that_is_refused(agent: yes, catalog: yes);
