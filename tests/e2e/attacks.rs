@@ -126,7 +126,7 @@ const ATTEMPTS: &[Attempt] = &[
     ),
     attempt(
         Author,
-        "takes a name with an older resource after a restore",
+        "takes a name after a restore, with an older resource",
         "the resource with instances keeps the name",
         Scenario("handover::a_restore_takes_no_name"),
     ),
@@ -156,7 +156,7 @@ const ATTEMPTS: &[Attempt] = &[
     ),
     attempt(
         Author,
-        "registers such an address in another form of a NAT64, which the schema does not know",
+        "registers such an address behind a NAT64, in a form that the schema does not know",
         NO_INSTANCE,
         NotAccepted(
             "source: {static: [{address: \"64:ff9b:1:a9fe:a9:fe00::\", port: 80}]}",
@@ -172,7 +172,7 @@ const ATTEMPTS: &[Attempt] = &[
     ),
     attempt(
         Author,
-        "registers multicast, to have many machines answer",
+        "registers a multicast address, so that many machines answer",
         BY_SCHEMA,
         Refused("source: {static: [{address: 224.0.0.1, port: 80}]}", "others can reach"),
     ),
@@ -196,13 +196,13 @@ const ATTEMPTS: &[Attempt] = &[
     ),
     attempt(
         Author,
-        "has a check sent to another host, by its path",
+        "sends a check to another host, by the path of the check",
         BY_SCHEMA,
         Refused("checks: [{name: a, http: {path: \"@db.example.com/\"}}]", "those of the instance"),
     ),
     attempt(
         Author,
-        "splits a check's request by a line break",
+        "splits the request of a check with a line break",
         BY_SCHEMA,
         Refused("checks: [{name: a, http: {path: \"/a\\r\\nHost: b\"}}]", "line breaks"),
     ),
@@ -238,7 +238,7 @@ const ATTEMPTS: &[Attempt] = &[
     ),
     attempt(
         Author,
-        "has Consul refuse a registration each time",
+        "makes Consul refuse a registration again and again",
         "`Refused` at its resource; others are not affected",
         Scenario("refusals::a_write_that_fails_each_time"),
     ),
@@ -262,7 +262,7 @@ const ATTEMPTS: &[Attempt] = &[
     ),
     attempt(
         Author,
-        "under a policy: such a tag by a label of its pods",
+        "under a policy: a tag that configures a proxy, by a label of its pods",
         NO_INSTANCE,
         OutsideOfPolicy("tags: [\"${pod.labels['tag']}\"]", "falls to a *"),
     ),
@@ -304,8 +304,8 @@ const ATTEMPTS: &[Attempt] = &[
     ),
     attempt(
         Author,
-        "under a policy: more checks by an edit, so that newer resources have to give way, or by a restart",
-        "the edit is refused, and all go on with what they had",
+        "under a policy: more checks by an edit or after a restart, at the cost of newer resources",
+        "the edit is refused, and all resources keep what they had",
         Scenario("policies::a_namespace_has_so_many_checks"),
     ),
     attempt(
@@ -316,7 +316,7 @@ const ATTEMPTS: &[Attempt] = &[
     ),
     attempt(
         Author,
-        "under a policy: such instances by an edit before the deletion",
+        "under a policy: instances that stay, by an edit before the deletion",
         "the edit is refused, and the instances go with the resource",
         Scenario("policies::instances_do_not_stay_by_an_edit_that_is_refused"),
     ),
@@ -330,7 +330,7 @@ const ATTEMPTS: &[Attempt] = &[
     attempt(
         Author,
         "under a policy: shares a name with another namespace",
-        "`NameConflict`: the name stays whose it is",
+        "`NameConflict`: the resource that has the name keeps it",
         Scenario("policies::a_rule_narrows_names_instances_and_classes"),
     ),
     attempt(
@@ -341,7 +341,7 @@ const ATTEMPTS: &[Attempt] = &[
     ),
     attempt(
         Author,
-        "under a policy: has an operator of another class act",
+        "under a policy: chooses an operator of another class",
         NO_INSTANCE,
         Scenario("policies::a_rule_narrows_names_instances_and_classes"),
     ),
@@ -359,25 +359,25 @@ const ATTEMPTS: &[Attempt] = &[
     ),
     attempt(
         Author,
-        "writes a multitude of small resources, to fill the memory",
+        "writes very many small resources, to fill the memory",
         "`TooLarge`: each counts as at least 1 KiB",
         Test("src/state/world/tests/policed.rs", "a_multitude_of_small_resources_counts_as_well"),
     ),
     attempt(
         Author,
-        "has each of many pods hold texts of its own",
+        "uses tags that differ for each of many pods, to fill the memory",
         "`TooLarge`: what is registered stays",
         Scenario("attacks::texts_of_instances_have_a_budget"),
     ),
     attempt(
         Author,
-        "names more labels and annotations than 64, each kept for every pod",
+        "uses more than 64 labels and annotations in its templates, each kept for every pod",
         "`TooLarge`, nothing is registered",
         Scenario("attacks::a_namespace_has_so_many_bytes"),
     ),
     attempt(
         Author,
-        "names other annotations all the time, so that Lictor lists pods all the time",
+        "uses another annotation again and again, so that Lictor lists pods all the time",
         "the watch of pods continues meanwhile",
         Scenario("watches::one_author_keeps_no_other_from_being_heard"),
     ),
@@ -395,97 +395,97 @@ const ATTEMPTS: &[Attempt] = &[
     ),
     attempt(
         SliceWriter,
-        "writes slices of host names",
-        "a condition; nothing is registered",
+        "writes slices with host names",
+        "nothing is registered, and a condition says so",
         Scenario("families::host_names_are_no_addresses"),
     ),
     attempt(
         SliceWriter,
-        "names a Node of its own invention for each endpoint, to have a Consul node made for each",
-        "registered on shared nodes, of which there are 64",
+        "invents a Node for each endpoint, so that Lictor creates a Consul node for each",
+        "registered on at most 64 shared nodes",
         Scenario("nodes::names_that_are_no_nodes"),
     ),
     attempt(
         SliceWriter,
-        "names a pod by a uid of 20 KB",
-        "registered by the address",
+        "gives an endpoint a pod whose uid has 20 KB",
+        "registered, with an ID from the address",
         Scenario("refusals::a_target_that_names_no_pod"),
     ),
     attempt(
         SliceWriter,
         "gives pods thousands of labels and annotations, to fill the memory",
-        "of a pod only what a resource asks for is kept",
+        "Lictor stores only what a resource uses",
         Test("src/cluster/decode/tests.rs", "of_a_pod_only_the_labels_and_annotations_that_are_wanted_are_kept"),
     ),
     attempt(
         SliceWriter,
         "fills a namespace without resources with slices and Services, to fill the memory",
-        "they are not held",
+        "Lictor does not store them",
         Test("src/state/world/tests/demand.rs", "what_is_in_namespaces_without_resources_is_not_held"),
     ),
     attempt(
         SliceWriter,
         "names addresses that no pod of the namespace has",
-        "not registered with `--verify-endpoints`",
+        "left out with `--verify-endpoints`",
         Scenario("verified::endpoints_need_a_pod"),
     ),
     attempt(
         SliceWriter,
-        "takes all endpoints out of the slices at once",
-        "those that are ready stay for a while",
+        "removes all endpoints from the slices at once",
+        "the ready instances stay for a while",
         Scenario("rewriting::all_slices_go_and_come_back"),
     ),
     attempt(
         ConsulUser,
         "registers an instance beside ours",
-        "it is left alone",
+        "Lictor does not change it",
         Scenario("foreign::instances_of_others_are_untouched"),
     ),
     attempt(
         ConsulUser,
         "deletes an instance of ours",
-        "it is put back",
+        "Lictor registers it again",
         Scenario("drift::what_was_deleted_by_hand_is_put_back"),
     ),
     attempt(
         ConsulUser,
         "edits an instance of ours, or its check",
-        "it is put right",
+        "Lictor corrects it",
         Scenario("drift::what_was_edited_by_hand_is_put_right"),
     ),
     attempt(
         ConsulUser,
-        "changes the mark on a row of ours",
-        "the mark is put right",
+        "changes the mark of an instance of ours",
+        "Lictor corrects the mark",
         Scenario("foreign::a_row_whose_mark_was_changed"),
     ),
     attempt(
         ConsulUser,
         "takes one of our IDs under another cluster's mark",
-        "the row is left alone; `IdTaken` says who holds it",
+        "Lictor does not change that instance; `IdTaken` says who holds the ID",
         Scenario("foreign::a_cluster_of_our_name_on_the_same_node"),
     ),
     attempt(
         ConsulUser,
-        "registers on a node of ours, which takes its mark away",
-        "the mark is put back beside what is theirs",
+        "registers on a node of ours, which removes the mark of the node",
+        "Lictor writes the mark again, and does not change what is theirs",
         Scenario("foreign::a_registration_that_empties_our_node"),
     ),
     attempt(
         ConsulUser,
-        "plants a row with our whole mark",
-        "it is removed as an orphan",
+        "registers an instance with our whole mark",
+        "Lictor removes it as an orphan",
         Scenario("drift::an_orphan_goes"),
     ),
     attempt(
         ConsulUser,
-        "plants many such rows, to have much removed",
-        "a fresh list of Kubernetes confirms removals first",
+        "registers many such instances, so that Lictor removes many",
+        "Lictor first confirms the removals with a fresh list from Kubernetes",
         Scenario("watches::a_kind_that_cannot_be_listed_leaves_the_watches_alone"),
     ),
     attempt(
         ConsulUser,
-        "plants another cluster's marker",
+        "writes another cluster's mark to the marker node",
         "Lictor writes nothing, and says so",
         Scenario("foreign::a_cluster_of_our_name_in_the_catalog"),
     ),
@@ -498,37 +498,37 @@ const ATTEMPTS: &[Attempt] = &[
     attempt(
         Network,
         "opens connections to the admin port and sends no request, or headers without an end",
-        "the connection is cut",
+        "Lictor closes the connection",
         Test("src/admin/serve.rs", "one_request_is_answered_and_headers_without_end_are_not_waited_for"),
     ),
     attempt(
         Network,
-        "opens more connections to the admin port than there may be",
-        "256 are served at once, and the others wait until one is cut",
+        "opens more connections to the admin port than the limit",
+        "Lictor serves 256 at once; the others wait until one is closed",
         Test("src/admin/serve.rs", "connections_beyond_the_limit_wait_for_their_turn"),
     ),
     attempt(
         Network,
-        "answers in Consul's place, and sends without an end",
-        "the answer is read to a limit",
+        "answers in place of Consul, without an end",
+        "Lictor reads the answer up to a limit",
         Test("src/consul/transport.rs", "an_answer_is_read_up_to_a_limit"),
     ),
     attempt(
         Network,
-        "sends so to many requests at once",
-        "all answers together are read to 128 MiB",
+        "answers many requests at once in this way",
+        "Lictor reads at most 128 MiB of all answers together",
         Test("src/consul/transport.rs", "answers_have_a_limit_together"),
     ),
     attempt(
         Network,
         "reads the token on its way to Consul",
-        "plain HTTP beyond this machine, or no verification: said at the start and in `/readyz`",
+        "a warning at the start and in `/readyz`, if the token goes to another machine over plain HTTP or without verification",
         Test("src/consul/transport/settings.rs", "what_others_can_read_on_the_way_is_said"),
     ),
     attempt(
         ConsulUser,
-        "begins a cluster whose name begins with another one's, to have its nodes",
-        "a new cluster of such a name is refused",
+        "starts a cluster whose name begins with the name of another one, to get its nodes",
+        "Lictor refuses a new cluster with such a name",
         Test("tests/consul_registries.rs", "a_cluster_whose_nodes_could_be_those_of_another_does_not_begin"),
     ),
 ];
@@ -753,8 +753,8 @@ fn document() -> String {
     let _ = write!(
         text,
         "\n## What each field of a rule refuses\n\nFor each field of a [policy](policy.md)'s rule, a test in `{OF_LIMITS}` \
-         takes the field out of a rule that\nallows just one resource. What only this field refused or narrowed is then \
-         allowed. So the test fails if Lictor does not look at the\nfield. A scenario shows the field on real servers.\n\n| \
+         removes the field from a rule that\nallows just one resource. What only this field refused or limited is then \
+         allowed. So the test fails if Lictor ignores the\nfield. A scenario shows the field on real servers.\n\n| \
          field | refuses | test of the field | on real servers |\n| --- | --- | --- | --- |\n"
     );
     for Limit { field, what, test, scenario } in LIMITS {
