@@ -33,6 +33,9 @@ const OF_A_SLICE: usize = 100;
 /// The values of a template that one tag has room for.
 const OF_A_TAG: usize = 35;
 
+/// The addresses of a large resource, as many as the schema takes.
+const LARGE_ADDRESSES: usize = 256;
+
 /// How much there is.
 #[derive(Clone, Copy, Args, Serialize)]
 pub(crate) struct Size {
@@ -54,12 +57,15 @@ pub(crate) struct Size {
     /// Annotations that the templates of a resource name that selects pods, and has none; no such resource without them.
     #[arg(long, default_value_t = 0)]
     keys: usize,
+    /// Resources of 290 KB each, which ask for static addresses that are not allowed: they have no instances.
+    #[arg(long, default_value_t = 0)]
+    large: usize,
 }
 
 impl Size {
     /// So many of each, and nothing else.
     pub(crate) const fn of(instances: usize, services: usize, nodes: usize) -> Self {
-        Self { instances, services, nodes, pods: 0, pods_of_others: 0, keys: 0 }
+        Self { instances, services, nodes, pods: 0, pods_of_others: 0, keys: 0, large: 0 }
     }
 
     /// The slices of each Service.
@@ -113,7 +119,24 @@ impl Load {
         if size.keys > 0 {
             load.make_asking(size.keys).await?;
         }
+        let large = |number: usize| load.make_large(number);
+        stream::iter(0..size.large).map(large).buffer_unordered(AT_ONCE).try_collect::<()>().await?;
         Ok(load)
+    }
+
+    /// A resource of [`LARGE_ADDRESSES`] addresses with texts of their own.
+    async fn make_large(&self, number: usize) -> Result<()> {
+        let addresses = (0..LARGE_ADDRESSES).map(|at| {
+            let tags: Vec<String> = (0..8).map(|tag| format!("{number}-{at}-{tag}-{:x>120}", "")).collect();
+            json!({ "address": address(203, at), "port": 80, "tags": tags })
+        });
+        let resource = json!({
+            "apiVersion": "lictor.dev/v1alpha1",
+            "kind": "ConsulService",
+            "metadata": { "name": format!("large-{number}") },
+            "spec": { "source": { "static": addresses.collect::<Vec<_>>() } },
+        });
+        create(&self.resources(), resource).await
     }
 
     /// A resource that selects no pod, and whose tags name so many annotations of pods.
