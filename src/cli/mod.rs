@@ -35,6 +35,7 @@ mod policy;
 mod preview;
 mod run;
 mod takeover;
+mod why;
 
 /// Registers the endpoints of Kubernetes Services in Consul, and keeps the registrations up to date.
 #[derive(Debug, Parser)]
@@ -51,6 +52,10 @@ enum Command {
     /// Print what `run` would write with the same flags. Changes nothing. Exits with 0 if there is nothing to write, with
     /// 1 if there is something, and with 2 if it cannot find out.
     Plan(Box<plan::PlanArgs>),
+    /// Explain why a pod, an address or a service is in Consul as it is, or why it is not: each step of its way, what holds it
+    /// up, and what to do. Reads only. Exits with 0 if it is in Consul as desired and not critical, with 1 if not, and with 2
+    /// if Kubernetes or Consul could not be asked.
+    Why(Box<why::WhyArgs>),
     /// Check what `run` needs, with the same flags: permissions, the CRD, Consul and the token. Registers and deregisters a
     /// test instance. Exits with 0 if all checks pass, and with 1 if one fails.
     Doctor(Box<doctor::DoctorArgs>),
@@ -83,6 +88,7 @@ pub fn main() -> ExitCode {
     let done = match command {
         Command::Run(args) => run::run(*args).map(|()| ExitCode::SUCCESS),
         Command::Plan(args) => plan::plan(*args),
+        Command::Why(args) => why::why(*args),
         Command::Doctor(args) => doctor::doctor(*args),
         Command::Detach(args) => detach::detach(*args),
         Command::Takeover(args) => takeover::takeover(*args),

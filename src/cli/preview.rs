@@ -177,7 +177,7 @@ fn step(resource: &ResourceKey, op: &Op, mirror: &Mirror) -> Option<Step> {
 }
 
 /// Lists what an update changes, a line for each field.
-fn differences(there: &Registration, wanted: &Registration) -> Vec<String> {
+pub(super) fn differences(there: &Registration, wanted: &Registration) -> Vec<String> {
     let mut all = Vec::new();
     let mut differs = |field: &str, from: String, to: String| {
         if from != to {

@@ -125,6 +125,14 @@ pub fn resource(key: ObjectKey, object: ResourceObject, rules: &Rules) -> SeenRe
     SeenResource { resource, since }
 }
 
+/// Says of a spec, whether it can be acted on or not, of which class it is and where its instances come from; the source is
+/// none where that cannot be read.
+pub(crate) fn class_and_source(spec: &Value) -> (String, Option<Source>) {
+    let source = spec.get("source").cloned().unwrap_or_default();
+    let source = serde_json::from_value(source).ok().and_then(|source| source::source(source).ok());
+    (class(spec.get("class").and_then(Value::as_str)).to_owned(), source)
+}
+
 /// The length of a value in JSON, in bytes.
 fn length(value: &Value) -> usize {
     struct Count(usize);

@@ -13,6 +13,7 @@ mod interner;
 pub mod kubernetes;
 pub(crate) mod lease;
 mod list;
+pub(crate) mod look;
 pub(crate) mod permissions;
 mod proxy;
 pub mod status;

@@ -112,6 +112,27 @@ pub fn needs(scopes: &[Scope], nodes: bool, uid: bool, lease: Option<(&str, &str
     all
 }
 
+/// Lists what somebody needs who asks about the resources of these scopes and changes nothing; with `nodes`, whose resources
+/// name values of Nodes.
+#[must_use]
+pub fn needs_to_ask(scopes: &[Scope], nodes: bool) -> Vec<Need> {
+    let in_scopes = [
+        Need::all("list", "lictor.dev", "consulservices"),
+        Need::all("list", "", "pods"),
+        Need::all("list", "", "services"),
+        Need::all("list", "discovery.k8s.io", "endpointslices"),
+    ];
+    let of_scope = |scope: &Scope| {
+        let namespace = match scope {
+            Scope::All => String::new(),
+            Scope::Namespace(namespace) => namespace.to_string(),
+        };
+        in_scopes.clone().map(|need| Need { namespace: namespace.clone(), ..need })
+    };
+    let nodes = nodes.then(|| Need::all("list", "", "nodes"));
+    scopes.iter().flat_map(of_scope).chain(nodes).collect()
+}
+
 /// Those of `needs` that are not allowed.
 ///
 /// Fails if the apiserver does not say.

@@ -8,6 +8,7 @@ pub mod agent;
 pub mod catalog;
 pub(crate) mod client;
 mod indexes;
+pub(crate) mod instances;
 pub mod login;
 mod marked;
 pub mod moving;

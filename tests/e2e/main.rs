@@ -54,3 +54,4 @@ mod texts;
 mod unready;
 mod verified;
 mod watches;
+mod why;

@@ -409,6 +409,10 @@ scenarios! {
 
     /// `lictor plan` says what `run` would do, changes nothing, and ends with 0, 1 or 2.
     commands::a_plan_is_what_would_be_done(agent: yes, catalog: yes);
+    /// `lictor why` says the cause of each trouble of a long list, of refusals, conditions and outages; `docs/why.md` has the list.
+    why::the_cause_of_each_trouble_is_said(agent: yes, catalog: yes);
+    /// The least Role and the least policy of Consul with which `lictor why` answers; with less it says which right is missing.
+    why::who_asks_needs_to_read_and_no_more(agent: yes, catalog: yes);
     /// `lictor doctor` registers a test instance, deregisters it, and says what is missing.
     commands::a_doctor_says_what_is_missing(agent: yes, catalog: yes);
     /// `lictor detach` takes the finalizers off while an operator runs, which stands by; `--deregister` leaves nothing.
