@@ -16,6 +16,7 @@ use crate::model::diff::{Op, diff, disown};
 use crate::model::health::Health;
 use crate::model::ids::{ResourceKey, Str};
 use crate::model::plan::{Rank, Wanted, Why};
+use crate::model::reasons::ProblemReason;
 use crate::model::registration::{Ownership, Registration, RowKey};
 use crate::model::resolve::{Remains, remains};
 use crate::model::resource::DeletionPolicy;
@@ -445,14 +446,19 @@ impl Engine {
         }
         self.look(key);
         let record = self.resources.get(key);
-        let Some(Action::Apply { desired, .. }) = record.kept.as_ref().map(|kept| &kept.decision.action) else {
+        let Some(Decision { action: Action::Apply { desired, .. }, source, .. }) =
+            record.kept.as_ref().map(|kept| &kept.decision)
+        else {
             return false;
         };
-        desired.keys().any(|row| match self.mirror.row(row) {
-            _ if record.refusals.has(row) => false,
-            Some(there) => !there.shown && there.is_ours() || there.ownership == Ownership::Unowned,
-            None => true,
-        })
+        // Pods are listed anew where more is asked of them than was: its instances are desired as soon as that is known.
+        let waits_for_pods = source.problems.iter().any(|problem| problem.reason == ProblemReason::PodNotSeen);
+        waits_for_pods
+            || desired.keys().any(|row| match self.mirror.row(row) {
+                _ if record.refusals.has(row) => false,
+                Some(there) => !there.shown && there.is_ours() || there.ownership == Ownership::Unowned,
+                None => true,
+            })
     }
 
     /// Has those reconciled again that wait for what a resource wants to be there.

@@ -77,6 +77,8 @@ pub struct Rows {
     pub not_named: bool,
     /// So many of them count, where there are more: which ones depends on what was registered before.
     pub most: Option<usize>,
+    /// Whether one that is not ready is not to be registered.
+    pub only_ready: bool,
 }
 
 /// An instance as it should be.
@@ -112,11 +114,12 @@ impl Want {
             Found::Nothing => return Self::NoService,
             Found::Unclear { reason, living, basis } => return Self::Unclear { reason, living, basis },
         };
-        let mut wanted = Rows { left_out, passed_over, not_named, ..Rows::default() };
+        let only_ready = spec.readiness == Readiness::Deregister;
+        let mut wanted = Rows { left_out, passed_over, not_named, only_ready, ..Rows::default() };
         for instance in &found {
             let (expected, blank) = expected(mode, object, spec, instance);
             wanted.blanks |= blank;
-            if instance.ready || spec.readiness != Readiness::Deregister {
+            if instance.ready || !only_ready {
                 wanted.rows.insert((node(cluster, mode, instance), expected.service.id.clone()), expected);
             }
         }

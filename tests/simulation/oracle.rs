@@ -898,7 +898,10 @@ impl State {
         let wanted = wanted.filter(|wanted| sent.had_seen(node, &wanted.kinds, wanted.since));
         let held = self.oracle.held.get(&(key.clone(), before.address.clone()));
         let held = held.is_some_and(|(held, _)| sent.had_seen(node, &held.kinds, held.since));
-        let spared = (wanted.is_some() || held) && self.oracle.kept.contains_key(&key) && self.oracle.spare > 0;
+        let leaves_nobody = after.is_none() && self.leaves_nobody(&key, node, before, sent);
+        // With the definition of our kind goes what ends with its pod, too.
+        let counts = wanted.is_some() || held || leaves_nobody;
+        let spared = counts && self.oracle.kept.contains_key(&key) && self.oracle.spare > 0;
         if spared {
             self.oracle.spare -= 1;
         } else if let Some(wanted) = wanted
@@ -911,7 +914,7 @@ impl State {
                 format!("{id} on {node} was taken by life {life}; it is wanted since {since}, and {seen:?} was seen"),
             );
         }
-        if after.is_none() && self.leaves_nobody(&key, node, before, sent) {
+        if leaves_nobody && !spared {
             self.violate(
                 "nothing lost",
                 format!("{id} on {node} was removed by life {life} before another one passed"),
@@ -940,17 +943,25 @@ impl State {
         }
     }
 
-    /// Whether an instance that came from pods ends with its pod, which was seen terminating and does not serve. The slices of
-    /// the Service that the resource asks for by now may still show its address as one that lives. A resource that goes on
-    /// without its name follows its pods, and that it does so cannot always be seen: one that was acted under a name has it
-    /// until it is acted on under another one, also while it is paused, though no status about its present spec says so.
+    /// Whether an instance ends with its pod, which was seen terminating where the instance came from: among the pods, where it
+    /// does not serve, or in the slices of its Service. What the resource asks for by now may still show its address as one that
+    /// lives. A resource that goes on without its name follows what its instances came from, and that it does so cannot always
+    /// be seen: one that was acted under a name has it until it is acted on under another one, also while it is paused, though
+    /// no status about its present spec says so.
     fn ends_with_pod(&self, key: &ResourceKey, gone: &Service, view: &View) -> bool {
-        let came_from_pods = gone.meta.get("lictor-source").is_some_and(|source| source == "pods");
+        let Some(source) = gone.meta.get("lictor-source") else { return false };
         let ends = |at| {
-            let mut pods = self.cluster.at(at).0.into_iter().filter(|(pod, _)| pod.namespace == key.namespace);
+            let (pods, slices) = self.cluster.at(at);
+            let mut pods = pods.into_iter().filter(|(pod, _)| source == "pods" && pod.namespace == key.namespace);
+            let is_its_service = |slice: &Slice| source.strip_prefix("service/") == Some(&*slice.service);
+            let slices = slices.into_iter().filter(|(slice, _)| slice.namespace == key.namespace);
+            let slices = slices.filter(|(_, slice)| is_its_service(slice));
+            let mut endpoints = slices.flat_map(|(_, slice)| &slice.endpoints);
+            let is_its_pod = |endpoint: &Endpoint| endpoint.pod.as_ref().map(|pod| &*pod.uid) == pod_of(gone);
             pods.any(|(_, pod)| pod.leaving && !pod.ready && pod_of(gone) == Some(&*pod.uid))
+                || endpoints.any(|endpoint| endpoint.terminating && is_its_pod(endpoint))
         };
-        came_from_pods && self.since(view).any(ends)
+        pod_of(gone).is_some() && self.since(view).any(ends)
     }
 
     /// Whether a port goes on, of several that the spec does not name: the one of another instance at this address, which

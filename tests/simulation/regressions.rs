@@ -152,4 +152,20 @@ pub const SEEDS: &[(u64, &str)] = &[
     ),
     (10094, "an empty node stayed for ten intervals, as the request that was to delete it had got lost"),
     (16741, "the oracle took another pod at the address of an instance for the pod of that instance"),
+    (40383, "the oracle did not know that what ends with its pod may go with the definition of our kind"),
+    (40777, "the oracle did not know that one without its name follows the slices that its instances came from"),
+    (
+        59056,
+        "what had a name went before the next one was there, whose pods were being listed anew for more of their labels or \
+         annotations",
+    ),
+    (
+        75756,
+        "a name went back to one whose last row was being removed, as the rows of its holder had been removed by hand and \
+         new ones had no answer yet",
+    ),
+    (
+        99948,
+        "the verdict did not know that one that was not ready may be registered still when another takes its place",
+    ),
 ];

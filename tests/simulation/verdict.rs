@@ -399,8 +399,9 @@ fn leave_out(state: &State, limited: &Rows, stands: &mut BTreeMap<Place, Stands>
     let places = || limited.rows.keys();
     let registered = places().filter(|place| stands[*place] == Stands::Registered).count();
     let missing = places().filter(|place| stands[*place] == Stands::Missing).count();
-    // One whose endpoint came back into a slice is registered still, and another one may have taken its place.
-    if registered > most && !state.cluster.was_rewritten {
+    // One whose endpoint came back into a slice, or is ready again, may be registered still, and another one may have taken
+    // its place.
+    if registered > most && !state.cluster.was_rewritten && !limited.only_ready {
         found.push(("true", format!("{registered} are registered, and {most} are allowed")));
     }
     // What somebody else has may be among those that Lictor chose.

@@ -47,7 +47,7 @@ pub(super) struct Standing {
 /// Says what a claim to a name rests on. The lesser outweighs the greater.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Basis {
-    /// It has rows, wants to have them, and was acted on under the name.
+    /// It has rows or may have them, wants to have them, and was acted on under the name.
     RowsAndGrant(GrantedBy),
     /// It has rows, and wants to have them.
     RowsAndWish,
@@ -66,7 +66,8 @@ impl Standing {
             return None;
         }
         match (self.has_rows, self.granted) {
-            (true, Some(by)) if self.asks => Some(Basis::RowsAndGrant(by)),
+            // What is being registered counts: the rows of another one may be about to go for it.
+            (_, Some(by)) if self.asks && (self.has_rows || self.may_have_rows) => Some(Basis::RowsAndGrant(by)),
             (true, _) => Some(if self.asks { Basis::RowsAndWish } else { Basis::Rows }),
             (false, Some(by)) => Some(Basis::Granted(by)),
             (false, None) if self.may_have_rows => Some(Basis::Rows),

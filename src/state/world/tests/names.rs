@@ -52,6 +52,15 @@ fn of_claims_the_one_that_rests_on_more_has_the_name() {
         assert_eq!(Standing { leaves: true, ..standing }.basis(), None, "it gives the name up");
     }
     assert!(in_order.is_sorted_by(|(_, one), (_, other)| one < other));
+    let in_doubt = Standing { may_have_rows: true, ..standing };
+    for (standing, basis) in [
+        (Standing { granted: Some(Act), asks: true, ..in_doubt }, Some(Basis::RowsAndGrant(Act))),
+        (Standing { granted: Some(EarlierAct), asks: true, ..in_doubt }, Some(Basis::RowsAndGrant(EarlierAct))),
+        (Standing { granted: Some(Act), ..in_doubt }, Some(Basis::Granted(Act))),
+        (Standing { asks: true, is_able: true, ..in_doubt }, Some(Basis::Rows)),
+    ] {
+        assert_eq!(standing.basis(), basis, "a registration has no answer: {standing:?}");
+    }
     let unable = Standing { asks: true, ..standing };
     assert_eq!((unable.basis(), standing.basis()), (None, None), "one that cannot be registered reserves nothing");
     assert_eq!(Standing { is_able: false, ..granted(Act) }.basis(), Some(Basis::Granted(Act)), "what it has stays");
@@ -470,6 +479,29 @@ fn a_name_is_not_free_while_a_registration_of_its_holder_has_no_answer() {
     world.act(&key("a", "r"));
     world.note_doubt(&key("a", "r"), &BTreeSet::from(["api".into()]));
     assert_eq!(losers(&world), ["b"]);
+}
+
+/// The rows that somebody removed are missed while others of the resource are being registered. One that comes back has rows that
+/// are just being removed.
+#[test]
+fn a_name_stays_with_whom_it_was_given_while_a_registration_has_no_answer() {
+    let mut world = World::of([asks("a", 1, 1, "user"), asks("b", 2, 1, "user")]);
+    world.act(&key("a", "r"));
+    world.note_rows(&key("a", "r"), in_use(&[("user", "service/s")]));
+    let other_class = |r: &mut Resource| {
+        (r.ours, r.spec) = (false, undecodable().map(Arc::new));
+        r.finalizers = vec![FINALIZER.into()];
+    };
+    world.edits(with(other_class, asks("a", 1, 2, "user")));
+    world.act(&key("b", "r"));
+    world.note_rows(&key("b", "r"), in_use(&[("user", "service/s")]));
+    world.note_doubt(&key("b", "r"), &BTreeSet::from(["user".into()]));
+    world.edits(asks("a", 1, 3, "user"));
+    assert_eq!(losers(&world), ["a"]);
+    world.note_rows(&key("b", "r"), BTreeSet::new());
+    assert_eq!(losers(&world), ["a"], "rows of it are on their way");
+    world.note_doubt(&key("b", "r"), &BTreeSet::new());
+    assert_eq!(losers(&world), ["b"], "only the other one has rows");
 }
 
 #[test]
